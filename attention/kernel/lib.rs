@@ -1,0 +1,25 @@
+//! Long-sequence ops for Burn: masked attention over branches of queries and keys, with memory
+//! linear in the sequence length, and a linear layer fused with its cross-entropy.
+//!
+//! Every op has a slow, obvious `reference`, a `tiled` form out of tensor operations that runs on
+//! any device, and, where it pays, a form of its own for a device. All share one signature and
+//! are tested against each other, outputs and gradients.
+//!
+//! Shape letters: B batch, H query heads, K key/value heads, T queries, S keys, D head width,
+//! E value width, N tokens, V vocabulary.
+#![allow(non_snake_case)]
+#![warn(missing_docs)]
+
+pub mod attention;
+mod branch;
+mod error;
+pub mod loss;
+pub mod mask;
+#[cfg(feature = "flex")]
+mod simd;
+
+pub use attention::{attention_backward, masked_attention};
+pub use branch::{AttentionGrads, AttentionOptions, AttentionOutput, Branch, Implementation};
+pub use error::Error;
+pub use loss::linear_cross_entropy;
+pub use mask::{BlockKind, BlockMap, GroupSize, Groups, Mask, MaskSpec, TokenMeta};

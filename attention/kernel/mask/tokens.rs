@@ -1,0 +1,187 @@
+//! Attributes of tokens that masks look at.
+
+use crate::Error;
+use std::sync::Arc;
+
+/// Position and document of each token of a batch; cheap to clone.
+///
+/// `pos` counts within the token's own document and orders it there. `segment` numbers the
+/// documents of a row; a negative segment is padding, which nobody sees and which sees nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenMeta {
+    batch: usize,
+    len: usize,
+    pos: Arc<Vec<i32>>,
+    segment: Arc<Vec<i32>>,
+}
+
+impl TokenMeta {
+    /// One document per row, positions `start..start + len`.
+    pub fn contiguous(batch: usize, len: usize, start: usize) -> Self {
+        let row = (start as i32)..(start + len) as i32;
+        let pos = (0..batch).flat_map(|_| row.clone()).collect();
+        Self { batch, len, pos: Arc::new(pos), segment: Arc::new(vec![0; batch * len]) }
+    }
+
+    /// From flat `[B * T]` lists.
+    ///
+    /// # Errors
+    /// When a list does not hold `batch * len` entries or a position is negative.
+    pub fn new(
+        batch: usize,
+        len: usize,
+        pos: Vec<i32>,
+        segment: Vec<i32>,
+    ) -> Result<Self, Error> {
+        if pos.len() != batch * len || segment.len() != batch * len {
+            return Err(Error::shape(
+                "TokenMeta",
+                format!(
+                    "{} positions and {} segments for {batch} rows of {len}",
+                    pos.len(),
+                    segment.len()
+                ),
+            ));
+        }
+        if let Some(p) = pos.iter().find(|p| **p < 0) {
+            return Err(Error::mask("pos", p, "positions start at 0"));
+        }
+        Ok(Self { batch, len, pos: Arc::new(pos), segment: Arc::new(segment) })
+    }
+
+    /// Rows of different lengths, padded on the left to `len`.
+    ///
+    /// # Errors
+    /// When a row is longer than `len`.
+    pub fn left_padded(lengths: &[usize], len: usize) -> Result<Self, Error> {
+        Self::padded(lengths, len, |n, t| t.checked_sub(len - n))
+    }
+
+    /// Rows of different lengths, padded on the right to `len`.
+    ///
+    /// # Errors
+    /// When a row is longer than `len`.
+    pub fn right_padded(lengths: &[usize], len: usize) -> Result<Self, Error> {
+        Self::padded(lengths, len, |n, t| (t < n).then_some(t))
+    }
+
+    fn padded(
+        lengths: &[usize],
+        len: usize,
+        place: impl Fn(usize, usize) -> Option<usize>,
+    ) -> Result<Self, Error> {
+        if let Some(n) = lengths.iter().find(|n| **n > len) {
+            return Err(Error::shape("TokenMeta", format!("a row of {n} tokens padded to {len}")));
+        }
+        let mut pos = Vec::with_capacity(lengths.len() * len);
+        let mut segment = Vec::with_capacity(lengths.len() * len);
+        for &n in lengths {
+            for t in 0..len {
+                let p = place(n, t);
+                pos.push(p.unwrap_or(0) as i32);
+                segment.push(if p.is_some() { 0 } else { -1 });
+            }
+        }
+        Self::new(lengths.len(), len, pos, segment)
+    }
+
+    /// Rows packed from documents of these lengths, in order; what is left of a row is padding.
+    ///
+    /// # Errors
+    /// When the documents of a row exceed `len`.
+    pub fn packed(rows: &[Vec<usize>], len: usize) -> Result<Self, Error> {
+        let (mut pos, mut segment) = (Vec::new(), Vec::new());
+        for row in rows {
+            let used: usize = row.iter().sum();
+            if used > len {
+                return Err(Error::shape("TokenMeta", format!("{used} tokens in a row of {len}")));
+            }
+            for (s, &n) in row.iter().enumerate() {
+                pos.extend(0..n as i32);
+                segment.extend(std::iter::repeat_n(s as i32, n));
+            }
+            pos.extend(std::iter::repeat_n(0, len - used));
+            segment.extend(std::iter::repeat_n(-1, len - used));
+        }
+        Self::new(rows.len(), len, pos, segment)
+    }
+
+    /// Rows.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Tokens per row, padding included.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no token.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// `[B * T]`
+    pub fn pos(&self) -> &[i32] {
+        &self.pos
+    }
+
+    /// `[B * T]`
+    pub fn segment(&self) -> &[i32] {
+        &self.segment
+    }
+
+    /// Whether some row holds more than one document or padding.
+    pub fn has_segments(&self) -> bool {
+        self.segment.iter().any(|s| *s != 0)
+    }
+
+    /// These tokens followed, row by row, by `next` (a cache and what is appended to it).
+    ///
+    /// # Errors
+    /// When the numbers of rows differ.
+    pub fn concat(&self, next: &Self) -> Result<Self, Error> {
+        if self.batch != next.batch {
+            return Err(Error::shape(
+                "TokenMeta",
+                format!("{} rows followed by {}", self.batch, next.batch),
+            ));
+        }
+        let join = |a: &[i32], b: &[i32]| -> Vec<i32> {
+            let mut out = Vec::with_capacity(a.len() + b.len());
+            for row in 0..self.batch {
+                out.extend_from_slice(&a[row * self.len..(row + 1) * self.len]);
+                out.extend_from_slice(&b[row * next.len..(row + 1) * next.len]);
+            }
+            out
+        };
+        Self::new(
+            self.batch,
+            self.len + next.len,
+            join(&self.pos, &next.pos),
+            join(&self.segment, &next.segment),
+        )
+    }
+
+    /// Tokens `range` of every row.
+    ///
+    /// # Errors
+    /// When the range ends behind the row.
+    pub fn slice(&self, range: std::ops::Range<usize>) -> Result<Self, Error> {
+        if range.start > range.end || range.end > self.len {
+            return Err(Error::shape("TokenMeta", format!("{range:?} of rows of {}", self.len)));
+        }
+        let cut = |a: &[i32]| -> Vec<i32> {
+            (0..self.batch)
+                .flat_map(|row| &a[row * self.len + range.start..row * self.len + range.end])
+                .copied()
+                .collect()
+        };
+        Self::new(self.batch, range.len(), cut(&self.pos), cut(&self.segment))
+    }
+
+    /// Segment as label, with `padding` in place of every negative segment.
+    pub(crate) fn labels(&self, padding: i32) -> Vec<i32> {
+        self.segment.iter().map(|&s| if s < 0 { padding } else { s }).collect()
+    }
+}

@@ -1,0 +1,1 @@
+//! How a sequence becomes a sequence: one file per paper.

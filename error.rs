@@ -1,0 +1,149 @@
+//! The one error type of the library: what was wrong, where, and what to do about it.
+
+use std::path::PathBuf;
+
+/// Result with [`enum@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong, worded for the person who can mend it.
+///
+/// Bad input never panics; it comes back as one of these.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A weight file is damaged, hostile or not what it claims to be.
+    #[error("{}: {reason} (remedy: {remedy})", file.display())]
+    Weights {
+        /// The shard.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// Tensors of a checkpoint and of a model do not match; *all* differences are listed.
+    #[error("{}", mismatch_text(what, missing, unexpected, misshaped))]
+    TensorMismatch {
+        /// The checkpoint or file.
+        what: String,
+        /// Names that the model needs and the checkpoint lacks.
+        missing: Vec<String>,
+        /// Names in the checkpoint that the model does not know.
+        unexpected: Vec<String>,
+        /// `name: got [..], expected [..]`.
+        misshaped: Vec<String>,
+    },
+    /// A configuration field has a value that cannot be used.
+    #[error("{file}: field `{field}` is {value}; expected {expected}")]
+    Config {
+        /// File, recipe or type that holds the field.
+        file: String,
+        /// Dotted path of the field.
+        field: String,
+        /// The value found ("missing" where there is none).
+        value: String,
+        /// What would be accepted.
+        expected: String,
+    },
+    /// A recipe or JSON file does not parse. `span` points into `text` for pretty printers.
+    #[error("{file}: {message}")]
+    Parse {
+        /// The file.
+        file: String,
+        /// What the parser said.
+        message: String,
+        /// The text, where it is short enough to show.
+        text: Option<String>,
+        /// Byte range of the fault in `text`.
+        span: Option<std::ops::Range<usize>>,
+    },
+    /// The tokenizer and the model do not fit together.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// A data source is unusable.
+    #[error("data: {0}")]
+    Data(String),
+    /// Shapes or sizes handed to a library function do not fit.
+    #[error("{what}: {reason}")]
+    Shape {
+        /// The function or object.
+        what: String,
+        /// What does not fit, with the numbers.
+        reason: String,
+    },
+    /// Something is known but cannot be done in this combination.
+    #[error("{what} (remedy: {remedy})")]
+    Unsupported {
+        /// The combination.
+        what: String,
+        /// What to do instead.
+        remedy: String,
+    },
+    /// Training met a loss or gradient that is NaN or infinite; no weight was changed.
+    #[error("step {step}: {what} is {value}; the update was not applied (batch: {batch})")]
+    NonFinite {
+        /// Optimizer step, from 1.
+        step: u64,
+        /// "loss" or the first non-finite gradient's parameter name.
+        what: String,
+        /// The value seen.
+        value: f64,
+        /// Which data produced it.
+        batch: String,
+    },
+    /// An attention or loss kernel refused its input.
+    #[error(transparent)]
+    Kernel(#[from] longburn_kernels::Error),
+}
+
+impl Error {
+    /// An I/O error with its path.
+    pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+        Self::Io { path: path.into(), source }
+    }
+
+    /// A configuration error.
+    pub fn config(
+        file: impl Into<String>,
+        field: impl Into<String>,
+        value: impl ToString,
+        expected: impl Into<String>,
+    ) -> Self {
+        Self::Config {
+            file: file.into(),
+            field: field.into(),
+            value: value.to_string(),
+            expected: expected.into(),
+        }
+    }
+
+    /// A shape error.
+    pub fn shape(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Shape { what: what.into(), reason: reason.into() }
+    }
+}
+
+fn mismatch_text(
+    what: &str,
+    missing: &[String],
+    unexpected: &[String],
+    misshaped: &[String],
+) -> String {
+    let mut text = format!("{what}: tensors do not match the model");
+    for (title, list) in
+        [("missing", missing), ("unexpected", unexpected), ("wrong shape", misshaped)]
+    {
+        if !list.is_empty() {
+            text.push_str(&format!("\n  {title} ({}): {}", list.len(), list.join(", ")));
+        }
+    }
+    text
+}

@@ -1,0 +1,20 @@
+//! Longburn: a modular zoo of long-context techniques for language models, on Burn.
+//!
+//! Layers, bottom up: [`kernel`] (ops) → [`positional`] → [`attention`] → [`models`] →
+//! [`datasets`] → [`training`] → [`testing`]. A layer uses those below it only.
+//!
+//! Shape letters in names: B batch, T tokens, S keys, D channels, H query heads, K key heads,
+//! V vocabulary.
+#![allow(non_snake_case)]
+#![warn(missing_docs)]
+
+pub mod attention;
+pub mod datasets;
+mod error;
+pub mod models;
+pub mod positional;
+pub mod testing;
+pub mod training;
+
+pub use error::{Error, Result};
+pub use longburn_kernels as kernel;

@@ -1,0 +1,1 @@
+//! `config.json`, read as it is.

@@ -1,0 +1,1 @@
+//! safetensors files, single and sharded, read with suspicion and written with care.

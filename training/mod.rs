@@ -1,0 +1,3 @@
+//! The trainer: objectives, strategies, optimizer, metrics, evaluation, reports.
+
+pub mod report;

@@ -1,0 +1,1 @@
+//! Metrics on disk, plots and the report page.
