@@ -3,4 +3,4 @@
 pub mod config;
 pub mod weights;
 
-pub use config::{Architecture, ModelConfig};
+//pub use config::{Architecture, ModelConfig};
