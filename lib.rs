@@ -13,6 +13,7 @@ pub mod datasets;
 mod error;
 pub mod models;
 pub mod positional;
+pub mod streams;
 pub mod testing;
 pub mod training;
 

@@ -39,7 +39,7 @@ fn ratio<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> f64 {
 }
 
 fn values<const D: usize>(x: Tensor<D>) -> Vec<f64> {
-    x.inner().cast(DType::F64).into_data().to_vec::<f64>().expect("float data")
+    x.inner().cast(DType::F64).into_data().try_to_vec::<f64>().expect("float data")
 }
 
 fn random(shape: [usize; 4], seed: u64) -> Tensor<4> {
