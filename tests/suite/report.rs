@@ -358,6 +358,8 @@ fn plot_survives_any_values() {
             assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
         }
     }
+    let one = Plot::lines("t").series(Series::new("s").points(&[3.0], &[5.0])).render().unwrap();
+    let _ = (text_y(&one, "3"), text_y(&one, "5"));
     let none: [&str; 0] = [];
     assert!(Plot::categories("t", none).render().unwrap().contains("no data"));
     let uneven = Plot::lines("t").series(Series::new("s").points(&[1.0], &[1.0, 2.0])).render();
