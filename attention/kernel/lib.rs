@@ -13,6 +13,7 @@
 pub mod attention;
 mod branch;
 mod error;
+pub mod fused;
 pub mod loss;
 
 pub mod mask;
