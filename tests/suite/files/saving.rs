@@ -146,6 +146,9 @@ fn shards_are_numbered_indexed_and_deterministic() {
     assert_holds(one.path(), &tensors);
     let files = WeightFiles::open(one.path()).unwrap();
     assert!(files.file("b.bias").unwrap().ends_with(names[1]));
+    // What fits exactly needs no shards.
+    save_weights(two.path(), &tensors, SaveDtype::F32, Some(92)).unwrap();
+    assert_eq!(listing(two.path()), ["model.safetensors"]);
 
     let text = fs::read_to_string(one.path().join(names[2])).unwrap();
     let index: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -185,7 +188,22 @@ fn shards_without_their_index_do_not_open() {
     let dir = tempfile::tempdir().unwrap();
     save_weights(dir.path(), &fixture(), SaveDtype::F32, Some(60)).unwrap();
     fs::remove_file(dir.path().join("model.safetensors.index.json")).unwrap();
-    assert!(matches!(WeightFiles::open(dir.path()), Err(Error::Weights { .. })));
+    let error = WeightFiles::open(dir.path()).unwrap_err();
+    assert!(matches!(&error, Error::Weights { file, .. } if file == dir.path()), "{error}");
+    assert!(error.to_string().contains("interrupted"), "{error}");
+}
+
+/// New shards may have the names of old ones; the old index is gone before the first changes.
+#[test]
+fn a_save_that_fails_midway_does_not_leave_an_index() {
+    let dir = tempfile::tempdir().unwrap();
+    save_weights(dir.path(), &fixture(), SaveDtype::F32, Some(60)).unwrap();
+    let second = dir.path().join("model-00002-of-00002.safetensors");
+    fs::remove_file(&second).unwrap();
+    fs::create_dir(&second).unwrap();
+    let error = save_weights(dir.path(), &fixture(), SaveDtype::F32, Some(60)).unwrap_err();
+    assert!(matches!(&error, Error::Io { path, .. } if *path == second), "{error}");
+    assert_eq!(listing(dir.path()), [1, 2].map(|i| format!("model-0000{i}-of-00002.safetensors")));
 }
 
 #[test]
