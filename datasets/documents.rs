@@ -3,9 +3,6 @@
 use super::{Amount, DataReport, Document, Tokenizer};
 use crate::{Error, Result};
 
-/// Texts tokenised at once: enough for all threads, few enough to keep memory small.
-const CHUNK: usize = 64;
-
 /// A document as token ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenDocument {
@@ -27,18 +24,16 @@ pub fn tokenize(
 ) -> Result<(Vec<TokenDocument>, DataReport)> {
     let mut report = DataReport::default();
     let mut out = Vec::with_capacity(documents.len());
-    for chunk in documents.chunks(CHUNK) {
-        let texts = chunk.iter().map(|d| d.text.as_str()).collect();
-        for (document, ids) in chunk.iter().zip(tokenizer.encode_batch(texts, add_special)?) {
-            let characters = document.text.chars().count() as u64;
-            let amount = Amount { documents: 1, characters, tokens: ids.len() as u64 };
-            if ids.iter().all(|id| tokenizer.is_special(*id)) {
-                report.drop_document("no tokens of its own", amount);
-                continue;
-            }
-            report.kept += amount;
-            out.push(TokenDocument { id: document.id.clone(), ids });
+    let texts: Vec<_> = documents.iter().map(|d| d.text.as_str()).collect();
+    for (document, ids) in documents.iter().zip(tokenizer.encode_batch(&texts, add_special)?) {
+        let characters = document.text.chars().count() as u64;
+        let amount = Amount { documents: 1, characters, tokens: ids.len() as u64 };
+        if ids.iter().all(|id| tokenizer.is_special(*id)) {
+            report.drop_document("no tokens of its own", amount);
+            continue;
         }
+        report.kept += amount;
+        out.push(TokenDocument { id: document.id.clone(), ids });
     }
     Ok((out, report))
 }

@@ -63,11 +63,7 @@ impl DataReport {
 
     /// Account of this step and the next: losses of both, and what the next one kept.
     pub fn then(mut self, next: &Self) -> Self {
-        let characters = self.kept.characters;
         self.kept = next.kept;
-        if self.kept.characters == 0 {
-            self.kept.characters = characters;
-        }
         self.truncated += next.truncated;
         for (reason, amount) in &next.dropped {
             self.drop_document(reason, *amount);
@@ -158,10 +154,12 @@ mod tests {
         };
         report.drop_document("empty", Amount::tokens(0));
         report.skip("not UTF-8 text");
+        let mut read = DataReport { kept: Amount::text(9), ..Default::default() };
+        read.skip("not UTF-8 text");
         assert_eq!(
-            report.to_string(),
+            read.then(&report).to_string(),
             "2 documents, 1,234,500 tokens; truncated: 1 document, 65,500 tokens; dropped \
-             (empty): 1 document; 5.04 % lost; skipped (not UTF-8 text): 1"
+             (empty): 1 document; 5.04 % lost; skipped (not UTF-8 text): 2"
         );
     }
 }

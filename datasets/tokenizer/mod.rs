@@ -2,14 +2,17 @@
 
 mod stream;
 mod train;
+mod words;
 
 pub use stream::DecodeStream;
 pub use train::{BpeConfig, train_bpe};
 
 use crate::streams::{Draw, Purpose, Streams};
 use crate::{Error, Result};
+use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use std::path::Path;
+use words::WordEncoder;
 
 /// Ids of the special tokens that have a role, where the tokenizer has them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,6 +47,7 @@ pub struct Tokenizer {
     config: Map<String, Value>,
     special: SpecialIds,
     vocab_size: usize,
+    words: Option<WordEncoder>,
 }
 
 impl Tokenizer {
@@ -101,7 +105,9 @@ impl Tokenizer {
                 None => names.iter().find_map(|token| inner.token_to_id(token)),
             }
         });
-        Ok(Self { inner, config, special: SpecialIds { bos, eos, pad, unk }, vocab_size })
+        let special = SpecialIds { bos, eos, pad, unk };
+        let words = WordEncoder::of(&inner);
+        Ok(Self { inner, config, special, vocab_size, words })
     }
 
     /// Ids of `text`; `add_special` lets the tokenizer's own template add its tokens (a BOS, say).
@@ -109,6 +115,10 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer cannot represent the text.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let by_words = self.words.as_ref();
+        if let Some(ids) = by_words.and_then(|words| words.encode(&self.inner, text, add_special)) {
+            return ids;
+        }
         let encoding = self.inner.encode_fast(text, add_special).map_err(failed)?;
         Ok(encoding.get_ids().to_vec())
     }
@@ -117,9 +127,8 @@ impl Tokenizer {
     ///
     /// # Errors
     /// When the tokenizer cannot represent a text.
-    pub fn encode_batch(&self, texts: Vec<&str>, add_special: bool) -> Result<Vec<Vec<u32>>> {
-        let encodings = self.inner.encode_batch_fast(texts, add_special).map_err(failed)?;
-        Ok(encodings.iter().map(|e| e.get_ids().to_vec()).collect())
+    pub fn encode_batch(&self, texts: &[&str], add_special: bool) -> Result<Vec<Vec<u32>>> {
+        texts.par_iter().map(|text| self.encode(text, add_special)).collect()
     }
 
     /// Text of `ids`; ids outside the vocabulary (rows of a padded embedding) have none.

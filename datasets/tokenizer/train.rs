@@ -1,5 +1,6 @@
 //! Training of a byte-level BPE vocabulary.
 
+use super::words::{Piece, Splitter, byte_level};
 use super::{Tokenizer, failed};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -8,7 +9,10 @@ use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::{AddedToken, PreTokenizerWrapper, TokenizerBuilder};
+use tokenizers::{
+    AddedToken, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
+    PreTokenizerWrapper, Trainer,
+};
 
 /// Settings of [`train_bpe`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,26 +68,13 @@ pub fn train_bpe<S: AsRef<str> + Send>(
             format!("at least {least}: 256 bytes and {} special tokens", config.special.len()),
         ));
     }
-    let byte_level = ByteLevel::new(false, false, true);
+    let bytes = ByteLevel::new(false, false, true);
     let pre_tokenizer = if config.single_digits {
-        let steps: Vec<PreTokenizerWrapper> = vec![Digits::new(true).into(), byte_level.into()];
+        let steps: Vec<PreTokenizerWrapper> = vec![Digits::new(true).into(), bytes.into()];
         Sequence::new(steps).into()
     } else {
-        PreTokenizerWrapper::from(byte_level)
+        PreTokenizerWrapper::from(bytes)
     };
-    let mut tokenizer = TokenizerBuilder::<
-        BPE,
-        tokenizers::NormalizerWrapper,
-        PreTokenizerWrapper,
-        ByteLevel,
-        ByteLevel,
-    >::new()
-    .with_model(BPE::default())
-    .with_pre_tokenizer(Some(pre_tokenizer))
-    .with_post_processor(Some(byte_level))
-    .with_decoder(Some(byte_level))
-    .build()
-    .map_err(failed)?;
     let special = config.special.iter().map(|s| AddedToken::from(s.clone(), true)).collect();
     let mut trainer = BpeTrainer::builder()
         .vocab_size(config.vocab_size)
@@ -91,9 +82,36 @@ pub fn train_bpe<S: AsRef<str> + Send>(
         .special_tokens(special)
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .build();
-    tokenizer.train(&mut trainer, texts).map_err(failed)?;
-    let inner = serde_json::to_vec(&tokenizer)
-        .map_err(|e| Error::Tokenizer(e.to_string()))
-        .and_then(|json| tokenizers::Tokenizer::from_bytes(json).map_err(failed))?;
-    Tokenizer::new(inner, Map::new(), "trained vocabulary")
+    let splitter = Splitter { single_digits: config.single_digits };
+    trainer.feed(texts, |text| Ok(words(splitter, &pre_tokenizer, text)?)).map_err(failed)?;
+    let mut model = BPE::default();
+    let special = trainer.train(&mut model).map_err(failed)?;
+    let mut tokenizer = tokenizers::Tokenizer::new(model);
+    tokenizer.with_pre_tokenizer(Some(pre_tokenizer));
+    tokenizer.with_post_processor(Some(bytes));
+    tokenizer.with_decoder(Some(bytes));
+    tokenizer.add_special_tokens(&special);
+    Tokenizer::new(tokenizer, Map::new(), "trained vocabulary")
+}
+
+/// The words of a text in the byte-level alphabet.
+fn words(
+    splitter: Splitter,
+    pre_tokenizer: &PreTokenizerWrapper,
+    text: &str,
+) -> Result<Vec<String>> {
+    let mut words = Vec::new();
+    splitter.pieces(text, |piece| {
+        match piece {
+            Piece::Word(word) => words.push(byte_level(word)),
+            Piece::Foreign(text) => {
+                let mut split = PreTokenizedString::from(text);
+                pre_tokenizer.pre_tokenize(&mut split).map_err(failed)?;
+                let pieces = split.get_splits(OffsetReferential::Original, OffsetType::Byte);
+                words.extend(pieces.into_iter().map(|(word, _, _)| word.to_string()));
+            }
+        }
+        Ok(())
+    })?;
+    Ok(words)
 }
