@@ -1,2 +1,2 @@
-
 mod data;
+mod report;

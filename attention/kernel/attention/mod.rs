@@ -1,1 +1,214 @@
-//! Dense, obvious attention.
+//! Attention over disjoint branches with one softmax: memory O(T·D), nothing of size T×S kept.
+//!
+//! `reference` is dense and obvious, `tiled` is made of tensor operations, `flex` of slices and
+//! a matrix-product library; `autodiff` puts `tiled` and `flex` behind one node of the graph,
+//! whose backward pass recomputes the tiles from (q, k, v, out, lse).
+
+mod autodiff;
+#[cfg(feature = "flex")]
+mod flex;
+mod reference;
+#[cfg(test)]
+mod tests;
+mod tiled;
+
+use crate::{AttentionGrads, AttentionOptions, AttentionOutput, Branch, Error, Implementation, Mask};
+use autodiff::AttentionOps;
+use burn::backend::Dispatch;
+use burn::tensor::{DType, Device, Tensor};
+use std::sync::Arc;
+
+/// Tile sizes (queries, keys) of the CPU form, also used to count visited blocks in tests.
+pub const TILE: (usize, usize) = (64, 64);
+
+/// Everything about a call but its tensors.
+#[derive(Clone, Debug)]
+pub struct Plan(pub(crate) Arc<PlanInner>);
+
+#[derive(Debug)]
+pub(crate) struct PlanInner {
+    /// One per branch.
+    pub masks: Vec<Mask>,
+    pub scale: f64,
+    pub implementation: Implementation,
+}
+
+/// Attention of all branches with one softmax over their disjoint sets of keys.
+///
+/// # Shapes
+/// branches: q `[B, H, T, D]`, k `[B, K, S, D]` with K dividing H; v `[B, K, S, E]`;
+/// out `[B, H, T, E]`, lse `[B, H, T]` (f32, detached).
+///
+/// A query that sees nothing gives zeros, and zero gradients.
+///
+/// # Errors
+/// [`Error::Shape`] when shapes, dtypes or masks do not fit; [`Error::Unsupported`] when the
+/// implementation asked for is not there.
+///
+/// ```
+/// # use burn::tensor::{Device, Distribution, Tensor};
+/// # use longburn_kernels::{masked_attention, AttentionOptions, Branch, Mask};
+/// let device = Device::flex();
+/// let random = |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Default, &device);
+/// let (q, k, v) = (random([1, 4, 100, 16]), random([1, 2, 100, 16]), random([1, 2, 100, 16]));
+/// let branch = Branch { q, k, mask: Mask::causal(1, 100, 4) };
+/// let out = masked_attention(&[branch], v, &AttentionOptions::default()).unwrap().out;
+/// assert_eq!(out.dims(), [1, 4, 100, 16]);
+/// ```
+pub fn masked_attention(
+    branches: &[Branch],
+    v: Tensor<4>,
+    options: &AttentionOptions,
+) -> Result<AttentionOutput, Error> {
+    let plan = check(branches, &v, options)?;
+    if options.implementation == Implementation::Reference {
+        return Ok(reference::attention(branches, v, plan.0.scale));
+    }
+    let (q, k) = stack(branches);
+    let (out, lse) = <Dispatch as AttentionOps>::attention_forward(
+        q.into_dispatch(),
+        k.into_dispatch(),
+        v.into_dispatch(),
+        plan,
+    );
+    let lse: Tensor<3> = Tensor::from_dispatch(lse);
+    Ok(AttentionOutput { out: Tensor::from_dispatch(out), lse: lse.detach() })
+}
+
+/// Gradients of attention for part of its keys, given the *global* `out` and `lse`: rings and
+/// attention servers call it once per part and add up `dq`.
+///
+/// # Shapes
+/// As [`masked_attention`]; `dout` like `out`. Tensors without autodiff.
+///
+/// # Errors
+/// As [`masked_attention`]; the reference has no backward of its own.
+pub fn attention_backward(
+    branches: &[Branch],
+    v: Tensor<4>,
+    output: &AttentionOutput,
+    dout: Tensor<4>,
+    options: &AttentionOptions,
+) -> Result<AttentionGrads, Error> {
+    let plan = check(branches, &v, options)?;
+    if options.implementation == Implementation::Reference {
+        return Err(Error::Unsupported {
+            op: "attention_backward",
+            reason: "the reference is differentiated by autodiff; choose another".into(),
+        });
+    }
+    if output.out.dims() != dout.dims() {
+        return Err(Error::shape(
+            "attention_backward",
+            format!("out is {:?}, dout {:?}", output.out.dims(), dout.dims()),
+        ));
+    }
+    let (q, k) = stack(branches);
+    let batch = v.dims()[0];
+    let (dq, dk, dv) = <Dispatch as AttentionOps>::attention_gradients(
+        q.inner().into_dispatch(),
+        k.inner().into_dispatch(),
+        v.inner().into_dispatch(),
+        output.out.clone().inner().into_dispatch(),
+        output.lse.clone().inner().into_dispatch(),
+        dout.inner().into_dispatch(),
+        plan,
+    );
+    let parts = |x| Tensor::<4>::from_dispatch(x).split(batch, 0);
+    Ok(AttentionGrads { dq: parts(dq), dk: parts(dk), dv: Tensor::from_dispatch(dv) })
+}
+
+/// Branches stacked along the batch: `[N·B, H, T, D]`, `[N·B, K, S, D]`.
+fn stack(branches: &[Branch]) -> (Tensor<4>, Tensor<4>) {
+    match branches {
+        [one] => (one.q.clone(), one.k.clone()),
+        many => (
+            Tensor::cat(many.iter().map(|b| b.q.clone()).collect(), 0),
+            Tensor::cat(many.iter().map(|b| b.k.clone()).collect(), 0),
+        ),
+    }
+}
+
+fn check(branches: &[Branch], v: &Tensor<4>, options: &AttentionOptions) -> Result<Plan, Error> {
+    let fail = |reason: String| Err(Error::shape("masked_attention", reason));
+    let Some(first) = branches.first() else {
+        return fail("no branch given".into());
+    };
+    let [b, h, t, d] = first.q.dims();
+    let [vb, kv, s, e] = v.dims();
+    if b * h * t * d * s * e == 0 {
+        return fail(format!("an empty dimension in q {:?} or v {:?}", first.q.dims(), v.dims()));
+    }
+    if kv == 0 || h % kv != 0 {
+        return fail(format!("{kv} key heads do not divide {h} query heads"));
+    }
+    if vb != b {
+        return fail(format!("q has {b} rows, v has {vb}"));
+    }
+    for (i, branch) in branches.iter().enumerate() {
+        if branch.q.dims() != [b, h, t, d] || branch.k.dims() != [b, kv, s, d] {
+            return fail(format!(
+                "branch {i}: q {:?} and k {:?}, expected {:?} and {:?}",
+                branch.q.dims(),
+                branch.k.dims(),
+                [b, h, t, d],
+                [b, kv, s, d]
+            ));
+        }
+        let m = &branch.mask;
+        let of_mask = (m.queries().batch(), m.heads(), m.queries().len(), m.keys().len());
+        if of_mask != (b, h, t, s) {
+            return fail(format!(
+                "branch {i}: the mask is for (batch, heads, queries, keys) {of_mask:?}, the tensors are {:?}",
+                (b, h, t, s)
+            ));
+        }
+        if branch.q.dtype() != v.dtype() || branch.k.dtype() != v.dtype() {
+            return fail(format!(
+                "branch {i}: q is {:?}, k {:?}, v {:?}",
+                branch.q.dtype(),
+                branch.k.dtype(),
+                v.dtype()
+            ));
+        }
+    }
+    let scale = options.scale.unwrap_or(1.0 / (d as f64).sqrt());
+    if !scale.is_finite() {
+        return fail(format!("scale is {scale}"));
+    }
+    let implementation = choose(options.implementation, v)?;
+    let masks = branches.iter().map(|b| b.mask.clone()).collect();
+    Ok(Plan(Arc::new(PlanInner { masks, scale, implementation })))
+}
+
+/// What `Auto` means on the tensor's device.
+fn choose(wanted: Implementation, v: &Tensor<4>) -> Result<Implementation, Error> {
+    let on_cpu = is_flex(&v.device());
+    match wanted {
+        Implementation::Auto if on_cpu && v.dtype() != DType::F64 => Ok(Implementation::Flex),
+        Implementation::Auto => Ok(Implementation::Tiled),
+        Implementation::Flex if !on_cpu || v.dtype() == DType::F64 => Err(Error::Unsupported {
+            op: "masked_attention",
+            reason: format!("`Flex` runs on the CPU in up to 32 bits, not on {:?} in {:?}", v.device(), v.dtype()),
+        }),
+        other => Ok(other),
+    }
+}
+
+#[cfg(feature = "flex")]
+pub(crate) fn is_flex(device: &Device) -> bool {
+    device.clone().inner() == Device::flex()
+}
+
+#[cfg(not(feature = "flex"))]
+pub(crate) fn is_flex(_: &Device) -> bool {
+    false
+}
+
+/// The implementation that [`masked_attention`] would run for tensors like `v`, for reports.
+///
+/// # Errors
+/// As [`masked_attention`] for an implementation that is not there.
+pub fn implementation_for(wanted: Implementation, v: &Tensor<4>) -> Result<Implementation, Error> {
+    choose(wanted, v)
+}

@@ -80,7 +80,7 @@ impl Groups {
                 "groups are for training on whole sequences; with a cache use dense attention",
             ));
         }
-        let mut class = |heads: std::ops::Range<usize>, shifted: bool| {
+        let class = |heads: std::ops::Range<usize>, shifted: bool| {
             let labels = self.labels(q, shifted)?;
             let pad = |hidden: i32| labels.iter().map(|l| l.unwrap_or(hidden)).collect();
             Ok(HeadClass { heads, q_label: pad(BLIND_QUERY), k_label: pad(HIDDEN_KEY) })

@@ -1,0 +1,74 @@
+//! What a mixer is told beside its input, and what it returns beside its output.
+
+use super::State;
+use crate::positional::RopeTable;
+use burn::tensor::Tensor;
+use longburn_kernels::{Implementation, TokenMeta};
+
+/// What the pass is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Gradients will be taken: train-time-only attention is on.
+    Train,
+    /// Evaluation, prefill and decoding.
+    Infer,
+}
+
+/// Tensors that a caller asks a mixer for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tap {
+    /// Queries and keys before rotation.
+    QueriesAndKeys,
+    /// The mixer's output before the output projection.
+    Mixed,
+}
+
+/// Taps that were asked for, `[B, heads, T, D]` each.
+#[derive(Clone, Debug, Default)]
+pub struct Taps {
+    /// Queries before rotation.
+    pub q: Option<Tensor<4>>,
+    /// Keys before rotation.
+    pub k: Option<Tensor<4>>,
+    /// Output of attention before the output projection.
+    pub mixed: Option<Tensor<4>>,
+}
+
+/// Everything a mixer may look at.
+#[derive(Clone, Debug)]
+pub struct MixContext<'a> {
+    /// Position and document of the new tokens.
+    pub tokens: &'a TokenMeta,
+    /// Rotary tables for the new tokens; none for a model without rotary positions.
+    pub rope: Option<&'a RopeTable>,
+    /// Index of the layer, from 0.
+    pub layer: usize,
+    /// What the pass is for.
+    pub phase: Phase,
+    /// Whether a state is wanted back.
+    pub keep_state: bool,
+    /// Which attention code runs.
+    pub implementation: Implementation,
+    /// Tensors asked for.
+    pub taps: &'a [Tap],
+}
+
+/// Result of a mixer.
+#[derive(Clone, Debug)]
+pub struct MixOutput {
+    /// `[B, T, D]`
+    pub y: Tensor<3>,
+    /// What the next call needs; none unless [`MixContext::keep_state`].
+    pub state: Option<State>,
+    /// Loss terms that only the mixer can compute, already weighted.
+    pub aux: Option<Tensor<1>>,
+    /// Tensors asked for.
+    pub taps: Taps,
+}
+
+impl MixOutput {
+    /// An output without state, auxiliary loss or taps.
+    pub fn new(y: Tensor<3>) -> Self {
+        Self { y, state: None, aux: None, taps: Taps::default() }
+    }
+}

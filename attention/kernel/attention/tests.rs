@@ -1,0 +1,351 @@
+//! Every implementation against the reference: outputs, lse and all gradients, awkward shapes.
+
+use crate::*;
+use burn::tensor::{DType, Device, Distribution, Tensor};
+
+const FORWARD: f64 = 2e-6;
+const GRADIENTS: f64 = 1e-5;
+
+struct Case {
+    name: &'static str,
+    batch: usize,
+    heads: usize,
+    kv: usize,
+    queries: usize,
+    keys: usize,
+    dim: usize,
+    value_dim: usize,
+    masks: Vec<Mask>,
+}
+
+fn device() -> Device {
+    #[cfg(feature = "flex")]
+    return Device::flex();
+    #[cfg(not(feature = "flex"))]
+    return Device::default();
+}
+
+/// RMS(a − b) / RMS(b), with NaN counted as a failure.
+fn ratio<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> f64 {
+    let (a, b) = (values(a), values(b));
+    let square = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>();
+    let finite = |x: f64| if x == f64::NEG_INFINITY { -1e4 } else { x };
+    let diff = square(&mut a.iter().zip(&b).map(|(a, b)| finite(*a) - finite(*b)));
+    let size = square(&mut b.iter().map(|b| finite(*b)));
+    if diff.is_nan() {
+        return f64::INFINITY;
+    }
+    if size == 0.0 { diff.sqrt() } else { (diff / size).sqrt() }
+}
+
+fn values<const D: usize>(x: Tensor<D>) -> Vec<f64> {
+    x.inner().cast(DType::F64).into_data().try_to_vec::<f64>().expect("float data")
+}
+
+fn random(shape: [usize; 4], seed: u64) -> Tensor<4> {
+    // A fixed, cheap sequence: the process-wide random state of a device is not ours to rely on.
+    let n = shape.iter().product::<usize>();
+    let data: Vec<f32> = (0..n as u64)
+        .map(|i| {
+            let x = (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ seed.wrapping_mul(0xD1B5_4A32_D192_ED03);
+            let x = (x ^ (x >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            ((x >> 40) as f32 / (1u64 << 24) as f32) * 4.0 - 2.0
+        })
+        .collect();
+    Tensor::from_data(burn::tensor::TensorData::new(data, shape), &device())
+}
+
+struct Outcome {
+    out: Tensor<4>,
+    lse: Tensor<3>,
+    /// v, then q and k of every branch
+    grads: Vec<Tensor<4>>,
+}
+
+fn run(case: &Case, implementation: Implementation, dtype: DType) -> Outcome {
+    let leaf = |shape, seed| {
+        Tensor::<4>::from_inner(random(shape, seed).cast(dtype)).require_grad()
+    };
+    let v = leaf([case.batch, case.kv, case.keys, case.value_dim], 1);
+    let mut leaves = vec![v.clone()];
+    let mut branches = Vec::new();
+    for (i, mask) in case.masks.iter().enumerate() {
+        let q = leaf([case.batch, case.heads, case.queries, case.dim], 2 + 2 * i as u64);
+        let k = leaf([case.batch, case.kv, case.keys, case.dim], 3 + 2 * i as u64);
+        leaves.extend([q.clone(), k.clone()]);
+        branches.push(Branch { q, k, mask: mask.clone() });
+    }
+    let options = AttentionOptions::default().with_implementation(implementation);
+    let output = masked_attention(&branches, v, &options).expect(case.name);
+    let weight = random([case.batch, case.heads, case.queries, case.value_dim], 99);
+    let loss = (output.out.clone() * Tensor::from_inner(weight.cast(dtype))).sum();
+    let grads = loss.backward();
+    let grads = leaves.iter().map(|x| x.grad(&grads).expect("a gradient for every input"));
+    Outcome { out: output.out.inner(), lse: output.lse.inner(), grads: grads.collect() }
+}
+
+fn compare(case: &Case, implementation: Implementation) {
+    let want = run(case, Implementation::Reference, DType::F64);
+    let got = run(case, implementation, DType::F32);
+    let name = format!("{} {implementation:?}", case.name);
+    let r = ratio(got.out, want.out);
+    assert!(r <= FORWARD, "{name}: out differs by {r:e}");
+    let r = ratio(got.lse, want.lse);
+    assert!(r <= FORWARD, "{name}: lse differs by {r:e}");
+    for (i, (got, want)) in got.grads.into_iter().zip(want.grads).enumerate() {
+        let r = ratio(got, want);
+        assert!(r <= GRADIENTS, "{name}: gradient {i} differs by {r:e}");
+    }
+}
+
+fn implementations() -> Vec<Implementation> {
+    let mut all = vec![Implementation::Tiled];
+    if cfg!(feature = "flex") {
+        all.push(Implementation::Flex);
+    }
+    all
+}
+
+fn square(name: &'static str, (b, h, kv): (usize, usize, usize), t: usize, dim: usize, spec: MaskSpec, tokens: TokenMeta) -> Case {
+    let mask = Mask::new(spec, tokens.clone(), tokens, h).expect(name);
+    Case { name, batch: b, heads: h, kv, queries: t, keys: t, dim, value_dim: dim, masks: vec![mask] }
+}
+
+fn cases() -> Vec<Case> {
+    let causal = MaskSpec::causal;
+    let plain = TokenMeta::contiguous;
+    let groups = |size, ragged| Groups { size, shift: true, ragged };
+    let mut cases = vec![
+        square("one token", (1, 2, 1), 1, 4, causal(), plain(1, 1, 0)),
+        square("63", (2, 4, 2), 63, 8, causal(), plain(2, 63, 0)),
+        square("100", (1, 4, 4), 100, 12, causal(), plain(1, 100, 0)),
+        square("257 mqa", (2, 4, 1), 257, 5, causal(), plain(2, 257, 0)),
+        square("bidirectional", (1, 2, 2), 130, 8, MaskSpec::bidirectional(), plain(1, 130, 0)),
+        square("window", (1, 4, 2), 150, 8, causal().with_window(Some(17)), plain(1, 150, 0)),
+        square("window 1", (1, 2, 2), 70, 8, causal().with_window(Some(1)), plain(1, 70, 0)),
+        square("sinks", (1, 4, 2), 200, 8, causal().with_window(Some(9)).with_sinks(3), plain(1, 200, 0)),
+        square("left padding", (3, 4, 2), 80, 8, causal(), TokenMeta::left_padded(&[80, 1, 33], 80).unwrap()),
+        square("right padding", (2, 4, 2), 80, 8, causal(), TokenMeta::right_padded(&[0, 70], 80).unwrap()),
+        square(
+            "packed",
+            (2, 4, 2),
+            150,
+            8,
+            causal().with_window(Some(40)).with_sinks(2),
+            TokenMeta::packed(&[vec![1, 70, 64], vec![150]], 150).unwrap(),
+        ),
+        square("groups", (2, 4, 2), 128, 8, causal().with_groups(groups(GroupSize::Ratio(4), false)), plain(2, 128, 0)),
+        square("groups mqa", (1, 2, 1), 96, 8, causal().with_groups(groups(GroupSize::Fixed(32), false)), plain(1, 96, 0)),
+        square(
+            "groups ragged packed",
+            (2, 6, 3),
+            140,
+            8,
+            causal().with_groups(groups(GroupSize::Fixed(16), true)),
+            TokenMeta::packed(&[vec![29, 100], vec![7, 5, 120]], 140).unwrap(),
+        ),
+    ];
+    // Queries behind a cache, with another width of values.
+    let keys = TokenMeta::left_padded(&[90, 40], 90).unwrap();
+    let queries = keys.slice(85..90).unwrap();
+    let mask = Mask::new(causal().with_window(Some(60)), queries, keys, 4).unwrap();
+    cases.push(Case {
+        name: "cache",
+        batch: 2,
+        heads: 4,
+        kv: 2,
+        queries: 5,
+        keys: 90,
+        dim: 8,
+        value_dim: 11,
+        masks: vec![mask],
+    });
+    // Near pairs with one rotation, far pairs with another: every pair in one branch only.
+    let t = 140;
+    let near = Mask::new(causal().with_window(Some(20)), plain(2, t, 0), plain(2, t, 0), 4).unwrap();
+    let shifted = TokenMeta::new(2, t, (0..2 * t).map(|i| ((i % t) as i32 - 20).max(0)).collect(), {
+        // The first 20 queries have no far keys at all.
+        (0..2 * t).map(|i| if i % t < 20 { -1 } else { 0 }).collect()
+    });
+    let far = Mask::new(causal(), shifted.unwrap(), plain(2, t, 0), 4).unwrap();
+    cases.push(Case {
+        name: "two branches",
+        batch: 2,
+        heads: 4,
+        kv: 2,
+        queries: t,
+        keys: t,
+        dim: 8,
+        value_dim: 8,
+        masks: vec![near, far],
+    });
+    cases
+}
+
+#[test]
+fn every_implementation_equals_the_reference() {
+    for case in cases() {
+        for implementation in implementations() {
+            compare(&case, implementation);
+        }
+    }
+}
+
+/// N2: a query that sees nothing gives zeros and takes no gradient.
+#[test]
+fn n2_a_blind_query_gives_zeros() {
+    for implementation in implementations() {
+        let tokens = TokenMeta::left_padded(&[70, 5, 0], 70).unwrap();
+        let case = square("blind", (3, 2, 1), 70, 4, MaskSpec::causal(), tokens);
+        let got = run(&case, implementation, DType::F32);
+        let out = values(got.out.clone().slice([1..2, 0..2, 0..65, 0..4]));
+        assert!(out.iter().all(|x| *x == 0.0), "{implementation:?}: out under padding");
+        assert!(values(got.out.slice([2..3])).iter().all(|x| *x == 0.0), "{implementation:?}: empty row");
+        assert!(got.lse.slice([2..3]).into_data().iter::<f32>().all(|x| x == f32::NEG_INFINITY));
+        for grad in got.grads {
+            assert!(values(grad.clone()).iter().all(|x| x.is_finite()), "{implementation:?}");
+            assert!(values(grad.slice([2..3])).iter().all(|x| *x == 0.0), "{implementation:?}");
+        }
+    }
+}
+
+#[test]
+fn block_kinds_are_true_to_the_definition() {
+    for case in cases() {
+        for mask in &case.masks {
+            let map = mask.blocks(16, 24);
+            let (q_tiles, k_tiles) = map.tiles();
+            for b in 0..case.batch {
+                for (c, heads) in map.classes().iter().enumerate() {
+                    for (qi, ki) in (0..q_tiles).flat_map(|q| (0..k_tiles).map(move |k| (q, k))) {
+                        let (mut seen, mut all) = (0, 0);
+                        for t in qi * 16..((qi + 1) * 16).min(case.queries) {
+                            for s in ki * 24..((ki + 1) * 24).min(case.keys) {
+                                seen += mask.visible(b, heads.start, t, s) as usize;
+                                all += 1;
+                            }
+                        }
+                        match map.kind(b, c, qi, ki) {
+                            BlockKind::Skip => assert_eq!(seen, 0, "{}: {qi},{ki}", case.name),
+                            BlockKind::Full => assert_eq!(seen, all, "{}: {qi},{ki}", case.name),
+                            BlockKind::Partial => {}
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Tiles that hold nothing are not computed: counted for a causal, a windowed and a grouped mask.
+#[test]
+fn masked_blocks_are_skipped() {
+    let tokens = TokenMeta::contiguous(1, 1024, 0);
+    let visited = |spec: MaskSpec| {
+        Mask::new(spec, tokens.clone(), tokens.clone(), 4).unwrap().blocks(64, 64).visited()
+    };
+    assert_eq!(visited(MaskSpec::causal()), 4 * (16 * 17 / 2));
+    assert_eq!(visited(MaskSpec::causal().with_window(Some(64))), 4 * (16 + 15));
+    let groups = Groups { size: GroupSize::Ratio(4), shift: true, ragged: false };
+    // Groups of 256 are 4 tiles: 4 triangles unshifted; shifted 2 halves and 3 wholes.
+    let (whole, half) = (4 * 5 / 2, 2 * 3 / 2);
+    assert_eq!(
+        visited(MaskSpec::causal().with_groups(groups)),
+        2 * 4 * whole + 2 * (3 * whole + 2 * half)
+    );
+}
+
+#[test]
+fn gradients_by_parts_add_up() {
+    // Keys cut in two, each part with the global out and lse, as a ring would do.
+    let (b, h, kv, t, d) = (1, 4, 2, 96, 8);
+    let q = random([b, h, t, d], 1);
+    let (k, v) = (random([b, kv, t, d], 2), random([b, kv, t, d], 3));
+    let dout = random([b, h, t, d], 4);
+    let tokens = TokenMeta::contiguous(b, t, 0);
+    for implementation in implementations() {
+        let options = AttentionOptions::default().with_implementation(implementation);
+        let branch = |keys: std::ops::Range<usize>| {
+            let of = tokens.slice(keys.clone()).unwrap();
+            let mask = Mask::new(MaskSpec::causal(), tokens.clone(), of, h).unwrap();
+            let k = k.clone().slice([0..b, 0..kv, keys]);
+            [Branch { q: q.clone(), k, mask }]
+        };
+        let whole = branch(0..t);
+        let output = masked_attention(&whole, v.clone(), &options).unwrap();
+        let backward = |branch: &[Branch], v: Tensor<4>| {
+            attention_backward(branch, v, &output, dout.clone(), &options).unwrap()
+        };
+        let want = backward(&whole, v.clone());
+        let parts = [0..40, 40..t].map(|r| {
+            backward(&branch(r.clone()), v.clone().slice([0..b, 0..kv, r]))
+        });
+        let [first, second] = parts;
+        let dq = first.dq[0].clone() + second.dq[0].clone();
+        assert!(ratio(dq, want.dq[0].clone()) < GRADIENTS);
+        let dk = Tensor::cat(vec![first.dk[0].clone(), second.dk[0].clone()], 2);
+        assert!(ratio(dk, want.dk[0].clone()) < GRADIENTS);
+        let dv = Tensor::cat(vec![first.dv, second.dv], 2);
+        assert!(ratio(dv, want.dv) < GRADIENTS);
+    }
+}
+
+#[test]
+fn half_precision_stays_close() {
+    for implementation in implementations() {
+        let case = square("bf16", (1, 4, 2), 100, 16, MaskSpec::causal(), TokenMeta::contiguous(1, 100, 0));
+        let want = run(&case, Implementation::Reference, DType::F64);
+        let got = run(&case, implementation, DType::BF16);
+        assert!(ratio(got.out, want.out) < 1e-2);
+        for (got, want) in got.grads.into_iter().zip(want.grads) {
+            assert!(ratio(got, want) < 2e-2);
+        }
+    }
+}
+
+#[test]
+fn nan_in_an_input_is_not_hidden() {
+    for implementation in implementations() {
+        let q = random([1, 1, 70, 4], 1).slice_fill([0..1, 0..1, 69..70, 0..1], f32::NAN);
+        let kv = random([1, 1, 70, 4], 2);
+        let branch = Branch { q, k: kv.clone(), mask: Mask::causal(1, 70, 1) };
+        let options = AttentionOptions::default().with_implementation(implementation);
+        let out = values(masked_attention(&[branch], kv, &options).unwrap().out);
+        assert!(out[..69 * 4].iter().all(|x| x.is_finite()), "{implementation:?}");
+        assert!(out[69 * 4..].iter().all(|x| x.is_nan()), "{implementation:?}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let x = |shape| Tensor::<4>::random(shape, Distribution::Default, &device());
+    let go = |q: [usize; 4], k: [usize; 4], v: [usize; 4], mask: Mask| {
+        let branch = Branch { q: x(q), k: x(k), mask };
+        masked_attention(&[branch], x(v), &AttentionOptions::default()).unwrap_err().to_string()
+    };
+    let causal = || Mask::causal(1, 8, 4);
+    assert!(masked_attention(&[], x([1, 1, 1, 1]), &AttentionOptions::default()).is_err());
+    let text = go([1, 4, 8, 4], [1, 3, 8, 4], [1, 3, 8, 4], causal());
+    assert!(text.contains("3 key heads do not divide 4"), "{text}");
+    let text = go([1, 4, 8, 4], [1, 2, 7, 4], [1, 2, 8, 4], causal());
+    assert!(text.contains("branch 0"), "{text}");
+    let text = go([1, 4, 9, 4], [1, 2, 9, 4], [1, 2, 9, 4], causal());
+    assert!(text.contains("the mask is for"), "{text}");
+    let text = go([2, 4, 8, 4], [2, 2, 8, 4], [2, 2, 8, 4], causal());
+    assert!(text.contains("the mask is for"), "{text}");
+    assert!(Mask::new(MaskSpec::causal().with_window(Some(0)), TokenMeta::contiguous(1, 4, 0), TokenMeta::contiguous(1, 4, 0), 1).is_err());
+    let groups = |size, ragged| {
+        let spec = MaskSpec::causal().with_groups(Groups { size, shift: true, ragged });
+        let tokens = TokenMeta::contiguous(1, 30, 0);
+        Mask::new(spec, tokens.clone(), tokens, 4)
+    };
+    assert!(groups(GroupSize::Fixed(0), true).is_err());
+    assert!(groups(GroupSize::Fixed(5), true).is_err(), "odd group");
+    assert!(groups(GroupSize::Fixed(8), false).is_err(), "30 is no multiple of 8");
+    assert!(groups(GroupSize::Fixed(32), false).is_err(), "group longer than the sequence");
+    assert!(groups(GroupSize::Ratio(4), false).is_err());
+    assert!(groups(GroupSize::Ratio(4), true).is_ok());
+    let odd = MaskSpec::causal().with_groups(Groups { size: GroupSize::Fixed(2), shift: true, ragged: true });
+    let tokens = TokenMeta::contiguous(1, 4, 0);
+    assert!(Mask::new(odd, tokens.clone(), tokens, 3).is_err(), "odd number of heads");
+}

@@ -1,0 +1,110 @@
+//! Loops that must be fast on a CPU, compiled for the best instruction set found at run time.
+
+use pulp::Arch;
+use std::sync::OnceLock;
+
+/// Runs `work` compiled for the machine's widest vectors; everything inside must inline.
+#[inline(always)]
+pub(crate) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
+    static ARCH: OnceLock<Arch> = OnceLock::new();
+    struct Op<F>(F);
+    impl<F: FnOnce() -> R, R> pulp::NullaryFnOnce for Op<F> {
+        type Output = R;
+        #[inline(always)]
+        fn call(self) -> R {
+            (self.0)()
+        }
+    }
+    ARCH.get_or_init(Arch::new).dispatch(Op(work))
+}
+
+/// e^x for x <= 0 to 2 ulp, branch-free so that the compiler vectorizes it; 0 below −87.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    const LOG2_E: f32 = std::f32::consts::LOG2_E;
+    // ln 2 in two parts, so that x − n·ln 2 keeps its low bits.
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Adding 1.5·2^23 rounds to the nearest integer and leaves it in the low bits.
+    const MAGIC: f32 = 12_582_912.0;
+    // Not `max`, which would turn NaN into a number.
+    let clamped = if x < -87.3 { -87.3 } else { x };
+    let shifted = clamped * LOG2_E + MAGIC;
+    let n = shifted - MAGIC;
+    let r = clamped - n * LN2_HIGH - n * LN2_LOW;
+    let mut p = 1.987_569_1e-4_f32;
+    p = p * r + 1.398_199_9e-3;
+    p = p * r + 8.333_452e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 1.666_666_5e-1;
+    p = p * r + 0.5;
+    let e = p * r * r + r + 1.0;
+    let power = f32::from_bits(((shifted.to_bits() << 23) as i32 + (127 << 23)) as u32);
+    if x < -87.3 { 0.0 } else { e * power }
+}
+
+/// C (m×n) = α·A (m×k)·B (k×n) + β·C on one thread. Strides count elements.
+///
+/// # Safety
+/// All three must be valid for the sizes and strides given, and C must not overlap A or B.
+#[allow(clippy::too_many_arguments)]
+#[inline]
+pub(crate) unsafe fn gemm(
+    (m, n, k): (usize, usize, usize),
+    c: *mut f32,
+    (c_rows, c_columns): (isize, isize),
+    a: *const f32,
+    (a_rows, a_columns): (isize, isize),
+    b: *const f32,
+    (b_rows, b_columns): (isize, isize),
+    alpha: f32,
+    accumulate: bool,
+) {
+    // The library computes dst = alpha·dst + beta·lhs·rhs.
+    unsafe {
+        gemm::gemm(
+            m, n, k, c, c_columns, c_rows, accumulate, a, a_columns, a_rows, b, b_columns, b_rows,
+            1.0, alpha, false, false, false, gemm::Parallelism::None,
+        )
+    }
+}
+
+/// [`gemm`] on all threads, C = A·B (+ C).
+///
+/// # Safety
+/// As [`gemm`].
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn gemm_threads(
+    (m, n, k): (usize, usize, usize),
+    c: *mut f32,
+    (c_rows, c_columns): (isize, isize),
+    a: *const f32,
+    (a_rows, a_columns): (isize, isize),
+    b: *const f32,
+    (b_rows, b_columns): (isize, isize),
+    accumulate: bool,
+) {
+    unsafe {
+        gemm::gemm(
+            m, n, k, c, c_columns, c_rows, accumulate, a, a_columns, a_rows, b, b_columns, b_rows,
+            1.0, 1.0, false, false, false, gemm::Parallelism::Rayon(0),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn exp_is_exact_to_two_units_and_ends_at_zero() {
+        let mut worst = 0.0f64;
+        for i in 0..=870_000 {
+            let x = -(i as f32) * 1e-4;
+            let (got, want) = (super::exp(x) as f64, (x as f64).exp());
+            worst = worst.max((got - want).abs() / want);
+        }
+        assert!(worst < 2.4e-7, "relative error {worst}");
+        assert_eq!(super::exp(0.0), 1.0);
+        assert_eq!(super::exp(f32::NEG_INFINITY), 0.0);
+        assert!(super::exp(f32::NAN).is_nan());
+    }
+}

@@ -1,0 +1,107 @@
+//! A linear layer with weights as checkpoints store them, and an optional low-rank update.
+
+use crate::streams::{Draw, Purpose, Streams};
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor, TensorData};
+
+/// Configuration of [`Linear`].
+#[derive(Clone, Debug)]
+pub struct LinearConfig {
+    in_features: usize,
+    out_features: usize,
+    bias: bool,
+    std: f64,
+}
+
+impl LinearConfig {
+    /// `in_features -> out_features`, no bias, standard deviation 0.02.
+    pub fn new(in_features: usize, out_features: usize) -> Self {
+        Self { in_features, out_features, bias: false, std: 0.02 }
+    }
+
+    /// Add a bias.
+    pub fn with_bias(mut self, bias: bool) -> Self {
+        self.bias = bias;
+        self
+    }
+
+    /// Standard deviation of the initial weights.
+    pub fn with_std(mut self, std: f64) -> Self {
+        self.std = std;
+        self
+    }
+
+    /// Build; `index` selects the random stream of this layer.
+    pub fn init(&self, streams: &Streams, index: u32, device: &Device) -> Linear {
+        let shape = [self.out_features, self.in_features];
+        let weight = normal(shape, self.std, streams, index, device);
+        let bias = self.bias.then(|| Tensor::zeros([self.out_features], device));
+        Linear {
+            weight: Param::from_tensor(weight),
+            bias: bias.map(Param::from_tensor),
+            lora: None,
+        }
+    }
+}
+
+/// Normal numbers from the initialisation stream `index`.
+pub(crate) fn normal(
+    shape: [usize; 2],
+    std: f64,
+    streams: &Streams,
+    index: u32,
+    device: &Device,
+) -> Tensor<2> {
+    let mut rng = streams.rng(Purpose::Init, 0, 0, index);
+    let data: Vec<f32> = (0..shape[0] * shape[1]).map(|_| (rng.normal() * std) as f32).collect();
+    Tensor::from_data(TensorData::new(data, shape), device)
+}
+
+/// `y = x·Wᵀ + b`, plus `scale·(x·Aᵀ)·Bᵀ` with LoRA (Hu et al., 2106.09685): the update stays in
+/// activation space, so that no gradient of W's shape is ever formed while W is frozen.
+#[derive(Module, Debug)]
+pub struct Linear {
+    /// `[out, in]`
+    pub weight: Param<Tensor<2>>,
+    /// `[out]`
+    pub bias: Option<Param<Tensor<1>>>,
+    /// Low-rank update.
+    pub lora: Option<Lora>,
+}
+
+/// A low-rank update of a linear layer.
+#[derive(Module, Debug)]
+pub struct Lora {
+    /// `[r, in]`
+    pub a: Param<Tensor<2>>,
+    /// `[out, r]`
+    pub b: Param<Tensor<2>>,
+    /// α / r (or α / √r)
+    #[module(skip)]
+    pub scale: f64,
+}
+
+impl Linear {
+    /// # Shapes
+    /// x_BTD `[B, T, in]` -> `[B, T, out]`
+    pub fn forward(&self, x_BTD: Tensor<3>) -> Tensor<3> {
+        let [b, t, d] = x_BTD.dims();
+        let x = x_BTD.reshape([b * t, d]);
+        let mut y = x.clone().matmul(self.weight.val().transpose());
+        if let Some(bias) = &self.bias {
+            y = y + bias.val().unsqueeze();
+        }
+        if let Some(lora) = &self.lora {
+            let low = x.matmul(lora.a.val().transpose());
+            y = y + low.matmul(lora.b.val().transpose()).mul_scalar(lora.scale);
+        }
+        let out = y.dims()[1];
+        y.reshape([b, t, out])
+    }
+
+    /// `[in, out]` as (columns, rows) of the stored weight.
+    pub fn features(&self) -> (usize, usize) {
+        let [out, d] = self.weight.dims();
+        (d, out)
+    }
+}

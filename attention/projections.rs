@@ -1,0 +1,147 @@
+//! The projections that all attention mixers share, so that swapping a mixer keeps names, shapes
+//! and adapters.
+
+use super::{Linear, LinearConfig, MixContext, RmsNorm, RmsNormConfig, Tap, Taps};
+use crate::streams::Streams;
+use crate::{Error, Result};
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+
+/// Sizes of an attention layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttnShape {
+    /// Model width.
+    pub hidden: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Biases on q, k and v.
+    pub qkv_bias: bool,
+    /// Bias on o.
+    pub o_bias: bool,
+    /// Normalise q and k per head (Qwen3), with this epsilon.
+    pub qk_norm: Option<f64>,
+}
+
+impl AttnShape {
+    /// Build; streams `first .. first + 4` initialise q, k, v, o.
+    pub fn init(
+        &self,
+        std: (f64, f64),
+        streams: &Streams,
+        first: u32,
+        device: &Device,
+    ) -> AttnProjections {
+        let (q_width, kv_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let linear = |from, to, bias, std, index| {
+            LinearConfig::new(from, to)
+                .with_bias(bias)
+                .with_std(std)
+                .init(streams, first + index, device)
+        };
+        let norm = || self.qk_norm.map(|eps| RmsNormConfig::new(self.head_dim, eps).init(device));
+        AttnProjections {
+            q_proj: linear(self.hidden, q_width, self.qkv_bias, std.0, 0),
+            k_proj: linear(self.hidden, kv_width, self.qkv_bias, std.0, 1),
+            v_proj: linear(self.hidden, kv_width, self.qkv_bias, std.0, 2),
+            o_proj: linear(q_width, self.hidden, self.o_bias, std.1, 3),
+            q_norm: norm(),
+            k_norm: norm(),
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+        }
+    }
+}
+
+/// q, k, v and o.
+#[derive(Module, Debug)]
+pub struct AttnProjections {
+    /// `hidden -> H·D`
+    pub q_proj: Linear,
+    /// `hidden -> K·D`
+    pub k_proj: Linear,
+    /// `hidden -> K·D`
+    pub v_proj: Linear,
+    /// `H·D -> hidden`
+    pub o_proj: Linear,
+    /// Per-head norm of queries.
+    pub q_norm: Option<RmsNorm>,
+    /// Per-head norm of keys.
+    pub k_norm: Option<RmsNorm>,
+    #[module(skip)]
+    heads: usize,
+    #[module(skip)]
+    kv_heads: usize,
+}
+
+/// Rotated queries and keys, and values: `[B, H, T, D]`, `[B, K, T, D]`, `[B, K, T, D]`.
+pub struct Projected {
+    /// Queries, rotated.
+    pub q: Tensor<4>,
+    /// Keys, rotated.
+    pub k: Tensor<4>,
+    /// Values.
+    pub v: Tensor<4>,
+    /// q and k before rotation, where asked for.
+    pub taps: Taps,
+}
+
+impl AttnProjections {
+    /// Query heads.
+    pub fn heads(&self) -> usize {
+        self.heads
+    }
+
+    /// Key and value heads.
+    pub fn kv_heads(&self) -> usize {
+        self.kv_heads
+    }
+
+    /// Project, split into heads, normalise, rotate.
+    ///
+    /// # Shapes
+    /// x_BTD `[B, T, D]`
+    ///
+    /// # Errors
+    /// When the token attributes are not for this many rows and tokens.
+    pub fn project(&self, x_BTD: Tensor<3>, ctx: &MixContext<'_>) -> Result<Projected> {
+        let [b, t, _] = x_BTD.dims();
+        if (ctx.tokens.batch(), ctx.tokens.len()) != (b, t) {
+            return Err(Error::shape(
+                "attention",
+                format!(
+                    "{b} rows of {t} tokens with attributes for {} rows of {}",
+                    ctx.tokens.batch(),
+                    ctx.tokens.len()
+                ),
+            ));
+        }
+        let heads = |x: Tensor<3>, n: usize| {
+            let d = x.dims()[2] / n;
+            x.reshape([b, t, n, d]).swap_dims(1, 2)
+        };
+        let mut q = heads(self.q_proj.forward(x_BTD.clone()), self.heads);
+        let mut k = heads(self.k_proj.forward(x_BTD.clone()), self.kv_heads);
+        let v = heads(self.v_proj.forward(x_BTD), self.kv_heads);
+        if let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) {
+            (q, k) = (q_norm.forward(q), k_norm.forward(k));
+        }
+        let mut taps = Taps::default();
+        if ctx.taps.contains(&Tap::QueriesAndKeys) {
+            (taps.q, taps.k) = (Some(q.clone()), Some(k.clone()));
+        }
+        if let Some(rope) = ctx.rope {
+            (q, k) = (rope.rotate(q), rope.rotate(k));
+        }
+        Ok(Projected { q, k, v, taps })
+    }
+
+    /// Join the heads and apply the output projection: `[B, H, T, D] -> [B, T, hidden]`.
+    pub fn output(&self, mixed_BHTD: Tensor<4>) -> Tensor<3> {
+        let [b, h, t, d] = mixed_BHTD.dims();
+        self.o_proj.forward(mixed_BHTD.swap_dims(1, 2).reshape([b, t, h * d]))
+    }
+}

@@ -1,0 +1,132 @@
+//! Decoders from and to folders in Hugging Face form.
+
+use super::keymap::{KeyMap, LlamaKeys, map_params, params, read_params};
+use super::weights::{HostTensor, SaveDtype, WeightFiles, save_weights, write_atomic};
+use super::{Decoder, ModelConfig};
+use crate::attention::{AttnProjections, Mixer, MixerConfig, SequenceMixer};
+use crate::{Error, Result};
+use burn::tensor::Device;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+/// How a checkpoint is written.
+#[derive(Clone, Debug)]
+pub struct SaveOptions {
+    /// Number format of the weights.
+    pub dtype: SaveDtype,
+    /// Split into files of at most this many bytes.
+    pub max_shard_bytes: Option<u64>,
+}
+
+impl Default for SaveOptions {
+    fn default() -> Self {
+        Self { dtype: SaveDtype::F32, max_shard_bytes: None }
+    }
+}
+
+impl Decoder<Mixer> {
+    /// Read `config.json` and the weights of a folder, with the mixer that `mixer` names.
+    ///
+    /// # Errors
+    /// Unreadable, damaged or mismatching files: see [`crate::Error`]; nothing is half-loaded.
+    pub fn load(dir: &Path, mixer: &MixerConfig, device: &Device) -> Result<Self> {
+        let config = ModelConfig::from_file(&dir.join("config.json"))?;
+        let windows = config.windows.clone();
+        Self::load_with(dir, &config, device, |layer, proj| mixer.init(proj, windows[layer]))
+    }
+}
+
+impl<M: SequenceMixer> Decoder<M> {
+    /// Read the weights of a folder into a model whose mixers `mixer` builds.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn load_with(
+        dir: &Path,
+        config: &ModelConfig,
+        device: &Device,
+        mixer: impl FnMut(usize, AttnProjections) -> Result<M>,
+    ) -> Result<Self> {
+        let files = WeightFiles::open(dir)?;
+        check_sizes(config, &files)?;
+        let model = Self::with_mixer(config, 0, device, mixer)?;
+        model.load_weights(&files)
+    }
+
+    /// Replace all stored weights by those of `files`.
+    ///
+    /// # Errors
+    /// [`Error::TensorMismatch`] with all missing, unexpected and mis-shaped names.
+    pub fn load_weights(self, files: &WeightFiles) -> Result<Self> {
+        let keys = LlamaKeys;
+        let expected: BTreeMap<String, Vec<usize>> = params(&self)
+            .into_iter()
+            .filter_map(|p| keys.to_hf(&p.path).map(|name| (name, p.shape)))
+            .collect();
+        let tied = self.lm_head.is_none();
+        // A tied head may be stored beside its embedding, and old files keep rotary tables.
+        let surplus = |name: &str| {
+            (tied && name == "lm_head.weight") || name.ends_with(".rotary_emb.inv_freq")
+        };
+        files.check_names(&expected, surplus)?;
+        let mut values = HashMap::new();
+        for name in expected.keys() {
+            values.insert(name.clone(), files.load_f32(name)?);
+        }
+        let value = |path: &str| keys.to_hf(path).and_then(|name| values.remove(&name));
+        Ok(map_params(self, value, |_| None))
+    }
+
+    /// Weights under their Hugging Face names, adapters left out.
+    pub fn hf_tensors(&self) -> Vec<HostTensor> {
+        let keys = LlamaKeys;
+        read_params(self, |path| keys.to_hf(path).is_some())
+            .into_iter()
+            .filter_map(|(path, shape, data)| {
+                keys.to_hf(&path).map(|name| HostTensor { name, shape, data })
+            })
+            .collect()
+    }
+
+    /// Write `config.json` and the weights in a form that `transformers` loads.
+    ///
+    /// # Errors
+    /// When the folder cannot be written, or the model still carries adapters (merge them or
+    /// write them as adapters).
+    pub fn save(&self, dir: &Path, options: &SaveOptions) -> Result<()> {
+        if params(self).iter().any(|p| p.path.contains(".lora.")) {
+            return Err(Error::Unsupported {
+                what: "saving a model that carries LoRA adapters as a plain checkpoint".into(),
+                remedy: "merge the adapters first, or save them as a PEFT folder".into(),
+            });
+        }
+        std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+        save_weights(dir, &self.hf_tensors(), options.dtype, options.max_shard_bytes)?;
+        let config = super::Blocks::config(self).to_json(options.dtype);
+        let text = serde_json::to_string_pretty(&config).map_err(|e| Error::Parse {
+            file: "config.json".into(),
+            message: e.to_string(),
+            text: None,
+            span: None,
+        })?;
+        write_atomic(&dir.join("config.json"), text.as_bytes())
+    }
+}
+
+/// The sizes that a configuration declares must be those of the embedding on disk, before
+/// anything of those sizes is allocated.
+fn check_sizes(config: &ModelConfig, files: &WeightFiles) -> Result<()> {
+    let Some(shape) = files.shape("model.embed_tokens.weight") else {
+        return Ok(());
+    };
+    let declared = [config.vocab_size, config.hidden_size];
+    if shape != declared {
+        return Err(Error::config(
+            "config.json",
+            "vocab_size, hidden_size",
+            format!("{declared:?}"),
+            format!("{shape:?}, the shape of model.embed_tokens.weight"),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,434 @@
+//! A decoder-only transformer in the family of Llama: blocks of a sequence mixer and a gated
+//! feed-forward layer, generic over the mixer.
+
+use super::ModelConfig;
+use super::mlp::{Mlp, MlpConfig};
+use crate::attention::{
+    AttnProjections, AttnShape, MixContext, MixOutput, Mixer, MixerConfig, Phase, RmsNorm,
+    RmsNormConfig, SequenceMixer, State, Tap, Taps,
+};
+use crate::attention::Linear;
+use crate::positional::{Positions, Rope, RopeTable};
+use crate::streams::Streams;
+use crate::{Error, Result};
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use longburn_kernels::{Implementation, TokenMeta};
+
+/// Random streams that one block's initialisation takes: four for attention, three for the MLP.
+const STREAMS_PER_BLOCK: u32 = 16;
+
+/// Embedding, blocks, final norm and head.
+///
+/// `M` is the mixer of every block: [`Mixer`], chosen by configuration, or a type of your own.
+#[derive(Module, Debug)]
+pub struct Decoder<M: SequenceMixer = Mixer> {
+    /// `[V, D]`
+    pub embed_tokens: Param<Tensor<2>>,
+    /// The blocks.
+    pub layers: Vec<Block<M>>,
+    /// Final norm.
+    pub norm: RmsNorm,
+    /// `[V, D]`; none where the embedding is the head.
+    pub lm_head: Option<Linear>,
+    #[module(skip)]
+    config: ModelConfig,
+    #[module(skip)]
+    rope: Rope,
+}
+
+/// `x + mixer(norm(x))`, then `x + mlp(norm(x))`.
+#[derive(Module, Debug)]
+pub struct Block<M: SequenceMixer> {
+    /// Before the mixer.
+    pub input_layernorm: RmsNorm,
+    /// The mixer.
+    pub self_attn: M,
+    /// Before the feed-forward layer.
+    pub post_attention_layernorm: RmsNorm,
+    /// Gated feed-forward layer.
+    pub mlp: Mlp,
+}
+
+/// How a forward pass is to run.
+#[derive(Clone, Debug)]
+pub struct ForwardOptions {
+    /// Training or inference.
+    pub phase: Phase,
+    /// Return states.
+    pub keep_state: bool,
+    /// Attention code.
+    pub implementation: Implementation,
+    /// Tensors to return from every mixer.
+    pub taps: Vec<Tap>,
+    /// Return the input of every block and the final hidden states.
+    pub keep_hidden: bool,
+}
+
+impl ForwardOptions {
+    /// Training: no state, train-time-only attention on.
+    pub fn train() -> Self {
+        Self { phase: Phase::Train, ..Self::infer() }
+    }
+
+    /// Inference without a state.
+    pub fn infer() -> Self {
+        Self {
+            phase: Phase::Infer,
+            keep_state: false,
+            implementation: Implementation::Auto,
+            taps: Vec::new(),
+            keep_hidden: false,
+        }
+    }
+
+    /// Return states for the next call.
+    pub fn with_state(mut self, keep: bool) -> Self {
+        self.keep_state = keep;
+        self
+    }
+
+    /// Choose the attention code.
+    pub fn with_implementation(mut self, implementation: Implementation) -> Self {
+        self.implementation = implementation;
+        self
+    }
+
+    /// Ask every mixer for tensors.
+    pub fn with_taps(mut self, taps: Vec<Tap>) -> Self {
+        self.taps = taps;
+        self
+    }
+
+    /// Return the residual stream before every block and after the final norm.
+    pub fn with_hidden(mut self, keep: bool) -> Self {
+        self.keep_hidden = keep;
+        self
+    }
+}
+
+/// Token attributes, positions and rotary tables of one pass, shared by all blocks.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Position and document of the new tokens.
+    pub tokens: TokenMeta,
+    /// Tables for the new tokens.
+    pub rope: RopeTable,
+}
+
+/// Result of a pass through the blocks.
+#[derive(Clone, Debug)]
+pub struct Hidden {
+    /// After the final norm, `[B, T, D]`
+    pub last: Tensor<3>,
+    /// One per block where states were asked for, else empty.
+    pub states: Vec<State>,
+    /// Sum of the mixers' loss terms.
+    pub aux: Option<Tensor<1>>,
+    /// One per block where taps were asked for, else empty.
+    pub taps: Vec<Taps>,
+    /// Input of every block, then the final hidden states, where asked for.
+    pub hidden: Vec<Tensor<3>>,
+}
+
+/// A model that a strategy can run block by block.
+pub trait Blocks: Module {
+    /// `[B, T]` ids -> `[B, T, D]`
+    fn embed(&self, ids_BT: Tensor<2, Int>) -> Tensor<3>;
+
+    /// Attributes and tables that all blocks share.
+    fn place(&self, tokens: &TokenMeta, device: &Device) -> Place;
+
+    /// Number of blocks.
+    fn num_blocks(&self) -> usize;
+
+    /// Block `index` on `[B, T, D]`.
+    ///
+    /// # Errors
+    /// What the mixer refuses.
+    fn block(
+        &self,
+        index: usize,
+        x_BTD: Tensor<3>,
+        place: &Place,
+        options: &ForwardOptions,
+        state: Option<State>,
+    ) -> Result<MixOutput>;
+
+    /// Final norm, `[B, T, D]`.
+    fn finish(&self, x_BTD: Tensor<3>) -> Tensor<3>;
+
+    /// Weights of the head, `[V, D]`.
+    fn head(&self) -> Tensor<2>;
+
+    /// The model's configuration.
+    fn config(&self) -> &ModelConfig;
+
+    /// The whole pass.
+    ///
+    /// # Shapes
+    /// x_BTD `[B, T, D]` embeddings; `states` empty or one per block
+    ///
+    /// # Errors
+    /// What a mixer refuses, or a wrong number of states.
+    fn forward_embeds(
+        &self,
+        x_BTD: Tensor<3>,
+        tokens: &TokenMeta,
+        options: &ForwardOptions,
+        states: Vec<State>,
+    ) -> Result<Hidden> {
+        if !states.is_empty() && states.len() != self.num_blocks() {
+            return Err(Error::shape(
+                "Decoder",
+                format!("{} states for {} blocks", states.len(), self.num_blocks()),
+            ));
+        }
+        let place = self.place(tokens, &x_BTD.device());
+        let mut states = states.into_iter();
+        let mut x = x_BTD;
+        let (mut kept, mut taps, mut hidden, mut aux) = (vec![], vec![], vec![], None);
+        for index in 0..self.num_blocks() {
+            if options.keep_hidden {
+                hidden.push(x.clone());
+            }
+            let out = self.block(index, x, &place, options, states.next())?;
+            x = out.y;
+            kept.extend(out.state);
+            if !options.taps.is_empty() {
+                taps.push(out.taps);
+            }
+            aux = match (aux, out.aux) {
+                (Some(a), Some(b)) => Some(a + b),
+                (a, b) => a.or(b),
+            };
+        }
+        let last = self.finish(x);
+        if options.keep_hidden {
+            hidden.push(last.clone());
+        }
+        Ok(Hidden { last, states: kept, aux, taps, hidden })
+    }
+
+    /// The whole pass from ids.
+    ///
+    /// # Errors
+    /// As [`Blocks::forward_embeds`].
+    fn forward_ids(
+        &self,
+        ids_BT: Tensor<2, Int>,
+        tokens: &TokenMeta,
+        options: &ForwardOptions,
+        states: Vec<State>,
+    ) -> Result<Hidden> {
+        self.forward_embeds(self.embed(ids_BT), tokens, options, states)
+    }
+
+    /// Logits of hidden states: `[B, T, D] -> [B, T, V]`. For few tokens at a time; losses over
+    /// long sequences go through `kernel::linear_cross_entropy`.
+    fn logits(&self, last_BTD: Tensor<3>) -> Tensor<3> {
+        let [b, t, d] = last_BTD.dims();
+        let head = self.head();
+        let v = head.dims()[0];
+        last_BTD.reshape([b * t, d]).matmul(head.transpose()).reshape([b, t, v])
+    }
+}
+
+impl Decoder<Mixer> {
+    /// A new model with random weights and the mixer that `mixer` names in every layer.
+    ///
+    /// # Errors
+    /// When the configuration is inconsistent or the mixer refuses the layer.
+    ///
+    /// ```
+    /// use longburn::{attention::MixerConfig, models::{Decoder, ModelConfig}};
+    /// let config = ModelConfig::llama(256, 32, 2, 4);
+    /// let model = Decoder::new(&config, &MixerConfig::Dense, 0, &burn::tensor::Device::flex())?;
+    /// assert_eq!(model.layers.len(), 2);
+    /// # Ok::<(), longburn::Error>(())
+    /// ```
+    pub fn new(
+        config: &ModelConfig,
+        mixer: &MixerConfig,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self> {
+        Self::with_mixer(config, seed, device, |layer, proj| {
+            mixer.init(proj, config.windows[layer])
+        })
+    }
+
+    /// The same weights with other mixers.
+    ///
+    /// # Errors
+    /// When a mixer refuses its layer.
+    pub fn swap_mixer(mut self, mixer: &MixerConfig) -> Result<Self> {
+        let swap = |block: Block<Mixer>| {
+            Ok(Block { self_attn: block.self_attn.swap(mixer)?, ..block })
+        };
+        self.layers = self.layers.into_iter().map(swap).collect::<Result<_>>()?;
+        Ok(self)
+    }
+}
+
+impl<M: SequenceMixer> Decoder<M> {
+    /// A new model with random weights; `mixer` builds each layer's mixer around projections.
+    ///
+    /// Linear layers start at 0.6/√in, output projections at 1/√(2·in·layers), the embedding at
+    /// `initializer_range`.
+    ///
+    /// # Errors
+    /// When the configuration is inconsistent, or what `mixer` returns.
+    pub fn with_mixer(
+        config: &ModelConfig,
+        seed: u64,
+        device: &Device,
+        mut mixer: impl FnMut(usize, AttnProjections) -> Result<M>,
+    ) -> Result<Self> {
+        config.validate()?;
+        let streams = Streams::new(seed);
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let layers = config.num_hidden_layers;
+        let std = |width: usize| 0.6 / (width as f64).sqrt();
+        let out_std = |width: usize| 1.0 / (2.0 * (width * layers) as f64).sqrt();
+        let norm = || RmsNormConfig::new(hidden, config.rms_norm_eps).init(device);
+        let shape = AttnShape {
+            hidden,
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            qkv_bias: config.qkv_bias,
+            o_bias: config.o_bias,
+            qk_norm: config.qk_norm.then_some(config.rms_norm_eps),
+        };
+        let block = |layer: usize| {
+            let first = STREAMS_PER_BLOCK * (layer as u32 + 1);
+            let width = config.num_attention_heads * config.head_dim;
+            let proj = shape.init((std(hidden), out_std(width)), &streams, first, device);
+            let mlp = MlpConfig { hidden, inner, bias: config.mlp_bias };
+            Ok(Block {
+                input_layernorm: norm(),
+                self_attn: mixer(layer, proj)?,
+                post_attention_layernorm: norm(),
+                mlp: mlp.init((std(hidden), out_std(inner)), &streams, first + 4, device),
+            })
+        };
+        let embedding = |index, std| {
+            let shape = [config.vocab_size, hidden];
+            crate::attention::normal(shape, std, &streams, index, device)
+        };
+        let head = |weight| Linear { weight: Param::from_tensor(weight), bias: None, lora: None };
+        Ok(Self {
+            embed_tokens: Param::from_tensor(embedding(0, config.initializer_range)),
+            layers: (0..layers).map(block).collect::<Result<_>>()?,
+            norm: norm(),
+            lm_head: (!config.tie_word_embeddings).then(|| head(embedding(1, std(hidden)))),
+            config: config.clone(),
+            rope: config.rope.init()?,
+        })
+    }
+
+    /// Change what `config.json` says of positions, as extending a model does.
+    ///
+    /// # Errors
+    /// When the rotary settings are invalid.
+    pub fn with_rope(
+        mut self,
+        rope: crate::positional::RopeConfig,
+        max_positions: usize,
+    ) -> Result<Self> {
+        self.rope = rope.init()?;
+        self.config.rope = rope;
+        self.config.max_position_embeddings = max_positions;
+        Ok(self)
+    }
+
+    /// The rotary encoding.
+    pub fn rope(&self) -> &Rope {
+        &self.rope
+    }
+
+    fn context<'a>(
+        &self,
+        layer: usize,
+        place: &'a Place,
+        options: &'a ForwardOptions,
+    ) -> MixContext<'a> {
+        MixContext {
+            tokens: &place.tokens,
+            rope: Some(&place.rope),
+            layer,
+            phase: options.phase,
+            keep_state: options.keep_state,
+            implementation: options.implementation,
+            taps: &options.taps,
+        }
+    }
+
+    /// What runs in every layer, one line each, for `--explain`.
+    pub fn explain(&self, options: &ForwardOptions, device: &Device) -> Vec<String> {
+        let place = self.place(&TokenMeta::contiguous(1, 1, 0), device);
+        let line = |(i, block): (usize, &Block<M>)| {
+            let ctx = self.context(i, &place, options);
+            format!("layer {i}: {}", block.self_attn.explain(&ctx, device))
+        };
+        self.layers.iter().enumerate().map(line).collect()
+    }
+}
+
+impl<M: SequenceMixer> Blocks for Decoder<M> {
+    fn embed(&self, ids_BT: Tensor<2, Int>) -> Tensor<3> {
+        let [b, t] = ids_BT.dims();
+        let rows = self.embed_tokens.val().select(0, ids_BT.reshape([b * t]));
+        let d = rows.dims()[1];
+        rows.reshape([b, t, d])
+    }
+
+    fn place(&self, tokens: &TokenMeta, device: &Device) -> Place {
+        let rope = self.rope.table(&Positions::of(tokens), device);
+        Place { tokens: tokens.clone(), rope }
+    }
+
+    fn num_blocks(&self) -> usize {
+        self.layers.len()
+    }
+
+    fn block(
+        &self,
+        index: usize,
+        x_BTD: Tensor<3>,
+        place: &Place,
+        options: &ForwardOptions,
+        state: Option<State>,
+    ) -> Result<MixOutput> {
+        let block = &self.layers[index];
+        let ctx = self.context(index, place, options);
+        let mixed =
+            block.self_attn.forward(block.input_layernorm.forward(x_BTD.clone()), &ctx, state)?;
+        let x = x_BTD + mixed.y;
+        let y = x.clone() + block.mlp.forward(block.post_attention_layernorm.forward(x));
+        Ok(MixOutput { y, ..mixed })
+    }
+
+    fn finish(&self, x_BTD: Tensor<3>) -> Tensor<3> {
+        self.norm.forward(x_BTD)
+    }
+
+    fn head(&self) -> Tensor<2> {
+        match &self.lm_head {
+            Some(head) => head.weight.val(),
+            None => self.embed_tokens.val(),
+        }
+    }
+
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+}
+
+/// `[B, T]` ids on the device.
+pub fn ids_tensor(ids: &[u32], batch: usize, device: &Device) -> Tensor<2, Int> {
+    let data: Vec<i32> = ids.iter().map(|i| *i as i32).collect();
+    let len = ids.len() / batch.max(1);
+    Tensor::from_data(TensorData::new(data, [batch, len]), device)
+}

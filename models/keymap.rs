@@ -1,0 +1,197 @@
+//! Hugging Face names ↔ module paths, both ways.
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::tensor::Tensor;
+
+/// Maps the names of one architecture's checkpoints to module paths and back.
+pub trait KeyMap {
+    /// Module path (enum variants left out) -> Hugging Face name; `None` for what a checkpoint
+    /// does not store (adapters).
+    fn to_hf(&self, path: &str) -> Option<String>;
+
+    /// Hugging Face name -> module path; `None` for a name that no module path has.
+    fn to_path(&self, name: &str) -> Option<String>;
+}
+
+/// Names of Llama, Mistral and Qwen: the module's own, under `model.`, with the projections
+/// directly under `self_attn`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LlamaKeys;
+
+const PROJ: &str = ".self_attn.proj.";
+const ATTN: &str = ".self_attn.";
+/// Names under `self_attn.` that live in the shared projections.
+const SHARED: [&str; 6] = ["q_proj.", "k_proj.", "v_proj.", "o_proj.", "q_norm.", "k_norm."];
+
+impl KeyMap for LlamaKeys {
+    fn to_hf(&self, path: &str) -> Option<String> {
+        if path.contains(".lora.") {
+            return None;
+        }
+        if path == "embed_tokens" {
+            return Some("model.embed_tokens.weight".into());
+        }
+        if path.starts_with("lm_head.") {
+            return Some(path.into());
+        }
+        Some(format!("model.{}", path.replacen(PROJ, ATTN, 1)))
+    }
+
+    fn to_path(&self, name: &str) -> Option<String> {
+        if name == "model.embed_tokens.weight" {
+            return Some("embed_tokens".into());
+        }
+        if name.starts_with("lm_head.") {
+            return Some(name.into());
+        }
+        let path = name.strip_prefix("model.")?;
+        match path.split_once(ATTN) {
+            Some((layer, rest)) if SHARED.iter().any(|s| rest.starts_with(s)) => {
+                Some(format!("{layer}{PROJ}{rest}"))
+            }
+            _ => Some(path.into()),
+        }
+    }
+}
+
+/// A parameter as walks over a module see it.
+#[derive(Clone, Debug)]
+pub struct ParamInfo {
+    /// Module path without enum variants, dots between.
+    pub path: String,
+    /// Burn's id of the parameter.
+    pub id: ParamId,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// Whether it is trained.
+    pub trainable: bool,
+}
+
+impl ParamInfo {
+    /// Number of elements.
+    pub fn numel(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// Path of the parameter being visited. The name of an enum's variant is left out: it says which
+/// mixer is in place, and weights must load into any.
+#[derive(Default)]
+pub(crate) struct PathStack(Vec<(String, bool)>);
+
+impl PathStack {
+    pub(crate) fn enter(&mut self, name: &str, container: &str) {
+        self.0.push((name.to_string(), container.starts_with("Enum:")));
+    }
+
+    pub(crate) fn exit(&mut self) {
+        self.0.pop();
+    }
+
+    pub(crate) fn path(&self) -> String {
+        let names = self.0.iter().filter(|(_, variant)| !variant);
+        names.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(".")
+    }
+}
+
+/// All float parameters of a module, in the module's order.
+pub fn params<M: Module>(module: &M) -> Vec<ParamInfo> {
+    #[derive(Default)]
+    struct Walk {
+        stack: PathStack,
+        found: Vec<ParamInfo>,
+    }
+    impl ModuleVisitor for Walk {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.found.push(ParamInfo {
+                path: self.stack.path(),
+                id: param.id,
+                shape: param.dims().to_vec(),
+                trainable: param.is_require_grad(),
+            });
+        }
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.stack.enter(name, container);
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.stack.exit();
+        }
+    }
+    let mut walk = Walk::default();
+    module.visit(&mut walk);
+    walk.found
+}
+
+/// Host copies of parameters, f32, with their paths.
+pub fn read_params<M: Module>(
+    module: &M,
+    wanted: impl Fn(&str) -> bool,
+) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    struct Walk<F> {
+        stack: PathStack,
+        wanted: F,
+        found: Vec<(String, Vec<usize>, Vec<f32>)>,
+    }
+    impl<F: Fn(&str) -> bool> ModuleVisitor for Walk<F> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let path = self.stack.path();
+            if (self.wanted)(&path) {
+                let data = param.val().inner().into_data().iter::<f32>().collect();
+                self.found.push((path, param.dims().to_vec(), data));
+            }
+        }
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.stack.enter(name, container);
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.stack.exit();
+        }
+    }
+    let mut walk = Walk { stack: PathStack::default(), wanted, found: Vec::new() };
+    module.visit(&mut walk);
+    walk.found
+}
+
+/// Replace the value of every parameter for which `value` returns data, and set whether it is
+/// trained where `trainable` says so. Shapes must have been checked.
+pub fn map_params<M: Module>(
+    module: M,
+    value: impl FnMut(&str) -> Option<Vec<f32>>,
+    trainable: impl Fn(&str) -> Option<bool>,
+) -> M {
+    struct Walk<V, T> {
+        stack: PathStack,
+        value: V,
+        trainable: T,
+    }
+    impl<V, T> ModuleMapper for Walk<V, T>
+    where
+        V: FnMut(&str) -> Option<Vec<f32>>,
+        T: Fn(&str) -> Option<bool>,
+    {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let path = self.stack.path();
+            let trains = (self.trainable)(&path);
+            let mut param = param;
+            if let Some(data) = (self.value)(&path) {
+                let keep = param.is_require_grad();
+                param = param.map(|old| {
+                    let data = burn::tensor::TensorData::new(data, old.shape());
+                    Tensor::from_data(data, (&old.device(), old.dtype())).set_require_grad(keep)
+                });
+            }
+            match trains {
+                Some(trains) => param.set_require_grad(trains),
+                None => param,
+            }
+        }
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.stack.enter(name, container);
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.stack.exit();
+        }
+    }
+    let mut walk = Walk { stack: PathStack::default(), value, trainable };
+    module.map(&mut walk)
+}

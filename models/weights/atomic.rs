@@ -1,0 +1,67 @@
+//! Files that appear whole or not at all.
+
+use crate::{Error, Result};
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
+
+/// A complete, synced file that does not have its name yet; dropped, it is removed.
+pub(super) struct Staged {
+    path: PathBuf,
+    file: NamedTempFile,
+}
+
+impl Staged {
+    /// Write beside `path` what `content` produces.
+    pub fn write(
+        path: &Path,
+        content: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>,
+    ) -> Result<Self> {
+        let failed = |e| Error::io(path, e);
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".longburn-").suffix(".tmp");
+        // The default of 0600 would outlive the rename; this is what other files get.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let file = builder.tempfile_in(folder(path)).map_err(failed)?;
+        let mut writer = BufWriter::with_capacity(1 << 20, file.as_file());
+        content(&mut writer).and_then(|()| writer.flush()).map_err(failed)?;
+        drop(writer);
+        file.as_file().sync_all().map_err(failed)?;
+        Ok(Self { path: path.into(), file })
+    }
+
+    /// Give it its name, in place of whatever had it.
+    pub fn commit(self) -> Result<()> {
+        let Self { path, file } = self;
+        file.persist(&path).map(drop).map_err(|e| Error::io(path, e.error))
+    }
+}
+
+/// Write a file so that its name stands for the old bytes or for all of the new ones, also
+/// after a kill or a power cut.
+///
+/// # Errors
+/// The folder is missing or not writable, or the disk is full; the old file is then untouched.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    Staged::write(path, |out| out.write_all(bytes))?.commit()?;
+    sync_folder(folder(path))
+}
+
+/// Make renames and removals in `folder` last.
+pub(super) fn sync_folder(folder: &Path) -> Result<()> {
+    #[cfg(unix)]
+    match File::open(folder).and_then(|f| f.sync_all()) {
+        // Some file systems cannot sync folders.
+        Err(e) if e.kind() != io::ErrorKind::InvalidInput => return Err(Error::io(folder, e)),
+        _ => {}
+    }
+    #[cfg(not(unix))]
+    let _ = folder;
+    Ok(())
+}
+
+pub(super) fn folder(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}

@@ -1,0 +1,35 @@
+//! Small text files, and texts short enough for an error message.
+
+use crate::{Error, Result};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// Read a UTF-8 file of at most `limit` bytes; a larger one is refused before it is read.
+pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String> {
+    let refused = |message: String| Error::Parse {
+        file: path.display().to_string(),
+        message,
+        text: None,
+        span: None,
+    };
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let about = file.metadata().map_err(|e| Error::io(path, e))?;
+    if !about.is_file() {
+        return Err(refused("is not a file".into()));
+    }
+    if about.len() > limit {
+        return Err(refused(format!("has {} bytes; at most {limit} are read", about.len())));
+    }
+    let mut bytes = Vec::with_capacity(about.len() as usize);
+    file.take(limit).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
+    String::from_utf8(bytes).map_err(|e| refused(format!("is not UTF-8: {}", e.utf8_error())))
+}
+
+/// `text`, cut after `limit` characters.
+pub(crate) fn shortened(text: &str, limit: usize) -> String {
+    match text.char_indices().nth(limit) {
+        Some((at, _)) => format!("{}...", &text[..at]),
+        None => text.into(),
+    }
+}
