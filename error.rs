@@ -99,6 +99,16 @@ pub enum Error {
         /// Which data produced it.
         batch: String,
     },
+    /// A model that is being evaluated computes no usable number.
+    #[error("evaluation: {what} is {value} (remedy: {remedy})")]
+    Evaluation {
+        /// Which number, of which document and token.
+        what: String,
+        /// The value seen.
+        value: f64,
+        /// What to do.
+        remedy: String,
+    },
     /// An attention or loss kernel refused its input.
     #[error(transparent)]
     Kernel(#[from] longburn_kernels::Error),

@@ -1,3 +1,4 @@
 mod data;
+mod eval;
 mod files;
 mod report;
