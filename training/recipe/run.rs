@@ -151,7 +151,7 @@ impl<'a> Run<'a> {
                 None => recipe.bad("output.dir", dir.display(), expected),
             });
         }
-        let config = model_config(recipe)?;
+        let config = recipe.model_config()?;
         let stage = progress.stage("Data", None, "documents");
         let texts = Texts::read(recipe)?;
         let tokenizer = match (&recipe.model.tokenizer, &recipe.model.path) {
@@ -299,15 +299,20 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The configuration of the model that trains.
-fn model_config(recipe: &Recipe) -> Result<ModelConfig> {
-    let mut config = match &recipe.model.path {
-        Some(path) => ModelConfig::from_file(&path.join("config.json"))?,
-        None => recipe.new_config()?,
-    };
-    if let Some(extend) = &recipe.extend {
-        config = interpolated(&config, extend.to)?;
+impl Recipe {
+    /// The configuration of the model that trains, positions extended.
+    ///
+    /// # Errors
+    /// When the checkpoint's configuration cannot be read or does not go with the recipe.
+    pub fn model_config(&self) -> Result<ModelConfig> {
+        let mut config = match &self.model.path {
+            Some(path) => ModelConfig::from_file(&path.join("config.json"))?,
+            None => self.new_config()?,
+        };
+        if let Some(extend) = &self.extend {
+            config = interpolated(&config, extend.to)?;
+        }
+        self.check_length(&config)?;
+        Ok(config)
     }
-    recipe.check_length(&config)?;
-    Ok(config)
 }

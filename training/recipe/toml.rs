@@ -8,12 +8,7 @@ use toml::de::{DeTable, DeValue, Deserializer};
 
 /// Parse `text`; `file` is its name in messages.
 pub(super) fn parse<T: DeserializeOwned>(text: &str, file: &str) -> Result<T> {
-    let fail = |message: &str, span| Error::Parse {
-        file: place(file, text, &span),
-        message: message.trim_end().into(),
-        text: Some(text.into()),
-        span,
-    };
+    let fail = |message: &str, span| fault(file, text, message.trim_end(), span);
     let table = DeTable::parse(text).map_err(|e| fail(e.message(), e.span()))?;
     T::deserialize(Deserializer::from(table.clone()))
         .map_err(|e| fail(e.message(), blame::<T>(&table, &[], e.message()).or_else(|| e.span())))
@@ -23,27 +18,24 @@ pub(super) fn parse<T: DeserializeOwned>(text: &str, file: &str) -> Result<T> {
 pub(super) fn point(error: Error, text: &str, file: &str) -> Error {
     match error {
         Error::Config { file: of, field, value, expected } if of == file => {
-            let span = locate(text, &field);
-            Error::Parse {
-                file: place(file, text, &span),
-                message: format!("`{field}` is {value}; expected {expected}"),
-                text: Some(text.into()),
-                span,
-            }
+            let message = format!("`{field}` is {value}; expected {expected}");
+            fault(file, text, &message, locate(text, &field))
         }
         other => other,
     }
 }
 
-/// `file:line` of a span, for those who see the message only.
-fn place(file: &str, text: &str, span: &Option<Range<usize>>) -> String {
-    match span {
+/// The message names the line, too, for those who do not see the text.
+fn fault(file: &str, text: &str, message: &str, span: Option<Range<usize>>) -> Error {
+    let message = match &span {
         Some(span) => {
             let before = &text.as_bytes()[..span.start.min(text.len())];
-            format!("{file}:{}", before.iter().filter(|b| **b == b'\n').count() + 1)
+            let line = before.iter().filter(|b| **b == b'\n').count() + 1;
+            format!("line {line}: {message}")
         }
-        None => file.into(),
-    }
+        None => message.into(),
+    };
+    Error::Parse { file: file.into(), message, text: Some(text.into()), span }
 }
 
 /// Where a dotted field stands, or the innermost table around it that does.
