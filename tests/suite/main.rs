@@ -1,3 +1,4 @@
+mod cli;
 mod data;
 mod eval;
 mod files;
