@@ -2,5 +2,6 @@
 
 mod data;
 mod files;
+mod longlora;
 mod mixers;
 mod report;
