@@ -10,7 +10,7 @@ use crate::{Error, Result};
 use burn::backend::ExecutionError;
 use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
 use burn::data::dataset::DatasetError;
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::optim::SgdConfig;
 use burn::tensor::{Device, Tensor};
 use burn_train::logger::{EvaluationProgressLogger, MetricLogger, TrainingProgressLogger};
@@ -62,7 +62,7 @@ impl Session {
                     .metric_train_numeric(LearningRateMetric::new());
             }
             let training = training.renderer(renderer.unwrap_or_else(|| Box::new(Quiet)));
-            let result = training.launch(Learner::new(Absent {}, SgdConfig::new().init(), 0.0));
+            let result = training.launch(Learner::new(Absent::new(), SgdConfig::new().init(), 0.0));
             result.error.map(|error| error.to_string())
         });
         Self { reports, thread }
@@ -139,7 +139,16 @@ impl Adaptor<LossInput> for Item {
 
 /// Stands where burn-train wants a model; ours stays with the loop.
 #[derive(Module, Debug)]
-struct Absent {}
+struct Absent {
+    /// burn-train asks for the device of a model's first parameter.
+    device: Param<Tensor<1>>,
+}
+
+impl Absent {
+    fn new() -> Self {
+        Self { device: Param::from_tensor(Tensor::zeros([1], &Device::default())) }
+    }
+}
 
 impl TrainStep for Absent {
     type Input = ();

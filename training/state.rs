@@ -151,8 +151,8 @@ impl TrainState {
             match metadata.get("step") {
                 Some(found) if *found == step => Ok(tensors),
                 found => {
-                    let found = found.map_or("no step", String::as_str);
-                    Err(unusable(&path, format!("is of {found}, {STATE} of step {step}")))
+                    let found = found.map_or("none", String::as_str);
+                    Err(unusable(&path, format!("is of step {found}, {STATE} of step {step}")))
                 }
             }
         };
