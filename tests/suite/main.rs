@@ -5,3 +5,4 @@ mod files;
 mod longlora;
 mod mixers;
 mod report;
+mod training;
