@@ -35,6 +35,22 @@ impl GradientSum {
         self.grads.remove(id)
     }
 
+    /// Add another sum over the same parameters.
+    pub fn merge<M: Module>(&mut self, model: &M, other: Self) {
+        struct Walk<'a>(&'a mut GradientsParams, GradientsParams);
+        impl ModuleVisitor for Walk<'_> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                let Some(new) = self.1.remove::<D>(param.id) else { return };
+                let sum = match self.0.remove::<D>(param.id) {
+                    Some(old) => old + new,
+                    None => new,
+                };
+                self.0.register(param.id, sum);
+            }
+        }
+        model.visit(&mut Walk(&mut self.grads, other.grads));
+    }
+
     /// Add what one backward pass found for the trainable parameters of `model`.
     pub fn add<M: Module>(&mut self, model: &M, found: &mut Gradients) {
         struct Walk<'a>(&'a mut GradientsParams, &'a mut Gradients);

@@ -54,9 +54,9 @@ impl LossParts {
 }
 
 /// A training objective for models `M`.
-pub trait Objective<M> {
+pub trait Objective<M>: Sync {
     /// What one micro-batch consists of.
-    type Batch;
+    type Batch: Sync;
 
     /// Loss of one micro-batch, in one graph.
     ///

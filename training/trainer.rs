@@ -3,10 +3,12 @@
 use super::burn_train::Session;
 use super::optim::Optimizer;
 use super::state::{Counters, TrainState, trainable};
-use super::{BatchSource, EmptyStep, GradientSum, Objective, TrainConfig, TrainStrategy};
+use super::{
+    BatchSource, EmptyStep, GradientSum, LossParts, Objective, TrainConfig, TrainStrategy,
+};
 use crate::models::{Blocks, ForwardOptions};
 use crate::{Error, Result};
-use burn::module::Module;
+use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Tensor};
 use burn_train::renderer::MetricsRenderer;
 use burn_train::Interrupter;
@@ -282,28 +284,65 @@ impl Trainer {
         D: BatchSource<O::Batch> + ?Sized,
     {
         let mut window = Window::default();
-        for micro in 0..self.config.micro_batches {
-            let Some(batch) = data.batch(run.counters.step + 1, micro)? else { break };
-            let parts = strategy.accumulate(
-                &run.model,
-                objective,
-                &batch,
-                &self.options,
-                &mut window.gradients,
-            )?;
-            window.sources.push(objective.source(&batch));
-            window.tokens += parts.tokens;
-            if parts.weight == 0.0 {
-                continue;
+        let mut micro = 0;
+        while micro < self.config.micro_batches {
+            let end = (micro + self.config.workers).min(self.config.micro_batches);
+            let mut batches = Vec::new();
+            while micro < end {
+                let Some(batch) = data.batch(run.counters.step + 1, micro)? else { break };
+                batches.push(batch);
+                micro += 1;
             }
-            window.weight += parts.weight;
-            window.sum = add(window.sum, Some(parts.sum));
-            window.aux = add(window.aux, parts.aux.map(|aux| aux.mul_scalar(parts.weight)));
-            for (name, value) in parts.metrics {
-                *window.metrics.entry(name).or_default() += value * parts.weight;
+            let work = |model: &M, batch: &O::Batch| {
+                let mut gradients = GradientSum::new();
+                let parts =
+                    strategy.accumulate(model, objective, batch, &self.options, &mut gradients)?;
+                Ok((parts, gradients))
+            };
+            for (done, batch) in at_once(&run.model, &batches, work).into_iter().zip(&batches) {
+                let (parts, gradients) = done?;
+                window.add(&run.model, parts, gradients, objective.source(batch));
+            }
+            if micro < end {
+                break;
             }
         }
         Ok((!window.sources.is_empty()).then_some(window))
+    }
+}
+
+/// `work` on every batch, on a thread each where there are several.
+fn at_once<M: Module, B: Sync, R: Send>(
+    model: &M,
+    batches: &[B],
+    work: impl Fn(&M, &B) -> Result<R> + Sync,
+) -> Vec<Result<R>> {
+    if let [batch] = batches {
+        return vec![work(model, batch)];
+    }
+    // Graphs that share a leaf are one graph with one lock: every thread gets leaves of its own.
+    let models: Vec<M> = batches.iter().map(|_| model.clone().map(&mut OwnLeaves)).collect();
+    std::thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = models
+            .into_iter()
+            .zip(batches)
+            .map(|(model, batch)| scope.spawn(move || work(&model, batch)))
+            .collect();
+        let lost = || Err(Error::Training("a worker thread panicked".into()));
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| lost())).collect()
+    })
+}
+
+/// The same parameters (by id and value) as new leaves.
+struct OwnLeaves;
+
+impl ModuleMapper for OwnLeaves {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|x| {
+            let trained = x.is_require_grad();
+            Tensor::from_inner(x.inner()).set_require_grad(trained)
+        })
     }
 }
 
@@ -324,6 +363,29 @@ struct Window {
     tokens: u64,
     metrics: BTreeMap<String, f64>,
     sources: Vec<String>,
+}
+
+impl Window {
+    fn add<M: Module>(
+        &mut self,
+        model: &M,
+        parts: LossParts,
+        gradients: GradientSum,
+        source: String,
+    ) {
+        self.sources.push(source);
+        self.tokens += parts.tokens;
+        if parts.weight == 0.0 {
+            return;
+        }
+        self.gradients.merge(model, gradients);
+        self.weight += parts.weight;
+        self.sum = add(self.sum.take(), Some(parts.sum));
+        self.aux = add(self.aux.take(), parts.aux.map(|aux| aux.mul_scalar(parts.weight)));
+        for (name, value) in parts.metrics {
+            *self.metrics.entry(name).or_default() += value * parts.weight;
+        }
+    }
 }
 
 /// What changes from step to step.

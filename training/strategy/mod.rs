@@ -12,7 +12,7 @@ use crate::models::{Blocks, ForwardOptions};
 use serde::{Deserialize, Serialize};
 
 /// A way to get the gradients of one micro-batch.
-pub trait TrainStrategy<M, O: Objective<M>> {
+pub trait TrainStrategy<M, O: Objective<M>>: Sync {
     /// Add the gradients of `sum + weight · aux` to `gradients`, and return the parts without
     /// their graph. A micro-batch of weight 0 adds nothing.
     ///
