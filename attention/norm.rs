@@ -1,7 +1,8 @@
 //! Root-mean-square normalisation (Zhang & Sennrich, 1910.07467).
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{Device, Tensor};
+use longburn_kernels::fused::rms_norm;
 
 /// Configuration of [`RmsNorm`].
 #[derive(Clone, Debug)]
@@ -35,10 +36,6 @@ impl RmsNorm {
     /// # Shapes
     /// x `[.., D]` -> the same
     pub fn forward<const N: usize>(&self, x: Tensor<N>) -> Tensor<N> {
-        let dtype = x.dtype();
-        let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
-        let x = x.cast(wide);
-        let scale = x.clone().square().mean_dim(N - 1).add_scalar(self.eps).sqrt().recip();
-        (x * scale).cast(dtype) * self.weight.val().unsqueeze()
+        rms_norm(x, self.weight.val(), self.eps)
     }
 }

@@ -3,7 +3,8 @@
 use crate::attention::{Linear, LinearConfig};
 use crate::streams::Streams;
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, activation::silu};
+use burn::tensor::{Device, Tensor};
+use longburn_kernels::fused::swiglu;
 
 /// Configuration of [`Mlp`].
 #[derive(Clone, Debug)]
@@ -48,7 +49,7 @@ impl Mlp {
     /// # Shapes
     /// x_BTD `[B, T, D]` -> the same
     pub fn forward(&self, x_BTD: Tensor<3>) -> Tensor<3> {
-        let gate = silu(self.gate_proj.forward(x_BTD.clone()));
-        self.down_proj.forward(gate * self.up_proj.forward(x_BTD))
+        let gate = self.gate_proj.forward(x_BTD.clone());
+        self.down_proj.forward(swiglu(gate, self.up_proj.forward(x_BTD)))
     }
 }

@@ -7,6 +7,7 @@
 use super::Positions;
 use crate::{Error, Result};
 use burn::tensor::{Device, Tensor, TensorData};
+use longburn_kernels::fused::rotate_half;
 use serde::{Deserialize, Serialize};
 
 /// How the frequencies are scaled.
@@ -195,19 +196,6 @@ impl RopeTable {
     /// # Shapes
     /// x_BHTD `[B, H, T, >= D]` -> the same
     pub fn rotate(&self, x_BHTD: Tensor<4>) -> Tensor<4> {
-        let half = self.cos.dims()[3];
-        let width = x_BHTD.dims()[3];
-        let x1 = x_BHTD.clone().narrow(3, 0, half);
-        let x2 = x_BHTD.clone().narrow(3, half, half);
-        let dtype = x_BHTD.dtype();
-        // Angles stay f32 whatever the activations are.
-        let (cos, sin) = (self.cos.clone().cast(dtype), self.sin.clone().cast(dtype));
-        let y1 = x1.clone() * cos.clone() - x2.clone() * sin.clone();
-        let y2 = x2 * cos + x1 * sin;
-        let mut parts = vec![y1, y2];
-        if width > 2 * half {
-            parts.push(x_BHTD.narrow(3, 2 * half, width - 2 * half));
-        }
-        Tensor::cat(parts, 3)
+        rotate_half(x_BHTD, self.cos.clone(), self.sin.clone())
     }
 }

@@ -13,6 +13,8 @@
 pub mod attention;
 mod branch;
 mod error;
+pub mod fused;
+pub mod loss;
 
 pub mod mask;
 #[cfg(feature = "flex")]
@@ -21,5 +23,6 @@ mod simd;
 pub use attention::{attention_backward, masked_attention};
 pub use branch::{AttentionGrads, AttentionOptions, AttentionOutput, Branch, Implementation};
 pub use error::Error;
+pub use loss::{linear_cross_entropy, linear_nll};
 
 pub use mask::{BlockKind, BlockMap, GroupSize, Groups, Mask, MaskSpec, TokenMeta};

@@ -69,6 +69,29 @@ pub(crate) unsafe fn gemm(
     }
 }
 
+/// [`gemm`] on all threads, C = A·B (+ C).
+///
+/// # Safety
+/// As [`gemm`].
+#[allow(clippy::too_many_arguments)]
+pub(crate) unsafe fn gemm_threads(
+    (m, n, k): (usize, usize, usize),
+    c: *mut f32,
+    (c_rows, c_columns): (isize, isize),
+    a: *const f32,
+    (a_rows, a_columns): (isize, isize),
+    b: *const f32,
+    (b_rows, b_columns): (isize, isize),
+    accumulate: bool,
+) {
+    unsafe {
+        gemm::gemm(
+            m, n, k, c, c_columns, c_rows, accumulate, a, a_columns, a_rows, b, b_columns, b_rows,
+            1.0, 1.0, false, false, false, gemm::Parallelism::Rayon(0),
+        )
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

@@ -1,20 +1,36 @@
-use longburn::attention::MixerConfig;
+use burn::optim::*;
+use longburn::attention::*;
+use longburn::kernel::*;
 use longburn::models::*;
-use longburn::kernel::TokenMeta;
+use std::time::Instant;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let dir = std::path::PathBuf::from(std::env::args().nth(1).unwrap());
-    let device = burn::tensor::Device::flex();
-    let model = Decoder::load(&dir, &MixerConfig::Dense, &device)?;
-    let golden: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(dir.join("golden.json"))?)?;
-    let ids: Vec<u32> = golden["paragraph_ids"].as_array().unwrap().iter().map(|x| x.as_u64().unwrap() as u32).collect();
-    let t = ids.len();
-    let x = ids_tensor(&ids, 1, &device);
-    let h = model.forward_ids(x, &TokenMeta::contiguous(1, t, 0), &ForwardOptions::infer(), vec![])?;
-    let logits = burn::tensor::activation::log_softmax(model.logits(h.last), 2);
-    let data: Vec<f32> = logits.into_data().iter::<f32>().collect();
-    let v = 512;
-    let mut s = 0.0;
-    for i in 0..t - 1 { s -= data[i * v + ids[i + 1] as usize] as f64; }
-    println!("{} want {}", s / (t - 1) as f64, golden["paragraph_mean_nll_nats"]);
+    let device = burn::tensor::Device::flex().autodiff();
+    let config = ModelConfig::llama(1024, 64, 3, 4).with_tied(true).with_max_positions(512);
+    for (b, t, mixer) in [(4, 128, MixerConfig::Dense), ] {
+        let mut model = Decoder::new(&config, &mixer, 0, &device)?;
+        let mut opt = AdamWConfig::new().init();
+        let ids: Vec<u32> = (0..b * t).map(|i| (i * 7919 % 1024) as u32).collect();
+        let labels: Vec<i64> = (0..b * t).map(|i| (i * 31 % 1024) as i64).collect();
+        let tokens = TokenMeta::contiguous(b, t, 0);
+        let (mut f, mut bw, mut o) = (0.0, 0.0, 0.0);
+        let n = 100;
+        for step in 0..n + 5 {
+            if step == 5 { (f, bw, o) = (0.0, 0.0, 0.0); }
+            let s = Instant::now();
+            let h = model.forward_ids(ids_tensor(&ids, b, &device), &tokens, &ForwardOptions::train(), vec![])?;
+            let d = h.last.dims()[2];
+            let loss = linear_cross_entropy(h.last.reshape([b * t, d]), model.head(), &labels)?.div_scalar((b * t) as f64);
+            f += s.elapsed().as_secs_f64();
+            let s = Instant::now();
+            let grads = loss.backward();
+            let grads = GradientsParams::from_grads(grads, &model);
+            bw += s.elapsed().as_secs_f64();
+            let s = Instant::now();
+            model = opt.step(1e-3, model, grads);
+            o += s.elapsed().as_secs_f64();
+        }
+        let n = n as f64;
+        println!("B{b} T{t} {}: forward {:.1} ms backward {:.1} ms optimizer {:.1} ms", mixer.name(), f / n * 1e3, bw / n * 1e3, o / n * 1e3);
+    }
     Ok(())
 }

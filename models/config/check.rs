@@ -36,10 +36,10 @@ impl ModelConfig {
             }
         }
         let (heads, kv) = (self.num_attention_heads, self.num_key_value_heads);
-        if heads % kv != 0 {
+        if !heads.is_multiple_of(kv) {
             return bad("num_key_value_heads", &kv, format!("a divisor of the {heads} heads"));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return bad("head_dim", &self.head_dim, "an even width (rotary pairs)".into());
         }
         if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {

@@ -125,10 +125,10 @@ pub(super) fn write(map: &mut Map<String, Value>, rope: &RopeConfig) {
         map.insert("rope_parameters".into(), parameters);
     }
     // transformers 5 prefers a length at the top to the one inside.
-    if let RopeKind::Llama3 { original_max_position_embeddings: length, .. } = &rope.kind {
-        if let Some(top) = map.get_mut("original_max_position_embeddings") {
-            *top = json!(length);
-        }
+    if let RopeKind::Llama3 { original_max_position_embeddings: length, .. } = &rope.kind
+        && let Some(top) = map.get_mut("original_max_position_embeddings")
+    {
+        *top = json!(length);
     }
 }
 

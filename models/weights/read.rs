@@ -1,6 +1,8 @@
 //! Reading checkpoints: one file, or shards with an index.
 
 use super::tensor::{RawTensor, decode};
+use super::text::shortened;
+use super::write::is_shard;
 use super::{INDEX, SINGLE, header, index};
 use crate::{Error, Result};
 use memmap2::Mmap;
@@ -11,6 +13,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// The weights of a checkpoint, mapped into memory: opening reads headers only.
+#[derive(Debug)]
 pub struct WeightFiles {
     /// What was opened.
     root: PathBuf,
@@ -19,11 +22,13 @@ pub struct WeightFiles {
     metadata: BTreeMap<String, String>,
 }
 
+#[derive(Debug)]
 struct Shard {
     path: PathBuf,
     map: Mmap,
 }
 
+#[derive(Debug)]
 struct Entry {
     shard: usize,
     dtype: Dtype,
@@ -98,7 +103,7 @@ impl WeightFiles {
             let path = dir.join(&shard);
             let wrong = |reason: String| Error::Weights {
                 file: path.clone(),
-                reason,
+                reason: shortened(&reason, 1000),
                 remedy: "get the index and all its shards again; they must belong together".into(),
             };
             if !path.is_file() {
@@ -211,7 +216,6 @@ impl WeightFiles {
 ///
 /// # Errors
 /// As [`WeightFiles::open_file`].
-#[allow(clippy::type_complexity)]
 pub fn read_safetensors(
     path: &Path,
 ) -> Result<(BTreeMap<String, RawTensor>, BTreeMap<String, String>)> {
@@ -228,22 +232,26 @@ fn nothing_to_open(dir: &Path) -> Error {
         Ok(entries) => entries,
         Err(e) => return Error::io(dir, e),
     };
-    let pickles: Vec<_> = entries
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .filter(|name| [".bin", ".pt", ".pth", ".ckpt"].iter().any(|end| name.ends_with(end)))
-        .collect();
-    let (reason, remedy) = if pickles.is_empty() {
+    let names: Vec<String> =
+        entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    let pickle =
+        |name: &&String| [".bin", ".pt", ".pth", ".ckpt"].iter().any(|e| name.ends_with(e));
+    let (reason, remedy) = if names.iter().any(|name| is_shard(name)) {
         (
-            format!("holds neither {SINGLE} nor {INDEX}"),
-            "name a folder with a checkpoint in Hugging Face form".into(),
+            format!("holds shards without {INDEX}, as an interrupted save or download does"),
+            "save or download the weights again".into(),
         )
-    } else {
+    } else if let Some(name) = names.iter().find(pickle) {
         (
-            format!("holds weights as pickle only ({}), which can run code", pickles.join(", ")),
+            format!("holds weights only as pickle ({name}), which can run code"),
             "convert them in Python, where you trust them: \
              AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
                 .into(),
+        )
+    } else {
+        (
+            format!("holds neither {SINGLE} nor {INDEX}"),
+            "name a folder with a checkpoint in Hugging Face form".into(),
         )
     };
     Error::Weights { file: dir.into(), reason, remedy }

@@ -1,7 +1,7 @@
 //! Small text files, and texts short enough for an error message.
 
 use crate::{Error, Result};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
@@ -13,14 +13,15 @@ pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String> {
         text: None,
         span: None,
     };
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let about = file.metadata().map_err(|e| Error::io(path, e))?;
+    // Looked at before it is opened, which a pipe would never return from.
+    let about = fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if !about.is_file() {
         return Err(refused("is not a file".into()));
     }
     if about.len() > limit {
         return Err(refused(format!("has {} bytes; at most {limit} are read", about.len())));
     }
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let mut bytes = Vec::with_capacity(about.len() as usize);
     file.take(limit).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
     String::from_utf8(bytes).map_err(|e| refused(format!("is not UTF-8: {}", e.utf8_error())))

@@ -137,7 +137,7 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 /// `model-00001-of-00002.safetensors`
-fn is_shard(name: &str) -> bool {
+pub(super) fn is_shard(name: &str) -> bool {
     let number = |s: &str| s.len() >= 5 && s.bytes().all(|b| b.is_ascii_digit());
     name.strip_prefix("model-")
         .and_then(|rest| rest.strip_suffix(".safetensors"))

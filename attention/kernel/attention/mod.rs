@@ -15,7 +15,7 @@ mod tiled;
 use crate::{AttentionGrads, AttentionOptions, AttentionOutput, Branch, Error, Implementation, Mask};
 use autodiff::AttentionOps;
 use burn::backend::Dispatch;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use std::sync::Arc;
 
 /// Tile sizes (queries, keys) of the CPU form, also used to count visited blocks in tests.
@@ -183,7 +183,7 @@ fn check(branches: &[Branch], v: &Tensor<4>, options: &AttentionOptions) -> Resu
 
 /// What `Auto` means on the tensor's device.
 fn choose(wanted: Implementation, v: &Tensor<4>) -> Result<Implementation, Error> {
-    let on_cpu = is_flex(v);
+    let on_cpu = is_flex(&v.device());
     match wanted {
         Implementation::Auto if on_cpu && v.dtype() != DType::F64 => Ok(Implementation::Flex),
         Implementation::Auto => Ok(Implementation::Tiled),
@@ -196,12 +196,12 @@ fn choose(wanted: Implementation, v: &Tensor<4>) -> Result<Implementation, Error
 }
 
 #[cfg(feature = "flex")]
-fn is_flex(v: &Tensor<4>) -> bool {
-    v.device().inner() == burn::tensor::Device::flex()
+pub(crate) fn is_flex(device: &Device) -> bool {
+    device.clone().inner() == Device::flex()
 }
 
 #[cfg(not(feature = "flex"))]
-fn is_flex(_: &Tensor<4>) -> bool {
+pub(crate) fn is_flex(_: &Device) -> bool {
     false
 }
 

@@ -1,1 +1,128 @@
-//! placeholder
+//! A linear layer fused with its cross-entropy: no `[N, V]` tensor is kept, forward or backward.
+//!
+//! The logits of a chunk of tokens live long enough to give the loss of the chunk and, while they
+//! are there, its share of the gradients of a *unit* loss; the backward pass only scales those.
+
+mod autodiff;
+#[cfg(feature = "flex")]
+mod flex;
+mod reference;
+#[cfg(test)]
+mod tests;
+mod tiled;
+
+use crate::{Error, Implementation};
+use autodiff::LossOps;
+use burn::backend::Dispatch;
+use burn::tensor::{DType, Tensor};
+use std::sync::Arc;
+
+/// Marks a token without a label.
+pub const IGNORED: i64 = -100;
+
+/// Everything about a call but its tensors.
+#[derive(Clone, Debug)]
+pub struct LossPlan {
+    /// Per token; negative is ignored.
+    pub(crate) labels: Arc<Vec<i32>>,
+    pub(crate) x_grad: bool,
+    pub(crate) w_grad: bool,
+    pub(crate) implementation: Implementation,
+}
+
+/// Logits of a chunk take about this many floats.
+const CHUNK_FLOATS: usize = 1 << 20;
+
+/// Tokens per chunk for a vocabulary.
+pub(crate) fn chunk_len(vocabulary: usize) -> usize {
+    (CHUNK_FLOATS / vocabulary.max(1)).clamp(16, 1024)
+}
+
+/// Sum over labelled tokens of −log softmax(x·Wᵀ)[label].
+///
+/// # Shapes
+/// x_ND `[N, D]`, weight_VD `[V, D]`, labels N (−100 = ignored) -> `[1]`, f32
+///
+/// # Errors
+/// When shapes or dtypes differ, N or V is 0, or a label is not below V.
+pub fn linear_cross_entropy(
+    x_ND: Tensor<2>,
+    weight_VD: Tensor<2>,
+    labels: &[i64],
+) -> Result<Tensor<1>, Error> {
+    linear_cross_entropy_with(x_ND, weight_VD, labels, Implementation::Auto)
+}
+
+/// [`linear_cross_entropy`] by a chosen implementation.
+///
+/// # Errors
+/// As [`linear_cross_entropy`]; [`Error::Unsupported`] when the implementation is not there.
+pub fn linear_cross_entropy_with(
+    x_ND: Tensor<2>,
+    weight_VD: Tensor<2>,
+    labels: &[i64],
+    implementation: Implementation,
+) -> Result<Tensor<1>, Error> {
+    let labels = check(&x_ND, &weight_VD, labels)?;
+    let implementation = choose(implementation, &x_ND)?;
+    if implementation == Implementation::Reference {
+        return Ok(reference::loss(x_ND, weight_VD, &labels));
+    }
+    let (x_grad, w_grad) = (x_ND.is_tracked(), weight_VD.is_tracked());
+    let plan = LossPlan { labels: Arc::new(labels), x_grad, w_grad, implementation };
+    let (loss, _, _) =
+        <Dispatch as LossOps>::linear_loss(x_ND.into_dispatch(), weight_VD.into_dispatch(), plan);
+    Ok(Tensor::from_dispatch(loss))
+}
+
+/// −log softmax(x·Wᵀ)[label] of every token, on the host; 0 where the label is ignored.
+///
+/// # Shapes
+/// As [`linear_cross_entropy`]
+///
+/// # Errors
+/// As [`linear_cross_entropy`].
+pub fn linear_nll(
+    x_ND: Tensor<2>,
+    weight_VD: Tensor<2>,
+    labels: &[i64],
+) -> Result<Vec<f32>, Error> {
+    let labels = check(&x_ND, &weight_VD, labels)?;
+    let (n, chunk) = (labels.len(), chunk_len(weight_VD.dims()[0]));
+    let (x, w) = (x_ND.inner(), weight_VD.inner());
+    let mut all = Vec::with_capacity(n);
+    for start in (0..n).step_by(chunk) {
+        let len = chunk.min(n - start);
+        let nll = tiled::nll(x.clone().narrow(0, start, len), w.clone(), &labels[start..][..len]);
+        all.extend(nll.cast(DType::F32).into_data().iter::<f32>());
+    }
+    Ok(all)
+}
+
+fn check(x: &Tensor<2>, weight: &Tensor<2>, labels: &[i64]) -> Result<Vec<i32>, Error> {
+    let fail = |reason| Err(Error::shape("linear_cross_entropy", reason));
+    let ([n, d], [v, wd]) = (x.dims(), weight.dims());
+    if d != wd || labels.len() != n || n * d * v == 0 {
+        return fail(format!("x {:?}, weight {:?}, {} labels", x.dims(), weight.dims(), labels.len()));
+    }
+    if x.dtype() != weight.dtype() {
+        return fail(format!("x is {:?}, weight {:?}", x.dtype(), weight.dtype()));
+    }
+    if let Some((i, label)) = labels.iter().enumerate().find(|(_, l)| **l >= v as i64) {
+        return fail(format!("label {label} of token {i} with a vocabulary of {v}"));
+    }
+    Ok(labels.iter().map(|l| (*l).max(-1) as i32).collect())
+}
+
+fn choose(wanted: Implementation, x: &Tensor<2>) -> Result<Implementation, Error> {
+    let on_cpu = crate::attention::is_flex(&x.device());
+    match wanted {
+        Implementation::Auto if on_cpu && x.dtype() == DType::F32 => Ok(Implementation::Flex),
+        Implementation::Auto => Ok(Implementation::Tiled),
+        Implementation::Flex if !on_cpu || x.dtype() != DType::F32 => Err(Error::Unsupported {
+            op: "linear_cross_entropy",
+            reason: format!("`Flex` runs on the CPU in f32, not on {:?} in {:?}", x.device(), x.dtype()),
+        }),
+        other => Ok(other),
+    }
+}

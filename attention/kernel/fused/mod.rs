@@ -1,0 +1,53 @@
+//! Small layers as one op each on the CPU, where a chain of elementwise tensor operations costs
+//! more in memory traffic than the matrix products between them. Elsewhere, and in other dtypes
+//! than f32, the same formulas out of tensor operations.
+
+mod rms_norm;
+mod rotate;
+mod swiglu;
+#[cfg(test)]
+mod tests;
+
+pub use rms_norm::rms_norm;
+pub use rotate::rotate_half;
+pub use swiglu::swiglu;
+
+use burn::tensor::{DType, Tensor};
+
+/// Work below this many elements is not worth a thread.
+#[cfg(feature = "flex")]
+const PARALLEL_FROM: usize = 1 << 16;
+
+/// Whether the op of its own runs for this tensor.
+fn on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
+    x.dtype() == DType::F32 && crate::attention::is_flex(&x.device())
+}
+
+/// Hand gradients to those parents that are tracked.
+#[cfg(feature = "flex")]
+macro_rules! register {
+    ($backend:ty, $grads:expr, $parents:expr, $values:expr) => {
+        for (parent, value) in $parents.into_iter().zip($values) {
+            if let Some(parent) = parent {
+                $grads.register::<$backend>(parent.id, value);
+            }
+        }
+    };
+}
+#[cfg(feature = "flex")]
+use register;
+
+/// Calls `work(range of rows)` for all rows, on several threads where it pays. Each call owns its
+/// rows of `out`.
+#[cfg(feature = "flex")]
+fn rows(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+    use rayon::prelude::*;
+    if out.len() < PARALLEL_FROM || width == 0 {
+        work(0, out);
+        return;
+    }
+    let per_chunk = (PARALLEL_FROM / 2).div_ceil(width);
+    out.par_chunks_mut(per_chunk * width)
+        .enumerate()
+        .for_each(|(i, part)| work(i * per_chunk, part));
+}

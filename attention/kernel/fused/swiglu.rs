@@ -1,0 +1,143 @@
+//! `silu(gate) · up`.
+
+use burn::tensor::{Tensor, activation::silu};
+
+/// The gated activation of SwiGLU (2002.05202).
+///
+/// # Shapes
+/// gate and up of one shape -> the same
+pub fn swiglu<const N: usize>(gate: Tensor<N>, up: Tensor<N>) -> Tensor<N> {
+    #[cfg(feature = "flex")]
+    if super::on_cpu(&gate) && gate.dims() == up.dims() && gate.dtype() == up.dtype() {
+        use burn::backend::Dispatch;
+        let y = <Dispatch as flex::SwigluOps>::swiglu_op(gate.into_dispatch(), up.into_dispatch());
+        return Tensor::from_dispatch(y);
+    }
+    silu(gate) * up
+}
+
+#[cfg(feature = "flex")]
+mod flex {
+    use crate::fused::{register, rows};
+    use crate::simd::{exp, vectorized};
+    use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+    use burn::backend::autodiff::grads::Gradients;
+    use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+    use burn::backend::{Autodiff, Backend, Flex, backend_extension, tensor::FloatTensor};
+    use burn::tensor::TensorData;
+    use burn_flex::FlexTensor;
+
+    #[backend_extension(Autodiff, Flex)]
+    pub trait SwigluOps: Backend {
+        fn swiglu_op(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+
+        /// (dgate, dup)
+        fn swiglu_gradients(
+            gate: FloatTensor<Self>,
+            up: FloatTensor<Self>,
+            dy: FloatTensor<Self>,
+        ) -> (FloatTensor<Self>, FloatTensor<Self>);
+    }
+
+    /// 1 / (1 + e^−x), from the exponential of −|x| so that it never overflows.
+    #[inline(always)]
+    fn sigmoid(x: f32) -> f32 {
+        let e = exp(-x.abs());
+        let inverse = 1.0 / (1.0 + e);
+        if x >= 0.0 { inverse } else { e * inverse }
+    }
+
+    impl SwigluOps for Flex {
+        fn swiglu_op(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
+            let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
+            let (g, u) = (gate.storage::<f32>(), up.storage::<f32>());
+            let mut y = vec![0.0f32; g.len()];
+            rows(&mut y, 1, |first, out| {
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for ((y, g), u) in out.iter_mut().zip(&g[first..]).zip(&u[first..]) {
+                            *y = g * sigmoid(*g) * u;
+                        }
+                    },
+                )
+            });
+            like(y, &gate)
+        }
+
+        fn swiglu_gradients(
+            gate: FlexTensor,
+            up: FlexTensor,
+            dy: FlexTensor,
+        ) -> (FlexTensor, FlexTensor) {
+            let (gate, up, dy) = (gate.to_contiguous(), up.to_contiguous(), dy.to_contiguous());
+            let (g, u, d) = (gate.storage::<f32>(), up.storage::<f32>(), dy.storage::<f32>());
+            let (mut dg, mut du) = (vec![0.0f32; g.len()], vec![0.0f32; g.len()]);
+            rows(&mut dg, 1, |first, out| {
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        let inputs = g[first..].iter().zip(&u[first..]).zip(&d[first..]);
+                        for (((g, u), d), out) in inputs.zip(out) {
+                            let s = sigmoid(*g);
+                            *out = d * u * s * (1.0 + g * (1.0 - s));
+                        }
+                    },
+                )
+            });
+            rows(&mut du, 1, |first, out| {
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for ((out, g), d) in out.iter_mut().zip(&g[first..]).zip(&d[first..]) {
+                            *out = d * g * sigmoid(*g);
+                        }
+                    },
+                )
+            });
+            (like(dg, &gate), like(du, &gate))
+        }
+    }
+
+    fn like(data: Vec<f32>, of: &FlexTensor) -> FlexTensor {
+        FlexTensor::from_data(TensorData::new(data, of.layout().shape().clone()))
+    }
+
+    impl<B: Backend + SwigluOps, C: CheckpointStrategy> SwigluOps for Autodiff<B, C> {
+        fn swiglu_op(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+            #[derive(Debug)]
+            struct Swiglu;
+            impl<B: Backend + SwigluOps> Backward<B, 2> for Swiglu {
+                type State = [FloatTensor<B>; 2];
+                fn backward(
+                    self,
+                    ops: Ops<Self::State, 2>,
+                    grads: &mut Gradients,
+                    _: &mut Checkpointer,
+                ) {
+                    let dy = grads.consume::<B>(&ops.node);
+                    let [gate, up] = ops.state;
+                    let (dgate, dup) = B::swiglu_gradients(gate, up, dy);
+                    register!(B, grads, ops.parents, [dgate, dup]);
+                }
+            }
+            let (gp, up_) = (gate.primitive().clone(), up.primitive().clone());
+            let y = B::swiglu_op(gp.clone(), up_.clone());
+            match Swiglu.prepare::<C>([gate.node(), up.node()]).compute_bound().stateful() {
+                OpsKind::Tracked(prep) => prep.finish([gp, up_], y),
+                OpsKind::UnTracked(prep) => prep.finish(y),
+            }
+        }
+
+        fn swiglu_gradients(
+            gate: FloatTensor<Self>,
+            up: FloatTensor<Self>,
+            dy: FloatTensor<Self>,
+        ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+            use burn::backend::AutodiffBackend;
+            let p = |t: FloatTensor<Self>| t.primitive().clone();
+            let (dgate, dup) = B::swiglu_gradients(p(gate), p(up), p(dy));
+            (Self::from_inner(dgate), Self::from_inner(dup))
+        }
+    }
+}

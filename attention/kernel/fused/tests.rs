@@ -1,0 +1,71 @@
+//! f32 ops of their own against the same formulas in f64, outputs and all gradients.
+
+use super::{rms_norm, rotate_half, swiglu};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+
+fn leaf<const D: usize>(shape: [usize; D], seed: u64, dtype: DType) -> Tensor<D> {
+    let value = |i: u64| {
+        let x = (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ seed.wrapping_mul(0xD1B5_4A32_D192_ED03);
+        let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        (x >> 40) as f32 / (1u64 << 22) as f32 - 2.0
+    };
+    let n = shape.iter().product::<usize>() as u64;
+    let data = TensorData::new((0..n).map(value).collect::<Vec<f32>>(), shape);
+    let x = Tensor::<D>::from_data(data, &Device::default());
+    Tensor::from_inner(x.cast(dtype)).require_grad()
+}
+
+fn host<const D: usize>(x: Tensor<D>) -> Vec<f64> {
+    x.inner().cast(DType::F64).into_data().iter::<f64>().collect()
+}
+
+/// Output of `run` and gradients of all leaves, in both precisions: every RMS ratio is small.
+fn check(name: &str, run: impl Fn(DType) -> Vec<Vec<f64>>) {
+    let (want, got) = (run(DType::F64), run(DType::F32));
+    for (i, (want, got)) in want.iter().zip(&got).enumerate() {
+        let square = |x: f64| x * x;
+        let diff: f64 = want.iter().zip(got).map(|(a, b)| square(a - b)).sum();
+        let r = (diff / want.iter().map(|x| square(*x)).sum::<f64>()).sqrt();
+        assert!(r <= 1e-6, "{name}: tensor {i} differs by {r:e}");
+    }
+}
+
+#[test]
+fn rms_norm_equals_the_formula() {
+    for shape in [[1, 1, 3], [2, 63, 17], [3, 1000, 64]] {
+        check("rms_norm", |dtype| {
+            let (x, w) = (leaf(shape, 1, dtype), leaf([shape[2]], 2, dtype));
+            let y = rms_norm(x.clone(), w.clone(), 1e-5);
+            let grads = (y.clone() * leaf(shape, 3, dtype).detach()).sum().backward();
+            vec![host(y), host(x.grad(&grads).unwrap()), host(w.grad(&grads).unwrap())]
+        });
+    }
+}
+
+#[test]
+fn rotation_equals_the_formula() {
+    // Rows of their own angles, heads as a view, channels that pass through.
+    for (b, rows, h, t, d, half) in [(1, 1, 1, 1, 4, 2), (2, 1, 3, 63, 8, 4), (2, 2, 5, 700, 24, 8)] {
+        check("rotate", |dtype| {
+            let x = leaf([b, t, h, d], 1, dtype);
+            let angle = |seed| leaf([rows, 1, t, half], seed, DType::F32).detach();
+            let (cos, sin) = (angle(2), angle(3));
+            let y = rotate_half(x.clone().swap_dims(1, 2), cos, sin);
+            let grads = (y.clone() * leaf([b, h, t, d], 4, dtype).detach()).sum().backward();
+            vec![host(y), host(x.grad(&grads).unwrap())]
+        });
+    }
+}
+
+#[test]
+fn swiglu_equals_the_formula() {
+    for shape in [[1, 1], [63, 5], [300, 400]] {
+        check("swiglu", |dtype| {
+            let (g, u) = (leaf(shape, 1, dtype).mul_scalar(8.0), leaf(shape, 2, dtype));
+            let (g, u) = (g.detach().require_grad(), u);
+            let y = swiglu(g.clone(), u.clone());
+            let grads = (y.clone() * leaf(shape, 3, dtype).detach()).sum().backward();
+            vec![host(y), host(g.grad(&grads).unwrap()), host(u.grad(&grads).unwrap())]
+        });
+    }
+}

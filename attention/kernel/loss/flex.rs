@@ -1,0 +1,98 @@
+//! The same on the CPU: one pass over the logits of a chunk turns them into their own gradient.
+
+use super::{LossPlan, chunk_len};
+use crate::simd::{exp, gemm_threads, vectorized};
+use burn::tensor::TensorData;
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+/// (loss `[1]`, dx, dw); gradients that are not wanted are one zero.
+pub(super) fn forward(
+    x: FlexTensor,
+    w: FlexTensor,
+    plan: &LossPlan,
+) -> (FlexTensor, FlexTensor, FlexTensor) {
+    let (x, w) = (x.to_contiguous(), w.to_contiguous());
+    let (n, d) = (x.layout().shape()[0], x.layout().shape()[1]);
+    let v = w.layout().shape()[0];
+    let (x, w) = (x.storage::<f32>(), w.storage::<f32>());
+    let mut dx = vec![0.0f32; if plan.x_grad { n * d } else { 0 }];
+    let mut dw = vec![0.0f32; if plan.w_grad { v * d } else { 0 }];
+    let chunk = chunk_len(v);
+    let mut logits = vec![0.0f32; chunk.min(n) * v];
+    let mut loss = 0.0f64;
+    let (by_d, by_v, transposed) = ((d as isize, 1), (v as isize, 1), |w: usize| (1, w as isize));
+    for start in (0..n).step_by(chunk) {
+        let len = chunk.min(n - start);
+        let part = &x[start * d..(start + len) * d];
+        let logits = &mut logits[..len * v];
+        // Safe: all slices have exactly the sizes named.
+        unsafe {
+            let out = logits.as_mut_ptr();
+            gemm_threads((len, v, d), out, by_v, part.as_ptr(), by_d, w.as_ptr(), transposed(d), false);
+        }
+        let losses: Vec<f64> = logits
+            .par_chunks_mut(v)
+            .zip(&plan.labels[start..start + len])
+            .map(|(row, label)| gradient_of(row, *label))
+            .collect();
+        loss += losses.iter().sum::<f64>();
+        unsafe {
+            if plan.x_grad {
+                let out = dx[start * d..(start + len) * d].as_mut_ptr();
+                gemm_threads((len, d, v), out, by_d, logits.as_ptr(), by_v, w.as_ptr(), by_d, false);
+            }
+            if plan.w_grad {
+                let (out, at) = (dw.as_mut_ptr(), logits.as_ptr());
+                gemm_threads((v, d, len), out, by_d, at, transposed(v), part.as_ptr(), by_d, true);
+            }
+        }
+    }
+    let tensor = |data: Vec<f32>, rows: usize| match data.is_empty() {
+        true => FlexTensor::from_data(TensorData::new(vec![0.0f32], [1, 1])),
+        false => FlexTensor::from_data(TensorData::new(data, [rows, d])),
+    };
+    let loss = FlexTensor::from_data(TensorData::new(vec![loss as f32], [1]));
+    (loss, tensor(dx, n), tensor(dw, v))
+}
+
+/// Logits of one token -> d(loss)/d(logits) in place; returns the token's loss.
+fn gradient_of(row: &mut [f32], label: i32) -> f64 {
+    if label < 0 {
+        row.fill(0.0);
+        return 0.0;
+    }
+    let of_label = row[label as usize];
+    let (top, sum) = vectorized(
+        #[inline(always)]
+        || {
+            let mut top = [f32::NEG_INFINITY; 16];
+            let (chunks, rest) = row.as_chunks::<16>();
+            for chunk in chunks {
+                for (x, lane) in chunk.iter().zip(&mut top) {
+                    *lane = if *x > *lane { *x } else { *lane };
+                }
+            }
+            let lanes = top.iter().chain(rest);
+            let top = lanes.fold(f32::NEG_INFINITY, |m, x| if *x > m { *x } else { m });
+            let mut sums = [0.0f32; 16];
+            let (chunks, rest) = row.as_chunks_mut::<16>();
+            for chunk in chunks {
+                for (x, sum) in chunk.iter_mut().zip(&mut sums) {
+                    *x = exp(*x - top);
+                    *sum += *x;
+                }
+            }
+            let mut sum: f64 = sums.iter().map(|s| *s as f64).sum();
+            for x in rest {
+                *x = exp(*x - top);
+                sum += *x as f64;
+            }
+            let inverse = (1.0 / sum) as f32;
+            row.iter_mut().for_each(|x| *x *= inverse);
+            (top, sum)
+        },
+    );
+    row[label as usize] -= 1.0;
+    sum.ln() + top as f64 - of_label as f64
+}

@@ -1,0 +1,92 @@
+//! Every implementation against the reference, loss and both gradients.
+
+use crate::Implementation::{Flex, Reference, Tiled};
+use crate::loss::linear_cross_entropy_with;
+use crate::{Implementation, linear_cross_entropy, linear_nll};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+
+fn data(shape: [usize; 2], seed: u64, scale: f32) -> Tensor<2> {
+    let value = |i: u64| {
+        let x = (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ seed.wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let x = (x ^ (x >> 31)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((x >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * scale
+    };
+    let n = (shape[0] * shape[1]) as u64;
+    let device = Device::default();
+    Tensor::from_data(TensorData::new((0..n).map(value).collect::<Vec<_>>(), shape), &device)
+}
+
+fn run(
+    (n, d, v): (usize, usize, usize),
+    dtype: DType,
+    implementation: Implementation,
+) -> (f64, Vec<Vec<f64>>) {
+    let leaf = |shape, seed| {
+        Tensor::<2>::from_inner(data(shape, seed, 2.0).cast(dtype)).require_grad()
+    };
+    let (x, w) = (leaf([n, d], 1), leaf([v, d], 2));
+    let labels: Vec<i64> =
+        (0..n).map(|i| if i % 3 == 1 { -100 } else { ((i * 7) % v) as i64 }).collect();
+    let loss = linear_cross_entropy_with(x.clone(), w.clone(), &labels, implementation).unwrap();
+    // A factor shows whether the upstream gradient arrives.
+    let grads = loss.clone().mul_scalar(0.25).backward();
+    let host = |t: Tensor<2>| t.cast(DType::F64).into_data().iter::<f64>().collect::<Vec<_>>();
+    let grads = [&x, &w].map(|t| host(t.grad(&grads).expect("a gradient")));
+    (loss.into_data().iter::<f64>().next().unwrap(), grads.to_vec())
+}
+
+fn ratio(a: &[f64], b: &[f64]) -> f64 {
+    let square = |x: f64| x * x;
+    let diff: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
+    (diff / b.iter().map(|b| square(*b)).sum::<f64>()).sqrt()
+}
+
+#[test]
+fn every_implementation_equals_the_reference() {
+    for size in [(1, 3, 2), (63, 8, 100), (257, 16, 33), (100, 5, 70_000)] {
+        let want = run(size, DType::F64, Reference);
+        let implementations = if cfg!(feature = "flex") { vec![Tiled, Flex] } else { vec![Tiled] };
+        for implementation in implementations {
+            let got = run(size, DType::F32, implementation);
+            let name = format!("{size:?} {implementation:?}");
+            assert!((got.0 - want.0).abs() <= 2e-6 * want.0.abs(), "{name}: {} {}", got.0, want.0);
+            for (i, (got, want)) in got.1.iter().zip(&want.1).enumerate() {
+                let r = ratio(got, want);
+                assert!(r <= 1e-5, "{name}: gradient {i} differs by {r:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_frozen_head_gets_no_gradient_and_ignored_tokens_give_none() {
+    let x = Tensor::<2>::from_inner(data([4, 3], 1, 1.0)).require_grad();
+    let w = Tensor::<2>::from_inner(data([5, 3], 2, 1.0));
+    let grads = linear_cross_entropy(x.clone(), w.clone(), &[1, -100, 2, -100]).unwrap().backward();
+    assert!(w.grad(&grads).is_none());
+    let dx: Vec<f32> = x.grad(&grads).unwrap().into_data().iter::<f32>().collect();
+    assert!(dx[3..6].iter().chain(&dx[9..12]).all(|g| *g == 0.0));
+    assert!(dx[..3].iter().any(|g| *g != 0.0));
+}
+
+#[test]
+fn single_losses_add_up_to_the_sum() {
+    let (x, w) = (data([70, 8], 1, 1.0), data([50, 8], 2, 1.0));
+    let labels: Vec<i64> = (0..70).map(|i| if i == 5 { -100 } else { i % 50 }).collect();
+    let each = linear_nll(x.clone(), w.clone(), &labels).unwrap();
+    let sum = linear_cross_entropy(x, w, &labels).unwrap().into_data().iter::<f32>().next().unwrap();
+    assert_eq!((each.len(), each[5]), (70, 0.0));
+    assert!((each.iter().sum::<f32>() - sum).abs() < 1e-3 * sum);
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let go = |n: usize, d: usize, labels: &[i64]| {
+        linear_cross_entropy(data([n, d], 1, 1.0), data([5, 3], 2, 1.0), labels)
+    };
+    assert!(go(2, 3, &[0, 4]).is_ok());
+    let text = go(2, 3, &[0, 5]).unwrap_err().to_string();
+    assert!(text.contains("label 5 of token 1 with a vocabulary of 5"), "{text}");
+    assert!(go(2, 4, &[0, 1]).is_err());
+    assert!(go(2, 3, &[0]).is_err());
+}
