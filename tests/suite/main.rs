@@ -5,5 +5,4 @@ mod files;
 mod generate;
 mod interop;
 mod lora;
-mod scratch;
 mod tiny;
