@@ -10,6 +10,7 @@ mod golden;
 mod longlora;
 mod model;
 mod rope;
+mod selftest;
 mod table;
 
 use golden::{Golden, Outcome};
@@ -46,9 +47,10 @@ fn main() -> ExitCode {
 fn run(filter: &str) -> Result<bool, Failure> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let table = Table::read(&root.join("tests/goldens.toml"))?;
+    let fixtures = root.join("tests/fixtures/goldens");
     let folders: Vec<PathBuf> = match std::env::var("LONGBURN_GOLDENS") {
         Ok(list) => list.split(':').filter(|f| !f.is_empty()).map(Into::into).collect(),
-        Err(_) => vec![root.join("tests/fixtures/goldens")],
+        Err(_) => vec![fixtures.clone()],
     };
     let mut files = Vec::new();
     for folder in folders {
@@ -60,6 +62,7 @@ fn run(filter: &str) -> Result<bool, Failure> {
     }
     // A check that panics is a failed check, and says so on its line.
     std::panic::set_hook(Box::new(|_| {}));
+    selftest::run(&fixtures.join("positional/rope_linear_small.safetensors"), &table)?;
     let (mut passed, mut failed, mut pending, mut unknown) = (0, 0, 0, 0);
     for path in files {
         let name = name_of(&path);
