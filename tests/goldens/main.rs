@@ -8,6 +8,7 @@
 
 mod golden;
 mod longlora;
+mod lora;
 mod model;
 mod rope;
 mod selftest;
@@ -25,8 +26,12 @@ pub type Check = fn(&Golden) -> Result<(), Failure>;
 pub type Failure = Box<dyn std::error::Error>;
 
 /// Names that `tests/goldens.toml` may use.
-const CHECKS: [(&str, Check); 3] =
-    [("model", model::check), ("rope", rope::check), ("longlora", longlora::check)];
+const CHECKS: [(&str, Check); 4] = [
+    ("model", model::check),
+    ("rope", rope::check),
+    ("longlora", longlora::check),
+    ("lora", lora::check),
+];
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
