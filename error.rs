@@ -114,6 +114,15 @@ pub enum Error {
         token: u32,
         /// The logit.
         value: f32,
+    /// A model that is being evaluated computes no usable number.
+    #[error("evaluation: {what} is {value} (remedy: {remedy})")]
+    Evaluation {
+        /// Which number, of which document and token.
+        what: String,
+        /// The value seen.
+        value: f64,
+        /// What to do.
+        remedy: String,
     },
     /// An attention or loss kernel refused its input.
     #[error(transparent)]

@@ -2,12 +2,14 @@
 
 mod alloc;
 mod data;
+mod eval;
 mod files;
 mod generate;
 mod interop;
 mod longlora;
 mod lora;
 mod mixers;
+mod realdata;
 mod report;
-mod training;
 mod tiny;
+mod training;
