@@ -99,6 +99,22 @@ pub enum Error {
         /// Which data produced it.
         batch: String,
     },
+    /// A training run cannot go on.
+    #[error("training: {0}")]
+    Training(String),
+    /// A model gave logits that no token can be chosen from.
+    #[error(
+        "generation, new token {step}: the logit of id {token} is {value} (remedy: check the \
+         weights for NaN and infinite values, or compute in a wider number format)"
+    )]
+    Logits {
+        /// New token, from 0.
+        step: u64,
+        /// Id with the offending logit.
+        token: u32,
+        /// The logit.
+        value: f32,
+    },
     /// A model that is being evaluated computes no usable number.
     #[error("evaluation: {what} is {value} (remedy: {remedy})")]
     Evaluation {

@@ -6,15 +6,16 @@ mod linear;
 pub mod longlora;
 mod norm;
 mod projections;
+pub mod reference;
 mod state;
 
 pub use context::{MixContext, MixOutput, Phase, Tap, Taps};
 pub use dense::{Dense, DenseConfig};
 pub use linear::{Linear, LinearConfig, Lora};
 pub(crate) use linear::normal;
-pub use longlora::{LongLora, LongLoraConfig};
+pub use longlora::{LongLora, LongLoraConfig, LongLoraForm};
 pub use norm::{RmsNorm, RmsNormConfig};
-pub use projections::{AttnProjections, AttnShape};
+pub use projections::{AttnProjections, AttnShape, HasProjections};
 pub use state::{KvCache, State};
 
 use crate::Result;
@@ -112,6 +113,19 @@ impl Mixer {
             Self::LongLora(m) => (m.proj, m.window),
         };
         config.init(proj, window)
+    }
+}
+
+impl HasProjections for Mixer {
+    fn projections(&self) -> &AttnProjections {
+        self.projections()
+    }
+
+    fn projections_mut(&mut self) -> &mut AttnProjections {
+        match self {
+            Self::Dense(m) => &mut m.proj,
+            Self::LongLora(m) => &mut m.proj,
+        }
     }
 }
 

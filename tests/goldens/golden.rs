@@ -1,7 +1,7 @@
 //! A golden file: inputs, expected results and how far from them one may be.
 
 use crate::Failure;
-use longburn::models::weights::{Dtype, RawTensor, read_safetensors};
+use longburn::models::weights::{RawTensor, read_safetensors};
 use serde_json::Value;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -181,10 +181,5 @@ impl Golden {
             n => format!(" and {n} more tensors"),
         };
         Outcome::Fail(format!("{tensor} {got:.3e} {allowed:.3e} ({measure}){more}"))
-    }
-
-    /// Element type of a tensor, for checks that read all results of a kind.
-    pub fn is_integer(&self, name: &str) -> bool {
-        self.tensors.get(name).is_some_and(|t| matches!(t.dtype, Dtype::I64 | Dtype::I32))
     }
 }

@@ -60,7 +60,8 @@ pub fn check(golden: &Golden) -> Result<(), Failure> {
 /// Settings from the file. The rolled form is the one in which a query sees a later key.
 fn config(golden: &Golden, heads: usize, len: usize) -> Result<LongLoraConfig, Failure> {
     let group = golden.number("group")?;
-    let shift = if golden.config()["shift"].is_null() { group / 2 } else { golden.number("shift")? };
+    let shift =
+        if golden.config()["shift"].is_null() { group / 2 } else { golden.number("shift")? };
     if shift != 0 && shift != group / 2 {
         return Err(format!("a shift of {shift} with groups of {group}").into());
     }

@@ -8,8 +8,10 @@
 
 mod golden;
 mod longlora;
+mod lora;
 mod model;
 mod rope;
+mod selftest;
 mod table;
 
 use golden::{Golden, Outcome};
@@ -24,8 +26,12 @@ pub type Check = fn(&Golden) -> Result<(), Failure>;
 pub type Failure = Box<dyn std::error::Error>;
 
 /// Names that `tests/goldens.toml` may use.
-const CHECKS: [(&str, Check); 3] =
-    [("model", model::check), ("rope", rope::check), ("longlora", longlora::check)];
+const CHECKS: [(&str, Check); 4] = [
+    ("model", model::check),
+    ("rope", rope::check),
+    ("longlora", longlora::check),
+    ("lora", lora::check),
+];
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -46,9 +52,10 @@ fn main() -> ExitCode {
 fn run(filter: &str) -> Result<bool, Failure> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let table = Table::read(&root.join("tests/goldens.toml"))?;
+    let fixtures = root.join("tests/fixtures/goldens");
     let folders: Vec<PathBuf> = match std::env::var("LONGBURN_GOLDENS") {
         Ok(list) => list.split(':').filter(|f| !f.is_empty()).map(Into::into).collect(),
-        Err(_) => vec![root.join("tests/fixtures/goldens")],
+        Err(_) => vec![fixtures.clone()],
     };
     let mut files = Vec::new();
     for folder in folders {
@@ -60,6 +67,7 @@ fn run(filter: &str) -> Result<bool, Failure> {
     }
     // A check that panics is a failed check, and says so on its line.
     std::panic::set_hook(Box::new(|_| {}));
+    selftest::run(&fixtures.join("positional/rope_linear_small.safetensors"), &table)?;
     let (mut passed, mut failed, mut pending, mut unknown) = (0, 0, 0, 0);
     for path in files {
         let name = name_of(&path);

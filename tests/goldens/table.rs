@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The number of pending patterns may fall, never rise: lower this with the list.
-const MOST_PENDING: usize = 63;
+const MOST_PENDING: usize = 62;
 
 /// What is to happen with a file.
 #[derive(Clone, Copy)]
@@ -58,8 +58,7 @@ impl Table {
         let letters = |pattern: &str| pattern.chars().filter(|c| *c != '*').count();
         let matching: Vec<_> = self.0.iter().filter(|(p, _)| matches(p, name)).collect();
         let most = matching.iter().map(|(p, _)| letters(p)).max();
-        let best: Vec<_> =
-            matching.into_iter().filter(|(p, _)| Some(letters(p)) == most).collect();
+        let best: Vec<_> = matching.into_iter().filter(|(p, _)| Some(letters(p)) == most).collect();
         match best[..] {
             [] => Ok(None),
             [(_, entry)] => Ok(Some(*entry)),

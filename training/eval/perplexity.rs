@@ -1,9 +1,7 @@
 //! Perplexity under the two protocols that long-context work quotes. They give different numbers
 //! on the same model and text; a number is worth something only with the protocol's name.
 
-use super::position::{
-    Part, PositionBucket, doubling_buckets, pool, weighted_mean, window_means,
-};
+use super::position::{Part, PositionBucket, doubling_buckets, pool, weighted_mean, window_means};
 use super::score::{EvalWindow, WindowNll, score};
 use crate::models::Blocks;
 use crate::{Error, Result};
@@ -156,7 +154,8 @@ impl Perplexity {
         buckets: &[Range<usize>],
         skipped_documents: usize,
     ) -> PerplexityReport {
-        let part = |w: &WindowNll| Part { document: w.document, weight: w.weight, mean: w.mean_nll };
+        let part =
+            |w: &WindowNll| Part { document: w.document, weight: w.weight, mean: w.mean_nll };
         let (mean_nll, se) = weighted_mean(&windows.iter().map(part).collect::<Vec<_>>());
         let tokens = windows.iter().map(|w| w.tokens).sum();
         let total: f64 = windows.iter().map(WindowNll::sum).sum();
@@ -230,9 +229,11 @@ impl Protocol {
                 bad("max_len", max_len, "at least 2 tokens".into())
             }
             Self::Strided { stride: 0, .. } => bad("stride", 0, "at least 1".into()),
-            Self::Strided { max_len, stride } if stride > max_len => {
-                bad("stride", stride, format!("at most max_len = {max_len}, or tokens are left out"))
-            }
+            Self::Strided { max_len, stride } if stride > max_len => bad(
+                "stride",
+                stride,
+                format!("at most max_len = {max_len}, or tokens are left out"),
+            ),
             Self::LongLora { len, .. } if len < 2 => bad("len", len, "at least 2 tokens".into()),
             Self::LongLora { step: 0, .. } => bad("step", 0, "at least 1".into()),
             _ => Ok(()),

@@ -86,7 +86,8 @@ fn check(
     batch_size: usize,
     vocabulary: usize,
 ) -> Result<()> {
-    let config = |field, value: String, expected| Error::config("evaluation", field, value, expected);
+    let config =
+        |field, value: String, expected| Error::config("evaluation", field, value, expected);
     if batch_size == 0 {
         return Err(config("batch_size", "0".into(), "at least 1"));
     }
