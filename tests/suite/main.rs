@@ -1,1 +1,5 @@
+//! One binary for all integration tests: building and linking once.
+
 mod files;
+mod mixers;
+mod report;
