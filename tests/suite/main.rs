@@ -1,5 +1,6 @@
 //! One binary for all integration tests: building and linking once.
 
+mod data;
 mod files;
 mod mixers;
 mod report;
