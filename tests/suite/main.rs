@@ -1,5 +1,6 @@
 //! One binary for all integration tests: building and linking once.
 
+mod backends;
 mod data;
 mod files;
 mod mixers;
