@@ -99,6 +99,9 @@ pub enum Error {
         /// Which data produced it.
         batch: String,
     },
+    /// A training run cannot go on.
+    #[error("training: {0}")]
+    Training(String),
     /// An attention or loss kernel refused its input.
     #[error(transparent)]
     Kernel(#[from] longburn_kernels::Error),

@@ -3,5 +3,7 @@
 mod backends;
 mod data;
 mod files;
+mod longlora;
 mod mixers;
 mod report;
+mod training;
