@@ -43,9 +43,7 @@ fn forbidden(from: &str, to: &str) -> bool {
     }
     let rank = |name: &str| LAYERS.iter().position(|layer| *layer == name);
     match (rank(from), rank(to)) {
-        (Some(from_rank), Some(to_rank)) => {
-            to_rank > from_rank || FORBIDDEN.contains(&(from, to))
-        }
+        (Some(from_rank), Some(to_rank)) => to_rank > from_rank || FORBIDDEN.contains(&(from, to)),
         // A name at the root that is no layer would be a way around them, and what all layers
         // use may itself use none.
         _ => true,
@@ -267,7 +265,8 @@ fn tokens(text: &str) -> Vec<(usize, Token)> {
 
 /// Number of `#` of the raw string that starts at `i`.
 fn raw_hashes(chars: &[char], i: usize) -> Option<usize> {
-    let joined = i > 0 && (chars[i - 1].is_alphanumeric() && chars[i - 1] != 'b' || chars[i - 1] == '_');
+    let joined =
+        i > 0 && (chars[i - 1].is_alphanumeric() && chars[i - 1] != 'b' || chars[i - 1] == '_');
     let hashes = chars[i + 1..].iter().take_while(|c| **c == '#').count();
     (!joined && chars.get(i + 1 + hashes) == Some(&'"')).then_some(hashes)
 }
@@ -294,28 +293,59 @@ mod tests {
         let up = |file, text| edges(file, text).len();
         assert_eq!(up("positional/rope.rs", "use super::super::attention::Linear;"), 1);
         assert_eq!(up("positional/mod.rs", "use super::attention::Linear;"), 1);
-        assert_eq!(up("positional/rope.rs", "use super::attention::Linear;"), 0, "positional::attention");
+        assert_eq!(
+            up("positional/rope.rs", "use super::attention::Linear;"),
+            0,
+            "positional::attention"
+        );
         assert_eq!(up("attention/mod.rs", "pub(crate) use crate::{Error, models::{a, b}};"), 2);
         assert_eq!(up("attention/x.rs", "use crate::{\n    Error,\n    models::a,\n};"), 1);
         assert_eq!(up("attention/x.rs", "fn f() -> crate::models::Decoder { todo!() }"), 1);
         assert_eq!(up("attention/x.rs", "macro_rules! m { () => { $crate::models::f() } }"), 1);
         assert_eq!(up("attention/x.rs", "mod inner {\n use super::super::super::models::f; }"), 1);
-        assert_eq!(up("attention/x.rs", "mod inner { fn f() {} }\nuse super::super::models::f;"), 1);
-        assert_eq!(up("datasets/mod.rs", "use crate::models::ModelConfig;"), 1, "not below datasets");
-        assert_eq!(up("streams.rs", "use crate::attention::Linear;"), 1, "shared code uses no layer");
+        assert_eq!(
+            up("attention/x.rs", "mod inner { fn f() {} }\nuse super::super::models::f;"),
+            1
+        );
+        assert_eq!(
+            up("datasets/mod.rs", "use crate::models::ModelConfig;"),
+            1,
+            "not below datasets"
+        );
+        assert_eq!(
+            up("streams.rs", "use crate::attention::Linear;"),
+            1,
+            "shared code uses no layer"
+        );
         assert_eq!(up("attention/x.rs", "use crate::Decoder;"), 1, "re-export at the root");
     }
 
     #[test]
     fn what_is_allowed_or_no_code_passes() {
         let up = |file, text| edges(file, text).len();
-        assert_eq!(up("training/mod.rs", "use crate::{Result, datasets::Batch, models::*, streams};"), 0);
-        assert_eq!(up("models/a.rs", "use super::config::X; use self::inner::Y; use crate::models::Z;"), 0);
-        assert_eq!(up("models/a.rs", "use crate::{self, kernel::Mask}; pub(crate) fn f(&self) {}"), 0);
-        assert_eq!(up("models/a.rs", "/// See [`crate::training::X`].\n/* use crate::training; */"), 0);
-        assert_eq!(up("models/a.rs", "const A: &str = \"use crate::training\"; const C: char = '\"';"), 0);
+        assert_eq!(
+            up("training/mod.rs", "use crate::{Result, datasets::Batch, models::*, streams};"),
+            0
+        );
+        assert_eq!(
+            up("models/a.rs", "use super::config::X; use self::inner::Y; use crate::models::Z;"),
+            0
+        );
+        assert_eq!(
+            up("models/a.rs", "use crate::{self, kernel::Mask}; pub(crate) fn f(&self) {}"),
+            0
+        );
+        assert_eq!(
+            up("models/a.rs", "/// See [`crate::training::X`].\n/* use crate::training; */"),
+            0
+        );
+        assert_eq!(
+            up("models/a.rs", "const A: &str = \"use crate::training\"; const C: char = '\"';"),
+            0
+        );
         assert_eq!(up("models/a.rs", "const A: &str = r#\"a \" crate::training::b\"#;"), 0);
-        let tests = "#[cfg(test)]\nmod tests { use crate::training::Trainer; }\nuse crate::datasets::A;";
+        let tests =
+            "#[cfg(test)]\nmod tests { use crate::training::Trainer; }\nuse crate::datasets::A;";
         assert_eq!(edges("models/a.rs", tests), ["models/a.rs:3: models may not use datasets"]);
     }
 }

@@ -13,7 +13,15 @@ const MAX_LINES: usize = 600;
 /// Bytes that all fixtures together may have.
 const MAX_FIXTURES: u64 = 2 << 20;
 const CODE: [&str; 9] = [
-    "positional", "attention", "models", "datasets", "training", "testing", "examples", "tests", "error.rs",
+    "positional",
+    "attention",
+    "models",
+    "datasets",
+    "training",
+    "testing",
+    "examples",
+    "tests",
+    "error.rs",
 ];
 
 fn root() -> &'static Path {
@@ -105,7 +113,8 @@ fn the_list_of_papers_is_sound() {
     for (i, paper) in papers().iter().enumerate() {
         let id: Vec<&str> = paper.arxiv.split('.').collect();
         let digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
-        if !(id.len() == 2 && id[0].len() == 4 && id[1].len() == 5 && id.iter().all(|s| digits(s))) {
+        if !(id.len() == 2 && id[0].len() == 4 && id[1].len() == 5 && id.iter().all(|s| digits(s)))
+        {
             problems.push(format!("{}: `{}` is no arXiv id", paper.name, paper.arxiv));
         }
         if !layers::LAYERS.contains(&paper.layer) {

@@ -21,9 +21,13 @@ pub fn problems(root: &Path, paper: &Paper) -> Vec<String> {
     need(source == file || source == folder, format!("its source is `{source}`, not `{file}`"));
     need(!text.is_empty(), format!("`{source}` is missing or empty"));
     let head: Vec<&str> = text.lines().take_while(|line| line.starts_with("//!")).collect();
-    let head = head.iter().map(|l| l.trim_start_matches("//!").trim()).collect::<Vec<_>>().join(" ");
+    let head =
+        head.iter().map(|l| l.trim_start_matches("//!").trim()).collect::<Vec<_>>().join(" ");
     need(head.starts_with(paper.title), format!("`{source}` does not begin with the title"));
-    need(head.contains(&format!("(arXiv {})", paper.arxiv)), format!("`{source}` does not say (arXiv {})", paper.arxiv));
+    need(
+        head.contains(&format!("(arXiv {})", paper.arxiv)),
+        format!("`{source}` does not say (arXiv {})", paper.arxiv),
+    );
     need(head.contains("*Deviations"), format!("`{source}` has no *Deviations* paragraph"));
     let config = text.lines().any(|line| {
         line.strip_prefix("pub struct ").is_some_and(|rest| {
@@ -46,7 +50,10 @@ pub fn problems(root: &Path, paper: &Paper) -> Vec<String> {
     need(example == format!("examples/{}", paper.name), format!("its example is `{example}`"));
     for part in ["main.rs", "README.md", "run.toml"] {
         let name = format!("{example}/{part}");
-        need(read(&name).is_some_and(|t| !t.trim().is_empty()), format!("`{name}` is missing or empty"));
+        need(
+            read(&name).is_some_and(|t| !t.trim().is_empty()),
+            format!("`{name}` is missing or empty"),
+        );
     }
     if let Some(recipe) = read(&format!("{example}/run.toml")) {
         if let Err(error) = recipe.parse::<toml::Table>() {
@@ -63,7 +70,10 @@ mod tests {
     use std::path::Path;
 
     const GOOD: [(&str, &str); 5] = [
-        ("attention/longlora.rs", "//! TITLE (arXiv ID).\n//!\n//! *Deviations.* None.\npub struct XConfig {}\n"),
+        (
+            "attention/longlora.rs",
+            "//! TITLE (arXiv ID).\n//!\n//! *Deviations.* None.\npub struct XConfig {}\n",
+        ),
         ("tests/suite/longlora.rs", "#[test]\nfn groups_equal_the_reference() {}\n"),
         ("examples/longlora/main.rs", "fn main() {}\n"),
         ("examples/longlora/README.md", "# LongLoRA\n"),
@@ -87,10 +97,26 @@ mod tests {
         GOOD.iter().for_each(|(name, text)| write(root.path(), name, text));
         assert_eq!(problems(root.path(), paper()), Vec::<String>::new());
         let faults = [
-            ("attention/longlora.rs", "//! TITLE (arXiv ID).\npub struct XConfig {}\n", "*Deviations*"),
-            ("attention/longlora.rs", "//! TITLE.\n//! *Deviations.* None.\npub struct XConfig {}\n", "(arXiv "),
-            ("attention/longlora.rs", "//! Other (arXiv ID).\n//! *Deviations.*\npub struct XConfig {}\n", "title"),
-            ("attention/longlora.rs", "//! TITLE (arXiv ID).\n//! *Deviations.* None.\nstruct XConfig {}\n", "Config"),
+            (
+                "attention/longlora.rs",
+                "//! TITLE (arXiv ID).\npub struct XConfig {}\n",
+                "*Deviations*",
+            ),
+            (
+                "attention/longlora.rs",
+                "//! TITLE.\n//! *Deviations.* None.\npub struct XConfig {}\n",
+                "(arXiv ",
+            ),
+            (
+                "attention/longlora.rs",
+                "//! Other (arXiv ID).\n//! *Deviations.*\npub struct XConfig {}\n",
+                "title",
+            ),
+            (
+                "attention/longlora.rs",
+                "//! TITLE (arXiv ID).\n//! *Deviations.* None.\nstruct XConfig {}\n",
+                "Config",
+            ),
             ("tests/suite/longlora.rs", "#[test]\nfn runs() {}\n", "equivalence"),
             ("examples/longlora/run.toml", "steps = \n", "run.toml"),
             ("examples/longlora/README.md", "\n", "README.md"),

@@ -95,11 +95,11 @@ fn loss_equals_the_reference(device: &Device) {
     let (n, d, v) = (150, 8, 90);
     let labels: Vec<i64> = (0..n).map(|i| if i % 5 == 2 { -100 } else { (i * 7) % v }).collect();
     let run = |implementation| {
-        let leaf = |rows, stream| {
-            Tensor::from_inner(random([rows, d], stream, device)).require_grad()
-        };
+        let leaf =
+            |rows, stream| Tensor::from_inner(random([rows, d], stream, device)).require_grad();
         let (x, w) = (leaf(n as usize, 1), leaf(v as usize, 2));
-        let loss = linear_cross_entropy_with(x.clone(), w.clone(), &labels, implementation).unwrap();
+        let loss =
+            linear_cross_entropy_with(x.clone(), w.clone(), &labels, implementation).unwrap();
         let grads = loss.clone().mul_scalar(0.5).backward();
         [host(loss), host(x.grad(&grads).unwrap()), host(w.grad(&grads).unwrap())]
     };
