@@ -102,6 +102,28 @@ pub enum Error {
     /// A training run cannot go on.
     #[error("training: {0}")]
     Training(String),
+    /// A model gave logits that no token can be chosen from.
+    #[error(
+        "generation, new token {step}: the logit of id {token} is {value} (remedy: check the \
+         weights for NaN and infinite values, or compute in a wider number format)"
+    )]
+    Logits {
+        /// New token, from 0.
+        step: u64,
+        /// Id with the offending logit.
+        token: u32,
+        /// The logit.
+        value: f32,
+    /// A model that is being evaluated computes no usable number.
+    #[error("evaluation: {what} is {value} (remedy: {remedy})")]
+    Evaluation {
+        /// Which number, of which document and token.
+        what: String,
+        /// The value seen.
+        value: f64,
+        /// What to do.
+        remedy: String,
+    },
     /// An attention or loss kernel refused its input.
     #[error(transparent)]
     Kernel(#[from] longburn_kernels::Error),

@@ -5,6 +5,7 @@ mod config;
 mod gradients;
 mod objective;
 mod optim;
+pub mod eval;
 pub mod report;
 mod schedule;
 mod source;

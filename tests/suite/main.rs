@@ -1,9 +1,16 @@
 //! One binary for all integration tests: building and linking once.
 
 mod backends;
+mod alloc;
 mod data;
+mod eval;
 mod files;
+mod generate;
+mod interop;
 mod longlora;
+mod lora;
 mod mixers;
+mod realdata;
 mod report;
+mod tiny;
 mod training;

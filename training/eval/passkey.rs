@@ -1,0 +1,249 @@
+//! Retrieval of pass keys: does the model complete a prompt by exactly the key?
+//!
+//! A key is right when every one of its tokens is the most likely one given the prompt and the
+//! tokens of the key before it. One pass over prompt and key decides that, and it is what greedy
+//! decoding would produce: up to the first wrong token both see the same context.
+
+use crate::models::{Blocks, ForwardOptions, ids_tensor};
+use crate::{Error, Result};
+use burn::tensor::{Int, Tensor, TensorData};
+use longburn_kernels::TokenMeta;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// A prompt and the key that must follow.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PasskeyItem {
+    /// Everything in front of the key.
+    pub prompt: Vec<u32>,
+    /// The key.
+    pub answer: Vec<u32>,
+    /// Length under which the item is reported, tokens.
+    pub length: usize,
+    /// Where the key was stated: 0 first, 1 last.
+    pub depth: f64,
+}
+
+impl PasskeyItem {
+    /// Reported under its own length.
+    pub fn new(prompt: Vec<u32>, answer: Vec<u32>, depth: f64) -> Self {
+        let length = prompt.len() + answer.len();
+        Self { prompt, answer, length, depth }
+    }
+
+    /// Report under a nominal length, where prompts of one length differ by some tokens.
+    pub fn with_length(mut self, length: usize) -> Self {
+        self.length = length;
+        self
+    }
+}
+
+/// Evaluation of pass keys.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PasskeyEval {
+    batch_size: usize,
+    depth_buckets: usize,
+}
+
+/// Items of one length and a range of depths.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PasskeyCell {
+    /// Tokens.
+    pub length: usize,
+    /// First depth of the cell.
+    pub depth_start: f64,
+    /// Last depth of the cell.
+    pub depth_end: f64,
+    /// Items whose key is right.
+    pub exact: usize,
+    /// Items.
+    pub total: usize,
+    /// `exact / total`
+    pub rate: f64,
+    /// 95 % Wilson interval of the rate.
+    pub interval: (f64, f64),
+}
+
+/// Result of [`PasskeyEval::eval`].
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PasskeyReport {
+    /// Whether the key is right, in the order of the items.
+    pub exact: Vec<bool>,
+    /// By length, all depths together.
+    pub by_length: Vec<PasskeyCell>,
+    /// By length, then depth; only cells that hold items.
+    pub cells: Vec<PasskeyCell>,
+}
+
+impl PasskeyReport {
+    /// Share of keys that are right.
+    pub fn rate(&self) -> f64 {
+        self.exact.iter().filter(|e| **e).count() as f64 / self.exact.len() as f64
+    }
+}
+
+impl Default for PasskeyEval {
+    fn default() -> Self {
+        Self { batch_size: 8, depth_buckets: 5 }
+    }
+}
+
+impl PasskeyEval {
+    /// Eight prompts at a time, five ranges of depth.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many prompts go through the model at a time.
+    pub fn with_batch_size(mut self, prompts: usize) -> Self {
+        self.batch_size = prompts;
+        self
+    }
+
+    /// Into how many equal ranges depth 0 to 1 is divided.
+    pub fn with_depth_buckets(mut self, buckets: usize) -> Self {
+        self.depth_buckets = buckets;
+        self
+    }
+
+    /// Run `items` through `model`.
+    ///
+    /// # Errors
+    /// No items, an empty prompt or key, a depth outside of 0 to 1, an id outside of the
+    /// vocabulary, a logit that is NaN, or what the model refuses.
+    pub fn eval(&self, model: &impl Blocks, items: &[PasskeyItem]) -> Result<PasskeyReport> {
+        let model = model.valid();
+        self.check(items, model.head().dims()[0])?;
+        // Neighbours in length share a batch, so that little is padded.
+        let mut order: Vec<usize> = (0..items.len()).collect();
+        order.sort_by_key(|i| items[*i].prompt.len() + items[*i].answer.len());
+        let mut exact = vec![false; items.len()];
+        for batch in order.chunks(self.batch_size) {
+            let members: Vec<&PasskeyItem> = batch.iter().map(|i| &items[*i]).collect();
+            for (i, hit) in batch.iter().zip(hits(&model, &members)?) {
+                exact[*i] = hit;
+            }
+        }
+        Ok(PasskeyReport {
+            by_length: cells(items, &exact, 1),
+            cells: cells(items, &exact, self.depth_buckets),
+            exact,
+        })
+    }
+
+    fn check(&self, items: &[PasskeyItem], vocabulary: usize) -> Result<()> {
+        for (field, value) in
+            [("batch_size", self.batch_size), ("depth_buckets", self.depth_buckets)]
+        {
+            if value == 0 {
+                return Err(Error::config("passkey evaluation", field, value, "at least 1"));
+            }
+        }
+        if items.is_empty() {
+            return Err(Error::Data("passkey evaluation: there are no items".into()));
+        }
+        for (i, item) in items.iter().enumerate() {
+            if item.prompt.is_empty() || item.answer.is_empty() {
+                return Err(Error::Data(format!("passkey item {i} has an empty prompt or key")));
+            }
+            if !(0.0..=1.0).contains(&item.depth) {
+                let field = format!("item {i}: depth");
+                return Err(Error::config("passkey evaluation", field, item.depth, "0 to 1"));
+            }
+            let mut ids = item.prompt.iter().chain(&item.answer);
+            if let Some(id) = ids.find(|id| **id as usize >= vocabulary) {
+                return Err(Error::Tokenizer(format!(
+                    "passkey item {i} holds id {id}, and the model has a vocabulary of {vocabulary}"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether each item's key is right; rows are padded on the left.
+fn hits(model: &impl Blocks, items: &[&PasskeyItem]) -> Result<Vec<bool>> {
+    // The key's last token predicts nothing that is asked for.
+    let lengths: Vec<usize> =
+        items.iter().map(|item| item.prompt.len() + item.answer.len() - 1).collect();
+    let len = lengths.iter().copied().max().unwrap_or(0);
+    let (mut ids, mut wanted) = (Vec::with_capacity(items.len() * len), Vec::new());
+    for (row, item) in items.iter().enumerate() {
+        let inputs = item.prompt.iter().chain(&item.answer[..item.answer.len() - 1]);
+        ids.extend(std::iter::repeat_n(0, len - lengths[row]));
+        ids.extend(inputs);
+        let end = (row + 1) * len;
+        wanted.extend((end - item.answer.len()..end).map(|i| i as i32));
+    }
+    let head = model.head();
+    let device = head.device();
+    let tokens = TokenMeta::left_padded(&lengths, len)?;
+    let ids = ids_tensor(&ids, items.len(), &device);
+    let last = model.forward_ids(ids, &tokens, &ForwardOptions::infer(), vec![])?.last;
+    let [b, t, d] = last.dims();
+    let count = wanted.len();
+    let wanted = Tensor::<1, Int>::from_data(TensorData::new(wanted, [count]), &device);
+    let hidden = last.reshape([b * t, d]).select(0, wanted).reshape([1, count, d]);
+    let logits: Vec<f32> = model.logits(hidden).into_data().iter::<f32>().collect();
+    let mut rows = logits.chunks(head.dims()[0]);
+    let mut exact = Vec::with_capacity(items.len());
+    for item in items {
+        let mut hit = true;
+        for (answer, logits) in item.answer.iter().zip(&mut rows) {
+            hit &= argmax(logits)? == *answer as usize;
+        }
+        exact.push(hit);
+    }
+    Ok(exact)
+}
+
+/// Index of the largest value, the first of equals.
+fn argmax(logits: &[f32]) -> Result<usize> {
+    let mut best = 0;
+    for (i, value) in logits.iter().enumerate() {
+        if value.is_nan() {
+            return Err(Error::Evaluation {
+                what: format!("the logit of id {i}"),
+                value: (*value).into(),
+                remedy: "look for NaN or infinite weights with `longburn inspect`".into(),
+            });
+        }
+        if *value > logits[best] {
+            best = i;
+        }
+    }
+    Ok(best)
+}
+
+fn cells(items: &[PasskeyItem], exact: &[bool], buckets: usize) -> Vec<PasskeyCell> {
+    let mut counts: BTreeMap<(usize, usize), (usize, usize)> = BTreeMap::new();
+    for (item, hit) in items.iter().zip(exact) {
+        let bucket = ((item.depth * buckets as f64) as usize).min(buckets - 1);
+        let (right, total) = counts.entry((item.length, bucket)).or_default();
+        *right += usize::from(*hit);
+        *total += 1;
+    }
+    let cell = |((length, bucket), (exact, total)): ((usize, usize), (usize, usize))| PasskeyCell {
+        length,
+        depth_start: bucket as f64 / buckets as f64,
+        depth_end: (bucket + 1) as f64 / buckets as f64,
+        exact,
+        total,
+        rate: exact as f64 / total as f64,
+        interval: wilson(exact, total),
+    };
+    counts.into_iter().map(cell).collect()
+}
+
+/// 95 % Wilson score interval of `hits` of `total`; 0 to 1 of none.
+pub fn wilson(hits: usize, total: usize) -> (f64, f64) {
+    if total == 0 {
+        return (0.0, 1.0);
+    }
+    let z = 1.959_963_984_540_054_f64;
+    let (n, p) = (total as f64, hits as f64 / total as f64);
+    let scale = 1.0 + z * z / n;
+    let centre = (p + z * z / (2.0 * n)) / scale;
+    let half = z / scale * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
+    ((centre - half).max(0.0), (centre + half).min(1.0))
+}
