@@ -1,7 +1,7 @@
 //! One binary for all integration tests: building and linking once.
 
-mod backends;
 mod alloc;
+mod backends;
 mod data;
 mod eval;
 mod files;
