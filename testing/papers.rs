@@ -1,8 +1,11 @@
 //! The papers of the zoo and what there is of each: the data behind `docs/papers.md`, the table
 //! in the README and `longburn papers`.
 
+use serde::Serialize;
+
 /// How far a paper is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Status {
     /// Listed, nothing written.
     Planned,
@@ -11,7 +14,7 @@ pub enum Status {
 }
 
 /// One paper, or one technique that the papers build on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub struct Paper {
     /// Short name: the stem of its source file and, for a mixer, its name in recipes.
     pub name: &'static str,
@@ -40,6 +43,16 @@ const fn planned(
 ) -> Paper {
     let status = Status::Planned;
     Paper { name, title, arxiv, layer, idea, status, source: None, example: None }
+}
+
+impl Status {
+    /// In tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Planned => "planned",
+            Self::Implemented => "implemented",
+        }
+    }
 }
 
 impl Paper {
@@ -101,15 +114,12 @@ fn row(paper: &Paper) -> String {
     // Links are from the root; `docs/papers.md` is rendered beside the sources on every host, so
     // paths are shown as code and only arXiv is linked.
     let path = |p: Option<&str>| p.map(|p| format!("`{p}`")).unwrap_or_default();
-    let status = match paper.status {
-        Status::Planned => "planned",
-        Status::Implemented => "implemented",
-    };
     format!(
-        "| [{}](https://arxiv.org/abs/{}) | {} | {status} | {} | {} |\n",
+        "| [{}](https://arxiv.org/abs/{}) | {} | {} | {} | {} |\n",
         paper.title,
         paper.arxiv,
         paper.idea,
+        paper.status.name(),
         path(paper.source),
         path(paper.example),
     )
@@ -187,6 +197,7 @@ const FOUNDATIONS: &[Paper] = &[
     planned("rope", "2104.09864", "positional", "RoFormer: Enhanced Transformer with Rotary Position Embedding", "Queries and keys rotated by their positions").implemented("positional/rope.rs", None),
     planned("rope_linear", "2306.15595", "positional", "Extending Context Window of Large Language Models via Positional Interpolation", "Positions divided by the stretch").implemented("positional/rope.rs", None),
     planned("rope_llama3", "2407.21783", "positional", "The Llama 3 Herd of Models", "Long wavelengths stretched, short ones kept").implemented("positional/rope.rs", None),
+    planned("lora", "2106.09685", "models", "LoRA: Low-Rank Adaptation of Large Language Models", "Trained low-rank updates beside frozen weights").implemented("models/lora.rs", None),
     planned("mamba1", "2312.00752", "attention", "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", "A selective state space per channel"),
     planned("mamba2", "2405.21060", "attention", "Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State Space Duality", "A scalar decay per head, computed in chunks"),
 ];

@@ -41,7 +41,10 @@ impl SequenceMixer for MovingAverage {
     fn forward(&self, x: Tensor<3>, ctx: &MixContext, state: Option<State>) -> Result<MixOutput> {
         if state.is_some() || ctx.keep_state {
             let remedy = "run whole sequences".into();
-            return Err(Error::Unsupported { what: "a moving average with a state".into(), remedy });
+            return Err(Error::Unsupported {
+                what: "a moving average with a state".into(),
+                remedy,
+            });
         }
         let gate = |linear: &Linear| sigmoid(linear.forward(x.clone()));
         let mut y = gate(&self.proj.k_proj) * self.proj.v_proj.forward(x.clone());
@@ -64,16 +67,29 @@ impl SequenceMixer for MovingAverage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use longburn::training::report::Progress;
-    use longburn::training::{Recipe, RunOptions, run_recipe_with};
+    use longburn::models::{Decoder, ModelConfig};
+    use longburn::testing::{CheckOptions, check_mixer};
+    use longburn::training::{Recipe, RunOptions, report::Progress, run_recipe_with};
 
     #[test]
     fn it_conforms_and_trains_from_a_recipe() {
-        let report = longburn::testing::check_mixer(&CheckOptions::new(8), |device| {
-            let shape = AttnShape {
-                hidden: 8, heads: 2, kv_heads: 2, head_dim: 3, qkv_bias: true, o_bias: false, qk_norm: None,
-            };
-            MovingAverage::new(shape.init((0.5, 0.5), &Streams::new(1), 0, device))
+        let report = check_mixer(&CheckOptions::new(8), |device| {
+            let config = ModelConfig::llama(9, 8, 1, 2);
+            let model = Decoder::with_mixer(&config, 1, device, |_, p| MovingAverage::new(p))?;
+            Ok(model.layers[0].self_attn.clone())
         });
+        let report = report.unwrap();
+        assert!(report.passed(), "{report}");
+
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("text.txt"), "the cat sat on the mat. ".repeat(200))
+            .unwrap();
+        let text = include_str!("run.toml").replace("DIR", &dir.path().to_string_lossy());
+        let recipe = Recipe::parse(&text, "run.toml").unwrap();
+        let options = RunOptions::new(burn::tensor::Device::default());
+        let run =
+            run_recipe_with(&recipe, &options, &Progress::quiet(), |_, p| MovingAverage::new(p));
+        let run = run.unwrap();
+        assert!(run.last_loss < 0.5 * run.first_loss, "{} {}", run.first_loss, run.last_loss);
     }
 }
