@@ -114,6 +114,7 @@ pub enum Error {
         token: u32,
         /// The logit.
         value: f32,
+    },
     /// A model that is being evaluated computes no usable number.
     #[error("evaluation: {what} is {value} (remedy: {remedy})")]
     Evaluation {
