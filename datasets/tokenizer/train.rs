@@ -95,7 +95,7 @@ pub fn train_bpe<S: AsRef<str> + Send>(
 }
 
 /// The words of a text in the byte-level alphabet.
-fn words(
+pub(super) fn words(
     splitter: Splitter,
     pre_tokenizer: &PreTokenizerWrapper,
     text: &str,

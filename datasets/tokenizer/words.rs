@@ -208,17 +208,21 @@ impl WordEncoder {
 
 #[cfg(test)]
 mod tests {
+    use super::super::train::words;
+    use super::*;
     use crate::datasets::{BpeConfig, train_bpe};
     use proptest::prelude::*;
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
+
+    /// Letters, digits, contractions, spaces of all kinds, marks, foreign scripts.
+    const TEXT: &str = "([ \n\t\r]{0,3}|['sdtlrevm]{1,3}|[a-c]{1,3}|[0-9]{1,3}|[.;#_\u{7f}\u{1}]|\
+                        [éß²\u{a0}日\u{301}]|<s>){0,25}";
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(400))]
 
         #[test]
-        fn words_are_those_of_the_crate(
-            text in "([ \n\t\r]{0,3}|['sdtlrevm]{1,3}|[a-c]{1,3}|[0-9]{1,3}|[.;#_\u{7f}\u{1}]|[éß²\u{a0}日\u{301}]|<s>){0,25}",
-            single_digits in any::<bool>(),
-        ) {
+        fn words_are_those_of_the_crate(text in TEXT, single_digits in any::<bool>()) {
             let config = BpeConfig::new(290)
                 .with_single_digits(single_digits)
                 .with_special(vec!["<s>".into()]);
@@ -227,6 +231,16 @@ mod tests {
             prop_assert!(tokenizer.words.is_some());
             let expected = tokenizer.inner.encode_fast(text.as_str(), true).unwrap();
             prop_assert_eq!(tokenizer.encode(&text, true).unwrap(), expected.get_ids());
+
+            let by_crate = tokenizer.inner.get_pre_tokenizer().unwrap();
+            let mut split = PreTokenizedString::from(text.as_str());
+            by_crate.pre_tokenize(&mut split).unwrap();
+            let expected: Vec<_> = split
+                .get_splits(OffsetReferential::Original, OffsetType::Byte)
+                .into_iter()
+                .map(|(word, _, _)| word.to_string())
+                .collect();
+            prop_assert_eq!(words(Splitter { single_digits }, by_crate, &text).unwrap(), expected);
         }
     }
 }

@@ -184,7 +184,11 @@ impl PasskeyPrompt {
             ));
         }
         // Tokens are nearly additive in the fillers; what the estimate misses is stepped off.
-        let unit = (make(8)?.1.saturating_sub(base) / 8).max(1);
+        let unit = make(8)?.1.saturating_sub(base) / 8;
+        if unit == 0 {
+            let filler = &self.template.filler;
+            return Err(Error::config("passkey template", "filler", filler, "text with tokens"));
+        }
         let mut fillers = (len - base) / unit;
         let mut best = loop {
             let (sample, tokens) = make(fillers)?;

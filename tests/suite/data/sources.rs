@@ -103,8 +103,12 @@ fn sources_go_on_where_a_cursor_stands() {
         let lines: String = (0..4).map(|i| format!("{{\"text\": \"{name}{i}\"}}\n")).collect();
         fs::write(folder.path().join(format!("{name}.jsonl")), lines).unwrap();
     }
+    fs::write(folder.path().join("c.jsonl"), format!("{}\n{{\"text\": \"c\"}}", "x".repeat(99)))
+        .unwrap();
+    let lines = JsonlSourceConfig::new(folder.path());
+    let lines = lines.with_line_cap(32).with_bad_lines(BadLines::Skip);
     let sources: [&dyn Fn() -> Box<dyn DocumentSource>; 2] =
-        [&|| Box::new(JsonlSourceConfig::new(folder.path()).init().unwrap()), &|| {
+        [&|| Box::new(lines.init().unwrap()), &|| {
             Box::new(TextSourceConfig::new(folder.path()).init().unwrap())
         }];
     for make in sources {

@@ -1,0 +1,206 @@
+//! The recipe: `run.toml` beside this file, or another of its form.
+
+use longburn::models::ModelConfig;
+use longburn::positional::{RopeConfig, RopeKind};
+use longburn::training::{AdamW, Schedule, TrainConfig, Warmup};
+use longburn::{Error, Result};
+use serde::Deserialize;
+use std::path::Path;
+
+/// Everything that decides what the example does.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    pub seeds: Vec<u64>,
+    pub text: TextPart,
+    pub model: ModelPart,
+    pub base: BasePart,
+    pub extend: ExtendPart,
+    pub optimizer: OptimizerPart,
+    pub passkey: PasskeyPart,
+    pub evaluate: EvaluatePart,
+    full: FullPart,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextPart {
+    pub vocabulary: usize,
+    pub hold_out: usize,
+    pub tokenizer_documents: usize,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelPart {
+    pub width: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub rope_theta: f64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BasePart {
+    pub length: usize,
+    pub batch: usize,
+    pub steps: u64,
+    pub lr: f64,
+    pub warmup: f64,
+    pub passkey_repeats: usize,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExtendPart {
+    pub length: usize,
+    pub batch: usize,
+    pub steps: u64,
+    pub lr: f64,
+    pub warmup_steps: u64,
+    pub rank: usize,
+    pub alpha: f64,
+    pub group_ratio: usize,
+    pub passkey_repeats: usize,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerPart {
+    pub beta1: f32,
+    pub beta2: f32,
+    pub eps: f32,
+    pub weight_decay: f32,
+    pub clip: f64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PasskeyPart {
+    pub share: f64,
+    pub words: usize,
+    pub key_words: usize,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluatePart {
+    pub windows: usize,
+    pub passkey_tests: usize,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FullPart {
+    seeds: Vec<u64>,
+    width: usize,
+    layers: usize,
+    base_steps: u64,
+    extend_steps: u64,
+}
+
+impl Recipe {
+    /// Read `path`, or the recipe that was compiled in.
+    pub fn load(path: Option<&Path>, full: bool, seed: Option<u64>) -> Result<Self> {
+        let (text, file) = match path {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+                (text, path.display().to_string())
+            }
+            None => (include_str!("run.toml").to_string(), "run.toml".to_string()),
+        };
+        let mut recipe: Self = toml::from_str(&text).map_err(|e| Error::Parse {
+            file: file.clone(),
+            message: e.to_string(),
+            text: Some(text.clone()),
+            span: e.span(),
+        })?;
+        if full {
+            let FullPart { seeds, width, layers, base_steps, extend_steps } = recipe.full.clone();
+            (recipe.seeds, recipe.model.width, recipe.model.layers) = (seeds, width, layers);
+            (recipe.base.steps, recipe.extend.steps) = (base_steps, extend_steps);
+        }
+        if let Some(seed) = seed {
+            recipe.seeds.iter_mut().for_each(|s| *s += seed);
+        }
+        recipe.check(&file)?;
+        Ok(recipe)
+    }
+
+    fn check(&self, file: &str) -> Result<()> {
+        let bad = |field: &str, value: &dyn std::fmt::Display, expected: &str| {
+            Err(Error::config(file, field, value, expected))
+        };
+        let (short, long) = (self.base.length, self.extend.length);
+        if short == 0 || long <= short || long % short != 0 {
+            return bad("extend.length", &long, "a multiple of base.length, larger than it");
+        }
+        let parts = self.extend.group_ratio;
+        if parts == 0 || long % parts != 0 || (long / parts) % 2 != 0 {
+            return bad("extend.group_ratio", &parts, "a divisor of extend.length into even groups");
+        }
+        if self.model.heads == 0 || self.model.width % (2 * self.model.heads) != 0 {
+            return bad("model.heads", &self.model.heads, "heads of an even width");
+        }
+        if self.seeds.is_empty() {
+            return bad("seeds", &"empty", "at least one");
+        }
+        if self.evaluate.windows < 2 || self.evaluate.passkey_tests < 1 {
+            return bad("evaluate", &"too small", "at least 2 windows and 1 pass-key test");
+        }
+        if !(0.0..=1.0).contains(&self.passkey.share) {
+            return bad("passkey.share", &self.passkey.share, "0 to 1");
+        }
+        if self.base.batch % 2 != 0 || self.extend.batch % 2 != 0 {
+            return bad("batch", &"odd", "even batches: half of a step runs on a thread of its own");
+        }
+        Ok(())
+    }
+
+    /// How many times longer the extended model is.
+    pub fn factor(&self) -> f64 {
+        (self.extend.length / self.base.length) as f64
+    }
+
+    pub fn model(&self, vocabulary: usize) -> ModelConfig {
+        let width = self.model.width;
+        // As Llama does it: two thirds of four widths, rounded to a multiple of 16.
+        let inner = ((width as f64 * 8.0 / 3.0 / 16.0 + 0.5) as usize) * 16;
+        ModelConfig::llama(vocabulary, width, self.model.layers, self.model.heads)
+            .with_intermediate(inner)
+            .with_rope(self.rope(1.0))
+            .with_tied(true)
+            .with_max_positions(self.base.length)
+    }
+
+    /// Rotary positions stretched by `factor`.
+    pub fn rope(&self, factor: f64) -> RopeConfig {
+        let rope = RopeConfig::new(self.model.rope_theta, self.model.width / self.model.heads);
+        match factor {
+            1.0 => rope,
+            factor => rope.with_kind(RopeKind::Linear { factor }),
+        }
+    }
+
+    pub fn base_training(&self, seed: u64) -> TrainConfig {
+        let warmup = Warmup::Fraction(self.base.warmup);
+        self.training(self.base.steps, self.base.lr, warmup, seed)
+    }
+
+    pub fn extension(&self, seed: u64) -> TrainConfig {
+        let warmup = Warmup::Steps(self.extend.warmup_steps);
+        self.training(self.extend.steps, self.extend.lr, warmup, seed)
+    }
+
+    fn training(&self, steps: u64, lr: f64, warmup: Warmup, seed: u64) -> TrainConfig {
+        let OptimizerPart { beta1, beta2, eps, weight_decay, clip } = self.optimizer;
+        TrainConfig::new(steps, lr)
+            .with_schedule(Schedule::Linear { warmup, last: 0.0 })
+            .with_adamw(AdamW { beta1, beta2, eps, weight_decay })
+            .with_clip(clip)
+            // The halves of a batch on a thread each: the sums do not depend on it.
+            .with_micro_batches(2)
+            .with_workers(2)
+            .with_seed(seed)
+    }
+}

@@ -1,0 +1,164 @@
+//! The text: documents split into training and held-out ones, a tokenizer trained on the former,
+//! and the rows that the trainer and the evaluation take from them.
+
+use crate::recipe::Recipe;
+use longburn::datasets::source::{CrateSourceConfig, open};
+use longburn::datasets::synthetic::{Passkey, PasskeyConfig, stratified_depth};
+use longburn::datasets::{
+    BpeConfig, DataReport, Document, DocumentSource, Row, Side, TokenBatch, TokenDocument,
+    Tokenizer, WindowSampler, split, tokenize, train_bpe,
+};
+use longburn::streams::{Draw, Purpose, Streams};
+use longburn::training::eval::PasskeyItem;
+use longburn::training::report::Progress;
+use longburn::{Error, Result};
+use sha2::{Digest, Sha256};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Which crates there are, whatever folder the example is run from.
+const LOCK: &str = include_str!("../../Cargo.lock");
+
+/// Everything that is read, trained on and evaluated on.
+pub struct Text {
+    pub origin: String,
+    pub sha256: String,
+    pub tokenizer: Tokenizer,
+    pub train: Arc<[TokenDocument]>,
+    pub held_out: Vec<TokenDocument>,
+    pub passkey: Passkey,
+    pub report: DataReport,
+}
+
+impl Text {
+    pub fn read(data: Option<&Path>, recipe: &Recipe, progress: &Progress) -> Result<Self> {
+        let mut stage = progress.stage("text and tokenizer", Some(3), "steps");
+        let (documents, origin, sha256, read) = match data {
+            Some(path) => from_path(path)?,
+            None => {
+                let crates = CrateSourceConfig::new(LOCK).read()?;
+                let n = crates.documents.len();
+                let origin = format!("the Rust sources of {n} crates in this project's Cargo.lock");
+                (crates.documents, origin, crates.sha256, crates.report)
+            }
+        };
+        stage.advance(1);
+        let (train, held_out) = split(documents, recipe.text.hold_out)?;
+        let sample = spread(&train, recipe.text.tokenizer_documents);
+        let config = BpeConfig::new(recipe.text.vocabulary).with_single_digits(true);
+        let tokenizer = train_bpe(sample.iter().map(|d| d.text.as_str()), &config)?;
+        stage.advance(1);
+        let (train, of_train) = tokenize(&train, &tokenizer, false)?;
+        let (held_out, of_held_out) = tokenize(&held_out, &tokenizer, false)?;
+        let long = |d: &&TokenDocument| d.ids.len() > recipe.extend.length;
+        if held_out.iter().filter(long).count() == 0 {
+            return Err(Error::Data(format!(
+                "no held-out document has more than {} tokens (remedy: give longer texts with \
+                 --data PATH)",
+                recipe.extend.length
+            )));
+        }
+        let PasskeyConfigOf { words, key_words } = PasskeyConfigOf::of(recipe);
+        let passkey = PasskeyConfig::new()
+            .with_words(words)
+            .with_key_words(key_words)
+            .init(&tokenizer)?;
+        stage.advance(1);
+        stage.finish();
+        let report = read.then(&of_train).then(&of_held_out);
+        Ok(Self { origin, sha256, tokenizer, train: train.into(), held_out, passkey, report })
+    }
+
+    /// Batches of training rows: most carry key statements and end with the question.
+    pub fn rows(
+        &self,
+        recipe: &Recipe,
+        (length, batch, repeats): (usize, usize, usize),
+        seed: u64,
+    ) -> Result<impl FnMut(u64, u32) -> Result<Option<TokenBatch>> + use<>> {
+        let streams = Streams::new(seed);
+        let sampler = WindowSampler::new(self.train.clone(), length, 1, streams)?;
+        let (passkey, share) = (self.passkey.clone(), recipe.passkey.share);
+        // Two micro-batches make a step.
+        let per_micro = batch / 2;
+        Ok(move |step: u64, micro: u32| {
+            let mut rng = streams.rng(Purpose::Synthetic, step, micro, 0);
+            let mut rows = Vec::with_capacity(per_micro);
+            for _ in 0..per_micro {
+                let window = sampler.window(&mut rng);
+                let source = format!("{}[{}..]", window.document, window.start);
+                rows.push(match rng.unit() < share {
+                    true => {
+                        let ids = passkey.training_row(window.ids, length, repeats, &mut rng)?;
+                        Row::single(ids, None, source)
+                    }
+                    false => Row::single(window.ids.to_vec(), window.next, source),
+                });
+            }
+            TokenBatch::stack(rows, Side::Right, 0).map(Some)
+        })
+    }
+
+    /// The first `length` tokens from evenly spread places of the held-out documents.
+    pub fn windows(&self, length: usize, count: usize) -> Vec<Vec<u32>> {
+        let long: Vec<_> = self.held_out.iter().filter(|d| d.ids.len() > length).collect();
+        let each = count.div_ceil(long.len());
+        let mut windows = Vec::new();
+        for i in 0..count {
+            let document = long[i % long.len()];
+            let room = document.ids.len() - length;
+            let start = room * (i / long.len()) / each;
+            windows.push(document.ids[start..start + length].to_vec());
+        }
+        windows
+    }
+
+    /// Pass-key tests of `length` tokens, depths spread evenly.
+    pub fn keys(&self, length: usize, count: usize) -> Result<Vec<PasskeyItem>> {
+        let long: Vec<_> = self.held_out.iter().filter(|d| d.ids.len() > length).collect();
+        let mut items = Vec::with_capacity(count);
+        for i in 0..count {
+            // Not a training seed: the tests are the same for every seed and arm.
+            let mut rng = Streams::new(0x6B65_7973).rng(Purpose::Synthetic, i as u64, 0, length as u32);
+            let depth = stratified_depth(i % 8, 8, &mut rng)?;
+            let ids = &long[i % long.len()].ids;
+            let start = rng.below(ids.len() - length + 1);
+            let document = &ids[start..start + length];
+            let (prompt, answer) =
+                self.passkey.evaluation_row(document, length, depth, &mut rng)?;
+            items.push(PasskeyItem::new(prompt, answer, depth).with_length(length));
+        }
+        Ok(items)
+    }
+}
+
+struct PasskeyConfigOf {
+    words: usize,
+    key_words: usize,
+}
+
+impl PasskeyConfigOf {
+    fn of(recipe: &Recipe) -> Self {
+        Self { words: recipe.passkey.words, key_words: recipe.passkey.key_words }
+    }
+}
+
+/// `n` documents from all over the list.
+fn spread(documents: &[Document], n: usize) -> Vec<&Document> {
+    let step = documents.len().div_ceil(n.max(1)).max(1);
+    documents.iter().step_by(step).collect()
+}
+
+fn from_path(path: &Path) -> Result<(Vec<Document>, String, String, DataReport)> {
+    let mut source = open(path)?;
+    let mut documents = Vec::new();
+    let mut hash = Sha256::new();
+    while let Some(document) = source.next_document()? {
+        hash.update(document.id.as_bytes());
+        hash.update(document.text.as_bytes());
+        documents.push(document);
+    }
+    let sha256 = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+    let origin = format!("{} documents of {}", documents.len(), path.display());
+    Ok((documents, origin, sha256, source.report().clone()))
+}
