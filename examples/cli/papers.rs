@@ -3,39 +3,33 @@
 use crate::{Globals, output};
 use clap::Args;
 use longburn::Result;
+use longburn::testing::papers::{Paper, Status, foundations, papers};
 use longburn::training::report::{Cell, Table};
-use serde::Serialize;
 
 /// List the papers and what there is of each
 #[derive(Args)]
-pub struct PapersArgs {}
-
-/// A row of the table.
-#[derive(Serialize)]
-struct Paper {
-    name: &'static str,
-    title: &'static str,
-    arxiv: &'static str,
-    component: &'static str,
-    status: &'static str,
+pub struct PapersArgs {
+    /// Only those that are implemented, with what they build on
+    #[arg(long)]
+    implemented: bool,
 }
-
-const PAPERS: [Paper; 1] = [Paper {
-    name: "longlora",
-    title: "LongLoRA: Efficient Fine-tuning of Long-Context Large Language Models",
-    arxiv: "2309.12307",
-    component: "attention",
-    status: "done",
-}];
 
 impl PapersArgs {
     pub fn run(&self, globals: &Globals) -> Result<()> {
+        let all: Vec<&Paper> = match self.implemented {
+            true => papers()
+                .iter()
+                .chain(foundations())
+                .filter(|p| p.status == Status::Implemented)
+                .collect(),
+            false => papers().iter().collect(),
+        };
         if globals.json {
-            return output::json(&serde_json::json!({ "papers": PAPERS }));
+            return output::json(&serde_json::json!({ "papers": all }));
         }
-        let mut table = Table::new(["name", "title", "arXiv", "component", "status"]);
-        for paper in &PAPERS {
-            let cells = [paper.name, paper.title, paper.arxiv, paper.component, paper.status];
+        let mut table = Table::new(["name", "title", "arXiv", "layer", "status"]);
+        for paper in all {
+            let cells = [paper.name, paper.title, paper.arxiv, paper.layer, paper.status.name()];
             table.push(cells.map(Cell::from));
         }
         output::print(&table.to_text())

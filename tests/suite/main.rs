@@ -1,6 +1,7 @@
 //! One binary for all integration tests: building and linking once.
 
 mod alloc;
+mod backends;
 mod cli;
 mod data;
 mod eval;

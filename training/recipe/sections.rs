@@ -200,6 +200,9 @@ pub struct TrainSection {
     /// Micro-batches per step.
     #[serde(default = "one_u32")]
     pub micro_batches: u32,
+    /// Micro-batches computed at the same time, on a thread each.
+    #[serde(default = "one_u32")]
+    pub workers: u32,
     /// Learning rate over the steps.
     #[serde(default)]
     pub schedule: Schedule,
@@ -238,6 +241,7 @@ impl TrainSection {
             steps: self.steps,
             lr: self.lr,
             micro_batches: self.micro_batches,
+            workers: self.workers,
             schedule: self.schedule,
             adamw: self.adamw,
             groups: self.groups.clone(),
