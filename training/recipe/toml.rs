@@ -68,6 +68,7 @@ fn blame<T: DeserializeOwned>(
         table = table.iter().find(|(key, _)| key.get_ref() == part)?.1.get_ref().as_table()?;
     }
     let mut found = None;
+    let mut least = 3;
     for (key, value) in table.iter() {
         let path: Vec<&str> = path.iter().copied().chain([&**key.get_ref()]).collect();
         let mut without = root.clone();
@@ -79,11 +80,11 @@ fn blame<T: DeserializeOwned>(
             Err(e) if e.message().starts_with("missing field") => 1,
             _ => 0,
         };
-        if found.as_ref().is_none_or(|(least, ..)| rank < *least) {
-            found = Some((rank, path, key, value));
+        if rank < least {
+            (least, found) = (rank, Some((path, key, value)));
         }
     }
-    let (_, path, key, value) = found?;
+    let (path, key, value) = found?;
     match value.get_ref() {
         DeValue::Table(_) => blame::<T>(root, &path, message).or(Some(key.span())),
         _ if message.starts_with("unknown field") => Some(key.span()),
