@@ -90,7 +90,11 @@ impl Folder {
             "" => "Training run",
             title => title,
         };
-        let mut report = Report::new(title, recipe.expected.as_str())
+        let lead = match recipe.expected.as_str() {
+            "" => String::new(),
+            expected => format!("Expected: {expected}"),
+        };
+        let mut report = Report::new(title, lead)
             .fact(format!("{:.4}", summary.last_loss), "loss of the last step, nats per token")
             .fact(format!("{:.0}", summary.tokens_per_second), "tokens per second in training");
         if let Some(after) = &summary.after {

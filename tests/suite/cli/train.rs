@@ -56,6 +56,7 @@ fn a_recipe_adapts_extends_and_measures() {
     assert!(ppl("after") < ppl("before"));
     assert_eq!(summary["data"]["kept"]["documents"], 3);
     assert_eq!(summary["held_out"]["kept"]["documents"], 1);
+    assert_eq!(summary["held_out"]["truncated"]["documents"], 0);
 
     assert_eq!(file(&bench, "run/recipe.toml"), ADAPT);
     let metrics = file(&bench, "run/metrics.jsonl");
