@@ -109,6 +109,19 @@ pub enum Error {
         /// What to do.
         remedy: String,
     },
+    /// A model gave logits that no token can be chosen from.
+    #[error(
+        "generation, new token {step}: the logit of id {token} is {value} (remedy: check the \
+         weights for NaN and infinite values, or compute in a wider number format)"
+    )]
+    Logits {
+        /// New token, from 0.
+        step: u64,
+        /// Id with the offending logit.
+        token: u32,
+        /// The logit.
+        value: f32,
+    },
     /// An attention or loss kernel refused its input.
     #[error(transparent)]
     Kernel(#[from] longburn_kernels::Error),

@@ -76,9 +76,25 @@ pub struct Lora {
     pub a: Param<Tensor<2>>,
     /// `[out, r]`
     pub b: Param<Tensor<2>>,
-    /// α / r (or α / √r)
+    /// α
     #[module(skip)]
-    pub scale: f64,
+    pub alpha: f64,
+    /// Scale by α/√r instead of α/r (2312.03732).
+    #[module(skip)]
+    pub rslora: bool,
+}
+
+impl Lora {
+    /// r
+    pub fn rank(&self) -> usize {
+        self.a.dims()[0]
+    }
+
+    /// Factor of B·A.
+    pub fn scale(&self) -> f64 {
+        let rank = self.rank() as f64;
+        self.alpha / if self.rslora { rank.sqrt() } else { rank }
+    }
 }
 
 impl Linear {
@@ -93,7 +109,7 @@ impl Linear {
         }
         if let Some(lora) = &self.lora {
             let low = x.matmul(lora.a.val().transpose());
-            y = y + low.matmul(lora.b.val().transpose()).mul_scalar(lora.scale);
+            y = y + low.matmul(lora.b.val().transpose()).mul_scalar(lora.scale());
         }
         let out = y.dims()[1];
         y.reshape([b, t, out])

@@ -14,7 +14,7 @@ pub use linear::{Linear, LinearConfig, Lora};
 pub(crate) use linear::normal;
 pub use longlora::{LongLora, LongLoraConfig};
 pub use norm::{RmsNorm, RmsNormConfig};
-pub use projections::{AttnProjections, AttnShape};
+pub use projections::{AttnProjections, AttnShape, HasProjections};
 pub use state::{KvCache, State};
 
 use crate::Result;
@@ -112,6 +112,19 @@ impl Mixer {
             Self::LongLora(m) => (m.proj, m.window),
         };
         config.init(proj, window)
+    }
+}
+
+impl HasProjections for Mixer {
+    fn projections(&self) -> &AttnProjections {
+        self.projections()
+    }
+
+    fn projections_mut(&mut self) -> &mut AttnProjections {
+        match self {
+            Self::Dense(m) => &mut m.proj,
+            Self::LongLora(m) => &mut m.proj,
+        }
     }
 }
 

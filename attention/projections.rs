@@ -1,7 +1,9 @@
 //! The projections that all attention mixers share, so that swapping a mixer keeps names, shapes
 //! and adapters.
 
-use super::{Linear, LinearConfig, MixContext, RmsNorm, RmsNormConfig, Tap, Taps};
+use super::{
+    Linear, LinearConfig, MixContext, RmsNorm, RmsNormConfig, SequenceMixer, Tap, Taps,
+};
 use crate::streams::Streams;
 use crate::{Error, Result};
 use burn::module::Module;
@@ -75,6 +77,15 @@ pub struct AttnProjections {
     heads: usize,
     #[module(skip)]
     kv_heads: usize,
+}
+
+/// A mixer around the shared projections: what low-rank adaptation needs of it.
+pub trait HasProjections: SequenceMixer {
+    /// q, k, v and o.
+    fn projections(&self) -> &AttnProjections;
+
+    /// q, k, v and o, to be changed in place.
+    fn projections_mut(&mut self) -> &mut AttnProjections;
 }
 
 /// Rotated queries and keys, and values: `[B, H, T, D]`, `[B, K, T, D]`, `[B, K, T, D]`.

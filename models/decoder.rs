@@ -15,8 +15,9 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use longburn_kernels::{Implementation, TokenMeta};
 
-/// Random streams that one block's initialisation takes: four for attention, three for the MLP.
-const STREAMS_PER_BLOCK: u32 = 16;
+/// Random streams that one block's initialisation takes: four for attention, three for the MLP,
+/// seven from the eighth on for low-rank updates.
+pub(super) const STREAMS_PER_BLOCK: u32 = 16;
 
 /// Embedding, blocks, final norm and head.
 ///
@@ -341,6 +342,17 @@ impl<M: SequenceMixer> Decoder<M> {
         self.config.rope = rope;
         self.config.max_position_embeddings = max_positions;
         Ok(self)
+    }
+
+    /// Give a head that is the embedding weights of its own, equal at first; nothing changes
+    /// where it has them already.
+    pub fn untied(mut self) -> Self {
+        if self.lm_head.is_none() {
+            let weight = Param::from_tensor(self.embed_tokens.val().detach());
+            self.lm_head = Some(Linear { weight, bias: None, lora: None });
+            self.config.tie_word_embeddings = false;
+        }
+        self
     }
 
     /// The rotary encoding.

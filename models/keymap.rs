@@ -94,6 +94,12 @@ impl PathStack {
     }
 }
 
+/// Whether a parameter is set to be trained, also where autodiff is off at the moment.
+fn trains<const D: usize>(param: &Param<Tensor<D>>) -> bool {
+    // Off autodiff only Burn knows the setting; turning a (cheap) clone on brings it out.
+    param.is_require_grad() || param.clone().train().is_require_grad()
+}
+
 /// All float parameters of a module, in the module's order.
 pub fn params<M: Module>(module: &M) -> Vec<ParamInfo> {
     #[derive(Default)]
@@ -107,7 +113,7 @@ pub fn params<M: Module>(module: &M) -> Vec<ParamInfo> {
                 path: self.stack.path(),
                 id: param.id,
                 shape: param.dims().to_vec(),
-                trainable: param.is_require_grad(),
+                trainable: trains(param),
             });
         }
         fn enter_module(&mut self, name: &str, container: &str) {

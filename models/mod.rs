@@ -3,11 +3,16 @@
 pub mod checkpoint;
 pub mod config;
 mod decoder;
+pub mod generate;
 pub mod keymap;
+pub mod lora;
 mod mlp;
+pub mod peft;
 pub mod weights;
 
 pub use checkpoint::SaveOptions;
 pub use config::{Architecture, ModelConfig};
 pub use decoder::{Block, Blocks, Decoder, ForwardOptions, Hidden, Place, ids_tensor};
+pub use generate::{GenerateConfig, Generated, generate};
+pub use lora::{LoraConfig, TrainableReport};
 pub use mlp::{Mlp, MlpConfig};

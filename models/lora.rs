@@ -1,0 +1,380 @@
+//! Low-rank adaptation (LoRA, Hu et al., arXiv 2106.09685): which layers get an update, which
+//! other parameters train beside it, and merging.
+//!
+//! Parameters are chosen by role, never by parts of their names, so that "norm" means the norms
+//! of the residual stream and not, by accident, those of queries and keys.
+
+use super::keymap::{map_params, params};
+use super::{Block, Decoder};
+use crate::attention::{HasProjections, Linear, Lora, SequenceMixer};
+use crate::streams::{Draw, Purpose, Streams};
+use crate::{Error, Result};
+use burn::module::Param;
+use burn::tensor::{DType, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// A linear layer of a block that can carry a low-rank update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    /// Query projection.
+    Q,
+    /// Key projection.
+    K,
+    /// Value projection.
+    V,
+    /// Output projection of attention.
+    O,
+    /// Gate of the feed-forward layer.
+    Gate,
+    /// Up projection of the feed-forward layer.
+    Up,
+    /// Down projection of the feed-forward layer.
+    Down,
+}
+
+impl Target {
+    /// All of them.
+    pub const ALL: [Self; 7] =
+        [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+
+    /// The layer's name in checkpoints.
+    pub fn hf_name(self) -> &'static str {
+        match self {
+            Self::Q => "q_proj",
+            Self::K => "k_proj",
+            Self::V => "v_proj",
+            Self::O => "o_proj",
+            Self::Gate => "gate_proj",
+            Self::Up => "up_proj",
+            Self::Down => "down_proj",
+        }
+    }
+
+    /// The layer itself.
+    pub fn linear<M: HasProjections>(self, block: &Block<M>) -> &Linear {
+        let (proj, mlp) = (block.self_attn.projections(), &block.mlp);
+        match self {
+            Self::Q => &proj.q_proj,
+            Self::K => &proj.k_proj,
+            Self::V => &proj.v_proj,
+            Self::O => &proj.o_proj,
+            Self::Gate => &mlp.gate_proj,
+            Self::Up => &mlp.up_proj,
+            Self::Down => &mlp.down_proj,
+        }
+    }
+
+    /// The layer itself, to be changed in place.
+    pub fn linear_mut<M: HasProjections>(self, block: &mut Block<M>) -> &mut Linear {
+        let (proj, mlp) = (block.self_attn.projections_mut(), &mut block.mlp);
+        match self {
+            Self::Q => &mut proj.q_proj,
+            Self::K => &mut proj.k_proj,
+            Self::V => &mut proj.v_proj,
+            Self::O => &mut proj.o_proj,
+            Self::Gate => &mut mlp.gate_proj,
+            Self::Up => &mut mlp.up_proj,
+            Self::Down => &mut mlp.down_proj,
+        }
+    }
+}
+
+/// Parameters that can be trained in full beside the low-rank updates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// The token embedding. Where it is also the head (tied), this trains the head with it.
+    Embedding,
+    /// Norms of the residual stream: before the mixer, before the feed-forward layer, the last.
+    Norm,
+    /// Norms of queries and keys.
+    QkNorm,
+    /// The head, where it has weights of its own.
+    Head,
+    /// Biases of linear layers.
+    Bias,
+}
+
+impl Role {
+    /// Role of the parameter at a module path; none for the weights of linear layers inside
+    /// the blocks and for low-rank updates.
+    pub fn of(path: &str) -> Option<Self> {
+        let (module, leaf) = path.rsplit_once('.').unwrap_or(("", path));
+        let layer = module.rsplit_once('.').map_or(module, |(_, last)| last);
+        match (layer, leaf) {
+            (_, "embed_tokens") => Some(Self::Embedding),
+            (_, "bias") => Some(Self::Bias),
+            ("lm_head", "weight") => Some(Self::Head),
+            ("norm" | "input_layernorm" | "post_attention_layernorm", "weight") => Some(Self::Norm),
+            ("q_norm" | "k_norm", "weight") => Some(Self::QkNorm),
+            _ => None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Embedding => "embedding",
+            Self::Norm => "norm",
+            Self::QkNorm => "qk_norm",
+            Self::Head => "head",
+            Self::Bias => "bias",
+        }
+    }
+}
+
+/// What is adapted and how; `rank` 8, `alpha` 16 and all four attention projections by default.
+///
+/// ```
+/// use longburn::attention::MixerConfig;
+/// use longburn::models::lora::{self, LoraConfig, TrainableReport};
+/// use longburn::models::{Decoder, ModelConfig};
+/// let config = ModelConfig::llama(256, 32, 2, 4);
+/// let model = Decoder::new(&config, &MixerConfig::Dense, 0, &burn::tensor::Device::flex())?;
+/// let model = lora::apply(model, &LoraConfig::longlora().with_rank(4))?;
+/// println!("{}", TrainableReport::of(&model));
+/// let merged = lora::merge(model);
+/// # Ok::<(), longburn::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoraConfig {
+    /// r, the rank of every update.
+    pub rank: usize,
+    /// α; the update is scaled by α/r.
+    pub alpha: f64,
+    /// Layers that get an update, in every block.
+    pub targets: Vec<Target>,
+    /// Parameters trained in full beside the updates.
+    pub extra: Vec<Role>,
+    /// Scale by α/√r instead (rsLoRA, 2312.03732).
+    pub rslora: bool,
+    /// Of the initial A.
+    pub seed: u64,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self {
+            rank: 8,
+            alpha: 16.0,
+            targets: vec![Target::Q, Target::K, Target::V, Target::O],
+            extra: Vec::new(),
+            rslora: false,
+            seed: 0,
+        }
+    }
+}
+
+impl LoraConfig {
+    /// Plain LoRA on q, k, v and o.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// LongLoRA's policy (2309.12307 §3.3): LoRA on q, k, v and o, with embedding and norms
+    /// trained in full.
+    pub fn longlora() -> Self {
+        Self::default().with_extra(&[Role::Embedding, Role::Norm])
+    }
+
+    /// Set r.
+    pub fn with_rank(mut self, rank: usize) -> Self {
+        self.rank = rank;
+        self
+    }
+
+    /// Set α.
+    pub fn with_alpha(mut self, alpha: f64) -> Self {
+        self.alpha = alpha;
+        self
+    }
+
+    /// Choose the layers.
+    pub fn with_targets(mut self, targets: &[Target]) -> Self {
+        self.targets = targets.to_vec();
+        self
+    }
+
+    /// Choose what trains in full.
+    pub fn with_extra(mut self, extra: &[Role]) -> Self {
+        self.extra = extra.to_vec();
+        self
+    }
+
+    /// Scale by α/√r.
+    pub fn with_rslora(mut self, rslora: bool) -> Self {
+        self.rslora = rslora;
+        self
+    }
+
+    /// Set the seed of A.
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Whether rank, α and targets can be used.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with field, value and what is expected.
+    pub fn validate(&self) -> Result<()> {
+        let bad = |field: &str, value: String, expected: &str| {
+            Err(Error::config("lora", field, value, expected))
+        };
+        if self.rank == 0 {
+            return bad("rank", "0".into(), "at least 1");
+        }
+        if !(self.alpha > 0.0 && self.alpha.is_finite()) {
+            return bad("alpha", self.alpha.to_string(), "a positive number");
+        }
+        if self.targets.is_empty() {
+            return bad("targets", "empty".into(), "at least one of q, k, v, o, gate, up, down");
+        }
+        Ok(())
+    }
+}
+
+/// Freeze the model, put an update that starts at zero (A uniform in ±1/√in, B zero) beside every
+/// target and let the roles in `extra` train.
+///
+/// # Errors
+/// [`Error::Config`] for unusable settings or a role that this model does not have,
+/// [`Error::Unsupported`] when the model already carries updates.
+pub fn apply<M: HasProjections>(
+    mut model: Decoder<M>,
+    config: &LoraConfig,
+) -> Result<Decoder<M>> {
+    config.validate()?;
+    check_plain(&model)?;
+    let all = params(&model);
+    let present = |role: &Role| all.iter().any(|p| Role::of(&p.path) == Some(*role));
+    if let Some(role) = config.extra.iter().find(|role| !present(role)) {
+        let expected = match role {
+            Role::Head => "roles that this model has (its head is its embedding: `embedding`)",
+            _ => "roles that this model has",
+        };
+        return Err(Error::config("lora", "extra", role.name(), expected));
+    }
+    let streams = Streams::new(config.seed);
+    for (layer, block) in model.layers.iter_mut().enumerate() {
+        for target in &config.targets {
+            let index = super::decoder::STREAMS_PER_BLOCK * (layer as u32 + 1) + 8 + *target as u32;
+            let linear = target.linear_mut(block);
+            linear.lora = Some(new_update(linear, config, &streams, index));
+        }
+    }
+    let trains = |path: &str| {
+        path.contains(".lora.") || Role::of(path).is_some_and(|role| config.extra.contains(&role))
+    };
+    Ok(map_params(model, |_| None, |path| Some(trains(path))))
+}
+
+fn new_update(linear: &Linear, config: &LoraConfig, streams: &Streams, index: u32) -> Lora {
+    let (from, to) = linear.features();
+    let (device, dtype) = (linear.weight.device(), linear.weight.dtype());
+    let mut rng = streams.rng(Purpose::Init, 0, 0, index);
+    let bound = 1.0 / (from as f64).sqrt();
+    let uniform = (0..config.rank * from).map(|_| ((2.0 * rng.unit() - 1.0) * bound) as f32);
+    let a = TensorData::new(uniform.collect::<Vec<_>>(), [config.rank, from]);
+    Lora {
+        a: Param::from_tensor(Tensor::from_data(a, (&device, dtype))),
+        b: Param::from_tensor(Tensor::zeros([to, config.rank], (&device, dtype))),
+        alpha: config.alpha,
+        rslora: config.rslora,
+    }
+}
+
+pub(crate) fn check_plain<M: SequenceMixer>(model: &Decoder<M>) -> Result<()> {
+    if is_adapted(model) {
+        return Err(Error::Unsupported {
+            what: "low-rank updates on a model that already carries some".into(),
+            remedy: "merge them first".into(),
+        });
+    }
+    Ok(())
+}
+
+/// Whether the model carries low-rank updates.
+pub fn is_adapted<M: SequenceMixer>(model: &Decoder<M>) -> bool {
+    params(model).iter().any(|p| p.path.contains(".lora."))
+}
+
+/// Add every update to its weights, W + scale·B·A in f32, and remove it. The result is a plain
+/// model, all of whose parameters train.
+pub fn merge<M: HasProjections>(mut model: Decoder<M>) -> Decoder<M> {
+    for block in &mut model.layers {
+        for target in Target::ALL {
+            let linear = target.linear_mut(block);
+            let Some(lora) = linear.lora.take() else { continue };
+            let wide = |x: &Param<Tensor<2>>| x.val().detach().cast(DType::F32);
+            let update = wide(&lora.b).matmul(wide(&lora.a)).mul_scalar(lora.scale());
+            linear.weight = linear.weight.clone().map(|weight| {
+                let dtype = weight.dtype();
+                (weight.detach().cast(DType::F32) + update).cast(dtype).detach()
+            });
+        }
+    }
+    map_params(model, |_| None, |_| Some(true))
+}
+
+/// How many parameters train, in all and by role.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TrainableReport {
+    /// Parameters that train.
+    pub trainable: usize,
+    /// All parameters, updates included.
+    pub total: usize,
+    /// Parameters that train, per role: "lora", the names of [`Role`], "weight" for the rest.
+    pub by_role: Vec<(&'static str, usize)>,
+}
+
+impl TrainableReport {
+    /// Count.
+    pub fn of<M: SequenceMixer>(model: &Decoder<M>) -> Self {
+        let mut report = Self { trainable: 0, total: 0, by_role: Vec::new() };
+        for p in params(model) {
+            report.total += p.numel();
+            if !p.trainable {
+                continue;
+            }
+            report.trainable += p.numel();
+            let name = match Role::of(&p.path) {
+                Some(role) => role.name(),
+                None if p.path.contains(".lora.") => "lora",
+                None => "weight",
+            };
+            match report.by_role.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, count)) => *count += p.numel(),
+                None => report.by_role.push((name, p.numel())),
+            }
+        }
+        report
+    }
+}
+
+impl fmt::Display for TrainableReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let share = 100.0 * self.trainable as f64 / self.total.max(1) as f64;
+        let (some, all) = (grouped(self.trainable), grouped(self.total));
+        write!(f, "trainable {some} of {all} ({share:.1} %)")?;
+        for (i, (role, count)) in self.by_role.iter().enumerate() {
+            write!(f, "{} {role} {}", if i == 0 { ":" } else { "," }, grouped(*count))?;
+        }
+        Ok(())
+    }
+}
+
+/// 12345 -> "12,345"
+fn grouped(n: usize) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
