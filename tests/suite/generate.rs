@@ -1,0 +1,209 @@
+//! Generation: caches change nothing, and bad input is refused.
+
+use crate::tiny::{self, ids, logits, ratio};
+use burn::tensor::Device;
+use longburn::Error;
+use longburn::attention::MixerConfig;
+use longburn::models::generate::{Generator, Sampler, TextStream};
+use longburn::models::{Decoder, GenerateConfig, ModelConfig, generate, lora};
+
+/// Full heads, grouped heads with a tied head, norms on q and k, a window.
+fn models() -> Vec<Decoder> {
+    let full = ModelConfig::llama(61, 24, 2, 4);
+    let configs = [full, tiny::llama(true), tiny::qwen3(), tiny::mistral()];
+    configs.iter().map(|config| tiny::model(config, &Device::flex())).collect()
+}
+
+fn greedy(tokens: usize) -> GenerateConfig {
+    GenerateConfig::new().with_max_new_tokens(tokens)
+}
+
+/// Row `row` of `[T * V]` logits.
+fn row(logits: &[f32], row: usize) -> &[f32] {
+    &logits[row * 61..(row + 1) * 61]
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap() as u32
+}
+
+#[test]
+fn cached_equals_uncached() {
+    for model in models() {
+        let text = ids(37);
+        let whole = logits(&model, &text);
+        let mut generator = Generator::new(&model);
+        for (at, id) in text.iter().enumerate() {
+            let apart = ratio(&generator.feed(&[*id]).unwrap(), row(&whole, at));
+            assert!(apart < 1e-5, "{apart} at {at}");
+        }
+        assert_eq!(generator.len(), 37);
+
+        let mut text = ids(7);
+        let generated = generate(&model, &text, &greedy(20), |_| {}).unwrap();
+        for id in &generated.ids {
+            let all = logits(&model, &text);
+            assert_eq!(*id, argmax(row(&all, text.len() - 1)));
+            text.push(*id);
+        }
+    }
+}
+
+#[test]
+fn prefill_in_pieces_equals_the_whole() {
+    for model in models() {
+        let text = ids(37);
+        let whole = Generator::new(&model).feed(&text).unwrap();
+        let all_at_once = generate(&model, &text, &greedy(8), |_| {}).unwrap();
+        for piece in [1, 7, 36, 37, 100] {
+            let mut generator = Generator::new(&model);
+            let mut last = Vec::new();
+            for part in text.chunks(piece) {
+                last = generator.feed(part).unwrap();
+            }
+            let apart = ratio(&last, &whole);
+            assert!(apart < 1e-5, "{apart} in pieces of {piece}");
+            let config = greedy(8).with_prefill_chunk(Some(piece));
+            assert_eq!(generate(&model, &text, &config, |_| {}).unwrap().ids, all_at_once.ids);
+        }
+    }
+}
+
+#[test]
+fn generation_is_dense_and_the_same_with_gradients_on_or_adapters_merged() {
+    let model = tiny::model(&tiny::llama(false), &Device::flex());
+    let expected = generate(&model, &ids(9), &greedy(12), |_| {}).unwrap().ids;
+    let same = |other: &Decoder| {
+        assert_eq!(generate(other, &ids(9), &greedy(12), |_| {}).unwrap().ids, expected);
+    };
+    same(&model.clone().swap_mixer(&MixerConfig::LongLora(Default::default())).unwrap());
+    same(&tiny::model(&tiny::llama(false), &Device::flex().autodiff()));
+
+    let adapted = lora::apply(model, &lora::LoraConfig::new()).unwrap();
+    let adapted = tiny::scattered(adapted, 3, |path| path.contains(".lora."));
+    let with = generate(&adapted, &ids(9), &greedy(12), |_| {}).unwrap().ids;
+    assert_ne!(with, expected);
+    assert_eq!(generate(&lora::merge(adapted), &ids(9), &greedy(12), |_| {}).unwrap().ids, with);
+}
+
+#[test]
+fn it_ends_at_a_stop_id_or_the_limit_and_hands_out_every_id() {
+    let model = &models()[1];
+    let mut heard = Vec::new();
+    let free = generate(model, &ids(5), &greedy(10), |id| heard.push(id)).unwrap();
+    assert_eq!((free.new_tokens, free.prompt_tokens, free.stopped), (10, 5, false));
+    assert_eq!(heard, free.ids);
+    assert!(free.tokens_per_second > 0.0 && free.seconds_prefill > 0.0);
+
+    let stop = free.ids[4];
+    let first = free.ids.iter().position(|id| *id == stop).unwrap();
+    let config = greedy(10).with_stop(&[60, stop]);
+    let stopped = generate(model, &ids(5), &config, |_| {}).unwrap();
+    assert!(stopped.stopped);
+    assert_eq!(stopped.ids, free.ids[..=first]);
+
+    let none = generate(model, &ids(5), &greedy(0), |_| panic!("no id was asked for")).unwrap();
+    assert_eq!((none.ids.len(), none.tokens_per_second), (0, 0.0));
+}
+
+#[test]
+fn bad_input_is_refused_and_explained() {
+    let model = &models()[1];
+    let data = |prompt: &[u32]| match generate(model, prompt, &greedy(3), |_| {}) {
+        Err(Error::Data(text)) => text,
+        other => panic!("{other:?}"),
+    };
+    assert!(data(&[]).contains("empty"));
+    let text = data(&[1, 2, 61]);
+    assert!(text.contains("id 61 at position 2") && text.contains("vocabulary of 61"), "{text}");
+
+    let field = |config: GenerateConfig| match generate(model, &[1], &config, |_| {}) {
+        Err(Error::Config { field, .. }) => field,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(field(greedy(3).with_temperature(-0.5)), "temperature");
+    assert_eq!(field(greedy(3).with_temperature(f64::NAN)), "temperature");
+    assert_eq!(field(greedy(3).with_top_p(0.0)), "top_p");
+    assert_eq!(field(greedy(3).with_top_p(1.5)), "top_p");
+    assert_eq!(field(greedy(3).with_prefill_chunk(Some(0))), "prefill_chunk");
+}
+
+#[test]
+fn n1_logits_that_are_no_numbers_are_an_error() {
+    let model = tiny::model(&tiny::llama(false), &Device::flex());
+    let broken = longburn::models::keymap::map_params(
+        model,
+        |path| (path == "norm.weight").then(|| vec![f32::NAN; 24]),
+        |_| None,
+    );
+    let error = generate(&broken, &ids(4), &greedy(3), |_| {}).unwrap_err();
+    assert!(matches!(error, Error::Logits { step: 0, .. }), "{error}");
+
+    let sampler = Sampler::new(0.0, 1.0, 0).unwrap();
+    let (inf, nan) = (f32::INFINITY, f32::NAN);
+    for bad in [&[0.0, nan][..], &[inf, 0.0], &[-inf, -inf], &[]] {
+        assert!(matches!(sampler.pick(bad, 3), Err(Error::Logits { step: 3, .. })), "{bad:?}");
+    }
+    assert_eq!(sampler.pick(&[-inf, -4.0, -4.0, -9.0], 0).unwrap(), 1);
+}
+
+/// How often each of four ids is drawn, of 4000.
+fn drawn(temperature: f64, top_p: f64) -> [u32; 4] {
+    // Probabilities 0.5, 0.3, 0.15, 0.05 at temperature 1, out of order.
+    let logits = [0.15f32, 0.5, 0.05, 0.3].map(f32::ln);
+    let sampler = Sampler::new(temperature, top_p, 5).unwrap();
+    let mut counts = [0; 4];
+    (0..4000).for_each(|step| counts[sampler.pick(&logits, step).unwrap() as usize] += 1);
+    counts
+}
+
+#[test]
+fn draws_have_the_softmax_frequencies() {
+    let near = |counts: [u32; 4], expected: [f64; 4]| {
+        for (count, share) in counts.iter().zip(expected) {
+            let spread = 4.0 * (4000.0 * share * (1.0 - share)).sqrt();
+            assert!((*count as f64 - 4000.0 * share).abs() <= spread, "{counts:?} {expected:?}");
+        }
+    };
+    near(drawn(1.0, 1.0), [0.15, 0.5, 0.05, 0.3]);
+    // Temperature 1/2 squares the probabilities.
+    near(drawn(0.5, 1.0), [0.0225, 0.25, 0.0025, 0.09].map(|p| p / 0.365));
+    near(drawn(1.0, 0.75), [0.0, 0.625, 0.0, 0.375]);
+    near(drawn(1.0, 0.5), [0.0, 1.0, 0.0, 0.0]);
+    near(drawn(1.0, 0.9), [0.15, 0.5, 0.0, 0.3].map(|p| p / 0.95));
+    near(drawn(0.0, 1.0), [0.0, 1.0, 0.0, 0.0]);
+}
+
+#[test]
+fn draws_depend_on_seed_and_step_alone() {
+    let model = &models()[0];
+    let config = greedy(24).with_temperature(3.0).with_top_p(0.95);
+    let text = |seed| generate(model, &ids(3), &config.clone().with_seed(seed), |_| {}).unwrap().ids;
+    assert_eq!(text(1), text(1));
+    assert_ne!(text(1), text(2));
+}
+
+#[test]
+fn text_comes_out_whole_characters_at_a_time() {
+    // Ids are bytes; a space goes to the front of the next word, as in many tokenizers.
+    let decode = |ids: &[u32]| {
+        let bytes: Vec<u8> = ids.iter().map(|id| *id as u8).collect();
+        Ok(String::from_utf8_lossy(&bytes).trim_start().to_string())
+    };
+    let text = " Größe → ∞";
+    let mut stream = TextStream::new(b"One".map(u32::from).as_slice(), decode);
+    let mut pieces = Vec::new();
+    for byte in text.bytes() {
+        pieces.extend(stream.push(byte.into()).unwrap());
+    }
+    assert!(pieces.iter().all(|piece| !piece.contains('\u{FFFD}')), "{pieces:?}");
+    assert_eq!(pieces.concat() + &stream.finish().unwrap(), text);
+    assert_eq!(pieces.len(), text.chars().count());
+
+    // A prompt that ends within a character.
+    let mut stream = TextStream::new(&[0xC3], decode);
+    assert_eq!(stream.push(0xA9).unwrap().as_deref(), Some("é"));
+    // An incomplete end is shown as what it is.
+    assert_eq!(stream.push(0xE2).unwrap(), None);
+    assert_eq!(stream.finish().unwrap(), "\u{FFFD}");
+}
