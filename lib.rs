@@ -1,7 +1,8 @@
 //! Longburn: a modular zoo of long-context techniques for language models, on Burn.
 //!
 //! Layers, bottom up: [`kernel`] (ops) → [`positional`] → [`attention`] → [`models`] →
-//! [`datasets`] → [`training`] → [`testing`]. A layer uses those below it only.
+//! [`datasets`] → [`training`] → [`testing`]. A layer uses those below it only; [`streams`]
+//! (random numbers) serve all.
 //!
 //! Shape letters in names: B batch, T tokens, S keys, D channels, H query heads, K key heads,
 //! V vocabulary.

@@ -91,7 +91,8 @@ mod tests {
 
     #[test]
     fn every_counter_selects_its_own_stream() {
-        let first = |s: u64, p, step, micro, layer| Streams::new(s).rng(p, step, micro, layer).next_u64();
+        let first =
+            |s: u64, p, step, micro, layer| Streams::new(s).rng(p, step, micro, layer).next_u64();
         let base = first(7, Purpose::Window, 3, 1, 2);
         assert_eq!(base, first(7, Purpose::Window, 3, 1, 2));
         for other in [

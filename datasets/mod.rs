@@ -1,1 +1,18 @@
 //! Text to token sequences: sources, tokenizer, packing, synthetic tasks.
+
+mod batch;
+mod documents;
+mod packing;
+mod report;
+mod sampler;
+pub mod source;
+pub mod synthetic;
+mod tokenizer;
+
+pub use batch::{IGNORE, Row, Side, TokenBatch};
+pub use documents::{TokenDocument, split, tokenize};
+pub use packing::{Pack, PackConfig, PackCursor, PackedSource};
+pub use report::{Amount, DataReport};
+pub use sampler::{Window, WindowSampler};
+pub use source::{Cursor, Document, DocumentSource};
+pub use tokenizer::{BpeConfig, DecodeStream, SpecialIds, Tokenizer, train_bpe};

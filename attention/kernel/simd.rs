@@ -1,21 +1,41 @@
 //! Loops that must be fast on a CPU, compiled for the best instruction set found at run time.
 
-use pulp::Arch;
-use std::sync::OnceLock;
-
 /// Runs `work` compiled for the machine's widest vectors; everything inside must inline.
 #[inline(always)]
 pub(crate) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
-    static ARCH: OnceLock<Arch> = OnceLock::new();
-    struct Op<F>(F);
-    impl<F: FnOnce() -> R, R> pulp::NullaryFnOnce for Op<F> {
-        type Output = R;
-        #[inline(always)]
-        fn call(self) -> R {
-            (self.0)()
+    #[cfg(target_arch = "x86_64")]
+    {
+        // Detection is cached by the standard library: one load and a test.
+        if is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512bw")
+        {
+            // Safe: the features have just been found.
+            return unsafe { x86::avx512(work) };
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return unsafe { x86::avx2(work) };
         }
     }
-    ARCH.get_or_init(Arch::new).dispatch(Op(work))
+    work()
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    /// # Safety
+    /// The machine has AVX-512 F, VL, DQ and BW.
+    #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,fma")]
+    pub(super) unsafe fn avx512<R>(work: impl FnOnce() -> R) -> R {
+        work()
+    }
+
+    /// # Safety
+    /// The machine has AVX2 and FMA.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn avx2<R>(work: impl FnOnce() -> R) -> R {
+        work()
+    }
 }
 
 /// e^x for x <= 0 to 2 ulp, branch-free so that the compiler vectorizes it; 0 below −87.
@@ -39,7 +59,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     p = p * r + 1.666_666_5e-1;
     p = p * r + 0.5;
     let e = p * r * r + r + 1.0;
-    let power = f32::from_bits(((shifted.to_bits() << 23) as i32 + (127 << 23)) as u32);
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
     if x < -87.3 { 0.0 } else { e * power }
 }
 

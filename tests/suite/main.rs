@@ -1,10 +1,13 @@
-//! Integration tests: one file per topic, one binary.
+//! One binary for all integration tests: building and linking once.
 
 mod alloc;
+mod data;
 mod eval;
 mod files;
 mod generate;
 mod interop;
 mod lora;
+mod mixers;
 mod realdata;
+mod report;
 mod tiny;

@@ -1,0 +1,63 @@
+//! Tokenised documents, and documents set aside for evaluation.
+
+use super::{Amount, DataReport, Document, Tokenizer};
+use crate::{Error, Result};
+
+/// A document as token ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenDocument {
+    /// Name of the document.
+    pub id: String,
+    /// Its tokens.
+    pub ids: Vec<u32>,
+}
+
+/// Tokenise documents, on all threads; `add_special` as in [`Tokenizer::encode`]. Documents
+/// without a token of their own (nothing, or special tokens only) are dropped and counted.
+///
+/// # Errors
+/// When the tokenizer cannot represent a text.
+pub fn tokenize(
+    documents: &[Document],
+    tokenizer: &Tokenizer,
+    add_special: bool,
+) -> Result<(Vec<TokenDocument>, DataReport)> {
+    let mut report = DataReport::default();
+    let mut out = Vec::with_capacity(documents.len());
+    let texts: Vec<_> = documents.iter().map(|d| d.text.as_str()).collect();
+    for (document, ids) in documents.iter().zip(tokenizer.encode_batch(&texts, add_special)?) {
+        let characters = document.text.chars().count() as u64;
+        let amount = Amount { documents: 1, characters, tokens: ids.len() as u64 };
+        if ids.iter().all(|id| tokenizer.is_special(*id)) {
+            report.drop_document("no tokens of its own", amount);
+            continue;
+        }
+        report.kept += amount;
+        out.push(TokenDocument { id: document.id.clone(), ids });
+    }
+    Ok((out, report))
+}
+
+/// Split whole documents into training and held-out ones: in order of their names, every
+/// `every`-th is held out, or the last one where there are fewer.
+///
+/// # Errors
+/// With fewer than two documents, or `every` below 2.
+pub fn split(mut documents: Vec<Document>, every: usize) -> Result<(Vec<Document>, Vec<Document>)> {
+    if every < 2 {
+        return Err(Error::config("split", "every", every, "at least 2"));
+    }
+    if documents.len() < 2 {
+        return Err(Error::Data(format!(
+            "{} cannot be split into training and held-out documents (remedy: give at least two)",
+            if documents.is_empty() { "no document" } else { "one document" }
+        )));
+    }
+    documents.sort_by(|a, b| a.id.cmp(&b.id));
+    let held = every.min(documents.len());
+    let (mut train, mut held_out) = (Vec::new(), Vec::new());
+    for (i, document) in documents.into_iter().enumerate() {
+        if i % held == held - 1 { &mut held_out } else { &mut train }.push(document);
+    }
+    Ok((train, held_out))
+}
