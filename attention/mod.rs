@@ -6,13 +6,14 @@ mod linear;
 pub mod longlora;
 mod norm;
 mod projections;
+pub mod reference;
 mod state;
 
 pub use context::{MixContext, MixOutput, Phase, Tap, Taps};
 pub use dense::{Dense, DenseConfig};
 pub use linear::{Linear, LinearConfig, Lora};
 pub(crate) use linear::normal;
-pub use longlora::{LongLora, LongLoraConfig};
+pub use longlora::{LongLora, LongLoraConfig, LongLoraForm};
 pub use norm::{RmsNorm, RmsNormConfig};
 pub use projections::{AttnProjections, AttnShape, HasProjections};
 pub use state::{KvCache, State};

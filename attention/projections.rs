@@ -1,9 +1,7 @@
 //! The projections that all attention mixers share, so that swapping a mixer keeps names, shapes
 //! and adapters.
 
-use super::{
-    Linear, LinearConfig, MixContext, RmsNorm, RmsNormConfig, SequenceMixer, Tap, Taps,
-};
+use super::{Linear, LinearConfig, MixContext, RmsNorm, RmsNormConfig, SequenceMixer, Tap, Taps};
 use crate::streams::Streams;
 use crate::{Error, Result};
 use burn::module::Module;

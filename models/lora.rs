@@ -242,10 +242,7 @@ impl LoraConfig {
 /// # Errors
 /// [`Error::Config`] for unusable settings or a role that this model does not have,
 /// [`Error::Unsupported`] when the model already carries updates.
-pub fn apply<M: HasProjections>(
-    mut model: Decoder<M>,
-    config: &LoraConfig,
-) -> Result<Decoder<M>> {
+pub fn apply<M: HasProjections>(mut model: Decoder<M>, config: &LoraConfig) -> Result<Decoder<M>> {
     config.validate()?;
     check_plain(&model)?;
     let all = params(&model);
@@ -371,7 +368,7 @@ fn grouped(n: usize) -> String {
     let digits = n.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);

@@ -4,10 +4,10 @@
 
 mod config;
 
+use super::Decoder;
 use super::keymap::{KeyMap, LlamaKeys, map_params, params, read_params};
 use super::lora::{Role, Target, check_plain};
 use super::weights::{RawTensor, SaveDtype, WeightFiles, write_atomic, write_safetensors};
-use super::Decoder;
 use crate::attention::{HasProjections, Linear, Lora};
 use crate::{Error, Result};
 use burn::module::Param;
@@ -170,11 +170,8 @@ fn check_modules<M: HasProjections>(
     let linears: Vec<String> = (0..model.layers.len())
         .flat_map(|layer| Target::ALL.map(|target| module_of(layer, target)))
         .collect();
-    let saveable: Vec<String> = params(model)
-        .iter()
-        .filter_map(|p| saveable(&p.path))
-        .chain([HEAD.to_string()])
-        .collect();
+    let saveable: Vec<String> =
+        params(model).iter().filter_map(|p| saveable(&p.path)).chain([HEAD.to_string()]).collect();
     let unsupported = |field: &str, name: &str, expected: &str| {
         Err(Error::config(file.display().to_string(), field, format!("`{name}`"), expected))
     };
@@ -213,9 +210,8 @@ fn describe<M: HasProjections>(model: &Decoder<M>, base: &str) -> Result<Adapter
         }
         let name = target.hf_name();
         let first = *found.get_or_insert(updates[0]);
-        let differs = |l: &&Lora| {
-            (l.rank(), l.alpha, l.rslora) != (first.rank(), first.alpha, first.rslora)
-        };
+        let differs =
+            |l: &&Lora| (l.rank(), l.alpha, l.rslora) != (first.rank(), first.alpha, first.rslora);
         if updates.len() != model.layers.len() || updates.iter().any(differs) {
             return refuse(format!("adapters that differ between layers ({name})"));
         }
@@ -240,7 +236,8 @@ fn describe<M: HasProjections>(model: &Decoder<M>, base: &str) -> Result<Adapter
     }
     let mut modules_to_save: Vec<String> =
         kinds.into_iter().filter_map(|(kind, trains)| trains.then_some(kind)).collect();
-    let trains_head = model.lm_head.is_none() && modules_to_save.iter().any(|m| m == "embed_tokens");
+    let trains_head =
+        model.lm_head.is_none() && modules_to_save.iter().any(|m| m == "embed_tokens");
     if trains_head {
         modules_to_save.push(HEAD.into());
     }

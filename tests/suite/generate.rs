@@ -169,7 +169,7 @@ fn draws_have_the_softmax_frequencies() {
     // Temperature 1/2 squares the probabilities.
     near(drawn(0.5, 1.0), [0.0225, 0.25, 0.0025, 0.09].map(|p| p / 0.365));
     near(drawn(1.0, 0.75), [0.0, 0.625, 0.0, 0.375]);
-    near(drawn(1.0, 0.5), [0.0, 1.0, 0.0, 0.0]);
+    near(drawn(1.0, 0.45), [0.0, 1.0, 0.0, 0.0]);
     near(drawn(1.0, 0.9), [0.15, 0.5, 0.0, 0.3].map(|p| p / 0.95));
     near(drawn(0.0, 1.0), [0.0, 1.0, 0.0, 0.0]);
 }
@@ -178,7 +178,8 @@ fn draws_have_the_softmax_frequencies() {
 fn draws_depend_on_seed_and_step_alone() {
     let model = &models()[0];
     let config = greedy(24).with_temperature(3.0).with_top_p(0.95);
-    let text = |seed| generate(model, &ids(3), &config.clone().with_seed(seed), |_| {}).unwrap().ids;
+    let text =
+        |seed| generate(model, &ids(3), &config.clone().with_seed(seed), |_| {}).unwrap().ids;
     assert_eq!(text(1), text(1));
     assert_ne!(text(1), text(2));
 }

@@ -1,0 +1,116 @@
+//! Exchange with Python: checkpoints and adapters that `tests/interop/check_interop.py` loads with
+//! `transformers` and `peft`, and those that it wrote.
+//!
+//! `LONGBURN_INTEROP_DIR` names the folder of exchange. Run this, then the script on the folder,
+//! then this again.
+
+use crate::tiny::{self, ids, logits, ratio};
+use burn::tensor::Device;
+use longburn::attention::MixerConfig;
+use longburn::models::lora::{self, LoraConfig, Role, Target};
+use longburn::models::peft::{load_adapter, save_adapter};
+use longburn::models::weights::{RawTensor, SaveDtype, read_safetensors, write_safetensors};
+use longburn::models::{Decoder, ModelConfig, SaveOptions};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+const LENGTH: usize = 33;
+
+fn exchange() -> Option<PathBuf> {
+    std::env::var_os("LONGBURN_INTEROP_DIR").map(Into::into)
+}
+
+fn load(dir: &Path) -> Decoder {
+    Decoder::load(dir, &MixerConfig::Dense, &Device::flex()).unwrap()
+}
+
+/// Ids and the logits that whoever loads the case must find, beside it.
+fn put_expected(case: &Path, logits: &[f32]) {
+    let ids: Vec<i64> = ids(LENGTH).iter().map(|id| *id as i64).collect();
+    let vocab = logits.len() / LENGTH;
+    let logits = RawTensor::from_f32(vec![1, LENGTH, vocab], logits, SaveDtype::F32).unwrap();
+    let ids = RawTensor::from_i64(vec![1, LENGTH], &ids).unwrap();
+    let tensors = BTreeMap::from([("ids".to_string(), ids), ("logits".to_string(), logits)]);
+    write_safetensors(&case.join("expected.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+}
+
+fn put_model(case: &Path, config: &ModelConfig, options: &SaveOptions) -> Decoder {
+    let model = tiny::model(config, &Device::flex());
+    model.save(&case.join("model"), options).unwrap();
+    // Rounding to fewer bits is part of saving.
+    let back = load(&case.join("model"));
+    if options.dtype == SaveDtype::F32 {
+        assert_eq!(logits(&back, &ids(LENGTH)), logits(&model, &ids(LENGTH)));
+    }
+    put_expected(case, &logits(&back, &ids(LENGTH)));
+    back
+}
+
+fn put_adapter(case: &Path, config: &ModelConfig, policy: &LoraConfig) {
+    let base = put_model(case, config, &SaveOptions::default());
+    let adapted = lora::apply(base.clone(), policy).unwrap();
+    let trained: Vec<String> = longburn::models::keymap::params(&adapted)
+        .into_iter()
+        .filter(|p| p.trainable)
+        .map(|p| p.path)
+        .collect();
+    let adapted = tiny::scattered(adapted, 7, |path| trained.iter().any(|t| t == path));
+    save_adapter(&adapted, &case.join("adapter"), "model").unwrap();
+    let expected = logits(&adapted, &ids(LENGTH));
+    let back = load_adapter(base, &case.join("adapter")).unwrap();
+    assert_eq!(logits(&back, &ids(LENGTH)), expected);
+    put_expected(case, &expected);
+}
+
+#[test]
+fn what_is_written_for_python_is_read_back() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = exchange().unwrap_or_else(|| temporary.path().into()).join("rust");
+    let case = |name: &str| dir.join(name);
+    let whole = SaveOptions::default();
+    let sharded = SaveOptions { max_shard_bytes: Some(8192), ..SaveOptions::default() };
+    let narrow = SaveOptions { dtype: SaveDtype::BF16, ..SaveOptions::default() };
+    put_model(&case("llama"), &tiny::llama(false), &whole);
+    put_model(&case("llama_tied_sharded"), &tiny::llama(true), &sharded);
+    put_model(&case("qwen3_bf16"), &tiny::qwen3(), &narrow);
+    put_model(&case("mistral"), &tiny::mistral(), &whole);
+    assert!(case("llama_tied_sharded").join("model/model.safetensors.index.json").is_file());
+
+    let longlora = LoraConfig::longlora().with_rank(3);
+    put_adapter(&case("lora_llama"), &tiny::llama(false), &longlora);
+    put_adapter(&case("lora_llama_tied"), &tiny::llama(true), &longlora);
+    // The norms of queries and keys stay as they are.
+    let everywhere = longlora.with_targets(&Target::ALL).with_rslora(true);
+    put_adapter(&case("lora_qwen3_norms"), &tiny::qwen3(), &everywhere);
+    let extra = [Role::QkNorm, Role::Head];
+    let heads = LoraConfig::new().with_targets(&[Target::Gate]).with_extra(&extra).with_alpha(2.5);
+    put_adapter(&case("lora_qwen3_head"), &tiny::qwen3(), &heads);
+    put_adapter(&case("lora_mistral"), &tiny::mistral(), &LoraConfig::new());
+}
+
+#[test]
+fn what_python_wrote_gives_the_logits_that_python_found() {
+    let Some(dir) = exchange().map(|dir| dir.join("python")).filter(|dir| dir.is_dir()) else {
+        return;
+    };
+    let mut found = 0;
+    for case in std::fs::read_dir(dir).unwrap() {
+        let case = case.unwrap().path();
+        let mut model = load(&case.join("model"));
+        if case.join("adapter").is_dir() {
+            model = load_adapter(model, &case.join("adapter")).unwrap();
+        }
+        let (expected, _) = read_safetensors(&case.join("expected.safetensors")).unwrap();
+        let bytes = expected["ids"].data.chunks_exact(8);
+        let ids: Vec<u32> =
+            bytes.map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32).collect();
+        let expected = expected["logits"].to_f32().unwrap();
+        for model in [model.clone(), lora::merge(model)] {
+            let got = logits(&model, &ids);
+            let apart = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(apart <= 2e-5, "{}: {apart}, ratio {}", case.display(), ratio(&got, &expected));
+        }
+        found += 1;
+    }
+    assert!(found > 0);
+}

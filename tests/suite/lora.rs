@@ -44,7 +44,8 @@ fn the_longlora_policy_trains_updates_embedding_and_residual_norms_and_nothing_e
         for layer in 0..2 {
             for part in ["q", "k", "v", "o"] {
                 for factor in ["a", "b"] {
-                    expected.push(format!("layers.{layer}.self_attn.proj.{part}_proj.lora.{factor}"));
+                    expected
+                        .push(format!("layers.{layer}.self_attn.proj.{part}_proj.lora.{factor}"));
                 }
             }
             for norm in ["input_layernorm", "post_attention_layernorm"] {

@@ -6,6 +6,7 @@ mod eval;
 mod files;
 mod generate;
 mod interop;
+mod longlora;
 mod lora;
 mod mixers;
 mod realdata;

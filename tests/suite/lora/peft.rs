@@ -213,7 +213,8 @@ fn f6_all_adapter_tensors_that_do_not_fit_are_listed() {
     for gone in ["q_proj.lora_A.weight", "v_proj.lora_B.weight"] {
         tensors.remove(&format!("{stem}{gone}")).unwrap();
     }
-    let short = RawTensor::from_f32(vec![2, 23], &[0.0; 46], longburn::models::weights::SaveDtype::F32);
+    let short =
+        RawTensor::from_f32(vec![2, 23], &[0.0; 46], longburn::models::weights::SaveDtype::F32);
     tensors.insert(format!("{stem}k_proj.lora_A.weight"), short.unwrap());
     let extra = tensors["base_model.model.model.norm.weight"].clone();
     tensors.insert("base_model.model.model.layers.7.mlp.up_proj.lora_A.weight".into(), extra);

@@ -1,0 +1,3 @@
+//! Slow, obvious twins of the mixers, for tests.
+
+pub mod longlora;
