@@ -109,6 +109,9 @@ pub enum Error {
         /// What to do.
         remedy: String,
     },
+    /// A training run cannot go on.
+    #[error("training: {0}")]
+    Training(String),
     /// A model gave logits that no token can be chosen from.
     #[error(
         "generation, new token {step}: the logit of id {token} is {value} (remedy: check the \

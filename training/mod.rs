@@ -1,4 +1,25 @@
 //! The trainer: objectives, strategies, optimizer, metrics, evaluation, reports.
 
+mod burn_train;
+mod config;
 pub mod eval;
+mod gradients;
+mod objective;
+mod optim;
 pub mod report;
+mod schedule;
+mod source;
+mod state;
+pub mod strategy;
+mod trainer;
+
+pub use self::burn_train::{Interrupter, MetricsRenderer};
+pub use config::{EmptyStep, TrainConfig};
+pub use gradients::GradientSum;
+pub use objective::{LossParts, NextToken, Objective, SplitObjective};
+pub use optim::{AdamW, Optimizer, OptimizerState, ParamGroup};
+pub use schedule::{Schedule, Warmup};
+pub use source::BatchSource;
+pub use state::{Counters, TrainState};
+pub use strategy::{Strategy, TrainStrategy};
+pub use trainer::{Step, StepReport, Stop, TrainOutcome, Trainer};

@@ -1,0 +1,197 @@
+//! The update against an independent f64 AdamW; clipping; groups; what stays frozen.
+
+use super::{batch, bits, decoder, silent, weights};
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor};
+use longburn::models::keymap::params;
+use longburn::models::lora::{self, LoraConfig, Role};
+use longburn::models::ForwardOptions;
+use longburn::training::strategy::Plain;
+use longburn::training::{
+    AdamW, LossParts, NextToken, Objective, ParamGroup, Schedule, TrainConfig, Trainer, Warmup,
+};
+use longburn::{Error, Result};
+
+/// Two parameters, one in the role of a norm.
+#[derive(Module, Debug)]
+pub struct Toy {
+    pub norm: Scale,
+    pub proj: Scale,
+}
+
+#[derive(Module, Debug)]
+pub struct Scale {
+    pub weight: Param<Tensor<1>>,
+}
+
+pub fn toy() -> Toy {
+    let scale = |values: [f32; 3]| Scale {
+        weight: Param::from_tensor(Tensor::from_floats(values, &Device::flex())),
+    };
+    Toy { norm: scale([1.0, -0.5, 2.0]), proj: scale([0.3, 0.0, -1.5]) }
+}
+
+/// Loss whose gradient is the batch: that of `norm`, then that of `proj`.
+pub struct Linear;
+
+impl Objective<Toy> for Linear {
+    type Batch = [[f32; 3]; 2];
+
+    fn loss(&self, model: &Toy, batch: &Self::Batch, _: &ForwardOptions) -> Result<LossParts> {
+        let fixed = |values: [f32; 3]| Tensor::<1>::from_floats(values, &Device::flex());
+        let sum = (model.norm.weight.val() * fixed(batch[0])).sum()
+            + (model.proj.weight.val() * fixed(batch[1])).sum();
+        Ok(LossParts::new(sum, 1.0, 1))
+    }
+
+    fn source(&self, batch: &Self::Batch) -> String {
+        format!("{batch:?}")
+    }
+}
+
+pub fn gradient(step: u64) -> [[f32; 3]; 2] {
+    let s = step as f32;
+    [[0.5 * s, -1.0, 0.01], [2.0, 0.3 - s, 1e-3 * s]]
+}
+
+/// AdamW as its paper has it, with decay by lr·λ, in f64.
+fn reference(
+    w: &mut [f64],
+    grads: impl Fn(u64) -> Vec<f64>,
+    steps: u64,
+    lr: impl Fn(u64) -> f64,
+    (beta1, beta2, eps, decay): (f64, f64, f64, f64),
+) {
+    let (mut m, mut v) = (vec![0.0; w.len()], vec![0.0; w.len()]);
+    for step in 1..=steps {
+        for (i, g) in grads(step).into_iter().enumerate() {
+            m[i] = beta1 * m[i] + (1.0 - beta1) * g;
+            v[i] = beta2 * v[i] + (1.0 - beta2) * g * g;
+            let mean = m[i] / (1.0 - beta1.powi(step as i32));
+            let root = (v[i] / (1.0 - beta2.powi(step as i32))).sqrt();
+            w[i] -= lr(step) * (decay * w[i] + mean / (root + eps));
+        }
+    }
+}
+
+#[test]
+fn adamw_with_groups_schedule_and_clipping() {
+    let steps = 7;
+    let adamw = AdamW { beta1: 0.8, beta2: 0.9, eps: 1e-3, weight_decay: 0.2 };
+    let norms = ParamGroup::new(&[Role::Norm]).with_weight_decay(0.0).with_lr_factor(0.1);
+    let schedule = Schedule::linear().with_warmup(Warmup::Steps(2));
+    let clip = 3.0;
+    let config = TrainConfig::new(steps, 0.05)
+        .with_adamw(adamw)
+        .with_groups(vec![norms])
+        .with_schedule(schedule)
+        .with_clip(clip);
+    let mut norms_seen = Vec::new();
+    let trained = Trainer::new(config)
+        .unwrap()
+        .fit_with(
+            toy(),
+            &Linear,
+            &Plain,
+            &mut |step, _| Ok(Some(gradient(step))),
+            &mut |step| {
+                norms_seen.push(step.report.grad_norm);
+                Ok(())
+            },
+        )
+        .unwrap();
+
+    let norm = |step| {
+        let all = gradient(step).concat();
+        all.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt()
+    };
+    assert!((1..=steps).any(|s| norm(s) < clip) && (1..=steps).any(|s| norm(s) > clip));
+    for (step, seen) in (1..).zip(&norms_seen) {
+        assert!((seen - norm(step)).abs() < 1e-5 * norm(step));
+    }
+    let grads = |part: usize| {
+        move |step| {
+            let scale = (clip / (norm(step) + 1e-6)).min(1.0);
+            gradient(step)[part].iter().map(|g| f64::from(*g) * scale).collect::<Vec<_>>()
+        }
+    };
+    let factor = |step| schedule.factor(step, steps);
+    let rule = |decay| (0.8f32.into(), 0.9f32.into(), 1e-3, decay);
+    let after = weights(&trained.model);
+    let mut expected = [1.0, -0.5, 2.0];
+    reference(&mut expected, grads(0), steps, |s| 0.005 * factor(s), rule(0.0));
+    close(&after["norm.weight"], &expected);
+    let mut expected = [0.3f32.into(), 0.0, -1.5];
+    reference(&mut expected, grads(1), steps, |s| 0.05 * factor(s), rule(0.2f32.into()));
+    close(&after["proj.weight"], &expected);
+}
+
+fn close(a: &[f32], b: &[f64]) {
+    for (a, b) in a.iter().zip(b) {
+        assert!((f64::from(*a) - b).abs() < 2e-6, "{a} {b}");
+    }
+}
+
+#[test]
+fn frozen_weights_keep_their_bits() {
+    let model = lora::apply(decoder(true), &LoraConfig::longlora().with_rank(2)).unwrap();
+    let trainable: Vec<_> =
+        params(&model).into_iter().filter(|p| p.trainable).map(|p| p.path).collect();
+    let before = weights(&model);
+    let adamw = AdamW { weight_decay: 0.1, ..AdamW::default() };
+    let config = TrainConfig::new(4, 1e-2).with_adamw(adamw).with_clip(1.0);
+    let mut data = |step, _| Ok(Some(batch(step, &[12, 7])));
+    let outcome = Trainer::new(config)
+        .unwrap()
+        .fit(model, &NextToken, &mut data, &mut silent)
+        .unwrap();
+    let after = weights(&outcome.model);
+    let (before, after) = (bits(&before), bits(&after));
+    let changed: Vec<_> = before.keys().filter(|k| before[*k] != after[*k]).copied().collect();
+    let mut expected: Vec<_> = trainable.iter().map(String::as_str).collect();
+    expected.sort_unstable();
+    assert_eq!(changed, expected);
+    let still: Vec<_> =
+        params(&outcome.model).into_iter().filter(|p| p.trainable).map(|p| p.path).collect();
+    assert_eq!(still, trainable);
+}
+
+#[test]
+fn a_model_without_trainable_parameters_is_refused() {
+    let mut data = |step, _| Ok(Some(batch(step, &[12])));
+    let config = TrainConfig::new(1, 1e-2);
+    let fit = Trainer::new(config).unwrap().fit(
+        decoder(true).no_grad(),
+        &NextToken,
+        &mut data,
+        &mut silent,
+    );
+    assert!(matches!(fit.err(), Some(Error::Config { .. })));
+}
+
+#[test]
+fn settings_that_cannot_work_are_refused_by_name() {
+    let read = |text: &str| -> Result<(), String> {
+        let config: TrainConfig = toml::from_str(text).map_err(|e| e.to_string())?;
+        Trainer::new(config).map(drop).map_err(|e| e.to_string())
+    };
+    read("steps = 3\nlr = 1e-3\nstrategy = \"recompute\"\n[[groups]]\nroles = [\"norm\"]").unwrap();
+    for (text, field) in [
+        ("steps = 3", "lr"),
+        ("steps = 3\nlr = 1e-3\nmicrobatches = 2", "microbatches"),
+        ("steps = 3\nlr = -1.0", "lr"),
+        ("steps = 3\nlr = 1.0\nmicro_batches = 0", "micro_batches"),
+        ("steps = 3\nlr = 1.0\nclip = 0.0", "clip"),
+        ("steps = 3\nlr = 1.0\nadamw = { beta2 = 1.0 }", "adamw.beta2"),
+        ("steps = 3\nlr = 1.0\nadamw = { eps = 0.0 }", "adamw.eps"),
+        ("steps = 3\nlr = 1.0\n[[groups]]\nroles = []", "groups[0].roles"),
+        (
+            "steps = 3\nlr = 1.0\n[[groups]]\nroles = [\"norm\"]\n[[groups]]\nroles = [\"norm\"]",
+            "groups[1].roles",
+        ),
+        ("steps = 3\nlr = 1.0\nschedule = { name = \"cosine\", last = 2.0 }", "schedule.last"),
+    ] {
+        let error = read(text).unwrap_err();
+        assert!(error.contains(field), "{text}: {error}");
+    }
+}

@@ -1,0 +1,298 @@
+//! AdamW (Loshchilov & Hutter, arXiv 1711.05101) over groups of parameters, its state keyed by
+//! module path.
+//!
+//! The update rule is Burn's; Burn's `ModuleOptimizer` keys its state by parameter ids, which are
+//! others in every process, so the walk over the module is ours.
+
+use super::GradientSum;
+use super::state::trainable;
+use crate::models::keymap::PathStack;
+use crate::models::lora::Role;
+use crate::models::weights::{RawTensor, SaveDtype};
+use crate::{Error, Result};
+use burn::module::{Module, ModuleMapper, Param};
+use burn::optim::{self, DynOptimizer, DynState, StateSink, StateSource};
+use burn::tensor::{Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap};
+
+/// Settings of AdamW.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdamW {
+    /// Decay of the mean of gradients.
+    pub beta1: f32,
+    /// Decay of the mean of squared gradients.
+    pub beta2: f32,
+    /// Added to the root of the mean square.
+    pub eps: f32,
+    /// Share of a weight taken off per step and unit of learning rate.
+    pub weight_decay: f32,
+}
+
+impl Default for AdamW {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+/// Parameters that are updated differently from the rest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParamGroup {
+    /// Which parameters.
+    pub roles: Vec<Role>,
+    /// Factor of their learning rate.
+    #[serde(default = "one")]
+    pub lr_factor: f64,
+    /// Their weight decay, where it differs.
+    #[serde(default)]
+    pub weight_decay: Option<f32>,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+impl ParamGroup {
+    /// These roles, for now updated like the rest.
+    pub fn new(roles: &[Role]) -> Self {
+        Self { roles: roles.to_vec(), lr_factor: 1.0, weight_decay: None }
+    }
+
+    /// Embedding, norms and biases without weight decay, as is usual.
+    pub fn no_decay() -> Self {
+        Self::new(&[Role::Embedding, Role::Norm, Role::QkNorm, Role::Bias]).with_weight_decay(0.0)
+    }
+
+    /// Factor of the learning rate.
+    pub fn with_lr_factor(mut self, factor: f64) -> Self {
+        self.lr_factor = factor;
+        self
+    }
+
+    /// Weight decay of this group.
+    pub fn with_weight_decay(mut self, decay: f32) -> Self {
+        self.weight_decay = Some(decay);
+        self
+    }
+}
+
+/// State of an [`Optimizer`] on the host, under names that begin with the parameter's path.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct OptimizerState {
+    /// Moments.
+    pub tensors: BTreeMap<String, RawTensor>,
+    /// Step counts.
+    pub scalars: BTreeMap<String, Value>,
+}
+
+/// Updates the trainable parameters of a module.
+pub struct Optimizer {
+    /// The first is for parameters that no other claims.
+    rules: Vec<Rule>,
+    states: HashMap<String, DynState>,
+}
+
+struct Rule {
+    roles: Vec<Role>,
+    lr_factor: f64,
+    update: Box<dyn DynOptimizer>,
+}
+
+impl Optimizer {
+    /// # Errors
+    /// Settings that cannot work, or a role in two groups.
+    pub fn new(adamw: &AdamW, groups: &[ParamGroup]) -> Result<Self> {
+        let mut rules = vec![Rule { roles: vec![], lr_factor: 1.0, update: update(adamw)? }];
+        for (i, group) in groups.iter().enumerate() {
+            let at = |field: &str| format!("groups[{i}].{field}");
+            let bad = |field: &str, value: String, expected: &str| {
+                Err(Error::config("training", at(field), value, expected))
+            };
+            if group.roles.is_empty() {
+                return bad("roles", "empty".into(), "at least one role");
+            }
+            let claimed = |role: &&Role| rules.iter().any(|rule| rule.roles.contains(role));
+            if let Some(role) = group.roles.iter().find(claimed) {
+                return bad("roles", format!("{role:?}"), "roles that no earlier group has");
+            }
+            if !(group.lr_factor >= 0.0 && group.lr_factor.is_finite()) {
+                return bad("lr_factor", group.lr_factor.to_string(), "a number of at least 0");
+            }
+            let weight_decay = group.weight_decay.unwrap_or(adamw.weight_decay);
+            rules.push(Rule {
+                roles: group.roles.clone(),
+                lr_factor: group.lr_factor,
+                update: update(&AdamW { weight_decay, ..*adamw })?,
+            });
+        }
+        Ok(Self { rules, states: HashMap::new() })
+    }
+
+    /// Update every parameter that has a gradient, with `scale` times that gradient.
+    pub fn step<M: Module>(&mut self, model: M, grads: GradientSum, scale: f64, lr: f64) -> M {
+        model.map(&mut Walk { optimizer: self, stack: PathStack::default(), grads, scale, lr })
+    }
+
+    fn rule(&self, path: &str) -> &Rule {
+        let role = Role::of(path);
+        let of_role = |rule: &&Rule| role.is_some_and(|role| rule.roles.contains(&role));
+        self.rules.iter().find(of_role).unwrap_or(&self.rules[0])
+    }
+
+    /// Host copy of the state.
+    ///
+    /// # Errors
+    /// When a value cannot be expressed; not for AdamW.
+    pub fn state(&self) -> Result<OptimizerState> {
+        let mut sink = StateSink::default();
+        for (path, state) in &self.states {
+            self.rule(path).update.state_flatten(path, state, &mut sink);
+        }
+        let tensor = |(name, data): (String, TensorData)| {
+            let values: Vec<f32> = data.iter::<f32>().collect();
+            let shape = data.shape().to_vec();
+            Ok((name, RawTensor::from_f32(shape, &values, SaveDtype::F32)?))
+        };
+        let scalar = |(name, value)| match serde_json::to_value(value) {
+            Ok(value) => Ok((name, value)),
+            Err(e) => Err(Error::Training(format!("optimizer state `{name}`: {e}"))),
+        };
+        Ok(OptimizerState {
+            tensors: sink.tensors.into_iter().map(tensor).collect::<Result<_>>()?,
+            scalars: sink.scalars.into_iter().map(scalar).collect::<Result<_>>()?,
+        })
+    }
+
+    /// Take over a state for the trainable parameters of `model`.
+    ///
+    /// # Errors
+    /// [`Error::TensorMismatch`] with everything that does not fit.
+    pub fn load<M: Module>(&mut self, model: &M, state: &OptimizerState) -> Result<()> {
+        let shapes = trainable(model);
+        let (mut missing, mut unexpected, mut misshaped) = (vec![], vec![], vec![]);
+        for (name, tensor) in &state.tensors {
+            match owner(&shapes, name).map(|path| &shapes[path]) {
+                None => unexpected.push(name.clone()),
+                Some(shape) if *shape != tensor.shape => {
+                    misshaped.push(format!("{name}: got {:?}, expected {shape:?}", tensor.shape));
+                }
+                Some(_) => {}
+            }
+        }
+
+        let mut scalars = BTreeMap::new();
+        for (name, value) in &state.scalars {
+            let value = serde_json::from_value(value.clone()).map_err(|e| {
+                Error::Training(format!("optimizer state `{name}` is {value}: {e}"))
+            })?;
+            scalars.insert(name.clone(), value);
+        }
+        let mut source = StateSource::new(scalars);
+        for (name, tensor) in &state.tensors {
+            let data = TensorData::new(tensor.to_f32()?, tensor.shape.clone());
+            source.insert_tensor(name.clone(), data);
+        }
+        let device = model.devices().into_iter().next().unwrap_or_default().inner();
+        let mut states = HashMap::new();
+        // A parameter that never had a gradient has no state.
+        let stated = |path: &&String| {
+            state.tensors.keys().any(|name| owner(&shapes, name) == Some(path.as_str()))
+        };
+        for path in shapes.keys().filter(stated) {
+            let rule = self.rule(path);
+            match rule.update.state_unflatten(shapes[path].len(), path, &mut source, &device) {
+                Some(state) => _ = states.insert(path.clone(), state),
+                None => missing.push(format!("{path}: part of its state")),
+            }
+        }
+        if missing.is_empty() && unexpected.is_empty() && misshaped.is_empty() {
+            self.states = states;
+            return Ok(());
+        }
+        let what = "optimizer state".into();
+        Err(Error::TensorMismatch { what, missing, unexpected, misshaped })
+    }
+}
+
+/// The parameter to which a part of the state belongs.
+fn owner<'a>(shapes: &BTreeMap<String, Vec<usize>>, name: &'a str) -> Option<&'a str> {
+    name.match_indices('.').map(|(at, _)| &name[..at]).find(|path| shapes.contains_key(*path))
+}
+
+fn update(settings: &AdamW) -> Result<Box<dyn DynOptimizer>> {
+    let AdamW { beta1, beta2, eps, weight_decay } = *settings;
+    for (field, value, good, expected) in [
+        ("beta1", beta1, (0.0..1.0).contains(&beta1), "at least 0 and below 1"),
+        ("beta2", beta2, (0.0..1.0).contains(&beta2), "at least 0 and below 1"),
+        ("eps", eps, eps > 0.0 && eps.is_finite(), "a positive number"),
+        (
+            "weight_decay",
+            weight_decay,
+            weight_decay >= 0.0 && weight_decay.is_finite(),
+            "at least 0",
+        ),
+    ] {
+        if !good {
+            return Err(Error::config("training", format!("adamw.{field}"), value, expected));
+        }
+    }
+    let config = optim::AdamWConfig::new()
+        .with_beta_1(beta1)
+        .with_beta_2(beta2)
+        .with_epsilon(eps)
+        .with_weight_decay(weight_decay);
+    Ok(Box::new(config.build()))
+}
+
+struct Walk<'a> {
+    optimizer: &'a mut Optimizer,
+    stack: PathStack,
+    grads: GradientSum,
+    scale: f64,
+    lr: f64,
+}
+
+impl ModuleMapper for Walk<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some(grad) = self.grads.remove::<D>(param.id) else { return param };
+        let grad = grad.mul_scalar(self.scale);
+        let path = self.stack.path();
+        let state = self.optimizer.states.remove(&path);
+        let rule = self.optimizer.rule(&path);
+        let state = state.map(|state| rule.update.to_device_dyn(state, &grad.device()));
+        let lr = self.lr * rule.lr_factor;
+        let mut kept = None;
+        let param = param.map(|weight| {
+            let checkpointing = weight.gradient_checkpointing_strategy();
+            let (new, state) = rule.update.step_dyn(
+                D,
+                lr,
+                weight.inner().into_bridge(),
+                grad.into_bridge(),
+                state,
+            );
+            kept = state;
+            let new = Tensor::<D>::from_bridge(new).autodiff();
+            match checkpointing {
+                Some(strategy) => new.with_gradient_checkpointing_strategy(strategy),
+                None => new,
+            }
+            .require_grad()
+        });
+        if let Some(state) = kept {
+            self.optimizer.states.insert(path, state);
+        }
+        param
+    }
+
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.stack.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.stack.exit();
+    }
+}
