@@ -11,5 +11,5 @@ mod lora;
 mod mixers;
 mod realdata;
 mod report;
-mod training;
 mod tiny;
+mod training;
