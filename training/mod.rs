@@ -2,6 +2,7 @@
 
 mod burn_train;
 mod config;
+pub mod eval;
 mod gradients;
 mod objective;
 mod optim;
