@@ -6,7 +6,6 @@ pub mod eval;
 mod gradients;
 mod objective;
 mod optim;
-pub mod eval;
 pub mod report;
 mod schedule;
 mod source;
