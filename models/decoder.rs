@@ -244,7 +244,7 @@ impl Decoder<Mixer> {
     /// ```
     /// use longburn::{attention::MixerConfig, models::{Decoder, ModelConfig}};
     /// let config = ModelConfig::llama(256, 32, 2, 4);
-    /// let model = Decoder::new(&config, &MixerConfig::Dense, 0, &burn::tensor::Device::flex())?;
+    /// let model = Decoder::new(&config, &MixerConfig::Dense, 0, &burn::tensor::Device::default())?;
     /// assert_eq!(model.layers.len(), 2);
     /// # Ok::<(), longburn::Error>(())
     /// ```

@@ -1,4 +1,4 @@
-//! The trainer: objectives, strategies, optimizer, metrics, evaluation, reports.
+//! The trainer: objectives, strategies, optimizer, metrics, evaluation, reports, recipes.
 
 mod burn_train;
 mod config;
@@ -6,6 +6,7 @@ pub mod eval;
 mod gradients;
 mod objective;
 mod optim;
+pub mod recipe;
 pub mod report;
 mod schedule;
 mod source;
@@ -18,6 +19,7 @@ pub use config::{EmptyStep, TrainConfig};
 pub use gradients::GradientSum;
 pub use objective::{LossParts, NextToken, Objective, SplitObjective};
 pub use optim::{AdamW, Optimizer, OptimizerState, ParamGroup};
+pub use recipe::{Recipe, RunOptions, RunSummary, run_recipe, run_recipe_with};
 pub use schedule::{Schedule, Warmup};
 pub use source::BatchSource;
 pub use state::{Counters, TrainState};

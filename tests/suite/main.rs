@@ -1,6 +1,7 @@
 //! One binary for all integration tests: building and linking once.
 
 mod alloc;
+mod backends;
 mod data;
 mod eval;
 mod files;

@@ -204,8 +204,25 @@ struct Span {
     weight: f64,
 }
 
+impl std::fmt::Display for Protocol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Strided { max_len, stride } => {
+                write!(f, "strided, windows of {max_len}, stride {stride}")
+            }
+            Self::LongLora { len, step } => {
+                write!(f, "LongLoRA's sliding window, windows of {len}, step {step}")
+            }
+        }
+    }
+}
+
 impl Protocol {
-    fn check(&self) -> Result<()> {
+    /// Whether there are windows of these lengths.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with field, value and what is expected.
+    pub fn check(&self) -> Result<()> {
         let bad = |field, value: usize, expected: String| {
             Err(Error::config("perplexity", field, value, expected))
         };

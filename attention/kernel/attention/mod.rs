@@ -48,7 +48,7 @@ pub(crate) struct PlanInner {
 /// ```
 /// # use burn::tensor::{Device, Distribution, Tensor};
 /// # use longburn_kernels::{masked_attention, AttentionOptions, Branch, Mask};
-/// let device = Device::flex();
+/// let device = Device::default();
 /// let random = |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Default, &device);
 /// let (q, k, v) = (random([1, 4, 100, 16]), random([1, 2, 100, 16]), random([1, 2, 100, 16]));
 /// let branch = Branch { q, k, mask: Mask::causal(1, 100, 4) };
