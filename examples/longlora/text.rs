@@ -5,7 +5,7 @@ use crate::recipe::Recipe;
 use longburn::datasets::source::{CrateSourceConfig, open};
 use longburn::datasets::synthetic::{Passkey, PasskeyConfig, stratified_depth};
 use longburn::datasets::{
-    BpeConfig, DataReport, Document, DocumentSource, Row, Side, TokenBatch, TokenDocument,
+    BpeConfig, DataReport, Document, Row, Side, TokenBatch, TokenDocument,
     Tokenizer, WindowSampler, split, tokenize, train_bpe,
 };
 use longburn::streams::{Draw, Purpose, Streams};

@@ -5,6 +5,7 @@ mod layers;
 mod owned;
 
 use longburn::testing::papers::{Status, papers, papers_page, readme_table};
+use longburn::training::Recipe;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -159,4 +160,12 @@ fn the_readme_table_is_generated() {
     let (before, rest) = readme.split_once(BEGIN).expect("the README has the opening marker");
     let (_, after) = rest.split_once(END).expect("the README has the closing marker");
     committed("README.md", &format!("{before}{BEGIN}{}{END}{after}", readme_table()));
+}
+
+#[test]
+fn the_readme_recipe_is_one() {
+    let readme = fs::read_to_string(root().join("README.md")).expect("README.md");
+    let recipe = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next());
+    let recipe = Recipe::parse(recipe.expect("the README shows a recipe"), "README.md");
+    assert_eq!(recipe.unwrap_or_else(|e| panic!("{e}")).mixer.name(), "longlora");
 }

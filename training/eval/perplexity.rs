@@ -41,7 +41,9 @@ pub enum Protocol {
 /// Perplexity of documents, each on its own.
 ///
 /// ```
-/// use longburn::{attention::MixerConfig, models::{Decoder, ModelConfig}, training::eval::Perplexity};
+/// use longburn::attention::MixerConfig;
+/// use longburn::models::{Decoder, ModelConfig};
+/// use longburn::training::eval::Perplexity;
 /// let config = ModelConfig::llama(64, 16, 1, 2);
 /// let model = Decoder::new(&config, &MixerConfig::Dense, 0, &burn::tensor::Device::flex())?;
 /// let document: Vec<u32> = (0..100).map(|i| i * i % 64).collect();
