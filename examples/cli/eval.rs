@@ -120,9 +120,7 @@ impl EvalArgs {
                 let stride = self.stride.unwrap_or(len.div_ceil(2));
                 Protocol::Strided { max_len: len, stride }
             }
-            ProtocolName::Longlora => {
-                Protocol::LongLora { len, step: self.stride.unwrap_or(256) }
-            }
+            ProtocolName::Longlora => Protocol::LongLora { len, step: self.stride.unwrap_or(256) },
         };
         let ids: Vec<_> = documents.iter().map(|document| &document.ids[..]).collect();
         let mut stage = Progress::new(0).stage("Perplexity", None, "tokens");

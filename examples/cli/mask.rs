@@ -136,8 +136,7 @@ impl ShowArgs {
 
     fn of_flags(&self) -> Result<Shown> {
         let flags = &self.spec;
-        let base =
-            if flags.bidirectional { MaskSpec::bidirectional() } else { MaskSpec::causal() };
+        let base = if flags.bidirectional { MaskSpec::bidirectional() } else { MaskSpec::causal() };
         let mut spec = base.with_window(flags.window).with_sinks(flags.sinks);
         let len = self.len.unwrap_or_default();
         let groups = LongLoraConfig::new().with_shift(!flags.no_shift).with_ragged(flags.ragged);

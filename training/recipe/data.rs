@@ -69,9 +69,7 @@ impl Texts {
         let (section, streams) = (&recipe.train, Streams::new(seed));
         let (length, batch) = (section.length, section.batch);
         let rows = match recipe.data.rows {
-            Rows::Windows => {
-                RowSource::Windows(WindowSampler::new(train, length, batch, streams)?)
-            }
+            Rows::Windows => RowSource::Windows(WindowSampler::new(train, length, batch, streams)?),
             Rows::Packed => {
                 let special = tokenizer.special_ids();
                 let config = PackConfig::new(length)

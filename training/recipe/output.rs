@@ -12,8 +12,12 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// Files of a checkpoint's folder that go with its weights.
-const COMPANIONS: [&str; 4] =
-    ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"];
+const COMPANIONS: [&str; 4] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+];
 
 /// An open run.
 pub(super) struct Folder {

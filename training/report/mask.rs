@@ -171,7 +171,8 @@ impl MaskDrawing {
                 let _ = write!(path, "M{from:.2} {top:.2}H{to:.2}V{bottom:.2}H{from:.2}z");
             }
             if !path.is_empty() {
-                let _ = writeln!(out, "<path d=\"{path}\" fill=\"#0072B2\" opacity=\"{opacity}\"/>");
+                let _ =
+                    writeln!(out, "<path d=\"{path}\" fill=\"#0072B2\" opacity=\"{opacity}\"/>");
             }
         }
         let _ = write!(
