@@ -60,7 +60,7 @@ impl From<Error> for Fault {
                 message,
                 help: None,
                 source: Some(NamedSource::new(file, text)),
-                label: span.map(|span| LabeledSpan::underline(span)),
+                label: span.map(LabeledSpan::underline),
             },
             other => plain(other.to_string(), None),
         }
