@@ -2,6 +2,7 @@
 
 mod alloc;
 mod backends;
+mod cli;
 mod data;
 mod eval;
 mod files;

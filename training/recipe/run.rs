@@ -6,6 +6,7 @@ use super::sections::Recipe;
 use super::{Evaluation, interpolated};
 use crate::attention::{AttnProjections, HasProjections, MixerConfig};
 use crate::datasets::{DataReport, Tokenizer};
+use crate::models::keymap::params;
 use crate::models::lora::{self, TrainableReport};
 use crate::models::{Decoder, ForwardOptions, ModelConfig};
 use crate::training::report::{EvalRecord, Progress, TrainRecord};
@@ -152,7 +153,7 @@ impl<'a> Run<'a> {
             });
         }
         let config = recipe.model_config()?;
-        let stage = progress.stage("Data", None, "documents");
+        let mut stage = progress.stage("Data", None, "documents");
         let texts = Texts::read(recipe)?;
         let tokenizer = match (&recipe.model.tokenizer, &recipe.model.path) {
             (Some(path), _) | (None, Some(path)) => Tokenizer::from_file(path)?,
@@ -160,6 +161,7 @@ impl<'a> Run<'a> {
         };
         tokenizer.check_model(config.vocab_size)?;
         let data = texts.prepare(recipe, &tokenizer, seed)?;
+        stage.advance(data.report.kept.documents + data.held_out_report.kept.documents);
         stage.finish();
         progress.println(&format!("training documents: {}", data.closing_report()));
         Ok(Self { recipe, options, progress, seed, dir, config, tokenizer, data })
@@ -221,11 +223,12 @@ impl<'a> Run<'a> {
         mixer: impl FnMut(usize, AttnProjections) -> Result<M>,
     ) -> Result<Decoder<M>> {
         let device = &self.options.device;
-        let stage = self.progress.stage("Model", None, "tensors");
+        let mut stage = self.progress.stage("Model", None, "parameters");
         let model = match &self.recipe.model.path {
             Some(path) => Decoder::load_with(path, &self.config, device, mixer)?,
             None => Decoder::with_mixer(&self.config, self.seed, device, mixer)?,
         };
+        stage.advance(params(&model).iter().map(|p| p.numel() as u64).sum());
         stage.finish();
         match &self.recipe.lora {
             Some(config) => {
@@ -274,10 +277,12 @@ impl<'a> Run<'a> {
         if self.recipe.eval.is_none() {
             return Ok(None);
         }
-        let stage = self.progress.stage(&format!("Evaluation {when} training"), None, "windows");
+        let title = format!("Evaluation {when} training");
+        let mut stage = self.progress.stage(&title, None, "tokens");
         let evaluation = self.recipe.evaluate(model, &self.data.held_out)?;
-        stage.finish();
         if let Some(e) = &evaluation {
+            stage.advance(e.tokens as u64);
+            stage.finish();
             let line = format!("perplexity {when} training: {:.3} ({})", e.ppl, e.protocol);
             self.progress.println(&line);
             folder.log.eval(EvalRecord {

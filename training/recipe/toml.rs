@@ -67,24 +67,29 @@ fn blame<T: DeserializeOwned>(
     for part in path {
         table = table.iter().find(|(key, _)| key.get_ref() == part)?.1.get_ref().as_table()?;
     }
+    let mut found = None;
+    let mut least = 3;
     for (key, value) in table.iter() {
         let path: Vec<&str> = path.iter().copied().chain([&**key.get_ref()]).collect();
         let mut without = root.clone();
         remove(without.get_mut(), &path);
-        let cured = match T::deserialize(Deserializer::from(without)) {
-            Ok(_) => true,
-            Err(e) => e.message() != message,
+        let rank = match T::deserialize(Deserializer::from(without)) {
+            Err(e) if e.message() == message => continue,
+            // The field that tells the variants apart is missed in any case.
+            Err(e) if e.message().starts_with("missing field `name`") => 2,
+            Err(e) if e.message().starts_with("missing field") => 1,
+            _ => 0,
         };
-        if cured {
-            let whole = match value.get_ref() {
-                DeValue::Table(_) => key.span(),
-                _ if message.starts_with("unknown field") => key.span(),
-                _ => value.span(),
-            };
-            return blame::<T>(root, &path, message).or(Some(whole));
+        if rank < least {
+            (least, found) = (rank, Some((path, key, value)));
         }
     }
-    None
+    let (path, key, value) = found?;
+    match value.get_ref() {
+        DeValue::Table(_) => blame::<T>(root, &path, message).or(Some(key.span())),
+        _ if message.starts_with("unknown field") => Some(key.span()),
+        _ => Some(value.span()),
+    }
 }
 
 fn remove(table: &mut DeTable<'_>, path: &[&str]) {
