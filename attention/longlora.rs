@@ -121,7 +121,7 @@ impl LongLoraConfig {
             None if self.group_ratio == 0 => return bad("group_ratio", &0, "at least 1"),
             _ => {}
         }
-        if self.shift && proj.heads() % 2 != 0 {
+        if self.shift && !proj.heads().is_multiple_of(2) {
             return bad("heads", &proj.heads(), "an even number (half of the heads are shifted)");
         }
         if self.form == LongLoraForm::Rolled && self.ragged {

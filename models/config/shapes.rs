@@ -56,7 +56,7 @@ mod tests {
     #[test]
     fn shapes_are_those_of_the_model() {
         let mut config = ModelConfig::llama(32, 24, 2, 6).with_kv_heads(2).with_head_dim(6);
-        let device = burn::tensor::Device::flex();
+        let device = burn::tensor::Device::default();
         for architecture in Architecture::ALL {
             config.architecture = architecture;
             config.qk_norm = architecture == Architecture::Qwen3;

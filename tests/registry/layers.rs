@@ -183,8 +183,8 @@ fn skip_test_item(tokens: &[(usize, Token)], i: usize) -> Option<usize> {
         return None;
     }
     let mut depth = 0;
-    for k in i + pattern.len()..tokens.len() {
-        match tokens[k].1 {
+    for (k, (_, token)) in tokens.iter().enumerate().skip(i + pattern.len()) {
+        match token {
             Token::Mark('{') => depth += 1,
             Token::Mark('}') if depth == 1 => return Some(k + 1),
             Token::Mark('}') => depth -= 1,

@@ -55,10 +55,9 @@ pub fn problems(root: &Path, paper: &Paper) -> Vec<String> {
             format!("`{name}` is missing or empty"),
         );
     }
-    if let Some(recipe) = read(&format!("{example}/run.toml")) {
-        if let Err(error) = recipe.parse::<toml::Table>() {
-            need(false, format!("`{example}/run.toml`: {error}"));
-        }
+    let settings = read(&format!("{example}/run.toml")).map(|text| text.parse::<toml::Table>());
+    if let Some(Err(error)) = settings {
+        need(false, format!("`{example}/run.toml`: {error}"));
     }
     found
 }

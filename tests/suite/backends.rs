@@ -5,15 +5,20 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use longburn::attention::{AttnShape, LongLoraConfig, MixerConfig};
+use longburn::datasets::{Side, TokenBatch};
 use longburn::kernel::loss::linear_cross_entropy_with;
 use longburn::kernel::{
     AttentionOptions, Branch, GroupSize, Groups, Implementation, Mask, MaskSpec, TokenMeta,
     linear_nll, masked_attention,
 };
-use longburn::models::{Blocks, Decoder, ForwardOptions, ModelConfig, ids_tensor};
+use longburn::models::lora::{self, LoraConfig};
+use longburn::models::{
+    Blocks, Decoder, ForwardOptions, GenerateConfig, ModelConfig, generate, ids_tensor,
+};
 use longburn::positional::RopeConfig;
 use longburn::streams::{Draw, Purpose, Streams};
 use longburn::testing::{CheckOptions, check_mixer, ratio};
+use longburn::training::{NextToken, TrainConfig, Trainer};
 
 /// Single precision with another order of summation.
 const FORWARD: f64 = 1e-5;
@@ -43,7 +48,9 @@ device_test!(
     loss_equals_the_reference,
     longlora_conforms,
     gradients_of_a_model_equal_the_reference,
+    training_lowers_the_loss_as_the_reference_does,
     cached_logits_equal_uncached,
+    greedy_ids_equal_uncached_ones,
 );
 
 fn random<const D: usize>(shape: [usize; D], stream: u64, device: &Device) -> Tensor<D> {
@@ -145,34 +152,91 @@ fn ids(len: usize) -> Vec<u32> {
     (0..len as u32).map(|i| (i * 17 + 5) % 61).collect()
 }
 
-fn gradients_of_a_model_equal_the_reference(device: &Device) {
+/// Loss of LongLoRA's training pass and some of its gradients.
+fn gradients(device: &Device, implementation: Implementation) -> [Vec<f32>; 5] {
     let device = device.clone().autodiff();
     let mixer = MixerConfig::LongLora(LongLoraConfig::new().with_group_size(16));
     let model = tiny(&mixer, &device);
     let (ids, tokens) = (ids(65), TokenMeta::contiguous(1, 64, 0));
     let labels: Vec<i64> = ids[1..].iter().map(|id| *id as i64).collect();
-    let run = |implementation| {
-        let options = ForwardOptions::train().with_implementation(implementation);
-        let input = ids_tensor(&ids[..64], 1, &device);
-        let hidden = model.forward_ids(input, &tokens, &options, vec![]).unwrap();
-        let x = hidden.last.reshape([64, 24]);
-        let loss = linear_cross_entropy_with(x, model.head(), &labels, implementation).unwrap();
-        let grads = loss.clone().backward();
-        let proj = model.layers[0].self_attn.projections();
-        let of = |x: Tensor<2>| host(x.grad(&grads).expect("a gradient"));
-        [
-            host(loss),
-            of(model.embed_tokens.val()),
-            of(proj.q_proj.weight.val()),
-            of(proj.v_proj.weight.val()),
-            of(model.layers[1].mlp.down_proj.weight.val()),
-        ]
-    };
-    let (got, want) = (run(Implementation::Auto), run(Implementation::Reference));
-    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+    let options = ForwardOptions::train().with_implementation(implementation);
+    let input = ids_tensor(&ids[..64], 1, &device);
+    let hidden = model.forward_ids(input, &tokens, &options, vec![]).unwrap();
+    let x = hidden.last.reshape([64, 24]);
+    let loss = linear_cross_entropy_with(x, model.head(), &labels, implementation).unwrap();
+    let grads = loss.clone().backward();
+    let proj = model.layers[0].self_attn.projections();
+    let of = |x: Tensor<2>| host(x.grad(&grads).expect("a gradient"));
+    [
+        host(loss),
+        of(model.embed_tokens.val()),
+        of(proj.q_proj.weight.val()),
+        of(proj.v_proj.weight.val()),
+        of(model.layers[1].mlp.down_proj.weight.val()),
+    ]
+}
+
+fn equal(got: &[Vec<f32>; 5], want: &[Vec<f32>; 5]) {
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
         let r = ratio(got, want);
         assert!(r <= GRADIENTS, "tensor {i} (loss, embedding, q, v, down) differs by {r:.1e}");
     }
+}
+
+fn gradients_of_a_model_equal_the_reference(device: &Device) {
+    let want = gradients(device, Implementation::Reference);
+    equal(&gradients(device, Implementation::Auto), &want);
+}
+
+#[cfg(all(feature = "flex", any(feature = "wgpu", feature = "cuda")))]
+#[test]
+fn gradients_of_a_model_equal_those_of_the_cpu() {
+    let want = gradients(&Device::flex(), Implementation::Auto);
+    #[cfg(feature = "wgpu")]
+    equal(&gradients(&Device::wgpu(Default::default()), Implementation::Auto), &want);
+    #[cfg(feature = "cuda")]
+    equal(&gradients(&Device::cuda(0), Implementation::Auto), &want);
+}
+
+fn training_lowers_the_loss_as_the_reference_does(device: &Device) {
+    let run = |implementation| {
+        let mixer = MixerConfig::LongLora(LongLoraConfig::new());
+        let model = lora::apply(tiny(&mixer, device), &LoraConfig::longlora()).unwrap();
+        let mut data =
+            |_, _| TokenBatch::from_rows(vec![ids(32), ids(24)], Side::Left, 0).map(Some);
+        let mut losses = Vec::new();
+        let options = ForwardOptions::train().with_implementation(implementation);
+        Trainer::new(TrainConfig::new(5, 2e-2))
+            .unwrap()
+            .with_options(options)
+            .fit(model, &NextToken, &mut data, &mut |step| {
+                losses.push(step.report.loss as f32);
+                Ok(())
+            })
+            .unwrap();
+        losses
+    };
+    let losses = run(Implementation::Auto);
+    assert!(losses.len() == 5 && losses[4] < 0.9 * losses[0], "{losses:?}");
+    let r = ratio(&losses, &run(Implementation::Reference));
+    assert!(r <= 1e-3, "losses differ by {r:.1e}");
+}
+
+fn greedy_ids_equal_uncached_ones(device: &Device) {
+    let model = tiny(&MixerConfig::Dense, device);
+    let mut all = ids(7);
+    let config = GenerateConfig::new().with_max_new_tokens(6);
+    let got = generate(&model, &all, &config, |_| ()).unwrap().ids;
+    for _ in 0..6 {
+        let tokens = TokenMeta::contiguous(1, all.len(), 0);
+        let input = ids_tensor(&all, 1, device);
+        let hidden = model.forward_ids(input, &tokens, &ForwardOptions::infer(), vec![]).unwrap();
+        let logits = host(model.logits(hidden.last));
+        let last = &logits[logits.len() - 61..];
+        let best = (0..61).max_by(|a, b| last[*a].total_cmp(&last[*b])).unwrap();
+        all.push(best as u32);
+    }
+    assert_eq!(got, all[7..]);
 }
 
 fn cached_logits_equal_uncached(device: &Device) {

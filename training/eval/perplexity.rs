@@ -45,7 +45,7 @@ pub enum Protocol {
 /// use longburn::models::{Decoder, ModelConfig};
 /// use longburn::training::eval::Perplexity;
 /// let config = ModelConfig::llama(64, 16, 1, 2);
-/// let model = Decoder::new(&config, &MixerConfig::Dense, 0, &burn::tensor::Device::flex())?;
+/// let model = Decoder::new(&config, &MixerConfig::Dense, 0, &burn::tensor::Device::default())?;
 /// let document: Vec<u32> = (0..100).map(|i| i * i % 64).collect();
 /// let report = Perplexity::strided(32, 8).eval(&model, &[document])?;
 /// assert_eq!(report.tokens, 99);

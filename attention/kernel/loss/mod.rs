@@ -38,7 +38,7 @@ pub(crate) fn chunk_len(vocabulary: usize) -> usize {
     (CHUNK_FLOATS / vocabulary.max(1)).clamp(16, 1024)
 }
 
-/// Sum over labelled tokens of −log softmax(x·Wᵀ)[label].
+/// Sum over labelled tokens of −log softmax(x·Wᵀ) at the label.
 ///
 /// # Shapes
 /// x_ND `[N, D]`, weight_VD `[V, D]`, labels N (−100 = ignored) -> `[1]`, f32
@@ -75,7 +75,7 @@ pub fn linear_cross_entropy_with(
     Ok(Tensor::from_dispatch(loss))
 }
 
-/// −log softmax(x·Wᵀ)[label] of every token, on the host; 0 where the label is ignored.
+/// −log softmax(x·Wᵀ) at the label of every token, on the host; 0 where the label is ignored.
 ///
 /// # Shapes
 /// As [`linear_cross_entropy`]

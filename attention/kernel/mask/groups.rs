@@ -35,7 +35,7 @@ impl Groups {
         let group = match self.size {
             GroupSize::Ratio(0) => return Err(Error::mask("groups.size", "1/0", "a ratio needs a divisor")),
             GroupSize::Ratio(parts) if self.ragged => 2 * len.div_ceil(2 * parts).max(1),
-            GroupSize::Ratio(parts) if len % parts != 0 => {
+            GroupSize::Ratio(parts) if !len.is_multiple_of(parts) => {
                 return Err(Error::mask(
                     "groups.size",
                     format!("1/{parts}"),
@@ -54,7 +54,7 @@ impl Groups {
         if !self.ragged && group > len {
             return Err(Error::mask("groups.size", group, format!("the sequence has {len} tokens only")));
         }
-        if !self.ragged && len % group != 0 {
+        if !self.ragged && !len.is_multiple_of(group) {
             return Err(Error::mask(
                 "groups.size",
                 group,
@@ -70,7 +70,7 @@ impl Groups {
         k: &TokenMeta,
         heads: usize,
     ) -> Result<Vec<HeadClass>, Error> {
-        if self.shift && heads % 2 != 0 {
+        if self.shift && !heads.is_multiple_of(2) {
             return Err(Error::mask("heads", heads, "half of the heads are shifted: even number needed"));
         }
         if q != k {
