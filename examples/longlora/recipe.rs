@@ -137,7 +137,11 @@ impl Recipe {
         }
         let parts = self.extend.group_ratio;
         if parts == 0 || long % parts != 0 || (long / parts) % 2 != 0 {
-            return bad("extend.group_ratio", &parts, "a divisor of extend.length into even groups");
+            return bad(
+                "extend.group_ratio",
+                &parts,
+                "a divisor of extend.length into even groups",
+            );
         }
         if self.model.heads == 0 || self.model.width % (2 * self.model.heads) != 0 {
             return bad("model.heads", &self.model.heads, "heads of an even width");
@@ -152,7 +156,11 @@ impl Recipe {
             return bad("passkey.share", &self.passkey.share, "0 to 1");
         }
         if self.base.batch % 2 != 0 || self.extend.batch % 2 != 0 {
-            return bad("batch", &"odd", "even batches: half of a step runs on a thread of its own");
+            return bad(
+                "batch",
+                &"odd",
+                "even batches: half of a step runs on a thread of its own",
+            );
         }
         Ok(())
     }
