@@ -11,8 +11,8 @@ mod state;
 
 pub use context::{MixContext, MixOutput, Phase, Tap, Taps};
 pub use dense::{Dense, DenseConfig};
-pub use linear::{Linear, LinearConfig, Lora};
 pub(crate) use linear::normal;
+pub use linear::{Linear, LinearConfig, Lora};
 pub use longlora::{LongLora, LongLoraConfig, LongLoraForm};
 pub use norm::{RmsNorm, RmsNormConfig};
 pub use projections::{AttnProjections, AttnShape, HasProjections};
@@ -88,7 +88,8 @@ impl MixerConfig {
                 Ok(own.with_groups(config.groups()))
             }
             Self::LongLora(_) => Err(Error::Unsupported {
-                what: "the mask of LongLoRA's rolled form, which rolls tokens before it masks".into(),
+                what: "the mask of LongLoRA's rolled form, which rolls tokens before it masks"
+                    .into(),
                 remedy: "use form = \"segment\"".into(),
             }),
         }

@@ -115,8 +115,7 @@ impl RopeConfig {
 
     /// f_i, `[D/2]`, radians per position.
     fn inv_freq(&self) -> Vec<f64> {
-        let base = (0..self.dim / 2)
-            .map(|i| self.theta.powf(-2.0 * i as f64 / self.dim as f64));
+        let base = (0..self.dim / 2).map(|i| self.theta.powf(-2.0 * i as f64 / self.dim as f64));
         match &self.kind {
             RopeKind::Default => base.collect(),
             RopeKind::Linear { factor } => base.map(|f| f / factor).collect(),

@@ -15,10 +15,8 @@ pub fn rolled(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, group: usize, leak: bool
     assert!(group.is_multiple_of(2) && t.is_multiple_of(group) && h.is_multiple_of(2));
     let roll = |x: Tensor<4>, by: usize| {
         let (still, moved) = (x.clone().narrow(1, 0, h / 2), x.narrow(1, h / 2, h / 2));
-        let moved = Tensor::cat(
-            vec![moved.clone().narrow(2, by, t - by), moved.narrow(2, 0, by)],
-            2,
-        );
+        let moved =
+            Tensor::cat(vec![moved.clone().narrow(2, by, t - by), moved.narrow(2, 0, by)], 2);
         Tensor::cat(vec![still, moved], 1)
     };
     let half = group / 2;

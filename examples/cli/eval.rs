@@ -10,7 +10,7 @@ use longburn::streams::{Purpose, Streams};
 use longburn::training::eval::{
     PasskeyEval, PasskeyItem, PasskeyReport, Perplexity, PerplexityReport, Protocol,
 };
-use longburn::training::report::{Cell, Table};
+use longburn::training::report::{Cell, Progress, Table};
 use longburn::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -120,12 +120,14 @@ impl EvalArgs {
                 let stride = self.stride.unwrap_or(len.div_ceil(2));
                 Protocol::Strided { max_len: len, stride }
             }
-            ProtocolName::Longlora => {
-                Protocol::LongLora { len, step: self.stride.unwrap_or(256) }
-            }
+            ProtocolName::Longlora => Protocol::LongLora { len, step: self.stride.unwrap_or(256) },
         };
         let ids: Vec<_> = documents.iter().map(|document| &document.ids[..]).collect();
-        Perplexity::new(protocol).with_batch_size(self.batch).eval(model, &ids)
+        let mut stage = Progress::new(0).stage("Perplexity", None, "tokens");
+        let report = Perplexity::new(protocol).with_batch_size(self.batch).eval(model, &ids)?;
+        stage.advance(report.tokens as u64);
+        stage.finish();
+        Ok(report)
     }
 
     fn passkeys(
@@ -146,7 +148,11 @@ impl EvalArgs {
                 items.push(item.with_length(length));
             }
         }
-        PasskeyEval::new().with_batch_size(self.batch).eval(model, &items)
+        let mut stage = Progress::new(0).stage("Pass keys", None, "prompts");
+        let report = PasskeyEval::new().with_batch_size(self.batch).eval(model, &items)?;
+        stage.advance(items.len() as u64);
+        stage.finish();
+        Ok(report)
     }
 
     fn perplexity_text(&self, report: &PerplexityReport) -> String {

@@ -98,9 +98,8 @@ fn weights(dir: &Path, config: &ModelConfig) -> Value {
     shards.sort();
     shards.dedup();
     let tied = config.tie_word_embeddings;
-    let surplus = |name: &str| {
-        (tied && name == "lm_head.weight") || name.ends_with(".rotary_emb.inv_freq")
-    };
+    let surplus =
+        |name: &str| (tied && name == "lm_head.weight") || name.ends_with(".rotary_emb.inv_freq");
     let mut facts = Map::new();
     facts.insert("complete".into(), json!(true));
     facts.insert("files".into(), json!(shards.len()));

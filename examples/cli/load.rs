@@ -1,8 +1,8 @@
 //! What several verbs read: models, tokenizers, lists of ids.
 
 use crate::Globals;
-use longburn::datasets::Tokenizer;
 use longburn::attention::{Mixer, MixerConfig};
+use longburn::datasets::Tokenizer;
 use longburn::models::{Blocks, Decoder, ForwardOptions, ModelConfig, peft};
 use longburn::{Error, Result};
 use serde::de::DeserializeOwned;

@@ -50,8 +50,7 @@ impl LogitsArgs {
             let hidden = model.forward_ids(ids, &tokens, &ForwardOptions::infer(), vec![])?;
             let logits = model.logits(hidden.last).cast(DType::F32).into_data();
             let logits: Vec<f32> = logits.iter::<f32>().collect();
-            let tensor =
-                RawTensor::from_f32(vec![row.len(), vocabulary], &logits, SaveDtype::F32)?;
+            let tensor = RawTensor::from_f32(vec![row.len(), vocabulary], &logits, SaveDtype::F32)?;
             tensors.insert(format!("logits.{i}"), tensor);
         }
         write_safetensors(&self.out, &tensors, &BTreeMap::new())?;

@@ -11,6 +11,9 @@ use longburn::training::report::{MaskDrawing, MaskSummary};
 use longburn::{Error, Result};
 use std::path::PathBuf;
 
+/// Longest sequence whose mask is looked at.
+const MOST: usize = 1 << 20;
+
 /// Look at attention masks
 #[derive(Subcommand)]
 pub enum MaskVerb {
@@ -76,6 +79,10 @@ impl MaskVerb {
     pub fn run(&self, globals: &Globals) -> Result<()> {
         let Self::Show(args) = self;
         let Shown { title, spec, heads, head_dim, len } = args.shown()?;
+        if len == 0 || len > MOST {
+            let expected = format!("from 1 to {MOST}");
+            return Err(Error::config("command line", "len", len, expected));
+        }
         let segments = &args.spec.segments;
         let tokens = match segments.is_empty() {
             true => TokenMeta::contiguous(1, len, 0),
@@ -129,13 +136,9 @@ impl ShowArgs {
 
     fn of_flags(&self) -> Result<Shown> {
         let flags = &self.spec;
-        let base =
-            if flags.bidirectional { MaskSpec::bidirectional() } else { MaskSpec::causal() };
+        let base = if flags.bidirectional { MaskSpec::bidirectional() } else { MaskSpec::causal() };
         let mut spec = base.with_window(flags.window).with_sinks(flags.sinks);
         let len = self.len.unwrap_or_default();
-        if len == 0 {
-            return Err(Error::config("command line", "len", 0, "at least 1"));
-        }
         let groups = LongLoraConfig::new().with_shift(!flags.no_shift).with_ragged(flags.ragged);
         let groups = match (flags.group_size, flags.group_ratio) {
             (Some(size), _) => Some(groups.with_group_size(size)),

@@ -11,9 +11,9 @@ pub fn print(text: &str) -> Result<()> {
     written.map_err(|e| Error::io("standard output", e))
 }
 
-/// Write one object.
+/// Write one object, on one line.
 pub fn json(value: &Value) -> Result<()> {
-    print(&format!("{value:#}\n"))
+    print(&format!("{value}\n"))
 }
 
 /// `serde_json` value of something that cannot fail to have one.

@@ -3,9 +3,7 @@
 use burn::tensor::Device;
 use clap::Args;
 use longburn::attention::{LongLoraConfig, MixerConfig};
-use longburn::datasets::{
-    DataReport, TokenDocument, Tokenizer, WindowSampler, source, tokenize,
-};
+use longburn::datasets::{DataReport, TokenDocument, Tokenizer, WindowSampler, source, tokenize};
 use longburn::models::lora::{self, LoraConfig};
 use longburn::models::{Blocks, Decoder};
 use longburn::positional::RopeConfig;
@@ -161,9 +159,7 @@ fn train(
     let short = arm == "short";
     let sparse = matches!(arm, "lora" | "longlora");
     let mixer = match sparse {
-        true => MixerConfig::LongLora(
-            LongLoraConfig::new().with_group_ratio(recipe.group_ratio),
-        ),
+        true => MixerConfig::LongLora(LongLoraConfig::new().with_group_ratio(recipe.group_ratio)),
         false => MixerConfig::Dense,
     };
     let policy = if arm == "lora" { LoraConfig::new() } else { LoraConfig::longlora() };
@@ -214,8 +210,7 @@ fn evaluate(
     run: &str,
     log: &mut MetricsLog,
 ) -> Result<()> {
-    let long: Vec<_> =
-        texts.held_out.iter().filter(|d| d.ids.len() > recipe.length).collect();
+    let long: Vec<_> = texts.held_out.iter().filter(|d| d.ids.len() > recipe.length).collect();
     if long.is_empty() {
         return Err(Error::Data(format!("no held-out text has {} tokens", recipe.length)));
     }
@@ -273,7 +268,12 @@ fn page(recipe: &BooksRecipe, own: usize, path: &Path) -> Result<String> {
         let (early, late) = of_arm(arm)?;
         let figure = mean_se(&figure(arm)?);
         let title = format!("`{arm}`: {what}");
-        table.push([Cell::from(title), mean_se(&early).into(), mean_se(&late).into(), figure.into()]);
+        table.push([
+            Cell::from(title),
+            mean_se(&early).into(),
+            mean_se(&late).into(),
+            figure.into(),
+        ]);
     }
     for column in 1..4 {
         table = table.decimals(column, 3);

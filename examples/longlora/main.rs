@@ -22,7 +22,9 @@ use std::time::Instant;
 
 /// Extend a small language model by LongLoRA and by its rivals, and report what was gained.
 #[derive(Parser, Debug)]
-#[command(after_help = "Examples:\n  cargo run --example longlora\n  cargo run --example longlora -- --data notes/ --out runs/notes")]
+#[command(
+    after_help = "Examples:\n  cargo run --example longlora\n  cargo run --example longlora -- --data notes/ --out runs/notes"
+)]
 struct Args {
     #[command(subcommand)]
     command: Option<Command>,

@@ -6,9 +6,7 @@ use crate::recipe::Recipe;
 use crate::text::Text;
 use longburn::Result;
 use longburn::models::Decoder;
-use longburn::training::eval::{
-    EvalWindow, PasskeyEval, PasskeyItem, by_position,
-};
+use longburn::training::eval::{EvalWindow, PasskeyEval, PasskeyItem, by_position};
 use longburn::training::report::{Progress, mean_se};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -82,8 +80,7 @@ impl Measured {
         let windows = text.windows(long, recipe.evaluate.windows);
         let lengths: Vec<usize> = (1..=long / short).map(|n| n * short).collect();
         let tests = recipe.evaluate.passkey_tests;
-        let keys: Vec<_> =
-            lengths.iter().map(|l| text.keys(*l, tests)).collect::<Result<_>>()?;
+        let keys: Vec<_> = lengths.iter().map(|l| text.keys(*l, tests)).collect::<Result<_>>()?;
         let title = format!("evaluation, seed {seed}");
         let mut stage = progress.stage(&title, Some(Line::ALL.len() as u64), "models");
         let mut curves = Vec::new();
@@ -104,11 +101,10 @@ impl Measured {
                     sliding(&models.base, &windows, recipe)?.with_keys(&models.base, &cut)?
                 }
                 Line::Arm(arm) => {
-                    let (_, model) = models
-                        .arms
-                        .iter()
-                        .find(|(a, _)| *a == arm)
-                        .ok_or_else(|| longburn::Error::Training(format!("no {}", arm.name())))?;
+                    let (_, model) =
+                        models.arms.iter().find(|(a, _)| *a == arm).ok_or_else(|| {
+                            longburn::Error::Training(format!("no {}", arm.name()))
+                        })?;
                     whole(model, &windows, recipe)?.with_keys(model, &keys)?
                 }
             };

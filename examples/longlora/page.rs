@@ -320,7 +320,9 @@ fn page(
         report = report.fact(rate.to_string(), format!("keys LongLoRA finds at {}", 2 * short));
     }
     Ok(report
-        .section(Section::new("What this run shows, and what it does not").findings(findings.clone()))
+        .section(
+            Section::new("What this run shows, and what it does not").findings(findings.clone()),
+        )
         .section(
             Section::new("Results")
                 .table(format!("Held-out text. {errors}"), table.clone())
@@ -351,25 +353,24 @@ fn page(
                     trainable(Arm::LongLora),
                     recipe.extend.rank
                 ))
-                .figure(figure("loss", "Training loss, averaged over neighbouring steps. Rows \
-                    with pass keys are easier than text alone, so these are no perplexities.")?),
+                .figure(figure(
+                    "loss",
+                    "Training loss, averaged over neighbouring steps. Rows \
+                    with pass keys are easier than text alone, so these are no perplexities.",
+                )?),
         )
-        .section(
-            Section::new("The run")
-                .command(command)
-                .pairs([
-                    ("text", text.origin.clone()),
-                    ("sha256 of the text", text.sha256.clone()),
-                    (
-                        "documents",
-                        format!("{} to train on, {} held out", text.train.len(), text.held_out.len()),
-                    ),
-                    ("left out", text.report.to_string()),
-                    ("tokenizer", format!("BPE of {} tokens", text.tokenizer.vocab_size())),
-                    ("seeds", seeds),
-                    ("device", "CPU (Burn flex)".into()),
-                    ("Longburn", env!("CARGO_PKG_VERSION").into()),
-                    ("time", format!("{:.0} s", seconds)),
-                ]),
-        ))
+        .section(Section::new("The run").command(command).pairs([
+            ("text", text.origin.clone()),
+            ("sha256 of the text", text.sha256.clone()),
+            (
+                "documents",
+                format!("{} to train on, {} held out", text.train.len(), text.held_out.len()),
+            ),
+            ("left out", text.report.to_string()),
+            ("tokenizer", format!("BPE of {} tokens", text.tokenizer.vocab_size())),
+            ("seeds", seeds),
+            ("device", "CPU (Burn flex)".into()),
+            ("Longburn", env!("CARGO_PKG_VERSION").into()),
+            ("time", format!("{:.0} s", seconds)),
+        ])))
 }

@@ -33,10 +33,8 @@ impl Bench {
         let special = vec!["<|endoftext|>".into()];
         let config = BpeConfig::new(300).with_special(special);
         let tokenizer = train_bpe(texts.iter(), &config).unwrap();
-        let config = ModelConfig::llama(304, 16, 2, 2)
-            .with_max_positions(32)
-            .with_tied(true)
-            .with_eos([0]);
+        let config =
+            ModelConfig::llama(304, 16, 2, 2).with_max_positions(32).with_tied(true).with_eos([0]);
         let device = burn::tensor::Device::flex();
         let decoder = Decoder::new(&config, &MixerConfig::Dense, 3, &device).unwrap();
         let model = dir.path().join("model");

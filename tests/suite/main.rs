@@ -2,9 +2,9 @@
 //!
 //! `backends` runs on every device that is compiled in, everything else on the CPU.
 
-mod backends;
 #[cfg(feature = "flex")]
 mod alloc;
+mod backends;
 #[cfg(feature = "flex")]
 mod cli;
 #[cfg(feature = "flex")]

@@ -165,8 +165,7 @@ impl Recipe {
                 return Err(self.bad(&format!("model.new.{field}"), 0, "at least 1"));
             }
         }
-        let mut config =
-            ModelConfig::llama(new.vocab_size, new.hidden_size, new.layers, new.heads);
+        let mut config = ModelConfig::llama(new.vocab_size, new.hidden_size, new.layers, new.heads);
         config.rope.theta = new.rope_theta;
         if let Some(width) = new.intermediate_size {
             config = config.with_intermediate(width);

@@ -3,7 +3,7 @@
 use super::sections::{Recipe, Rows};
 use crate::datasets::source::{self, DocumentSource, JsonlSourceConfig};
 use crate::datasets::{
-    BpeConfig, DataReport, Document, PackConfig, PackedSource, TokenBatch, TokenDocument,
+    Amount, BpeConfig, DataReport, Document, PackConfig, PackedSource, TokenBatch, TokenDocument,
     Tokenizer, WindowSampler, split, tokenize, train_bpe,
 };
 use crate::streams::Streams;
@@ -57,27 +57,19 @@ impl Texts {
 
     pub fn prepare(self, recipe: &Recipe, tokenizer: &Tokenizer, seed: u64) -> Result<Data> {
         let (train, report) = tokenize(&self.train, tokenizer, true)?;
-        let (mut held_out, held_out_report) = tokenize(&self.held_out, tokenizer, true)?;
-        // A loss needs a token to predict from.
-        held_out.retain(|document| document.ids.len() > 1);
-        if let Some(eval) = &recipe.eval {
-            held_out.sort_by(|a, b| a.id.cmp(&b.id));
-            held_out.truncate(eval.documents.unwrap_or(usize::MAX));
-            let most = eval.tokens.unwrap_or(usize::MAX).max(2);
-            held_out.iter_mut().for_each(|document| document.ids.truncate(most));
-            if held_out.is_empty() {
-                return Err(Error::Data(format!(
-                    "no held-out document to evaluate on: {held_out_report}"
-                )));
-            }
+        let (held_out, held_out_report) = tokenize(&self.held_out, tokenizer, true)?;
+        let (held_out, limited) = limit(recipe, held_out);
+        let held_out_report = held_out_report.then(&limited);
+        if recipe.eval.is_some() && held_out.is_empty() {
+            return Err(Error::Data(format!(
+                "no held-out document to evaluate on: {held_out_report}"
+            )));
         }
         let report = self.read.then(&report);
         let (section, streams) = (&recipe.train, Streams::new(seed));
         let (length, batch) = (section.length, section.batch);
         let rows = match recipe.data.rows {
-            Rows::Windows => {
-                RowSource::Windows(WindowSampler::new(train, length, batch, streams)?)
-            }
+            Rows::Windows => RowSource::Windows(WindowSampler::new(train, length, batch, streams)?),
             Rows::Packed => {
                 let special = tokenizer.special_ids();
                 let config = PackConfig::new(length)
@@ -126,6 +118,31 @@ impl BatchSource<TokenBatch> for RowSource {
             Self::Windows(rows) => BatchSource::<TokenBatch>::seek(rows, cursor),
         }
     }
+}
+
+/// Documents that `[eval]` measures on, and what it leaves out.
+fn limit(recipe: &Recipe, mut documents: Vec<TokenDocument>) -> (Vec<TokenDocument>, DataReport) {
+    let eval = recipe.eval.as_ref();
+    let most = eval.and_then(|eval| eval.documents).unwrap_or(usize::MAX);
+    let tokens = eval.and_then(|eval| eval.tokens).unwrap_or(usize::MAX).max(2);
+    documents.sort_by(|a, b| a.id.cmp(&b.id));
+    let (mut kept, mut report) = (Vec::new(), DataReport::default());
+    for mut document in documents {
+        let len = document.ids.len();
+        if len < 2 {
+            report.drop_document("nothing to predict", Amount::tokens(len));
+        } else if kept.len() == most {
+            report.drop_document("more than eval.documents", Amount::tokens(len));
+        } else {
+            document.ids.truncate(tokens);
+            report.kept += Amount::tokens(len.min(tokens));
+            if len > tokens {
+                report.truncated += Amount::tokens(len - tokens);
+            }
+            kept.push(document);
+        }
+    }
+    (kept, report)
 }
 
 fn read(path: &Path, field: Option<&str>) -> Result<(Vec<Document>, DataReport)> {

@@ -12,8 +12,12 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// Files of a checkpoint's folder that go with its weights.
-const COMPANIONS: [&str; 4] =
-    ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"];
+const COMPANIONS: [&str; 4] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+];
 
 /// An open run.
 pub(super) struct Folder {
@@ -90,7 +94,11 @@ impl Folder {
             "" => "Training run",
             title => title,
         };
-        let mut report = Report::new(title, recipe.expected.as_str())
+        let lead = match recipe.expected.as_str() {
+            "" => String::new(),
+            expected => format!("Expected: {expected}"),
+        };
+        let mut report = Report::new(title, lead)
             .fact(format!("{:.4}", summary.last_loss), "loss of the last step, nats per token")
             .fact(format!("{:.0}", summary.tokens_per_second), "tokens per second in training");
         if let Some(after) = &summary.after {

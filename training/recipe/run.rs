@@ -185,7 +185,13 @@ impl<'a> Run<'a> {
         let before = if measured { self.evaluate("before", &model, &mut folder)? } else { None };
 
         let started = Instant::now();
-        let outcome = self.fit(model, &mut folder)?;
+        let outcome = match self.fit(model, &mut folder) {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                folder.log.note("error", error.to_string())?;
+                return Err(error);
+            }
+        };
         let seconds = started.elapsed().as_secs_f64();
         let counters = outcome.counters().clone();
         let finished = outcome.stop == Stop::Finished;
@@ -231,9 +237,7 @@ impl<'a> Run<'a> {
         stage.advance(params(&model).iter().map(|p| p.numel() as u64).sum());
         stage.finish();
         match &self.recipe.lora {
-            Some(config) => {
-                lora::apply(model, config).map_err(|e| self.recipe.within("lora", e))
-            }
+            Some(config) => lora::apply(model, config).map_err(|e| self.recipe.within("lora", e)),
             None => Ok(model),
         }
     }

@@ -43,7 +43,7 @@ fn locate(text: &str, field: &str) -> Option<Range<usize>> {
     let table = DeTable::parse(text).ok()?;
     let mut table = table.get_ref();
     let mut span = None;
-    for part in field.split('.') {
+    for part in field.split('.').map(|part| part.split('[').next().unwrap_or(part)) {
         let Some((key, value)) = table.iter().find(|(key, _)| key.get_ref() == part) else { break };
         match value.get_ref() {
             DeValue::Table(inner) => (table, span) = (inner, Some(key.span())),

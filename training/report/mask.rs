@@ -12,6 +12,8 @@ const MOST_CELLS: usize = 96;
 const MOST_TILES: usize = 64;
 /// Smallest side of a tile, tokens.
 const LEAST_TILE: usize = 16;
+/// Side of the tiles in which pairs are counted.
+const COUNTING_TILE: usize = 256;
 /// Side of a panel.
 const SIDE: usize = 320;
 const GAP: usize = 28;
@@ -93,17 +95,19 @@ impl MaskDrawing {
             }
             Panel { heads: heads.clone(), unit: if small { 1 } else { tile }, cells }
         });
-        let all = (mask.queries().batch() * mask.heads() * queries) as f64;
+        let rows = (mask.queries().batch() * mask.heads() * queries) as f64;
         let causal = (keys + 1) as f64 / 2.0;
         let seen = if mask.spec().causal { causal } else { keys as f64 };
+        let pairs = pairs(mask);
+        let of_one_pair = 4.0 * head_dim as f64;
         Self {
             summary: MaskSummary {
                 length: queries,
                 heads: mask.heads(),
-                pairs: mask.pairs(),
-                density: mask.density(),
-                operations: mask.flops(head_dim, head_dim),
-                dense_operations: 4.0 * all * seen * head_dim as f64,
+                pairs,
+                density: pairs as f64 / (rows * keys as f64).max(1.0),
+                operations: of_one_pair * pairs as f64,
+                dense_operations: of_one_pair * rows * seen,
                 tile,
                 visited_tiles: blocks.visited(),
                 total_tiles: blocks.total(),
@@ -167,7 +171,8 @@ impl MaskDrawing {
                 let _ = write!(path, "M{from:.2} {top:.2}H{to:.2}V{bottom:.2}H{from:.2}z");
             }
             if !path.is_empty() {
-                let _ = writeln!(out, "<path d=\"{path}\" fill=\"#0072B2\" opacity=\"{opacity}\"/>");
+                let _ =
+                    writeln!(out, "<path d=\"{path}\" fill=\"#0072B2\" opacity=\"{opacity}\"/>");
             }
         }
         let _ = write!(
@@ -178,16 +183,61 @@ impl MaskDrawing {
     }
 }
 
+/// Visible pairs over all rows and heads: [`Mask::pairs`], looking at pairs only in tiles that
+/// are seen in part, so that a million tokens take seconds.
+fn pairs(mask: &Mask) -> u64 {
+    let (queries, keys) = (mask.queries().len(), mask.keys().len());
+    let blocks = mask.blocks(COUNTING_TILE, COUNTING_TILE);
+    let span = |i: usize, len: usize| i * COUNTING_TILE..((i + 1) * COUNTING_TILE).min(len);
+    let mut count = 0;
+    for b in 0..mask.queries().batch() {
+        for (class, heads) in blocks.classes().iter().enumerate() {
+            let mut of_class = 0;
+            for q in 0..blocks.tiles().0 {
+                for k in 0..blocks.tiles().1 {
+                    let (rows, columns) = (span(q, queries), span(k, keys));
+                    of_class += match blocks.kind(b, class, q, k) {
+                        BlockKind::Skip => 0,
+                        BlockKind::Full => rows.len() * columns.len(),
+                        BlockKind::Partial => rows
+                            .map(|t| {
+                                let seen = |s: &usize| mask.visible(b, heads.start, t, *s);
+                                columns.clone().filter(seen).count()
+                            })
+                            .sum(),
+                    };
+                }
+            }
+            count += of_class * heads.len();
+        }
+    }
+    count as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::kernel::{GroupSize, Groups, MaskSpec, TokenMeta};
 
-    fn drawing(len: usize) -> MaskDrawing {
+    fn mask(len: usize) -> Mask {
         let groups = Groups { size: GroupSize::Ratio(4), shift: true, ragged: false };
         let tokens = TokenMeta::contiguous(1, len, 0);
         let spec = MaskSpec::causal().with_groups(groups);
-        MaskDrawing::new(&Mask::new(spec, tokens.clone(), tokens, 4).unwrap(), 8)
+        Mask::new(spec, tokens.clone(), tokens, 4).unwrap()
+    }
+
+    fn drawing(len: usize) -> MaskDrawing {
+        MaskDrawing::new(&mask(len), 8)
+    }
+
+    #[test]
+    fn pairs_are_those_counted_one_by_one() {
+        for len in [4, 256, 516, 1200] {
+            let (mask, drawing) = (mask(len), drawing(len));
+            assert_eq!(drawing.summary.pairs, mask.pairs());
+            assert_eq!(drawing.summary.density, mask.density());
+            assert_eq!(drawing.summary.operations, mask.flops(8, 8));
+        }
     }
 
     #[test]

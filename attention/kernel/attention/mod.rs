@@ -12,7 +12,9 @@ mod reference;
 mod tests;
 mod tiled;
 
-use crate::{AttentionGrads, AttentionOptions, AttentionOutput, Branch, Error, Implementation, Mask};
+use crate::{
+    AttentionGrads, AttentionOptions, AttentionOutput, Branch, Error, Implementation, Mask,
+};
 use autodiff::AttentionOps;
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Tensor};
@@ -189,7 +191,11 @@ fn choose(wanted: Implementation, v: &Tensor<4>) -> Result<Implementation, Error
         Implementation::Auto => Ok(Implementation::Tiled),
         Implementation::Flex if !on_cpu || v.dtype() == DType::F64 => Err(Error::Unsupported {
             op: "masked_attention",
-            reason: format!("`Flex` runs on the CPU in up to 32 bits, not on {:?} in {:?}", v.device(), v.dtype()),
+            reason: format!(
+                "`Flex` runs on the CPU in up to 32 bits, not on {:?} in {:?}",
+                v.device(),
+                v.dtype()
+            ),
         }),
         other => Ok(other),
     }

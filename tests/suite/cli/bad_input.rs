@@ -61,10 +61,19 @@ fn recipe_errors_point_into_the_line() {
         ("[eval]", "[lora]\nrank = 0\n[eval]", "0", "at least 1"),
         ("[eval]", "[eval.protocol]\nname = \"strided\"\nmax_len = 8\nstride = 9", "9", "max_len"),
         ("{ name = \"linear\" }", "{ name = \"linear\", last = 2 }", "2", "from 0 to 1"),
-        ("path = \"model\"", "path = \"model\"\n[model.new]\nvocab_size = 9\nhidden_size = 8\n\
-          layers = 1\nheads = 2", "new", "one of the two"),
-        ("path = \"model\"", "[model.new]\nvocab_size = 9\nhidden_size = 9\nlayers = 1\nheads = 3",
-         "9", "even"),
+        (
+            "path = \"model\"",
+            "path = \"model\"\n[model.new]\nvocab_size = 9\nhidden_size = 8\n\
+          layers = 1\nheads = 2",
+            "new",
+            "one of the two",
+        ),
+        (
+            "path = \"model\"",
+            "[model.new]\nvocab_size = 9\nhidden_size = 9\nlayers = 1\nheads = 3",
+            "9",
+            "even",
+        ),
         ("dir = \"run\"", "dir = \"run\"\nmerge = true", "true", "[lora]"),
     ] {
         let (found, message) = fault(old, new);
@@ -148,10 +157,29 @@ fn devices_are_checked() {
     }
     if cfg!(not(feature = "cuda")) {
         let message = bench.fails(&with("cuda:1"));
-        assert!(message.contains("device cuda:1") && message.contains("--features cuda"), "{message}");
+        assert!(
+            message.contains("device cuda:1") && message.contains("--features cuda"),
+            "{message}"
+        );
     }
     assert!(bench.fails(&["papers", "--threads", "0"]).contains("threads"));
     bench.run(&["papers", "--threads", "1"]);
+}
+
+#[test]
+fn masks_have_lengths_that_can_be_drawn() {
+    let bench = Bench::new();
+    for (args, says) in [
+        (&["--len", "0"][..], "from 1"),
+        (&["--len", "99999999999"], "1048576"),
+        (&["--len", "30", "--group-ratio", "4"], "30"),
+        (&["--len", "32", "--group-ratio", "4", "--heads", "3"], "even"),
+        (&["--len", "8", "--segments", "5,5"], "10 tokens"),
+    ] {
+        let message = bench.fails(&[&["mask", "show"], args].concat());
+        assert!(message.contains(says), "{args:?}: {message}");
+    }
+    longburn(bench.dir.path(), &["mask", "show"]).assert().code(2);
 }
 
 #[test]

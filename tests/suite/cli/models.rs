@@ -50,7 +50,8 @@ fn logits_are_those_of_each_row_alone() {
     let (tensors, _) = read_safetensors(&bench.path("out.safetensors")).unwrap();
     assert_eq!(tensors.len(), 3);
     let device = burn::tensor::Device::flex();
-    for (name, row) in [("logits.0", &[1, 2, 3, 4, 5][..]), ("logits.1", &[7]), ("logits.2", &[3, 1])]
+    for (name, row) in
+        [("logits.0", &[1, 2, 3, 4, 5][..]), ("logits.1", &[7]), ("logits.2", &[3, 1])]
     {
         let tokens = TokenMeta::contiguous(1, row.len(), 0);
         let ids = ids_tensor(row, 1, &device);

@@ -56,6 +56,7 @@ fn a_recipe_adapts_extends_and_measures() {
     assert!(ppl("after") < ppl("before"));
     assert_eq!(summary["data"]["kept"]["documents"], 3);
     assert_eq!(summary["held_out"]["kept"]["documents"], 1);
+    assert_eq!(summary["held_out"]["truncated"]["documents"], 0);
 
     assert_eq!(file(&bench, "run/recipe.toml"), ADAPT);
     let metrics = file(&bench, "run/metrics.jsonl");
@@ -97,6 +98,16 @@ fn a_recipe_adapts_extends_and_measures() {
 }
 
 #[test]
+fn what_stops_a_run_stands_in_its_metrics() {
+    let bench = Bench::new();
+    bench.write("run.toml", &ADAPT.replace("lr = 1e-2", "lr = 1e38"));
+    let message = bench.fails(&["train", "run.toml"]);
+    assert!(message.contains("was not applied"), "{message}");
+    let metrics = file(&bench, "run/metrics.jsonl");
+    assert!(metrics.lines().last().unwrap().contains("not applied"), "{metrics}");
+}
+
+#[test]
 fn a_recipe_makes_a_new_model() {
     let bench = Bench::new();
     bench.write(
@@ -111,19 +122,28 @@ fn a_recipe_makes_a_new_model() {
             train = "texts.jsonl"
             text_field = "body"
             rows = "windows"
+            split = 2
             [train]
             steps = 3
             length = 24
             lr = 1e-2
+            [eval]
+            before = false
+            documents = 1
+            tokens = 30
             [output]
             dir = "run"
             dtype = "bf16"
         "#,
     );
-    let lines = (0..3).map(|n| serde_json::json!({ "body": super::TEXT.repeat(n) }).to_string());
+    let lines = (0..5).map(|n| serde_json::json!({ "body": super::TEXT.repeat(n) }).to_string());
     bench.write("texts.jsonl", &lines.collect::<Vec<_>>().join("\n"));
     let summary = bench.json(&["train", "run.toml"]);
-    assert_eq!(summary["after"], Value::Null);
+    assert_eq!(summary["before"], Value::Null);
+    assert_eq!(summary["after"]["tokens"], 29);
+    let held_out = &summary["held_out"];
+    assert_eq!(held_out["truncated"]["documents"], 1);
+    assert_eq!(held_out["dropped"]["more than eval.documents"]["documents"], 1);
     assert_eq!(summary["data"]["dropped"]["empty"]["documents"], 1);
     let facts = bench.json(&["inspect", "run/model"]);
     assert_eq!(facts["positions"]["max_context"], 24);

@@ -114,12 +114,7 @@ fn n5_a_step_without_targets_is_refused_or_skipped() {
     let all_empty = TrainConfig::new(2, 1e-2).with_empty_step(EmptyStep::Skip);
     let outcome = Trainer::new(all_empty)
         .unwrap()
-        .fit(
-            decoder(true),
-            &NextToken,
-            &mut |step, _| Ok(Some(row(step, 2))),
-            &mut silent,
-        )
+        .fit(decoder(true), &NextToken, &mut |step, _| Ok(Some(row(step, 2))), &mut silent)
         .unwrap();
     let before = weights(&decoder(true));
     assert_eq!(bits(&weights(&outcome.model)), bits(&before));
