@@ -78,7 +78,7 @@ pub fn papers_page() -> String {
     let mut page = String::from("# Papers\n\n");
     page += "This page is generated from `testing/papers.rs` and compared by `cargo test`;\n";
     page += "`LONGBURN_BLESS=1 cargo test --test registry` rewrites it.\n\n";
-    page += &format!("{done} of {} papers are implemented. ", PAPERS.len());
+    page += &format!("Implemented: {done} of {} papers. ", PAPERS.len());
     page += "\"Planned\" means that nothing of it is here yet.\n";
     let mut layer = "";
     for paper in PAPERS {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 const MAX_LINES: usize = 600;
 /// Bytes that all fixtures together may have.
 const MAX_FIXTURES: u64 = 2 << 20;
-const CODE: [&str; 9] = [
+const CODE: [&str; 11] = [
     "positional",
     "attention",
     "models",
@@ -23,6 +23,8 @@ const CODE: [&str; 9] = [
     "examples",
     "tests",
     "error.rs",
+    "streams.rs",
+    "lib.rs",
 ];
 
 fn root() -> &'static Path {
