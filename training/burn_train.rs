@@ -13,6 +13,7 @@ use burn::data::dataset::DatasetError;
 use burn::module::{Module, Param};
 use burn::optim::SgdConfig;
 use burn::tensor::{Device, Tensor};
+pub use burn_train::Interrupter;
 use burn_train::logger::{EvaluationProgressLogger, MetricLogger, TrainingProgressLogger};
 use burn_train::metric::store::{EpochSummary, MetricsUpdate, Split};
 use burn_train::metric::{
@@ -20,10 +21,8 @@ use burn_train::metric::{
 };
 pub use burn_train::renderer::MetricsRenderer;
 use burn_train::renderer::{
-    EvaluationName, MetricState, MetricsRendererEvaluation,
-    MetricsRendererTraining,
+    EvaluationName, MetricState, MetricsRendererEvaluation, MetricsRendererTraining,
 };
-pub use burn_train::Interrupter;
 use burn_train::{
     EventProcessorTraining, InferenceStep, ItemLazy, Learner, LearnerEvent,
     SupervisedLearningStrategy, SupervisedTraining, SupervisedTrainingEventProcessor, TrainLoader,
@@ -111,8 +110,7 @@ impl SupervisedLearningStrategy<Absent> for Relay {
             for report in reports.iter() {
                 let (step, lr) = (report.step as usize, report.lr);
                 let progress = Progress::new(step, total_items, Some("steps".into()));
-                let item =
-                    TrainingItem::new(Item(report), progress, Some(step), Some(lr.into()));
+                let item = TrainingItem::new(Item(report), progress, Some(step), Some(lr.into()));
                 emit(LearnerEvent::ProcessedItem(item));
             }
         }

@@ -62,12 +62,7 @@ pub trait Objective<M>: Sync {
     ///
     /// # Errors
     /// When the batch does not fit the model, or what the model refuses.
-    fn loss(
-        &self,
-        model: &M,
-        batch: &Self::Batch,
-        options: &ForwardOptions,
-    ) -> Result<LossParts>;
+    fn loss(&self, model: &M, batch: &Self::Batch, options: &ForwardOptions) -> Result<LossParts>;
 
     /// Where the batch came from, for messages.
     fn source(&self, batch: &Self::Batch) -> String;

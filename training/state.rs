@@ -125,8 +125,8 @@ impl TrainState {
             optimizer: self.optimizer.scalars.clone(),
         };
         let path = dir.join(STATE);
-        let text = serde_json::to_string_pretty(&file)
-            .map_err(|e| unusable(&path, e.to_string()))?;
+        let text =
+            serde_json::to_string_pretty(&file).map_err(|e| unusable(&path, e.to_string()))?;
         write_atomic(&path, text.as_bytes())
     }
 

@@ -140,6 +140,7 @@ fn an_objective_out_of_reach_of_all_parameters_is_an_error() {
     }
     let config = TrainConfig::new(1, 1e-2);
     let mut data = |step, _| Ok(Some(step));
-    let fit = Trainer::new(config).unwrap().fit_with(toy(), &Constant, &Plain, &mut data, &mut silent);
+    let fit =
+        Trainer::new(config).unwrap().fit_with(toy(), &Constant, &Plain, &mut data, &mut silent);
     assert!(matches!(fit.err(), Some(Error::Training(_))));
 }

@@ -3,9 +3,9 @@
 use super::{batch, bits, decoder, silent, weights};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
+use longburn::models::ForwardOptions;
 use longburn::models::keymap::params;
 use longburn::models::lora::{self, LoraConfig, Role};
-use longburn::models::ForwardOptions;
 use longburn::training::strategy::Plain;
 use longburn::training::{
     AdamW, LossParts, NextToken, Objective, ParamGroup, Schedule, TrainConfig, Trainer, Warmup,
@@ -89,16 +89,10 @@ fn adamw_with_groups_schedule_and_clipping() {
     let mut norms_seen = Vec::new();
     let trained = Trainer::new(config)
         .unwrap()
-        .fit_with(
-            toy(),
-            &Linear,
-            &Plain,
-            &mut |step, _| Ok(Some(gradient(step))),
-            &mut |step| {
-                norms_seen.push(step.report.grad_norm);
-                Ok(())
-            },
-        )
+        .fit_with(toy(), &Linear, &Plain, &mut |step, _| Ok(Some(gradient(step))), &mut |step| {
+            norms_seen.push(step.report.grad_norm);
+            Ok(())
+        })
         .unwrap();
 
     let norm = |step| {
@@ -141,10 +135,8 @@ fn frozen_weights_keep_their_bits() {
     let adamw = AdamW { weight_decay: 0.1, ..AdamW::default() };
     let config = TrainConfig::new(4, 1e-2).with_adamw(adamw).with_clip(1.0);
     let mut data = |step, _| Ok(Some(batch(step, &[12, 7])));
-    let outcome = Trainer::new(config)
-        .unwrap()
-        .fit(model, &NextToken, &mut data, &mut silent)
-        .unwrap();
+    let outcome =
+        Trainer::new(config).unwrap().fit(model, &NextToken, &mut data, &mut silent).unwrap();
     let after = weights(&outcome.model);
     let (before, after) = (bits(&before), bits(&after));
     let changed: Vec<_> = before.keys().filter(|k| before[*k] != after[*k]).copied().collect();

@@ -6,9 +6,7 @@ use burn_train::metric::MetricDefinition;
 use burn_train::renderer::{
     EvaluationName, MetricState, MetricsRendererEvaluation, MetricsRendererTraining,
 };
-use longburn::training::{
-    Interrupter, MetricsRenderer, NextToken, Stop, TrainConfig, Trainer,
-};
+use longburn::training::{Interrupter, MetricsRenderer, NextToken, Stop, TrainConfig, Trainer};
 use longburn::{Error, Result};
 use std::sync::{Arc, Mutex};
 
@@ -132,8 +130,7 @@ impl MetricsRenderer for Recorder {
 fn renderers_of_burn_train_see_every_step() {
     let recorder = Recorder::default();
     let config = TrainConfig::new(2, 0.5);
-    let trainer =
-        Trainer::new(config).unwrap().with_renderer(Box::new(recorder.clone()));
+    let trainer = Trainer::new(config).unwrap().with_renderer(Box::new(recorder.clone()));
     let mut losses = Vec::new();
     trainer
         .fit(decoder(true), &NextToken, &mut data, &mut |step| {
