@@ -99,6 +99,16 @@ pub enum Error {
         /// Which data produced it.
         batch: String,
     },
+    /// A model that is being evaluated computes no usable number.
+    #[error("evaluation: {what} is {value} (remedy: {remedy})")]
+    Evaluation {
+        /// Which number, of which document and token.
+        what: String,
+        /// The value seen.
+        value: f64,
+        /// What to do.
+        remedy: String,
+    },
     /// A training run cannot go on.
     #[error("training: {0}")]
     Training(String),
@@ -114,16 +124,6 @@ pub enum Error {
         token: u32,
         /// The logit.
         value: f32,
-    },
-    /// A model that is being evaluated computes no usable number.
-    #[error("evaluation: {what} is {value} (remedy: {remedy})")]
-    Evaluation {
-        /// Which number, of which document and token.
-        what: String,
-        /// The value seen.
-        value: f64,
-        /// What to do.
-        remedy: String,
     },
     /// An attention or loss kernel refused its input.
     #[error(transparent)]

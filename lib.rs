@@ -20,3 +20,7 @@ pub mod training;
 
 pub use error::{Error, Result};
 pub use longburn_kernels as kernel;
+
+#[cfg(doctest)]
+#[doc = include_str!("README.md")]
+struct Readme;

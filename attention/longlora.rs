@@ -121,7 +121,7 @@ impl LongLoraConfig {
             None if self.group_ratio == 0 => return bad("group_ratio", &0, "at least 1"),
             _ => {}
         }
-        if self.shift && proj.heads() % 2 != 0 {
+        if self.shift && !proj.heads().is_multiple_of(2) {
             return bad("heads", &proj.heads(), "an even number (half of the heads are shifted)");
         }
         if self.form == LongLoraForm::Rolled && self.ragged {
@@ -162,9 +162,8 @@ impl SequenceMixer for LongLora {
         let new = self.proj.project(x_BTD, ctx)?;
         let out = match self.config.form {
             LongLoraForm::Segment => {
-                let spec = MaskSpec::causal()
-                    .with_window(self.window)
-                    .with_groups(self.config.groups());
+                let spec =
+                    MaskSpec::causal().with_window(self.window).with_groups(self.config.groups());
                 let tokens = ctx.tokens.clone();
                 let mask = Mask::new(spec, tokens.clone(), tokens, self.proj.heads())?;
                 let branch = Branch { q: new.q, k: new.k, mask };
@@ -215,9 +214,8 @@ impl LongLora {
         };
         let (k, v) = (repeat(k), repeat(v));
         let attend = |heads: std::ops::Range<usize>, shift: usize| -> Result<Tensor<4>> {
-            let part = |x: &Tensor<4>| {
-                roll_left(x.clone().narrow(1, heads.start, heads.len()), shift)
-            };
+            let part =
+                |x: &Tensor<4>| roll_left(x.clone().narrow(1, heads.start, heads.len()), shift);
             let spec = MaskSpec::causal().with_groups(groups);
             let mask = Mask::new(spec, index.clone(), index.clone(), heads.len())?;
             let branch = Branch { q: part(&q), k: part(&k), mask };

@@ -11,16 +11,17 @@ mod state;
 
 pub use context::{MixContext, MixOutput, Phase, Tap, Taps};
 pub use dense::{Dense, DenseConfig};
-pub use linear::{Linear, LinearConfig, Lora};
 pub(crate) use linear::normal;
+pub use linear::{Linear, LinearConfig, Lora};
 pub use longlora::{LongLora, LongLoraConfig, LongLoraForm};
 pub use norm::{RmsNorm, RmsNormConfig};
 pub use projections::{AttnProjections, AttnShape, HasProjections};
 pub use state::{KvCache, State};
 
-use crate::Result;
+use crate::{Error, Result};
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Tensor};
+use longburn_kernels::MaskSpec;
 use serde::{Deserialize, Serialize};
 
 /// One mechanism that turns a sequence into a sequence of the same shape.
@@ -73,6 +74,25 @@ impl MixerConfig {
             Self::Dense => Mixer::Dense(DenseConfig::new().with_window(window).init(proj)),
             Self::LongLora(config) => Mixer::LongLora(config.init(proj, window)?),
         })
+    }
+
+    /// Mask of a training pass in a layer with the checkpoint's own sliding `window`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for what is no mask over positions.
+    pub fn mask(&self, window: Option<usize>) -> Result<MaskSpec> {
+        let own = MaskSpec::causal().with_window(window);
+        match self {
+            Self::Dense => Ok(own),
+            Self::LongLora(config) if config.form == LongLoraForm::Segment => {
+                Ok(own.with_groups(config.groups()))
+            }
+            Self::LongLora(_) => Err(Error::Unsupported {
+                what: "the mask of LongLoRA's rolled form, which rolls tokens before it masks"
+                    .into(),
+                remedy: "use form = \"segment\"".into(),
+            }),
+        }
     }
 
     /// The name that recipes use.

@@ -37,10 +37,11 @@ impl AttnShape {
     ) -> AttnProjections {
         let (q_width, kv_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let linear = |from, to, bias, std, index| {
-            LinearConfig::new(from, to)
-                .with_bias(bias)
-                .with_std(std)
-                .init(streams, first + index, device)
+            LinearConfig::new(from, to).with_bias(bias).with_std(std).init(
+                streams,
+                first + index,
+                device,
+            )
         };
         let norm = || self.qk_norm.map(|eps| RmsNormConfig::new(self.head_dim, eps).init(device));
         AttnProjections {

@@ -8,6 +8,7 @@ mod check;
 mod fields;
 mod read;
 mod rope;
+mod shapes;
 mod write;
 
 use crate::positional::RopeConfig;

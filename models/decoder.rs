@@ -3,11 +3,11 @@
 
 use super::ModelConfig;
 use super::mlp::{Mlp, MlpConfig};
+use crate::attention::Linear;
 use crate::attention::{
     AttnProjections, AttnShape, MixContext, MixOutput, Mixer, MixerConfig, Phase, RmsNorm,
     RmsNormConfig, SequenceMixer, State, Tap, Taps,
 };
-use crate::attention::Linear;
 use crate::positional::{Positions, Rope, RopeTable};
 use crate::streams::Streams;
 use crate::{Error, Result};
@@ -244,7 +244,7 @@ impl Decoder<Mixer> {
     /// ```
     /// use longburn::{attention::MixerConfig, models::{Decoder, ModelConfig}};
     /// let config = ModelConfig::llama(256, 32, 2, 4);
-    /// let model = Decoder::new(&config, &MixerConfig::Dense, 0, &burn::tensor::Device::flex())?;
+    /// let model = Decoder::new(&config, &MixerConfig::Dense, 0, &burn::tensor::Device::default())?;
     /// assert_eq!(model.layers.len(), 2);
     /// # Ok::<(), longburn::Error>(())
     /// ```
@@ -264,9 +264,8 @@ impl Decoder<Mixer> {
     /// # Errors
     /// When a mixer refuses its layer.
     pub fn swap_mixer(mut self, mixer: &MixerConfig) -> Result<Self> {
-        let swap = |block: Block<Mixer>| {
-            Ok(Block { self_attn: block.self_attn.swap(mixer)?, ..block })
-        };
+        let swap =
+            |block: Block<Mixer>| Ok(Block { self_attn: block.self_attn.swap(mixer)?, ..block });
         self.layers = self.layers.into_iter().map(swap).collect::<Result<_>>()?;
         Ok(self)
     }

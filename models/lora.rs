@@ -131,7 +131,7 @@ impl Role {
 /// use longburn::models::lora::{self, LoraConfig, TrainableReport};
 /// use longburn::models::{Decoder, ModelConfig};
 /// let config = ModelConfig::llama(256, 32, 2, 4);
-/// let model = Decoder::new(&config, &MixerConfig::Dense, 0, &burn::tensor::Device::flex())?;
+/// let model = Decoder::new(&config, &MixerConfig::Dense, 0, &burn::tensor::Device::default())?;
 /// let model = lora::apply(model, &LoraConfig::longlora().with_rank(4))?;
 /// println!("{}", TrainableReport::of(&model));
 /// let merged = lora::merge(model);

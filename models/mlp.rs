@@ -21,10 +21,11 @@ impl MlpConfig {
     /// Build; `std` is that of gate and up, and of down; streams `first .. first + 3`.
     pub fn init(&self, std: (f64, f64), streams: &Streams, first: u32, device: &Device) -> Mlp {
         let linear = |from, to, std, index| {
-            LinearConfig::new(from, to)
-                .with_bias(self.bias)
-                .with_std(std)
-                .init(streams, first + index, device)
+            LinearConfig::new(from, to).with_bias(self.bias).with_std(std).init(
+                streams,
+                first + index,
+                device,
+            )
         };
         Mlp {
             gate_proj: linear(self.hidden, self.inner, std.0, 0),

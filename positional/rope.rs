@@ -91,7 +91,7 @@ impl RopeConfig {
         let bad = |field: &str, value: String, expected: &str| {
             Err(Error::config("rope", field, value, expected))
         };
-        if self.dim == 0 || self.dim % 2 != 0 {
+        if self.dim == 0 || !self.dim.is_multiple_of(2) {
             return bad("dim", self.dim.to_string(), "a positive even width");
         }
         if !(self.theta > 0.0 && self.theta.is_finite()) {
@@ -104,19 +104,18 @@ impl RopeConfig {
         if !(factor >= 1.0 && factor.is_finite()) {
             return bad("factor", factor.to_string(), "a number of at least 1");
         }
-        if let RopeKind::Llama3 { low_freq_factor: low, high_freq_factor: high, .. } = &self.kind {
-            if !(*low > 0.0 && high > low) {
-                let value = format!("{high} (low_freq_factor is {low})");
-                return bad("high_freq_factor", value, "more than low_freq_factor, both above 0");
-            }
+        if let RopeKind::Llama3 { low_freq_factor: low, high_freq_factor: high, .. } = &self.kind
+            && !(*low > 0.0 && high > low)
+        {
+            let value = format!("{high} (low_freq_factor is {low})");
+            return bad("high_freq_factor", value, "more than low_freq_factor, both above 0");
         }
         Ok(Rope { config: self.clone(), inv_freq: self.inv_freq() })
     }
 
     /// f_i, `[D/2]`, radians per position.
     fn inv_freq(&self) -> Vec<f64> {
-        let base = (0..self.dim / 2)
-            .map(|i| self.theta.powf(-2.0 * i as f64 / self.dim as f64));
+        let base = (0..self.dim / 2).map(|i| self.theta.powf(-2.0 * i as f64 / self.dim as f64));
         match &self.kind {
             RopeKind::Default => base.collect(),
             RopeKind::Linear { factor } => base.map(|f| f / factor).collect(),

@@ -118,7 +118,8 @@ impl<'a, M: SequenceMixer> Runner<'a, M> {
         settle((|| {
             let (x, tokens) = (self.input(2 * 65, 2), TokenMeta::contiguous(2, 65, 0));
             for phase in [Phase::Train, Phase::Infer] {
-                let (a, b) = (self.pass(&x, &x, &tokens, phase)?, self.pass(&x, &x, &tokens, phase)?);
+                let (a, b) =
+                    (self.pass(&x, &x, &tokens, phase)?, self.pass(&x, &x, &tokens, phase)?);
                 if a.y != b.y || a.dx != b.dx {
                     return fail(format!("{phase:?}: two runs differ"));
                 }
@@ -142,7 +143,9 @@ impl<'a, M: SequenceMixer> Runner<'a, M> {
                     other[changed * d..].iter_mut().for_each(|v| *v = 1.0 - *v);
                     let pass = self.pass(&other, &x, &tokens, phase)?;
                     if pass.y[..changed * d] != base.y[..changed * d] {
-                        return fail(format!("{phase:?}: token {changed} changes what is before it"));
+                        return fail(format!(
+                            "{phase:?}: token {changed} changes what is before it"
+                        ));
                     }
                     if pass.y[changed * d..] == base.y[changed * d..] {
                         return fail(format!("{phase:?}: token {changed} changes nothing at all"));
@@ -161,7 +164,8 @@ impl<'a, M: SequenceMixer> Runner<'a, M> {
             let (x, w) = (self.input(b * t, 4), self.input(b * t, 5));
             let device = self.device();
             let leaf = tensor(x.clone(), [b, t, d], &device).require_grad();
-            let (y, _) = self.call(&self.mixer, leaf.clone(), &tokens, Phase::Train, false, None)?;
+            let (y, _) =
+                self.call(&self.mixer, leaf.clone(), &tokens, Phase::Train, false, None)?;
             let grads = (y * tensor(w.clone(), [b, t, d], &device)).sum().backward();
             let Some(dx) = leaf.grad(&grads).map(host) else {
                 return fail("the input gets no gradient".into());
@@ -214,11 +218,14 @@ impl<'a, M: SequenceMixer> Runner<'a, M> {
                 direction.iter().map(|v| (*v as f64 / length * reach) as f32).collect();
             let back: Vec<f32> = step.iter().map(|s| -s).collect();
             let got = (value(&step)? - value(&back)?) / (2.0 * reach);
-            let dot = |a: &[f32]| a.iter().zip(grad).map(|(a, g)| *a as f64 * *g as f64).sum::<f64>();
+            let dot =
+                |a: &[f32]| a.iter().zip(grad).map(|(a, g)| *a as f64 * *g as f64).sum::<f64>();
             let want = dot(&direction) / length;
             let error = (got - want).abs() / want.abs().max(0.1 * size).max(1e-3);
             if error.is_nan() || error > DIFFERENCE {
-                return fail(format!("d/d {name}: {want:.5e} by autodiff, {got:.5e} by differences"));
+                return fail(format!(
+                    "d/d {name}: {want:.5e} by autodiff, {got:.5e} by differences"
+                ));
             }
             worst = worst.max(error);
         }
@@ -259,7 +266,9 @@ impl<'a, M: SequenceMixer> Runner<'a, M> {
                 }
                 let r = ratio(&a[at.clone()], b);
                 if r > self.options.tolerance {
-                    return fail(format!("{phase:?}, row {row}, tokens {range:?}: {what} differ by {r:.1e}"));
+                    return fail(format!(
+                        "{phase:?}, row {row}, tokens {range:?}: {what} differ by {r:.1e}"
+                    ));
                 }
                 worst = worst.max(r);
             }
@@ -269,8 +278,10 @@ impl<'a, M: SequenceMixer> Runner<'a, M> {
 
     pub(super) fn segments(&self) -> Outcome {
         settle((|| {
-            let tokens = TokenMeta::packed(&[vec![21, 1, 40], vec![33, 30]], 64).map_err(Error::from)?;
-            let parts = [(0, 0..21, 10), (0, 21..22, 11), (0, 22..62, 12), (1, 0..33, 13), (1, 33..63, 14)];
+            let tokens =
+                TokenMeta::packed(&[vec![21, 1, 40], vec![33, 30]], 64).map_err(Error::from)?;
+            let parts =
+                [(0, 0..21, 10), (0, 21..22, 11), (0, 22..62, 12), (1, 0..33, 13), (1, 33..63, 14)];
             let mut worst = 0.0f64;
             for phase in [Phase::Train, Phase::Infer] {
                 worst = worst.max(self.compare_parts(&tokens, &parts, phase)?);
@@ -278,7 +289,8 @@ impl<'a, M: SequenceMixer> Runner<'a, M> {
                 let x = self.input(2 * 64, 15);
                 let mut other = x.clone();
                 other[..21 * d].iter_mut().for_each(|v| *v = 1.0 - *v);
-                let (a, b) = (self.pass(&x, &x, &tokens, phase)?, self.pass(&other, &x, &tokens, phase)?);
+                let (a, b) =
+                    (self.pass(&x, &x, &tokens, phase)?, self.pass(&other, &x, &tokens, phase)?);
                 if a.y[21 * d..62 * d] != b.y[21 * d..62 * d] || a.y[64 * d..] != b.y[64 * d..] {
                     return fail(format!("{phase:?}: another document changes bits"));
                 }
@@ -363,7 +375,9 @@ impl<'a, M: SequenceMixer> Runner<'a, M> {
             let (once, twice) = (peak(1024)?, peak(2048)?);
             let growth = twice as f64 / once as f64;
             if growth > 2.2 {
-                return fail(format!("{once} bytes at T = 1024, {twice} at 2048: {growth:.2} times"));
+                return fail(format!(
+                    "{once} bytes at T = 1024, {twice} at 2048: {growth:.2} times"
+                ));
             }
             Ok(growth)
         })())

@@ -1,4 +1,5 @@
-//! The conformance suite: what holds for every mixer, checked in one place.
+//! The conformance suite: what holds for every mixer, checked in one place; and the list of
+//! papers that the zoo is held to.
 //!
 //! ```
 //! use longburn::attention::{AttnShape, DenseConfig};
@@ -19,6 +20,7 @@
 
 mod checks;
 mod numeric;
+pub mod papers;
 mod report;
 
 pub use numeric::ratio;

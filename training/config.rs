@@ -161,7 +161,7 @@ impl TrainConfig {
         if !(self.lr >= 0.0 && self.lr.is_finite()) {
             return bad("lr", &self.lr, "a number of at least 0");
         }
-        if let Some(clip) = self.clip.filter(|clip| !(*clip > 0.0)) {
+        if let Some(clip) = self.clip.filter(|clip| clip.is_nan() || *clip <= 0.0) {
             return bad("clip", &clip, "a positive norm");
         }
         self.schedule.validate(self.steps)?;

@@ -1,12 +1,13 @@
-//! The trainer: objectives, strategies, optimizer, metrics, evaluation, reports.
+//! The trainer: objectives, strategies, optimizer, metrics, evaluation, reports, recipes.
 
 mod adamw;
 mod burn_train;
 mod config;
+pub mod eval;
 mod gradients;
 mod objective;
 mod optim;
-pub mod eval;
+pub mod recipe;
 pub mod report;
 mod schedule;
 mod source;
@@ -21,6 +22,7 @@ pub use config::{EmptyStep, TrainConfig};
 pub use gradients::GradientSum;
 pub use objective::{LossParts, NextToken, Objective, SplitObjective};
 pub use optim::{Optimizer, OptimizerState, ParamGroup};
+pub use recipe::{Recipe, RunOptions, RunSummary, run_recipe, run_recipe_with};
 pub use schedule::{Schedule, Warmup};
 pub use source::BatchSource;
 pub use state::{Counters, TrainState};

@@ -109,7 +109,7 @@ impl<M: Module> TrainOutcome<M> {
 /// use longburn::datasets::{Side, TokenBatch};
 /// use longburn::models::{Decoder, ModelConfig};
 /// use longburn::training::{NextToken, TrainConfig, Trainer};
-/// let device = burn::tensor::Device::flex();
+/// let device = burn::tensor::Device::default();
 /// let model = Decoder::new(&ModelConfig::llama(16, 8, 1, 2), &MixerConfig::Dense, 0, &device)?;
 /// let mut data = |_step: u64, _micro: u32| {
 ///     TokenBatch::from_rows(vec![vec![1, 2, 3, 1, 2, 3]], Side::Right, 0).map(Some)

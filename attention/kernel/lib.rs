@@ -26,3 +26,7 @@ pub use error::Error;
 pub use loss::{linear_cross_entropy, linear_nll};
 
 pub use mask::{BlockKind, BlockMap, GroupSize, Groups, Mask, MaskSpec, TokenMeta};
+
+#[cfg(doctest)]
+#[doc = include_str!("README.md")]
+struct Readme;

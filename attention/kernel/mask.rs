@@ -165,11 +165,8 @@ impl Mask {
 
     /// Whether query `t` of row `b` sees key `s` in query head `h`: the definition.
     pub fn visible(&self, b: usize, h: usize, t: usize, s: usize) -> bool {
-        let class = self
-            .classes()
-            .iter()
-            .find(|c| c.heads.contains(&h))
-            .expect("classes cover all heads");
+        let class =
+            self.classes().iter().find(|c| c.heads.contains(&h)).expect("classes cover all heads");
         let (i, j) = (b * self.0.q.len() + t, b * self.0.k.len() + s);
         self.rule(class.q_label[i], class.k_label[j], i, j)
     }
@@ -178,11 +175,7 @@ impl Mask {
         let (p, r) = (self.0.q.pos()[i], self.0.k.pos()[j]);
         q_label == k_label
             && (!self.0.spec.causal || r <= p)
-            && self
-                .0
-                .spec
-                .window
-                .is_none_or(|w| (p as i64 - r as i64) < w as i64 || self.0.sink[j])
+            && self.0.spec.window.is_none_or(|w| (p as i64 - r as i64) < w as i64 || self.0.sink[j])
     }
 
     /// The block map at this tile size: which tiles hold nothing, everything or a part.

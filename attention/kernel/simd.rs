@@ -83,8 +83,25 @@ pub(crate) unsafe fn gemm(
     // The library computes dst = alpha·dst + beta·lhs·rhs.
     unsafe {
         gemm::gemm(
-            m, n, k, c, c_columns, c_rows, accumulate, a, a_columns, a_rows, b, b_columns, b_rows,
-            1.0, alpha, false, false, false, gemm::Parallelism::None,
+            m,
+            n,
+            k,
+            c,
+            c_columns,
+            c_rows,
+            accumulate,
+            a,
+            a_columns,
+            a_rows,
+            b,
+            b_columns,
+            b_rows,
+            1.0,
+            alpha,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
         )
     }
 }
@@ -106,8 +123,25 @@ pub(crate) unsafe fn gemm_threads(
 ) {
     unsafe {
         gemm::gemm(
-            m, n, k, c, c_columns, c_rows, accumulate, a, a_columns, a_rows, b, b_columns, b_rows,
-            1.0, 1.0, false, false, false, gemm::Parallelism::Rayon(0),
+            m,
+            n,
+            k,
+            c,
+            c_columns,
+            c_rows,
+            accumulate,
+            a,
+            a_columns,
+            a_rows,
+            b,
+            b_columns,
+            b_rows,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::Rayon(0),
         )
     }
 }

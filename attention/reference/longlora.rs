@@ -12,13 +12,11 @@ use burn::tensor::{Bool, Device, Tensor, TensorData, activation::softmax};
 /// Panics where `group` is odd or does not divide T, or the number of heads is odd.
 pub fn rolled(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, group: usize, leak: bool) -> Tensor<4> {
     let [_, h, t, d] = q.dims();
-    assert!(group % 2 == 0 && t % group == 0 && h % 2 == 0);
+    assert!(group.is_multiple_of(2) && t.is_multiple_of(group) && h.is_multiple_of(2));
     let roll = |x: Tensor<4>, by: usize| {
         let (still, moved) = (x.clone().narrow(1, 0, h / 2), x.narrow(1, h / 2, h / 2));
-        let moved = Tensor::cat(
-            vec![moved.clone().narrow(2, by, t - by), moved.narrow(2, 0, by)],
-            2,
-        );
+        let moved =
+            Tensor::cat(vec![moved.clone().narrow(2, by, t - by), moved.narrow(2, 0, by)], 2);
         Tensor::cat(vec![still, moved], 1)
     };
     let half = group / 2;

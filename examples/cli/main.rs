@@ -1,1 +1,103 @@
-fn main() {}
+//! The `longburn` command: one file per verb.
+
+mod device;
+mod eval;
+mod fault;
+mod generate;
+mod inspect;
+mod load;
+mod logits;
+mod mask;
+mod output;
+mod papers;
+mod train;
+
+use clap::{Args, Parser, Subcommand};
+use device::DeviceName;
+use longburn::{Error, Result};
+use std::process::ExitCode;
+
+/// Long-context techniques for language models: train, measure, generate.
+#[derive(Parser)]
+#[command(
+    name = "longburn",
+    version,
+    after_help = "Exit status: 0 done, 1 failed (the message says why), 2 the command line was \
+                  not understood."
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+    #[command(flatten)]
+    globals: Globals,
+}
+
+/// Options of all verbs.
+#[derive(Args)]
+struct Globals {
+    /// Where to compute: `flex` (CPU), `wgpu[:N]` or `cuda[:N]` with N the number of the card
+    #[arg(long, global = true, default_value = "flex", value_name = "DEVICE")]
+    device: DeviceName,
+    /// Threads on the CPU; all cores where not given
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+    /// Seed of everything random; a recipe's own, or 0, where not given
+    #[arg(long, global = true, value_name = "N")]
+    seed: Option<u64>,
+    /// Say which code runs in every layer, and why
+    #[arg(long, global = true)]
+    explain: bool,
+    /// Print one JSON object on standard output, for programs
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Train(train::TrainArgs),
+    Eval(eval::EvalArgs),
+    Generate(generate::GenerateArgs),
+    Inspect(inspect::InspectArgs),
+    Logits(logits::LogitsArgs),
+    #[command(subcommand)]
+    Mask(mask::MaskVerb),
+    Papers(papers::PapersArgs),
+}
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LONGBURN_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let cli = Cli::parse();
+    let globals = &cli.globals;
+    let done = set_threads(globals.threads).and_then(|()| match &cli.verb {
+        Verb::Train(args) => args.run(globals),
+        Verb::Eval(args) => args.run(globals),
+        Verb::Generate(args) => args.run(globals),
+        Verb::Inspect(args) => args.run(globals),
+        Verb::Logits(args) => args.run(globals),
+        Verb::Mask(verb) => verb.run(globals),
+        Verb::Papers(args) => args.run(globals),
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        // Who reads the output has seen enough, as `head` has.
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            fault::show(error, globals.json);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn set_threads(threads: Option<usize>) -> Result<()> {
+    match threads {
+        None => Ok(()),
+        Some(0) => Err(Error::config("command line", "threads", 0, "at least 1")),
+        Some(n) => rayon::ThreadPoolBuilder::new().num_threads(n).build_global().map_err(|e| {
+            Error::config("command line", "threads", n, format!("a pool that can be made: {e}"))
+        }),
+    }
+}

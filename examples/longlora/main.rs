@@ -5,13 +5,14 @@
 //! `cargo run --example longlora` needs nothing but what Cargo has just unpacked.
 
 mod arms;
+mod books;
 mod measure;
 mod page;
 mod recipe;
 mod text;
 
 use arms::Arm;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use longburn::Result;
 use longburn::training::report::Progress;
 use measure::Measured;
@@ -21,8 +22,12 @@ use std::time::Instant;
 
 /// Extend a small language model by LongLoRA and by its rivals, and report what was gained.
 #[derive(Parser, Debug)]
-#[command(after_help = "Examples:\n  cargo run --example longlora\n  cargo run --example longlora -- --data notes/ --out runs/notes")]
+#[command(
+    after_help = "Examples:\n  cargo run --example longlora\n  cargo run --example longlora -- --data notes/ --out runs/notes"
+)]
 struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// A folder of text or a .jsonl file instead of the sources of this project's dependencies.
     #[arg(long)]
     data: Option<PathBuf>,
@@ -43,8 +48,19 @@ struct Args {
     quiet: bool,
 }
 
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Extend a real checkpoint on books instead, four arms and three seeds.
+    Books(books::BooksArgs),
+}
+
 fn main() -> std::process::ExitCode {
-    match run(&Args::parse()) {
+    let args = Args::parse();
+    let done = match &args.command {
+        Some(Command::Books(books)) => books::run(books),
+        None => run(&args),
+    };
+    match done {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

@@ -132,14 +132,18 @@ impl Recipe {
             Err(Error::config(file, field, value, expected))
         };
         let (short, long) = (self.base.length, self.extend.length);
-        if short == 0 || long <= short || long % short != 0 {
+        if short == 0 || long <= short || !long.is_multiple_of(short) {
             return bad("extend.length", &long, "a multiple of base.length, larger than it");
         }
         let parts = self.extend.group_ratio;
-        if parts == 0 || long % parts != 0 || (long / parts) % 2 != 0 {
-            return bad("extend.group_ratio", &parts, "a divisor of extend.length into even groups");
+        if parts == 0 || !long.is_multiple_of(parts) || !(long / parts).is_multiple_of(2) {
+            return bad(
+                "extend.group_ratio",
+                &parts,
+                "a divisor of extend.length into even groups",
+            );
         }
-        if self.model.heads == 0 || self.model.width % (2 * self.model.heads) != 0 {
+        if self.model.heads == 0 || !self.model.width.is_multiple_of(2 * self.model.heads) {
             return bad("model.heads", &self.model.heads, "heads of an even width");
         }
         if self.seeds.is_empty() {
@@ -151,8 +155,12 @@ impl Recipe {
         if !(0.0..=1.0).contains(&self.passkey.share) {
             return bad("passkey.share", &self.passkey.share, "0 to 1");
         }
-        if self.base.batch % 2 != 0 || self.extend.batch % 2 != 0 {
-            return bad("batch", &"odd", "even batches: half of a step runs on a thread of its own");
+        if !self.base.batch.is_multiple_of(2) || !self.extend.batch.is_multiple_of(2) {
+            return bad(
+                "batch",
+                &"odd",
+                "even batches: half of a step runs on a thread of its own",
+            );
         }
         Ok(())
     }

@@ -5,8 +5,8 @@ use crate::recipe::Recipe;
 use longburn::datasets::source::{CrateSourceConfig, open};
 use longburn::datasets::synthetic::{Passkey, PasskeyConfig, stratified_depth};
 use longburn::datasets::{
-    BpeConfig, DataReport, Document, DocumentSource, Row, Side, TokenBatch, TokenDocument,
-    Tokenizer, WindowSampler, split, tokenize, train_bpe,
+    BpeConfig, DataReport, Document, Row, Side, TokenBatch, TokenDocument, Tokenizer,
+    WindowSampler, split, tokenize, train_bpe,
 };
 use longburn::streams::{Draw, Purpose, Streams};
 use longburn::training::eval::PasskeyItem;
@@ -59,10 +59,8 @@ impl Text {
             )));
         }
         let PasskeyConfigOf { words, key_words } = PasskeyConfigOf::of(recipe);
-        let passkey = PasskeyConfig::new()
-            .with_words(words)
-            .with_key_words(key_words)
-            .init(&tokenizer)?;
+        let passkey =
+            PasskeyConfig::new().with_words(words).with_key_words(key_words).init(&tokenizer)?;
         stage.advance(1);
         stage.finish();
         let report = read.then(&of_train).then(&of_held_out);
@@ -119,7 +117,8 @@ impl Text {
         let mut items = Vec::with_capacity(count);
         for i in 0..count {
             // Not a training seed: the tests are the same for every seed and arm.
-            let mut rng = Streams::new(0x6B65_7973).rng(Purpose::Synthetic, i as u64, 0, length as u32);
+            let mut rng =
+                Streams::new(0x6B65_7973).rng(Purpose::Synthetic, i as u64, 0, length as u32);
             let depth = stratified_depth(i % 8, 8, &mut rng)?;
             let ids = &long[i % long.len()].ids;
             let start = rng.below(ids.len() - length + 1);

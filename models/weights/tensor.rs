@@ -3,10 +3,12 @@
 use crate::{Error, Result};
 use half::{bf16, f16};
 use safetensors::{Dtype, View};
+use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
 /// Number type of written weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum SaveDtype {
     /// 32 bits, as they are in memory.
     F32,

@@ -34,12 +34,10 @@ struct Deviation {
 
 impl Deviation {
     fn ratio(&self) -> f64 {
+        if self.got.is_nan() {
+            return f64::INFINITY;
+        }
         if self.got == 0.0 { 0.0 } else { self.got / self.allowed }
-    }
-
-    /// Not `ratio > 1`: NaN must count.
-    fn fails(&self) -> bool {
-        !(self.ratio() <= 1.0)
     }
 }
 
@@ -128,15 +126,16 @@ impl Golden {
         let (mut largest, mut error, mut size) = (0f64, 0f64, 0f64);
         for (got, want) in got.iter().zip(&want) {
             let (difference, want) = (f64::from(*got) - f64::from(*want), f64::from(*want));
-            // Not f64::max, which drops NaN.
-            if !(difference.abs() <= largest) {
+            // f64::max would drop NaN.
+            if difference.is_nan() || difference.abs() > largest {
                 largest = difference.abs();
             }
             error += difference * difference;
             size += want * want;
         }
         self.note(name, "max_abs", largest, allowed("max_abs")?);
-        if size > 0.0 || error > 0.0 {
+        // Where all is zero there is nothing to relate to, and the largest difference decides.
+        if size > 0.0 {
             self.note(name, "rms_ratio", (error / size).sqrt(), allowed("rms_ratio")?);
         }
         Ok(())
@@ -171,7 +170,7 @@ impl Golden {
             return Outcome::Fail("nothing was compared".into());
         };
         let failing: BTreeSet<&str> =
-            deviations.iter().filter(|d| d.fails()).map(|d| d.tensor.as_str()).collect();
+            deviations.iter().filter(|d| d.ratio() > 1.0).map(|d| d.tensor.as_str()).collect();
         if failing.is_empty() {
             return Outcome::Ok(worst.ratio());
         }

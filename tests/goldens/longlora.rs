@@ -75,7 +75,7 @@ fn config(golden: &Golden, heads: usize, len: usize) -> Result<LongLoraConfig, F
         .with_group_size(group)
         .with_shift(shift > 0)
         .with_form(form)
-        .with_ragged(len % group != 0))
+        .with_ragged(!len.is_multiple_of(group)))
 }
 
 fn context<'a>(

@@ -10,8 +10,10 @@ use std::path::Path;
 type Tensors = BTreeMap<String, RawTensor>;
 type Metadata = BTreeMap<String, String>;
 
+type Damage = fn(&mut Tensors, &mut Metadata);
+
 /// What is done to the copy, and what the runner has to say of it.
-const DAMAGES: [(fn(&mut Tensors, &mut Metadata), &str); 7] = [
+const DAMAGES: [(Damage, &str); 7] = [
     (|t, _| scale(t, "out.q", 1.01), "out.q"),
     (|t, _| scale(t, "grad.k", -1.0), "grad.k"),
     (|t, _| scale(t, "out.sin", f32::NAN), "out.sin NaN"),

@@ -242,7 +242,7 @@ fn windows_of_one_document_are_one_observation() {
         first: 1,
     };
     let report = |windows: &[EvalWindow<'_>]| {
-        let report = by_position(&Known::new(), windows, &[1..16], 4).unwrap();
+        let report = by_position(&Known::new(), windows, &[1..16, 4..8], 4).unwrap();
         (report.window_means(0), report.buckets[0].clone())
     };
     let (means, both) = report(&[window(0, 0), window(0, 16), window(1, 0)]);
@@ -277,7 +277,7 @@ fn perplexity_refuses_what_it_cannot_score() {
     config(Perplexity::longlora(8, 0), "step");
     config(Perplexity::longlora(1, 1), "len");
     config(Perplexity::strided(8, 8).with_batch_size(0), "batch_size");
-    config(Perplexity::strided(8, 8).with_buckets(vec![4..4]), "buckets");
+    config(Perplexity::strided(8, 8).with_buckets(vec![1..4, 4..4]), "buckets");
 
     let eval = Perplexity::strided(8, 8);
     assert!(matches!(eval.eval(&model, &[vec![1]]), Err(Error::Data(_))));

@@ -147,7 +147,8 @@ fn two_layers_carry_information_across_groups() {
     let device = Device::flex().autodiff();
     let config = ModelConfig::llama(32, 16, 2, 4).with_max_positions(64);
     let reach = |shift: bool| {
-        let mixer = MixerConfig::LongLora(LongLoraConfig::new().with_group_size(8).with_shift(shift));
+        let mixer =
+            MixerConfig::LongLora(LongLoraConfig::new().with_group_size(8).with_shift(shift));
         let model = Decoder::new(&config, &mixer, 3, &device).unwrap();
         let x = normal([1, 32, 16], 7).require_grad();
         let tokens = TokenMeta::contiguous(1, 32, 0);

@@ -1,15 +1,33 @@
 //! One binary for all integration tests: building and linking once.
+//!
+//! `backends` runs on every device that is compiled in, everything else on the CPU.
 
+#[cfg(feature = "flex")]
 mod alloc;
+mod backends;
+#[cfg(feature = "flex")]
+mod cli;
+#[cfg(feature = "flex")]
 mod data;
+#[cfg(feature = "flex")]
 mod eval;
+#[cfg(feature = "flex")]
 mod files;
+#[cfg(feature = "flex")]
 mod generate;
+#[cfg(feature = "flex")]
 mod interop;
+#[cfg(feature = "flex")]
 mod longlora;
+#[cfg(feature = "flex")]
 mod lora;
+#[cfg(feature = "flex")]
 mod mixers;
+#[cfg(feature = "flex")]
 mod realdata;
+#[cfg(feature = "flex")]
 mod report;
+#[cfg(feature = "flex")]
 mod tiny;
+#[cfg(feature = "flex")]
 mod training;

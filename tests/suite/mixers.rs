@@ -28,9 +28,10 @@ fn options() -> CheckOptions {
 #[test]
 fn dense_conforms() {
     for (heads, kv_heads) in [(4, 4), (4, 2), (4, 1)] {
-        let report =
-            check_mixer(&options(), |d| Ok(DenseConfig::new().init(projections(d, heads, kv_heads))))
-                .unwrap();
+        let report = check_mixer(&options(), |d| {
+            Ok(DenseConfig::new().init(projections(d, heads, kv_heads)))
+        })
+        .unwrap();
         assert!(report.passed(), "{report}");
         assert!(matches!(report.of(Check::Cache), Some(Outcome::Passed(_))), "{report}");
     }
@@ -94,7 +95,8 @@ impl SequenceMixer for Broken {
             Fault::Leak => out.y + x.mean_dim(1),
             Fault::Detached => out.y + x.detach(),
             Fault::Future if t > 1 => {
-                let next = Tensor::cat(vec![x.clone().narrow(1, 1, t - 1), x.narrow(1, t - 1, 1)], 1);
+                let next =
+                    Tensor::cat(vec![x.clone().narrow(1, 1, t - 1), x.narrow(1, t - 1, 1)], 1);
                 out.y + next
             }
             _ => out.y,

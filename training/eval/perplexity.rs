@@ -41,9 +41,11 @@ pub enum Protocol {
 /// Perplexity of documents, each on its own.
 ///
 /// ```
-/// use longburn::{attention::MixerConfig, models::{Decoder, ModelConfig}, training::eval::Perplexity};
+/// use longburn::attention::MixerConfig;
+/// use longburn::models::{Decoder, ModelConfig};
+/// use longburn::training::eval::Perplexity;
 /// let config = ModelConfig::llama(64, 16, 1, 2);
-/// let model = Decoder::new(&config, &MixerConfig::Dense, 0, &burn::tensor::Device::flex())?;
+/// let model = Decoder::new(&config, &MixerConfig::Dense, 0, &burn::tensor::Device::default())?;
 /// let document: Vec<u32> = (0..100).map(|i| i * i % 64).collect();
 /// let report = Perplexity::strided(32, 8).eval(&model, &[document])?;
 /// assert_eq!(report.tokens, 99);
@@ -202,8 +204,25 @@ struct Span {
     weight: f64,
 }
 
+impl std::fmt::Display for Protocol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Strided { max_len, stride } => {
+                write!(f, "strided, windows of {max_len}, stride {stride}")
+            }
+            Self::LongLora { len, step } => {
+                write!(f, "LongLoRA's sliding window, windows of {len}, step {step}")
+            }
+        }
+    }
+}
+
 impl Protocol {
-    fn check(&self) -> Result<()> {
+    /// Whether there are windows of these lengths.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with field, value and what is expected.
+    pub fn check(&self) -> Result<()> {
         let bad = |field, value: usize, expected: String| {
             Err(Error::config("perplexity", field, value, expected))
         };

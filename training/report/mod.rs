@@ -1,6 +1,7 @@
 //! Metrics on disk, plots, tables, progress, and the report page.
 
 mod html;
+mod mask;
 mod metrics;
 mod number;
 mod plot;
@@ -9,6 +10,7 @@ mod stats;
 mod table;
 
 pub use html::{Figure, Finding, Findings, Report, Section, Status};
+pub use mask::{MaskDrawing, MaskSummary};
 pub use metrics::{
     EvalRecord, Metrics, MetricsLog, NoteRecord, Record, TornLine, TrainRecord, read_metrics,
 };

@@ -133,10 +133,8 @@ impl<B: Backend + AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff
         let inner = [q.primitive().clone(), k.primitive().clone(), v.primitive().clone()];
         let [qp, kp, vp] = inner;
         let (out, lse) = B::attention_forward(qp.clone(), kp.clone(), vp.clone(), plan.clone());
-        let node = Attention
-            .prepare::<C>([q.node(), k.node(), v.node()])
-            .compute_bound()
-            .stateful();
+        let node =
+            Attention.prepare::<C>([q.node(), k.node(), v.node()]).compute_bound().stateful();
         let tracked = match node {
             OpsKind::Tracked(prep) => {
                 prep.finish(([qp, kp, vp, out.clone(), lse.clone()], plan), out)
@@ -157,8 +155,7 @@ impl<B: Backend + AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff
         plan: Plan,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let p = |x: FloatTensor<Self>| x.primitive().clone();
-        let (dq, dk, dv) =
-            B::attention_gradients(p(q), p(k), p(v), p(out), p(lse), p(dout), plan);
+        let (dq, dk, dv) = B::attention_gradients(p(q), p(k), p(v), p(out), p(lse), p(dout), plan);
         let lift = <Self as AutodiffBackend>::from_inner;
         (lift(dq), lift(dk), lift(dv))
     }

@@ -105,7 +105,8 @@ impl<'a> Side<'a> {
                     let row = &mut x[i * TILE.1..][..k_pos.len()];
                     for j in 0..row.len() {
                         let near = (k_pos[j] <= last) & ((k_pos[j] > first) | sink[j]);
-                        let seen = (k_label[j] == label) & (near | (window == i32::MAX && k_pos[j] <= last));
+                        let seen = (k_label[j] == label)
+                            & (near | (window == i32::MAX && k_pos[j] <= last));
                         row[j] = if seen { row[j] } else { hidden };
                     }
                 }
@@ -136,11 +137,22 @@ fn scores(
     scale: f32,
     x: &mut [f32],
 ) {
-    let ((a, a_rows), (b, b_rows)) = (q.at(qb.0, qb.1, rows.start), k.at(kb.0, kb.1, columns.start));
+    let ((a, a_rows), (b, b_rows)) =
+        (q.at(qb.0, qb.1, rows.start), k.at(kb.0, kb.1, columns.start));
     let size = (rows.len(), columns.len(), q.shape[3]);
     // Safe: `at` checks the start, the ranges end within the tensors, `x` holds the tile.
     unsafe {
-        gemm(size, x.as_mut_ptr(), (TILE.1 as isize, 1), a, (a_rows, 1), b, (1, b_rows), scale, false)
+        gemm(
+            size,
+            x.as_mut_ptr(),
+            (TILE.1 as isize, 1),
+            a,
+            (a_rows, 1),
+            b,
+            (1, b_rows),
+            scale,
+            false,
+        )
     }
 }
 
@@ -194,7 +206,17 @@ pub(super) fn forward(
                     // Safe: as in `scores`; `out` holds rows × e.
                     unsafe {
                         let o = out.as_mut_ptr();
-                        gemm(size, o, (e as isize, 1), x.as_ptr(), x_at, values, (v_rows, 1), 1.0, true)
+                        gemm(
+                            size,
+                            o,
+                            (e as isize, 1),
+                            x.as_ptr(),
+                            x_at,
+                            values,
+                            (v_rows, 1),
+                            1.0,
+                            true,
+                        )
                     }
                 }
             }
@@ -287,8 +309,7 @@ pub(super) fn backward(
     let mut dv = vec![0.0f32; batch * kv * s * e];
 
     // One job per (row, key head) owns every gradient it writes: no locks, fixed order of sums.
-    let mut jobs: Vec<_> =
-        dv.chunks_mut(s * e).map(|dv| (dv, Vec::new(), Vec::new())).collect();
+    let mut jobs: Vec<_> = dv.chunks_mut(s * e).map(|dv| (dv, Vec::new(), Vec::new())).collect();
     for (n, dq) in dq.chunks_mut(group * t * d).enumerate() {
         jobs[n % (batch * kv)].1.push(dq);
     }
@@ -307,7 +328,14 @@ pub(super) fn backward(
                 for (i, side) in sides.iter().enumerate() {
                     let job = Job { b, head, key_head, branch: i, batch };
                     let (dq, dk) = (&mut dq[i][g * t * d..(g + 1) * t * d], &mut *dk[i]);
-                    job.run([&q, &k, &v, &dout], side, lse, plan.0.scale as f32, scratch, [dq, dk, dv]);
+                    job.run(
+                        [&q, &k, &v, &dout],
+                        side,
+                        lse,
+                        plan.0.scale as f32,
+                        scratch,
+                        [dq, dk, dv],
+                    );
                 }
             }
         },

@@ -12,7 +12,9 @@ mod reference;
 mod tests;
 mod tiled;
 
-use crate::{AttentionGrads, AttentionOptions, AttentionOutput, Branch, Error, Implementation, Mask};
+use crate::{
+    AttentionGrads, AttentionOptions, AttentionOutput, Branch, Error, Implementation, Mask,
+};
 use autodiff::AttentionOps;
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Tensor};
@@ -48,7 +50,7 @@ pub(crate) struct PlanInner {
 /// ```
 /// # use burn::tensor::{Device, Distribution, Tensor};
 /// # use longburn_kernels::{masked_attention, AttentionOptions, Branch, Mask};
-/// let device = Device::flex();
+/// let device = Device::default();
 /// let random = |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Default, &device);
 /// let (q, k, v) = (random([1, 4, 100, 16]), random([1, 2, 100, 16]), random([1, 2, 100, 16]));
 /// let branch = Branch { q, k, mask: Mask::causal(1, 100, 4) };
@@ -189,7 +191,11 @@ fn choose(wanted: Implementation, v: &Tensor<4>) -> Result<Implementation, Error
         Implementation::Auto => Ok(Implementation::Tiled),
         Implementation::Flex if !on_cpu || v.dtype() == DType::F64 => Err(Error::Unsupported {
             op: "masked_attention",
-            reason: format!("`Flex` runs on the CPU in up to 32 bits, not on {:?} in {:?}", v.device(), v.dtype()),
+            reason: format!(
+                "`Flex` runs on the CPU in up to 32 bits, not on {:?} in {:?}",
+                v.device(),
+                v.dtype()
+            ),
         }),
         other => Ok(other),
     }

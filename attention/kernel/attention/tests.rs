@@ -1,5 +1,8 @@
 //! Every implementation against the reference: outputs, lse and all gradients, awkward shapes.
 
+// One range slices the batch and leaves the rest whole.
+#![allow(clippy::single_range_in_vec_init)]
+
 use crate::*;
 use burn::tensor::{DType, Device, Distribution, Tensor};
 
@@ -47,7 +50,8 @@ fn random(shape: [usize; 4], seed: u64) -> Tensor<4> {
     let n = shape.iter().product::<usize>();
     let data: Vec<f32> = (0..n as u64)
         .map(|i| {
-            let x = (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ seed.wrapping_mul(0xD1B5_4A32_D192_ED03);
+            let x = (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+                ^ seed.wrapping_mul(0xD1B5_4A32_D192_ED03);
             let x = (x ^ (x >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
             ((x >> 40) as f32 / (1u64 << 24) as f32) * 4.0 - 2.0
         })
@@ -63,9 +67,8 @@ struct Outcome {
 }
 
 fn run(case: &Case, implementation: Implementation, dtype: DType) -> Outcome {
-    let leaf = |shape, seed| {
-        Tensor::<4>::from_inner(random(shape, seed).cast(dtype)).require_grad()
-    };
+    let leaf =
+        |shape, seed| Tensor::<4>::from_inner(random(shape, seed).cast(dtype)).require_grad();
     let v = leaf([case.batch, case.kv, case.keys, case.value_dim], 1);
     let mut leaves = vec![v.clone()];
     let mut branches = Vec::new();
@@ -106,9 +109,26 @@ fn implementations() -> Vec<Implementation> {
     all
 }
 
-fn square(name: &'static str, (b, h, kv): (usize, usize, usize), t: usize, dim: usize, spec: MaskSpec, tokens: TokenMeta) -> Case {
+fn square(
+    name: &'static str,
+    (b, h, kv): (usize, usize, usize),
+    t: usize,
+    dim: usize,
+    spec: MaskSpec,
+    tokens: TokenMeta,
+) -> Case {
     let mask = Mask::new(spec, tokens.clone(), tokens, h).expect(name);
-    Case { name, batch: b, heads: h, kv, queries: t, keys: t, dim, value_dim: dim, masks: vec![mask] }
+    Case {
+        name,
+        batch: b,
+        heads: h,
+        kv,
+        queries: t,
+        keys: t,
+        dim,
+        value_dim: dim,
+        masks: vec![mask],
+    }
 }
 
 fn cases() -> Vec<Case> {
@@ -123,9 +143,30 @@ fn cases() -> Vec<Case> {
         square("bidirectional", (1, 2, 2), 130, 8, MaskSpec::bidirectional(), plain(1, 130, 0)),
         square("window", (1, 4, 2), 150, 8, causal().with_window(Some(17)), plain(1, 150, 0)),
         square("window 1", (1, 2, 2), 70, 8, causal().with_window(Some(1)), plain(1, 70, 0)),
-        square("sinks", (1, 4, 2), 200, 8, causal().with_window(Some(9)).with_sinks(3), plain(1, 200, 0)),
-        square("left padding", (3, 4, 2), 80, 8, causal(), TokenMeta::left_padded(&[80, 1, 33], 80).unwrap()),
-        square("right padding", (2, 4, 2), 80, 8, causal(), TokenMeta::right_padded(&[0, 70], 80).unwrap()),
+        square(
+            "sinks",
+            (1, 4, 2),
+            200,
+            8,
+            causal().with_window(Some(9)).with_sinks(3),
+            plain(1, 200, 0),
+        ),
+        square(
+            "left padding",
+            (3, 4, 2),
+            80,
+            8,
+            causal(),
+            TokenMeta::left_padded(&[80, 1, 33], 80).unwrap(),
+        ),
+        square(
+            "right padding",
+            (2, 4, 2),
+            80,
+            8,
+            causal(),
+            TokenMeta::right_padded(&[0, 70], 80).unwrap(),
+        ),
         square(
             "packed",
             (2, 4, 2),
@@ -134,8 +175,22 @@ fn cases() -> Vec<Case> {
             causal().with_window(Some(40)).with_sinks(2),
             TokenMeta::packed(&[vec![1, 70, 64], vec![150]], 150).unwrap(),
         ),
-        square("groups", (2, 4, 2), 128, 8, causal().with_groups(groups(GroupSize::Ratio(4), false)), plain(2, 128, 0)),
-        square("groups mqa", (1, 2, 1), 96, 8, causal().with_groups(groups(GroupSize::Fixed(32), false)), plain(1, 96, 0)),
+        square(
+            "groups",
+            (2, 4, 2),
+            128,
+            8,
+            causal().with_groups(groups(GroupSize::Ratio(4), false)),
+            plain(2, 128, 0),
+        ),
+        square(
+            "groups mqa",
+            (1, 2, 1),
+            96,
+            8,
+            causal().with_groups(groups(GroupSize::Fixed(32), false)),
+            plain(1, 96, 0),
+        ),
         square(
             "groups ragged packed",
             (2, 6, 3),
@@ -162,11 +217,13 @@ fn cases() -> Vec<Case> {
     });
     // Near pairs with one rotation, far pairs with another: every pair in one branch only.
     let t = 140;
-    let near = Mask::new(causal().with_window(Some(20)), plain(2, t, 0), plain(2, t, 0), 4).unwrap();
-    let shifted = TokenMeta::new(2, t, (0..2 * t).map(|i| ((i % t) as i32 - 20).max(0)).collect(), {
-        // The first 20 queries have no far keys at all.
-        (0..2 * t).map(|i| if i % t < 20 { -1 } else { 0 }).collect()
-    });
+    let near =
+        Mask::new(causal().with_window(Some(20)), plain(2, t, 0), plain(2, t, 0), 4).unwrap();
+    let shifted =
+        TokenMeta::new(2, t, (0..2 * t).map(|i| ((i % t) as i32 - 20).max(0)).collect(), {
+            // The first 20 queries have no far keys at all.
+            (0..2 * t).map(|i| if i % t < 20 { -1 } else { 0 }).collect()
+        });
     let far = Mask::new(causal(), shifted.unwrap(), plain(2, t, 0), 4).unwrap();
     cases.push(Case {
         name: "two branches",
@@ -200,7 +257,10 @@ fn n2_a_blind_query_gives_zeros() {
         let got = run(&case, implementation, DType::F32);
         let out = values(got.out.clone().slice([1..2, 0..2, 0..65, 0..4]));
         assert!(out.iter().all(|x| *x == 0.0), "{implementation:?}: out under padding");
-        assert!(values(got.out.slice([2..3])).iter().all(|x| *x == 0.0), "{implementation:?}: empty row");
+        assert!(
+            values(got.out.slice([2..3])).iter().all(|x| *x == 0.0),
+            "{implementation:?}: empty row"
+        );
         assert!(got.lse.slice([2..3]).into_data().iter::<f32>().all(|x| x == f32::NEG_INFINITY));
         for grad in got.grads {
             assert!(values(grad.clone()).iter().all(|x| x.is_finite()), "{implementation:?}");
@@ -277,9 +337,8 @@ fn gradients_by_parts_add_up() {
             attention_backward(branch, v, &output, dout.clone(), &options).unwrap()
         };
         let want = backward(&whole, v.clone());
-        let parts = [0..40, 40..t].map(|r| {
-            backward(&branch(r.clone()), v.clone().slice([0..b, 0..kv, r]))
-        });
+        let parts =
+            [0..40, 40..t].map(|r| backward(&branch(r.clone()), v.clone().slice([0..b, 0..kv, r])));
         let [first, second] = parts;
         let dq = first.dq[0].clone() + second.dq[0].clone();
         assert!(ratio(dq, want.dq[0].clone()) < GRADIENTS);
@@ -293,7 +352,14 @@ fn gradients_by_parts_add_up() {
 #[test]
 fn half_precision_stays_close() {
     for implementation in implementations() {
-        let case = square("bf16", (1, 4, 2), 100, 16, MaskSpec::causal(), TokenMeta::contiguous(1, 100, 0));
+        let case = square(
+            "bf16",
+            (1, 4, 2),
+            100,
+            16,
+            MaskSpec::causal(),
+            TokenMeta::contiguous(1, 100, 0),
+        );
         let want = run(&case, Implementation::Reference, DType::F64);
         let got = run(&case, implementation, DType::BF16);
         assert!(ratio(got.out, want.out) < 1e-2);
@@ -333,7 +399,15 @@ fn what_does_not_fit_is_refused() {
     assert!(text.contains("the mask is for"), "{text}");
     let text = go([2, 4, 8, 4], [2, 2, 8, 4], [2, 2, 8, 4], causal());
     assert!(text.contains("the mask is for"), "{text}");
-    assert!(Mask::new(MaskSpec::causal().with_window(Some(0)), TokenMeta::contiguous(1, 4, 0), TokenMeta::contiguous(1, 4, 0), 1).is_err());
+    assert!(
+        Mask::new(
+            MaskSpec::causal().with_window(Some(0)),
+            TokenMeta::contiguous(1, 4, 0),
+            TokenMeta::contiguous(1, 4, 0),
+            1
+        )
+        .is_err()
+    );
     let groups = |size, ragged| {
         let spec = MaskSpec::causal().with_groups(Groups { size, shift: true, ragged });
         let tokens = TokenMeta::contiguous(1, 30, 0);
@@ -345,7 +419,11 @@ fn what_does_not_fit_is_refused() {
     assert!(groups(GroupSize::Fixed(32), false).is_err(), "group longer than the sequence");
     assert!(groups(GroupSize::Ratio(4), false).is_err());
     assert!(groups(GroupSize::Ratio(4), true).is_ok());
-    let odd = MaskSpec::causal().with_groups(Groups { size: GroupSize::Fixed(2), shift: true, ragged: true });
+    let odd = MaskSpec::causal().with_groups(Groups {
+        size: GroupSize::Fixed(2),
+        shift: true,
+        ragged: true,
+    });
     let tokens = TokenMeta::contiguous(1, 4, 0);
     assert!(Mask::new(odd, tokens.clone(), tokens, 3).is_err(), "odd number of heads");
 }

@@ -72,9 +72,8 @@ impl Side {
 
     /// Kind of a tile over all rows of the batch together.
     fn kind(&self, class: usize, q: usize, k: usize) -> BlockKind {
-        let kinds: Vec<_> = (0..self.mask.queries().batch())
-            .map(|b| self.blocks.kind(b, class, q, k))
-            .collect();
+        let kinds: Vec<_> =
+            (0..self.mask.queries().batch()).map(|b| self.blocks.kind(b, class, q, k)).collect();
         match kinds.iter().all(|kind| *kind == kinds[0]) {
             true => kinds[0],
             false => BlockKind::Partial,
@@ -156,7 +155,8 @@ pub(super) fn forward(
         for qi in 0..t.div_ceil(TILE.0) {
             let rows = part(qi, TILE.0, t);
             let full = |width: usize, x: f32| {
-                Tensor::<4>::full([batch, h, rows.len(), width], x, (&device, DType::F32)).cast(float)
+                Tensor::<4>::full([batch, h, rows.len(), width], x, (&device, DType::F32))
+                    .cast(float)
             };
             let (mut acc, mut sum, mut top) = (full(e, 0.0), full(1, 0.0), full(1, LOW));
             for (i, side) in sides.iter().enumerate() {
@@ -238,9 +238,8 @@ pub(super) fn backward(
     let lse = lse.unsqueeze_dim::<4>(3).cast(float);
     let lse = lse.clone().mask_fill(lse.equal_scalar(f32::NEG_INFINITY), -LOW);
     let (q_tiles, k_tiles) = (t.div_ceil(TILE.0), s.div_ceil(TILE.1));
-    let zeros = |h: usize, n: usize, w: usize| {
-        Tensor::<4>::zeros([batch, h, n, w], (&device, float))
-    };
+    let zeros =
+        |h: usize, n: usize, w: usize| Tensor::<4>::zeros([batch, h, n, w], (&device, float));
     let all_runs = runs(plan.0.masks[0].classes(), heads, kv);
     let mut dq: Vec<Option<Tensor<4>>> = vec![None; branches * all_runs.len() * q_tiles];
     let mut dk: Vec<Option<Tensor<4>>> = vec![None; branches * kv * k_tiles];
@@ -268,8 +267,10 @@ pub(super) fn backward(
                     let n = run.kv.len();
                     let g = grouped(of_out(&dout), n);
                     let shape = p.dims();
-                    let dp = g.clone().matmul(values.clone().transpose()).reshape(shape).cast(float);
-                    let ds = (p.clone() * (dp - of_out(&delta))).mul_scalar(plan.0.scale).cast(dtype);
+                    let dp =
+                        g.clone().matmul(values.clone().transpose()).reshape(shape).cast(float);
+                    let ds =
+                        (p.clone() * (dp - of_out(&delta))).mul_scalar(plan.0.scale).cast(dtype);
                     let (p, ds) = (grouped(p.cast(dtype), n), grouped(ds, n));
                     add(&mut dv_tile, p.transpose().matmul(g).cast(float));
                     let of_k = ds.clone().transpose().matmul(grouped(queries, n));
@@ -280,7 +281,10 @@ pub(super) fn backward(
                 }
                 for (j, head) in run.kv.clone().enumerate() {
                     if let (Some(dk_tile), Some(dv_tile)) = (&dk_tile, &dv_tile) {
-                        add(&mut dk[(i * kv + head) * k_tiles + ki], dk_tile.clone().narrow(1, j, 1));
+                        add(
+                            &mut dk[(i * kv + head) * k_tiles + ki],
+                            dk_tile.clone().narrow(1, j, 1),
+                        );
                         add(&mut dv[head * k_tiles + ki], dv_tile.clone().narrow(1, j, 1));
                     }
                 }
@@ -293,9 +297,10 @@ pub(super) fn backward(
     });
     let q_parts: Vec<Tensor<4>> = q_parts.collect();
     let join = |tiles: Vec<Option<Tensor<4>>>, width: usize| {
-        let full = tiles.into_iter().enumerate().map(|(n, x)| {
-            x.unwrap_or_else(|| zeros(1, part(n % k_tiles, TILE.1, s).len(), width))
-        });
+        let full = tiles
+            .into_iter()
+            .enumerate()
+            .map(|(n, x)| x.unwrap_or_else(|| zeros(1, part(n % k_tiles, TILE.1, s).len(), width)));
         let full: Vec<_> = full.collect();
         let of_branch = full.chunks(kv * k_tiles).map(|c| rows_then_heads(c.to_vec(), k_tiles));
         Tensor::cat(of_branch.collect(), 0).cast(dtype)

@@ -10,7 +10,11 @@ pub fn rms_norm<const N: usize>(x: Tensor<N>, weight: Tensor<1>, eps: f64) -> Te
     #[cfg(feature = "flex")]
     if super::on_cpu(&x) && weight.dtype() == DType::F32 && !x.shape().is_empty() {
         use burn::backend::Dispatch;
-        let y = <Dispatch as flex::NormOps>::rms_norm_op(x.into_dispatch(), weight.into_dispatch(), eps);
+        let y = <Dispatch as flex::NormOps>::rms_norm_op(
+            x.into_dispatch(),
+            weight.into_dispatch(),
+            eps,
+        );
         return Tensor::from_dispatch(y);
     }
     let dtype = x.dtype();

@@ -77,7 +77,8 @@ mod flex {
                                 + token as isize * strides[2];
                             let x = &input[at as usize..][..d];
                             let of_table = if rows_of_table == 1 { token } else { b * t + token };
-                            let (c, s) = (&c[of_table * half..][..half], &s[of_table * half..][..half]);
+                            let (c, s) =
+                                (&c[of_table * half..][..half], &s[of_table * half..][..half]);
                             let (x1, x2) = x.split_at(half);
                             let (y1, y2) = y.split_at_mut(half);
                             for j in 0..half {

@@ -5,7 +5,8 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 fn leaf<const D: usize>(shape: [usize; D], seed: u64, dtype: DType) -> Tensor<D> {
     let value = |i: u64| {
-        let x = (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ seed.wrapping_mul(0xD1B5_4A32_D192_ED03);
+        let x =
+            (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ seed.wrapping_mul(0xD1B5_4A32_D192_ED03);
         let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         (x >> 40) as f32 / (1u64 << 22) as f32 - 2.0
     };
@@ -45,7 +46,8 @@ fn rms_norm_equals_the_formula() {
 #[test]
 fn rotation_equals_the_formula() {
     // Rows of their own angles, heads as a view, channels that pass through.
-    for (b, rows, h, t, d, half) in [(1, 1, 1, 1, 4, 2), (2, 1, 3, 63, 8, 4), (2, 2, 5, 700, 24, 8)] {
+    for (b, rows, h, t, d, half) in [(1, 1, 1, 1, 4, 2), (2, 1, 3, 63, 8, 4), (2, 2, 5, 700, 24, 8)]
+    {
         check("rotate", |dtype| {
             let x = leaf([b, t, h, d], 1, dtype);
             let angle = |seed| leaf([rows, 1, t, half], seed, DType::F32).detach();

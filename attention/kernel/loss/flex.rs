@@ -29,7 +29,16 @@ pub(super) fn forward(
         // Safe: all slices have exactly the sizes named.
         unsafe {
             let out = logits.as_mut_ptr();
-            gemm_threads((len, v, d), out, by_v, part.as_ptr(), by_d, w.as_ptr(), transposed(d), false);
+            gemm_threads(
+                (len, v, d),
+                out,
+                by_v,
+                part.as_ptr(),
+                by_d,
+                w.as_ptr(),
+                transposed(d),
+                false,
+            );
         }
         let losses: Vec<f64> = logits
             .par_chunks_mut(v)
@@ -40,7 +49,16 @@ pub(super) fn forward(
         unsafe {
             if plan.x_grad {
                 let out = dx[start * d..(start + len) * d].as_mut_ptr();
-                gemm_threads((len, d, v), out, by_d, logits.as_ptr(), by_v, w.as_ptr(), by_d, false);
+                gemm_threads(
+                    (len, d, v),
+                    out,
+                    by_d,
+                    logits.as_ptr(),
+                    by_v,
+                    w.as_ptr(),
+                    by_d,
+                    false,
+                );
             }
             if plan.w_grad {
                 let (out, at) = (dw.as_mut_ptr(), logits.as_ptr());

@@ -38,7 +38,7 @@ pub(crate) fn chunk_len(vocabulary: usize) -> usize {
     (CHUNK_FLOATS / vocabulary.max(1)).clamp(16, 1024)
 }
 
-/// Sum over labelled tokens of −log softmax(x·Wᵀ)[label].
+/// Sum over labelled tokens of −log softmax(x·Wᵀ) at the label.
 ///
 /// # Shapes
 /// x_ND `[N, D]`, weight_VD `[V, D]`, labels N (−100 = ignored) -> `[1]`, f32
@@ -75,7 +75,7 @@ pub fn linear_cross_entropy_with(
     Ok(Tensor::from_dispatch(loss))
 }
 
-/// −log softmax(x·Wᵀ)[label] of every token, on the host; 0 where the label is ignored.
+/// −log softmax(x·Wᵀ) at the label of every token, on the host; 0 where the label is ignored.
 ///
 /// # Shapes
 /// As [`linear_cross_entropy`]
@@ -103,7 +103,12 @@ fn check(x: &Tensor<2>, weight: &Tensor<2>, labels: &[i64]) -> Result<Vec<i32>, 
     let fail = |reason| Err(Error::shape("linear_cross_entropy", reason));
     let ([n, d], [v, wd]) = (x.dims(), weight.dims());
     if d != wd || labels.len() != n || n * d * v == 0 {
-        return fail(format!("x {:?}, weight {:?}, {} labels", x.dims(), weight.dims(), labels.len()));
+        return fail(format!(
+            "x {:?}, weight {:?}, {} labels",
+            x.dims(),
+            weight.dims(),
+            labels.len()
+        ));
     }
     if x.dtype() != weight.dtype() {
         return fail(format!("x is {:?}, weight {:?}", x.dtype(), weight.dtype()));
@@ -121,7 +126,11 @@ fn choose(wanted: Implementation, x: &Tensor<2>) -> Result<Implementation, Error
         Implementation::Auto => Ok(Implementation::Tiled),
         Implementation::Flex if !on_cpu || x.dtype() != DType::F32 => Err(Error::Unsupported {
             op: "linear_cross_entropy",
-            reason: format!("`Flex` runs on the CPU in f32, not on {:?} in {:?}", x.device(), x.dtype()),
+            reason: format!(
+                "`Flex` runs on the CPU in f32, not on {:?} in {:?}",
+                x.device(),
+                x.dtype()
+            ),
         }),
         other => Ok(other),
     }

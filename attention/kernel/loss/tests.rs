@@ -7,7 +7,8 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 fn data(shape: [usize; 2], seed: u64, scale: f32) -> Tensor<2> {
     let value = |i: u64| {
-        let x = (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ seed.wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let x =
+            (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ seed.wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let x = (x ^ (x >> 31)).wrapping_mul(0x94D0_49BB_1331_11EB);
         ((x >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * scale
     };
@@ -21,9 +22,8 @@ fn run(
     dtype: DType,
     implementation: Implementation,
 ) -> (f64, Vec<Vec<f64>>) {
-    let leaf = |shape, seed| {
-        Tensor::<2>::from_inner(data(shape, seed, 2.0).cast(dtype)).require_grad()
-    };
+    let leaf =
+        |shape, seed| Tensor::<2>::from_inner(data(shape, seed, 2.0).cast(dtype)).require_grad();
     let (x, w) = (leaf([n, d], 1), leaf([v, d], 2));
     let labels: Vec<i64> =
         (0..n).map(|i| if i % 3 == 1 { -100 } else { ((i * 7) % v) as i64 }).collect();
@@ -74,7 +74,8 @@ fn single_losses_add_up_to_the_sum() {
     let (x, w) = (data([70, 8], 1, 1.0), data([50, 8], 2, 1.0));
     let labels: Vec<i64> = (0..70).map(|i| if i == 5 { -100 } else { i % 50 }).collect();
     let each = linear_nll(x.clone(), w.clone(), &labels).unwrap();
-    let sum = linear_cross_entropy(x, w, &labels).unwrap().into_data().iter::<f32>().next().unwrap();
+    let sum =
+        linear_cross_entropy(x, w, &labels).unwrap().into_data().iter::<f32>().next().unwrap();
     assert_eq!((each.len(), each[5]), (70, 0.0));
     assert!((each.iter().sum::<f32>() - sum).abs() < 1e-3 * sum);
 }

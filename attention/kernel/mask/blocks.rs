@@ -39,9 +39,8 @@ struct Bounds {
 
 impl Bounds {
     fn new(label: &[i32], pos: &[i32], sink: Option<&[bool]>) -> Self {
-        let range = |x: &[i32]| {
-            x.iter().fold((i32::MAX, i32::MIN), |(lo, hi), &v| (lo.min(v), hi.max(v)))
-        };
+        let range =
+            |x: &[i32]| x.iter().fold((i32::MAX, i32::MIN), |(lo, hi), &v| (lo.min(v), hi.max(v)));
         Self {
             label: range(label),
             pos: range(pos),
@@ -80,7 +79,16 @@ impl BlockMap {
             }
         }
         let heads = mask.classes().iter().map(|c| c.heads.clone()).collect();
-        Self { q_tile, k_tile, q_tiles, k_tiles, classes: mask.classes().len(), kinds, heads, batch }
+        Self {
+            q_tile,
+            k_tile,
+            q_tiles,
+            k_tiles,
+            classes: mask.classes().len(),
+            kinds,
+            heads,
+            batch,
+        }
     }
 
     /// Kind of tile (`q`, `k`) of row `b` for head class `class`.

@@ -33,13 +33,17 @@ impl Groups {
     /// Group 0 or odd (with a shift), and, unless `ragged`, a length that is no multiple of it.
     pub fn size_for(&self, len: usize) -> Result<usize, Error> {
         let group = match self.size {
-            GroupSize::Ratio(0) => return Err(Error::mask("groups.size", "1/0", "a ratio needs a divisor")),
+            GroupSize::Ratio(0) => {
+                return Err(Error::mask("groups.size", "1/0", "a ratio needs a divisor"));
+            }
             GroupSize::Ratio(parts) if self.ragged => 2 * len.div_ceil(2 * parts).max(1),
-            GroupSize::Ratio(parts) if len % parts != 0 => {
+            GroupSize::Ratio(parts) if !len.is_multiple_of(parts) => {
                 return Err(Error::mask(
                     "groups.size",
                     format!("1/{parts}"),
-                    format!("a length of {len} does not divide by {parts}; pad it or allow ragged groups"),
+                    format!(
+                        "a length of {len} does not divide by {parts}; pad it or allow ragged groups"
+                    ),
                 ));
             }
             GroupSize::Ratio(parts) => len / parts,
@@ -49,12 +53,20 @@ impl Groups {
             return Err(Error::mask("groups.size", 0, "a group holds at least one token"));
         }
         if self.shift && group % 2 != 0 {
-            return Err(Error::mask("groups.size", group, "half a group of shift needs an even size"));
+            return Err(Error::mask(
+                "groups.size",
+                group,
+                "half a group of shift needs an even size",
+            ));
         }
         if !self.ragged && group > len {
-            return Err(Error::mask("groups.size", group, format!("the sequence has {len} tokens only")));
+            return Err(Error::mask(
+                "groups.size",
+                group,
+                format!("the sequence has {len} tokens only"),
+            ));
         }
-        if !self.ragged && len % group != 0 {
+        if !self.ragged && !len.is_multiple_of(group) {
             return Err(Error::mask(
                 "groups.size",
                 group,
@@ -70,8 +82,12 @@ impl Groups {
         k: &TokenMeta,
         heads: usize,
     ) -> Result<Vec<HeadClass>, Error> {
-        if self.shift && heads % 2 != 0 {
-            return Err(Error::mask("heads", heads, "half of the heads are shifted: even number needed"));
+        if self.shift && !heads.is_multiple_of(2) {
+            return Err(Error::mask(
+                "heads",
+                heads,
+                "half of the heads are shifted: even number needed",
+            ));
         }
         if q != k {
             return Err(Error::mask(

@@ -27,12 +27,7 @@ impl TokenMeta {
     ///
     /// # Errors
     /// When a list does not hold `batch * len` entries or a position is negative.
-    pub fn new(
-        batch: usize,
-        len: usize,
-        pos: Vec<i32>,
-        segment: Vec<i32>,
-    ) -> Result<Self, Error> {
+    pub fn new(batch: usize, len: usize, pos: Vec<i32>, segment: Vec<i32>) -> Result<Self, Error> {
         if pos.len() != batch * len || segment.len() != batch * len {
             return Err(Error::shape(
                 "TokenMeta",

@@ -1,0 +1,174 @@
+//! `longburn inspect`
+
+use crate::{Globals, output};
+use clap::Args;
+use longburn::datasets::Tokenizer;
+use longburn::models::ModelConfig;
+use longburn::models::weights::WeightFiles;
+use longburn::positional::RopeKind;
+use longburn::{Error, Result};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Say what a checkpoint is, whether it is whole, and what Longburn can do with it
+///
+/// `longburn inspect MODEL` reads config.json, the headers of the weight files and the tokenizer;
+/// no weights are loaded.
+#[derive(Args)]
+pub struct InspectArgs {
+    /// Folder of a checkpoint in Hugging Face form
+    dir: PathBuf,
+}
+
+impl InspectArgs {
+    pub fn run(&self, globals: &Globals) -> Result<()> {
+        let config = ModelConfig::from_file(&self.dir.join("config.json"))?;
+        let facts = [
+            ("model", model(&config)),
+            ("positions", positions(&config)),
+            ("weights", weights(&self.dir, &config)),
+            ("tokenizer", tokenizer(&self.dir, &config)),
+            ("usable_for", usable_for(&config)),
+        ];
+        if globals.json {
+            let facts = facts.map(|(name, value)| (name.to_string(), value));
+            return output::json(&Value::Object(facts.into_iter().collect()));
+        }
+        let mut text = format!("{}\n", self.dir.display());
+        for (name, value) in &facts {
+            text += &format!("{}\n", name.replace('_', " "));
+            if let Value::Object(fields) = value {
+                for (field, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
+                    text += &format!("  {:<22} {}\n", field.replace('_', " "), plain(value));
+                }
+            }
+        }
+        output::print(&text)
+    }
+}
+
+fn model(config: &ModelConfig) -> Value {
+    let shapes = config.tensor_shapes();
+    let parameters: usize = shapes.values().map(|shape| shape.iter().product::<usize>()).sum();
+    json!({
+        "architecture": config.architecture.model_type(),
+        "parameters": parameters,
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "tied_head": config.tie_word_embeddings,
+        "qkv_bias": config.qkv_bias,
+        "qk_norm": config.qk_norm,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_ids": config.eos_token_ids,
+    })
+}
+
+fn positions(config: &ModelConfig) -> Value {
+    let windows: Vec<usize> = config.windows.iter().flatten().copied().collect();
+    json!({
+        "max_context": config.max_context(),
+        "max_position_embeddings": config.max_position_embeddings,
+        "rope_theta": config.rope.theta,
+        "rope": output::value(&config.rope.kind),
+        "window": windows.first(),
+        "window_layers": (!windows.is_empty()).then_some(windows.len()),
+    })
+}
+
+/// Whether every tensor is there with the right shape, from the headers alone.
+fn weights(dir: &Path, config: &ModelConfig) -> Value {
+    let files = match WeightFiles::open(dir) {
+        Ok(files) => files,
+        Err(error) => return json!({ "complete": false, "problem": error.to_string() }),
+    };
+    let mut dtypes: BTreeMap<String, usize> = BTreeMap::new();
+    let mut shards: Vec<PathBuf> = Vec::new();
+    for name in files.names() {
+        if let Some(dtype) = files.dtype(name) {
+            *dtypes.entry(dtype.to_string()).or_default() += 1;
+        }
+        shards.extend(files.file(name).map(Path::to_path_buf));
+    }
+    shards.sort();
+    shards.dedup();
+    let tied = config.tie_word_embeddings;
+    let surplus =
+        |name: &str| (tied && name == "lm_head.weight") || name.ends_with(".rotary_emb.inv_freq");
+    let mut facts = Map::new();
+    facts.insert("complete".into(), json!(true));
+    facts.insert("files".into(), json!(shards.len()));
+    facts.insert("tensors".into(), json!(files.names().count()));
+    facts.insert("dtypes".into(), json!(dtypes));
+    match files.check_names(&config.tensor_shapes(), surplus) {
+        Ok(()) => {}
+        Err(Error::TensorMismatch { missing, unexpected, misshaped, .. }) => {
+            facts.insert("complete".into(), json!(false));
+            facts.insert("missing".into(), json!(missing));
+            facts.insert("unexpected".into(), json!(unexpected));
+            facts.insert("wrong_shape".into(), json!(misshaped));
+        }
+        Err(other) => {
+            facts.insert("complete".into(), json!(false));
+            facts.insert("problem".into(), json!(other.to_string()));
+        }
+    }
+    Value::Object(facts)
+}
+
+fn tokenizer(dir: &Path, config: &ModelConfig) -> Value {
+    if !dir.join("tokenizer.json").exists() {
+        return json!({ "present": false });
+    }
+    match Tokenizer::from_file(dir) {
+        Ok(tokenizer) => {
+            let fits = tokenizer.check_model(config.vocab_size);
+            json!({
+                "present": true,
+                "vocab_size": tokenizer.vocab_size(),
+                "fits": fits.is_ok(),
+                "problem": fits.err().map(|e| e.to_string()),
+            })
+        }
+        Err(error) => json!({ "present": true, "fits": false, "problem": error.to_string() }),
+    }
+}
+
+fn usable_for(config: &ModelConfig) -> Value {
+    let mut mixers = vec!["dense"];
+    if config.num_attention_heads.is_multiple_of(2) {
+        mixers.push("longlora");
+    }
+    let extend: &[&str] = match config.rope.kind {
+        RopeKind::Default | RopeKind::Linear { .. } => &["linear"],
+        _ => &[],
+    };
+    json!({
+        "verbs": ["train", "eval", "generate", "logits"],
+        "mixers": mixers,
+        "extend": extend,
+        "lora": true,
+    })
+}
+
+/// A value in words.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Bool(yes) => if *yes { "yes" } else { "no" }.into(),
+        Value::Array(items) => match items.is_empty() {
+            true => "none".into(),
+            false => items.iter().map(plain).collect::<Vec<_>>().join(", "),
+        },
+        Value::Object(map) => {
+            let pairs = map.iter().map(|(k, v)| format!("{} {}", k.replace('_', " "), plain(v)));
+            pairs.collect::<Vec<_>>().join(", ")
+        }
+        other => other.to_string(),
+    }
+}

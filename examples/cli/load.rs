@@ -1,0 +1,84 @@
+//! What several verbs read: models, tokenizers, lists of ids.
+
+use crate::Globals;
+use longburn::attention::{Mixer, MixerConfig};
+use longburn::datasets::Tokenizer;
+use longburn::models::{Blocks, Decoder, ForwardOptions, ModelConfig, peft};
+use longburn::{Error, Result};
+use serde::de::DeserializeOwned;
+use std::path::Path;
+
+/// The model of a folder, with an adapter where one is named.
+pub fn model(dir: &Path, adapter: Option<&Path>, globals: &Globals) -> Result<Decoder<Mixer>> {
+    let device = globals.device.open()?;
+    // An adapter's folder has a configuration of its own where training changed the positions.
+    let own = adapter.map(|adapter| adapter.join("config.json")).filter(|file| file.exists());
+    let config = ModelConfig::from_file(&own.unwrap_or_else(|| dir.join("config.json")))?;
+    let mut model = Decoder::load_with(dir, &config, &device, |layer, proj| {
+        MixerConfig::Dense.init(proj, config.windows[layer])
+    })?;
+    if let Some(adapter) = adapter {
+        model = peft::load_adapter(model, adapter)?;
+    }
+    if globals.explain {
+        for line in model.explain(&ForwardOptions::infer(), &device) {
+            eprintln!("{line}");
+        }
+    }
+    Ok(model)
+}
+
+/// The tokenizer of a folder, found to fit the model; `None` where there is none.
+pub fn tokenizer(dir: &Path, model: &impl Blocks) -> Result<Option<Tokenizer>> {
+    if !dir.join("tokenizer.json").exists() {
+        return Ok(None);
+    }
+    let tokenizer = Tokenizer::from_file(dir)?;
+    tokenizer.check_model(model.config().vocab_size)?;
+    Ok(Some(tokenizer))
+}
+
+/// The same, where the verb cannot do without.
+pub fn needed_tokenizer(dir: &Path, model: &impl Blocks) -> Result<Tokenizer> {
+    tokenizer(dir, model)?.ok_or_else(|| {
+        let missing = std::io::Error::new(
+            std::io::ErrorKind::NotFound,
+            "there is none, and text needs one (remedy: copy it from where the checkpoint is from)",
+        );
+        Error::io(dir.join("tokenizer.json"), missing)
+    })
+}
+
+/// A JSON file; errors point into it.
+pub fn json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    serde_json::from_str(&text).map_err(|e| {
+        let before = text.split_inclusive('\n').take(e.line().saturating_sub(1));
+        let at = before.map(str::len).sum::<usize>() + e.column().saturating_sub(1);
+        let at = at.min(text.len());
+        Error::Parse {
+            file: path.display().to_string(),
+            message: e.to_string(),
+            text: Some(text),
+            span: Some(at..at),
+        }
+    })
+}
+
+/// Every id must have a row in the embedding.
+pub fn check_ids(ids: &[u32], vocabulary: usize, file: &Path, row: usize) -> Result<()> {
+    let bad = |field: String, value: String, expected: String| {
+        Err(Error::config(file.display().to_string(), field, value, expected))
+    };
+    if ids.is_empty() {
+        return bad(format!("[{row}]"), "empty".into(), "at least one id".into());
+    }
+    match ids.iter().position(|id| *id as usize >= vocabulary) {
+        Some(at) => bad(
+            format!("[{row}][{at}]"),
+            ids[at].to_string(),
+            format!("an id below {vocabulary}, the model's vocabulary"),
+        ),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,170 @@
+//! `longburn mask`
+
+use crate::{Globals, output};
+use clap::{Args, Subcommand};
+use longburn::attention::LongLoraConfig;
+use longburn::kernel::{Mask, MaskSpec, TokenMeta};
+use longburn::models::ModelConfig;
+use longburn::models::weights::write_atomic;
+use longburn::training::Recipe;
+use longburn::training::report::{MaskDrawing, MaskSummary};
+use longburn::{Error, Result};
+use std::path::PathBuf;
+
+/// Longest sequence whose mask is looked at.
+const MOST: usize = 1 << 20;
+
+/// Look at attention masks
+#[derive(Subcommand)]
+pub enum MaskVerb {
+    Show(ShowArgs),
+}
+
+/// Draw a mask and count what it lets through
+///
+/// `longburn mask show run.toml --out mask.svg` draws the mask that a recipe trains with;
+/// `longburn mask show --len 64 --group-ratio 4 --heads 4 --out mask.svg` one put together here.
+#[derive(Args)]
+pub struct ShowArgs {
+    /// A recipe; its mixer, length, heads and window are taken
+    recipe: Option<PathBuf>,
+    /// Tokens; a recipe's length where not given
+    #[arg(long, value_name = "N", required_unless_present = "recipe")]
+    len: Option<usize>,
+    /// SVG file to write
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Layer of the recipe's model, which may have a window of its own
+    #[arg(long, default_value_t = 0, value_name = "N", requires = "recipe")]
+    layer: usize,
+    #[command(flatten)]
+    spec: Spec,
+}
+
+#[derive(Args)]
+struct Spec {
+    /// A query sees so many tokens up to itself
+    #[arg(long, value_name = "N", conflicts_with = "recipe")]
+    window: Option<usize>,
+    /// So many first tokens stay visible outside of the window
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "recipe")]
+    sinks: usize,
+    /// Queries see later keys, too
+    #[arg(long, conflicts_with = "recipe")]
+    bidirectional: bool,
+    /// Groups of one part in so many of the length (LongLoRA)
+    #[arg(long, value_name = "N", conflicts_with_all = ["recipe", "group_size"])]
+    group_ratio: Option<usize>,
+    /// Groups of so many tokens
+    #[arg(long, value_name = "N", conflicts_with = "recipe")]
+    group_size: Option<usize>,
+    /// Do not shift the groups of half of the heads
+    #[arg(long, conflicts_with = "recipe")]
+    no_shift: bool,
+    /// Accept a length that is no multiple of the group
+    #[arg(long, conflicts_with = "recipe")]
+    ragged: bool,
+    /// Lengths of documents packed into the row, instead of one document
+    #[arg(long, value_delimiter = ',', value_name = "N,N")]
+    segments: Vec<usize>,
+    /// Query heads
+    #[arg(long, value_name = "N", default_value_t = 2, conflicts_with = "recipe")]
+    heads: usize,
+    /// Width of a head, for counting operations
+    #[arg(long, value_name = "N", default_value_t = 64, conflicts_with = "recipe")]
+    head_dim: usize,
+}
+
+impl MaskVerb {
+    pub fn run(&self, globals: &Globals) -> Result<()> {
+        let Self::Show(args) = self;
+        let Shown { title, spec, heads, head_dim, len } = args.shown()?;
+        if len == 0 || len > MOST {
+            let expected = format!("from 1 to {MOST}");
+            return Err(Error::config("command line", "len", len, expected));
+        }
+        let segments = &args.spec.segments;
+        let tokens = match segments.is_empty() {
+            true => TokenMeta::contiguous(1, len, 0),
+            false => TokenMeta::packed(std::slice::from_ref(segments), len)?,
+        };
+        let mask = Mask::new(spec, tokens.clone(), tokens, heads)?;
+        let drawing = MaskDrawing::new(&mask, head_dim);
+        if let Some(out) = &args.out {
+            write_atomic(out, drawing.svg(&title).as_bytes())?;
+        }
+        match globals.json {
+            true => output::json(&output::value(&drawing.summary)),
+            false => output::print(&format!("{title}\n{}", text(&drawing.summary))),
+        }
+    }
+}
+
+/// What is drawn.
+struct Shown {
+    title: String,
+    spec: MaskSpec,
+    heads: usize,
+    head_dim: usize,
+    len: usize,
+}
+
+impl ShowArgs {
+    fn shown(&self) -> Result<Shown> {
+        match &self.recipe {
+            Some(path) => self.of_recipe(&Recipe::from_file(path)?),
+            None => self.of_flags(),
+        }
+    }
+
+    fn of_recipe(&self, recipe: &Recipe) -> Result<Shown> {
+        let config: ModelConfig = recipe.model_config()?;
+        let layers = config.num_hidden_layers;
+        let Some(window) = config.windows.get(self.layer) else {
+            let expected = format!("below the model's {layers} layers");
+            return Err(Error::config("command line", "layer", self.layer, expected));
+        };
+        let len = self.len.unwrap_or(recipe.train.length);
+        Ok(Shown {
+            title: format!("{}, layer {}, {len} tokens", recipe.mixer.name(), self.layer),
+            spec: recipe.mixer.mask(*window)?,
+            heads: config.num_attention_heads,
+            head_dim: config.head_dim,
+            len,
+        })
+    }
+
+    fn of_flags(&self) -> Result<Shown> {
+        let flags = &self.spec;
+        let base = if flags.bidirectional { MaskSpec::bidirectional() } else { MaskSpec::causal() };
+        let mut spec = base.with_window(flags.window).with_sinks(flags.sinks);
+        let len = self.len.unwrap_or_default();
+        let groups = LongLoraConfig::new().with_shift(!flags.no_shift).with_ragged(flags.ragged);
+        let groups = match (flags.group_size, flags.group_ratio) {
+            (Some(size), _) => Some(groups.with_group_size(size)),
+            (None, Some(ratio)) => Some(groups.with_group_ratio(ratio)),
+            (None, None) => None,
+        };
+        if let Some(groups) = groups {
+            spec = spec.with_groups(groups.groups());
+        }
+        let title = format!("{len} tokens");
+        Ok(Shown { title, spec, heads: flags.heads, head_dim: flags.head_dim, len })
+    }
+}
+
+fn text(summary: &MaskSummary) -> String {
+    format!(
+        "{} pairs visible, {:.2} % of all\n{:.3e} operations per layer and pass, {:.2} of the \
+         unmasked {:.3e}\n{} of {} tiles of {} x {} are computed\n",
+        summary.pairs,
+        100.0 * summary.density,
+        summary.operations,
+        summary.operations / summary.dense_operations,
+        summary.dense_operations,
+        summary.visited_tiles,
+        summary.total_tiles,
+        summary.tile,
+        summary.tile
+    )
+}

@@ -1,0 +1,58 @@
+//! `longburn train`
+
+use crate::{Globals, output};
+use clap::Args;
+use longburn::Result;
+use longburn::training::report::Progress;
+use longburn::training::{Recipe, RunOptions, RunSummary, run_recipe};
+use std::path::PathBuf;
+
+/// Run a recipe: swap, extend, adapt, train, measure, save
+///
+/// `longburn train examples/longlora/run.toml --out runs/first`. The folder of the run holds the
+/// recipe, metrics.jsonl, loss.svg, report.html, summary.json, and the result: `model/` in Hugging
+/// Face form or `adapter/` in PEFT form.
+#[derive(Args)]
+pub struct TrainArgs {
+    /// The recipe, TOML
+    recipe: PathBuf,
+    /// Folder of the run, instead of the recipe's
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+impl TrainArgs {
+    pub fn run(&self, globals: &Globals) -> Result<()> {
+        let recipe = Recipe::from_file(&self.recipe)?;
+        let options = RunOptions::new(globals.device.open()?)
+            .with_seed(globals.seed)
+            .with_out(self.out.clone())
+            .with_explain(globals.explain);
+        let summary = run_recipe(&recipe, &options, &Progress::new(0))?;
+        match globals.json {
+            true => output::json(&output::value(&summary)),
+            false => output::print(&text(&summary)),
+        }
+    }
+}
+
+fn text(summary: &RunSummary) -> String {
+    let mut text = format!(
+        "{} steps, {} tokens, {:.0} tokens/s; loss {:.4} -> {:.4}\n",
+        summary.steps,
+        summary.tokens,
+        summary.tokens_per_second,
+        summary.first_loss,
+        summary.last_loss
+    );
+    if let Some(after) = &summary.after {
+        let before = summary.before.as_ref().map_or(String::new(), |e| format!("{:.3} -> ", e.ppl));
+        text += &format!("perplexity {before}{:.3} ({})\n", after.ppl, after.protocol);
+    }
+    for (name, path) in [("adapter", &summary.adapter), ("model", &summary.model)] {
+        if let Some(path) = path {
+            text += &format!("{name}: {}\n", path.display());
+        }
+    }
+    text + &format!("report: {}\n", summary.dir.join("report.html").display())
+}

@@ -1,0 +1,192 @@
+//! Bad input is named, with its place, and costs nothing.
+
+use super::{Bench, longburn};
+use longburn::Error;
+use longburn::training::Recipe;
+
+const GOOD: &str = r#"
+[model]
+path = "model"
+[mixer]
+name = "longlora"
+[data]
+train = "texts"
+split = 4
+[train]
+steps = 6
+length = 32
+lr = 1e-2
+schedule = { name = "linear" }
+[eval]
+[output]
+dir = "run"
+"#;
+
+/// What the error about the recipe with `old` replaced by `new` points at, and what it says.
+fn fault(old: &str, new: &str) -> (String, String) {
+    assert!(GOOD.contains(old), "{old}");
+    let text = GOOD.replacen(old, new, 1);
+    match Recipe::parse(&text, "run.toml") {
+        Err(Error::Parse { file, message, text: Some(shown), span: Some(span) }) => {
+            assert_eq!((file.as_str(), &shown), ("run.toml", &text));
+            (shown[span].to_string(), message)
+        }
+        other => panic!("{new}: {other:?}"),
+    }
+}
+
+#[test]
+fn recipe_errors_point_into_the_line() {
+    Recipe::parse(GOOD, "run.toml").unwrap();
+    for (old, new, at, says) in [
+        // What TOML or the types refuse.
+        ("length = 32", "length = ", "", "line 11"),
+        ("length = 32", "lenght = 32", "lenght", "unknown field"),
+        ("lr = 1e-2", "lr = \"high\"", "\"high\"", "invalid type"),
+        ("steps = 6", "steps = -6", "-6", "invalid value"),
+        // Inside of enums that a field tells apart.
+        ("\"longlora\"", "\"longlora\"\ngroup_ration = 4", "group_ration", "unknown field"),
+        ("\"longlora\"", "\"longlora\"\ngroup_ratio = \"x\"", "\"x\"", "invalid type"),
+        ("\"longlora\"", "\"longloar\"", "\"longloar\"", "unknown variant"),
+        ("\"linear\" }", "\"linear\", warm = 3 }", "warm", "unknown field"),
+        // What does not go together.
+        ("length = 32", "length = 30", "30", "mixer.group_ratio = 4"),
+        ("\"longlora\"", "\"longlora\"\ngroup_size = 24", "32", "mixer.group_size = 24"),
+        ("\"longlora\"", "\"longlora\"\ngroup_size = 7", "7", "even"),
+        ("\"longlora\"", "\"longlora\"\ngroup_ratio = 0", "0", "at least 1"),
+        ("split = 4", "split = 4\nsegments = true", "mixer", "documents"),
+        ("split = 4", "split = 1", "1", "at least 2"),
+        ("split = 4\n", "", "eval", "held_out"),
+        ("[eval]", "[extend]\nto = 16\n[eval]", "16", "train.length = 32"),
+        ("[eval]", "[lora]\nrank = 0\n[eval]", "0", "at least 1"),
+        ("[eval]", "[eval.protocol]\nname = \"strided\"\nmax_len = 8\nstride = 9", "9", "max_len"),
+        ("{ name = \"linear\" }", "{ name = \"linear\", last = 2 }", "2", "from 0 to 1"),
+        (
+            "path = \"model\"",
+            "path = \"model\"\n[model.new]\nvocab_size = 9\nhidden_size = 8\n\
+          layers = 1\nheads = 2",
+            "new",
+            "one of the two",
+        ),
+        (
+            "path = \"model\"",
+            "[model.new]\nvocab_size = 9\nhidden_size = 9\nlayers = 1\nheads = 3",
+            "9",
+            "even",
+        ),
+        ("dir = \"run\"", "dir = \"run\"\nmerge = true", "true", "[lora]"),
+    ] {
+        let (found, message) = fault(old, new);
+        assert_eq!(found, at, "{new}: {message}");
+        assert!(message.contains(says), "{new}: {message}");
+    }
+    let missing = Recipe::parse("[model]\npath = \"x\"", "run.toml").unwrap_err().to_string();
+    assert!(missing.contains("missing field `data`"), "{missing}");
+}
+
+#[test]
+fn a_recipe_error_is_shown_in_its_line() {
+    let bench = Bench::new();
+    bench.write("run.toml", &GOOD.replace("steps = 6", "step = 6"));
+    let message = bench.fails(&["train", "run.toml"]);
+    assert!(message.contains("run.toml:10:1") && message.contains("step = 6"), "{message}");
+    // Found in the checkpoint's configuration, still shown in the recipe.
+    bench.write("run.toml", &GOOD.replace("length = 32", "length = 64"));
+    let message = bench.fails(&["train", "run.toml"]);
+    assert!(message.contains("run.toml:11:10"), "{message}");
+    assert!(message.contains("context of 32"), "{message}");
+    assert!(!bench.path("run").exists());
+}
+
+#[test]
+fn recipes_name_missing_files_before_anything_is_written() {
+    let bench = Bench::new();
+    bench.write("run.toml", &GOOD.replace("\"texts\"", "\"nowhere\""));
+    assert!(bench.fails(&["train", "run.toml"]).contains("nowhere"));
+    bench.write("run.toml", &GOOD.replace("\"model\"", "\"elsewhere\""));
+    assert!(bench.fails(&["train", "run.toml"]).contains("elsewhere"));
+    assert!(!bench.path("run").exists());
+    assert!(bench.fails(&["train", "absent.toml"]).contains("absent.toml"));
+}
+
+#[test]
+fn ids_are_checked_before_anything_is_computed() {
+    let bench = Bench::new();
+    let fails = |ids: &str| {
+        bench.write("ids.json", ids);
+        bench.fails(&["logits", "model", "--ids", "ids.json", "--out", "out.safetensors"])
+    };
+    for (ids, says) in [
+        ("[[1, 2], [3, 304]]", ["[1][1]", "304"]),
+        ("[[1], []]", ["[1]", "empty"]),
+        ("[]", ["ids.json", "at least one row"]),
+        ("[[1, -2]]", ["ids.json:1:", "-2"]),
+        ("[[1, 2]", ["ids.json:1:", "EOF"]),
+        ("[1, 2]", ["ids.json:1:", "sequence"]),
+    ] {
+        let message = fails(ids);
+        assert!(says.iter().all(|part| message.contains(part)), "{ids}: {message}");
+    }
+    assert!(!bench.path("out.safetensors").exists());
+    let message = bench.fails(&["generate", "model", "--ids", "none.json"]);
+    assert!(message.contains("none.json"), "{message}");
+    assert!(bench.fails(&["generate", "model", "--prompt", ""]).contains("at least one token"));
+}
+
+#[test]
+fn damaged_checkpoints_are_named() {
+    let bench = Bench::new();
+    let weights = bench.path("model/model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &bytes[..bytes.len() - 5]).unwrap();
+    let message = bench.fails(&["generate", "model", "--prompt", "x"]);
+    assert!(message.contains("model.safetensors") && message.contains("cut short"), "{message}");
+    std::fs::write(&weights, &bytes).unwrap();
+    std::fs::remove_file(bench.path("model/tokenizer.json")).unwrap();
+    assert!(bench.fails(&["eval", "model", "--data", "texts"]).contains("tokenizer.json"));
+}
+
+#[test]
+fn devices_are_checked() {
+    let bench = Bench::new();
+    bench.write("ids.json", "[[1]]");
+    let args = ["logits", "model", "--ids", "ids.json", "--out", "x", "--device"];
+    let with = |device| [&args[..], &[device]].concat();
+    for name in ["gpu", "flex:1", "wgpu:x"] {
+        longburn(bench.dir.path(), &with(name)).assert().code(2);
+    }
+    if cfg!(not(feature = "cuda")) {
+        let message = bench.fails(&with("cuda:1"));
+        assert!(
+            message.contains("device cuda:1") && message.contains("--features cuda"),
+            "{message}"
+        );
+    }
+    assert!(bench.fails(&["papers", "--threads", "0"]).contains("threads"));
+    bench.run(&["papers", "--threads", "1"]);
+}
+
+#[test]
+fn masks_have_lengths_that_can_be_drawn() {
+    let bench = Bench::new();
+    for (args, says) in [
+        (&["--len", "0"][..], "from 1"),
+        (&["--len", "99999999999"], "1048576"),
+        (&["--len", "30", "--group-ratio", "4"], "30"),
+        (&["--len", "32", "--group-ratio", "4", "--heads", "3"], "even"),
+        (&["--len", "8", "--segments", "5,5"], "10 tokens"),
+    ] {
+        let message = bench.fails(&[&["mask", "show"], args].concat());
+        assert!(message.contains(says), "{args:?}: {message}");
+    }
+    longburn(bench.dir.path(), &["mask", "show"]).assert().code(2);
+}
+
+#[test]
+fn programs_get_errors_as_json() {
+    let bench = Bench::new();
+    let out = longburn(bench.dir.path(), &["inspect", "absent", "--json"]).assert().code(1);
+    let error: serde_json::Value = serde_json::from_slice(&out.get_output().stdout).unwrap();
+    assert_eq!(error["error"]["kind"], "io");
+    assert!(error["error"]["message"].as_str().unwrap().contains("absent"));
+}

@@ -1,0 +1,199 @@
+//! What must hold between the fields of a recipe, as far as it can be told without the files.
+
+use super::sections::{Recipe, Rows};
+use crate::attention::{LongLoraConfig, MixerConfig};
+use crate::datasets::Pack;
+use crate::models::ModelConfig;
+use crate::{Error, Result};
+
+impl Recipe {
+    pub(super) fn check(&self) -> Result<()> {
+        let model = &self.model;
+        match (&model.path, &model.new) {
+            (Some(_), None) | (None, Some(_)) => {}
+            (None, None) => {
+                return Err(self.bad("model", "without a model", "`path` or `[model.new]`"));
+            }
+            (Some(_), Some(_)) => {
+                return Err(self.bad("model.new", "set beside `path`", "one of the two"));
+            }
+        }
+        if model.new.is_some() {
+            if self.extend.is_some() {
+                let expected = "no section with [model.new] (set model.new.max_positions)";
+                return Err(self.bad("extend", "set", expected));
+            }
+            let config = self.new_config()?;
+            config.validate().map_err(|e| self.new_field(e))?;
+            self.check_length(&config)?;
+        }
+        self.check_train()?;
+        self.check_data()?;
+        if let Some(lora) = &self.lora {
+            if model.new.is_some() {
+                return Err(self.bad("lora", "set", "a checkpoint (model.path) to adapt"));
+            }
+            lora.validate().map_err(|e| self.within("lora", e))?;
+        }
+        if let MixerConfig::LongLora(mixer) = &self.mixer {
+            self.check_groups(mixer)?;
+        }
+        if let Some(protocol) = self.eval.as_ref().and_then(|eval| eval.protocol) {
+            protocol.check().map_err(|e| self.within("eval.protocol", e))?;
+        }
+        if self.output.merge && self.lora.is_none() {
+            return Err(self.bad("output.merge", true, "false without [lora]"));
+        }
+        if self.output.max_shard_bytes == Some(0) {
+            return Err(self.bad("output.max_shard_bytes", 0, "at least 1"));
+        }
+        Ok(())
+    }
+
+    fn check_train(&self) -> Result<()> {
+        let train = &self.train;
+        for (field, value, least) in [
+            ("train.steps", train.steps as usize, 1),
+            ("train.length", train.length, 2),
+            ("train.batch", train.batch, 1),
+        ] {
+            if value < least {
+                return Err(self.bad(field, value, format!("at least {least}")));
+            }
+        }
+        train.config(self.seed).validate().map_err(|e| self.within("train", e))?;
+        match &self.extend {
+            Some(extend) if extend.to < train.length => {
+                let expected = format!("at least train.length = {}", train.length);
+                Err(self.bad("extend.to", extend.to, expected))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The rows of training must fit into the model's context.
+    pub(super) fn check_length(&self, config: &ModelConfig) -> Result<()> {
+        let (length, reach) = (self.train.length, config.max_context());
+        if length <= reach {
+            return Ok(());
+        }
+        let expected = match &self.model.new {
+            Some(_) => format!("at most model.new.max_positions = {reach}"),
+            None => format!("at most the model's context of {reach}, or `to` in [extend]"),
+        };
+        Err(self.bad("train.length", length, expected))
+    }
+
+    fn check_data(&self) -> Result<()> {
+        let data = &self.data;
+        if data.held_out.is_some() && data.split.is_some() {
+            return Err(self.bad("data.split", "set beside `held_out`", "one of the two"));
+        }
+        if let Some(split) = data.split.filter(|split| *split < 2) {
+            return Err(self.bad("data.split", split, "at least 2"));
+        }
+        if self.eval.is_some() && data.held_out.is_none() && data.split.is_none() {
+            let expected = "`held_out` or `split` in [data], or no [eval]";
+            return Err(self.bad("eval", "set without held-out documents", expected));
+        }
+        if data.epochs == Some(0) {
+            return Err(self.bad("data.epochs", 0, "at least 1"));
+        }
+        for (field, set) in [
+            ("data.pack", data.pack != Pack::default()),
+            ("data.segments", data.segments),
+            ("data.epochs", data.epochs.is_some()),
+        ] {
+            if set && data.rows == Rows::Windows {
+                return Err(self.bad(field, "set", "rows = \"packed\" with it"));
+            }
+        }
+        let eval = self.eval.as_ref();
+        for (field, value) in [
+            ("eval.documents", eval.and_then(|e| e.documents)),
+            ("eval.tokens", eval.and_then(|e| e.tokens)),
+        ] {
+            if value == Some(0) {
+                return Err(self.bad(field, 0, "at least 1"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Groups must divide every document that attention sees.
+    fn check_groups(&self, mixer: &LongLoraConfig) -> Result<()> {
+        let length = self.train.length;
+        let (field, value) = match mixer.group_size {
+            Some(size) => ("mixer.group_size", size),
+            None => ("mixer.group_ratio", mixer.group_ratio),
+        };
+        if value == 0 {
+            return Err(self.bad(field, 0, "at least 1"));
+        }
+        let groups = mixer.groups();
+        // What ragged groups would not mend lies in the group, the rest in the length.
+        if let Err(e) = (crate::kernel::Groups { ragged: true, ..groups }).size_for(length) {
+            return Err(self.bad(field, value, reason(e)));
+        }
+        if let Err(e) = groups.size_for(length) {
+            let expected = match mixer.group_size {
+                Some(size) => format!("a multiple of mixer.group_size = {size}"),
+                None if length.is_multiple_of(value) => reason(e),
+                None => format!("a multiple of mixer.group_ratio = {value}"),
+            };
+            let expected = format!("{expected}, or mixer.ragged = true");
+            return Err(self.bad("train.length", length, expected));
+        }
+        let data = &self.data;
+        let whole_rows =
+            data.rows == Rows::Windows || (data.pack == Pack::Concat && data.epochs.is_none());
+        if !mixer.ragged && (data.segments || !whole_rows) {
+            let expected = "true where documents of other lengths than train.length stand alone \
+                            (data.segments, data.pack or data.epochs)";
+            return Err(self.bad("mixer.ragged", false, expected));
+        }
+        Ok(())
+    }
+
+    /// The configuration that `[model.new]` stands for.
+    pub(super) fn new_config(&self) -> Result<ModelConfig> {
+        let Some(new) = &self.model.new else {
+            return Err(self.bad("model.new", "missing", "the sizes of a new model"));
+        };
+        for (field, value) in [("layers", new.layers), ("heads", new.heads)] {
+            if value == 0 {
+                return Err(self.bad(&format!("model.new.{field}"), 0, "at least 1"));
+            }
+        }
+        let mut config = ModelConfig::llama(new.vocab_size, new.hidden_size, new.layers, new.heads);
+        config.rope.theta = new.rope_theta;
+        if let Some(width) = new.intermediate_size {
+            config = config.with_intermediate(width);
+        }
+        Ok(config
+            .with_kv_heads(new.kv_heads.unwrap_or(new.heads))
+            .with_max_positions(new.max_positions.unwrap_or(self.train.length))
+            .with_tied(new.tied))
+    }
+
+    /// A fault of the configuration under the name that the field has in `[model.new]`.
+    fn new_field(&self, error: Error) -> Error {
+        let Error::Config { field, value, expected, .. } = error else { return error };
+        let name = match &*field {
+            "num_hidden_layers" => "layers",
+            "num_attention_heads" => "heads",
+            "num_key_value_heads" => "kv_heads",
+            "max_position_embeddings" => "max_positions",
+            "head_dim" | "rope.dim" => "hidden_size",
+            other => other,
+        };
+        self.bad(&format!("model.new.{name}"), value, expected)
+    }
+}
+
+fn reason(error: crate::kernel::Error) -> String {
+    match error {
+        crate::kernel::Error::Mask { reason, .. } => reason,
+        other => other.to_string(),
+    }
+}

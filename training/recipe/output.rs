@@ -1,0 +1,181 @@
+//! The folder of a run: recipe, metrics, plot, report, checkpoint.
+
+use super::sections::Recipe;
+use super::{Evaluation, RunSummary};
+use crate::attention::HasProjections;
+use crate::datasets::Tokenizer;
+use crate::models::weights::{SaveDtype, write_atomic};
+use crate::models::{Blocks, Decoder, SaveOptions, lora, peft};
+use crate::training::report::{Cell, Figure, MetricsLog, Plot, Report, Section, Series, Table};
+use crate::{Error, Result};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// Files of a checkpoint's folder that go with its weights.
+const COMPANIONS: [&str; 4] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+];
+
+/// An open run.
+pub(super) struct Folder {
+    dir: PathBuf,
+    pub log: MetricsLog,
+    /// Loss of every step.
+    pub losses: Vec<f64>,
+}
+
+impl Folder {
+    pub fn create(dir: &Path, recipe: &Recipe) -> Result<Self> {
+        std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+        write_atomic(&dir.join("recipe.toml"), recipe.text().as_bytes())?;
+        let log = MetricsLog::open(dir.join("metrics.jsonl"))?;
+        Ok(Self { dir: dir.into(), log, losses: Vec::new() })
+    }
+
+    /// Write what was trained: `model/`, or `adapter/` and, where asked for, `model/` merged.
+    pub fn save<M: HasProjections>(
+        &self,
+        recipe: &Recipe,
+        model: &Decoder<M>,
+        tokenizer: &Tokenizer,
+    ) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
+        let (model_dir, adapter_dir) = (self.dir.join("model"), self.dir.join("adapter"));
+        let options = SaveOptions {
+            dtype: recipe.output.dtype,
+            max_shard_bytes: recipe.output.max_shard_bytes,
+        };
+        if recipe.lora.is_none() {
+            model.save(&model_dir, &options)?;
+            companions(recipe, tokenizer, &model_dir)?;
+            return Ok((Some(model_dir), None));
+        }
+        let base = recipe.model.path.as_deref().unwrap_or(Path::new(""));
+        peft::save_adapter(model, &adapter_dir, &base.display().to_string())?;
+        // The form of an adapter has no place for positions, which training may have stretched.
+        write_json(&adapter_dir.join("config.json"), &model.config().to_json(SaveDtype::F32))?;
+        companions(recipe, tokenizer, &adapter_dir)?;
+        if !recipe.output.merge {
+            return Ok((None, Some(adapter_dir)));
+        }
+        lora::merge(model.clone()).save(&model_dir, &options)?;
+        companions(recipe, tokenizer, &model_dir)?;
+        Ok((Some(model_dir), Some(adapter_dir)))
+    }
+
+    /// Write summary, plot and report.
+    pub fn close(mut self, recipe: &Recipe, seed: u64, summary: &RunSummary) -> Result<()> {
+        let json = serde_json::to_value(summary).unwrap_or(Value::Null);
+        self.log.note("summary", json.clone())?;
+        write_json(&self.dir.join("summary.json"), &json)?;
+        let plot = self.plot();
+        plot.save(self.dir.join("loss.svg"))?;
+        self.report(recipe, seed, summary, &plot)?.save(self.dir.join("report.html"))
+    }
+
+    fn plot(&self) -> Plot {
+        let steps: Vec<f64> = (1..=self.losses.len()).map(|step| step as f64).collect();
+        Plot::lines("Training loss")
+            .x("step")
+            .y("nats per token")
+            .series(Series::new("loss").points(&steps, &self.losses).binned(200))
+    }
+
+    fn report(
+        &self,
+        recipe: &Recipe,
+        seed: u64,
+        summary: &RunSummary,
+        plot: &Plot,
+    ) -> Result<Report> {
+        let title = match recipe.title.as_str() {
+            "" => "Training run",
+            title => title,
+        };
+        let lead = match recipe.expected.as_str() {
+            "" => String::new(),
+            expected => format!("Expected: {expected}"),
+        };
+        let mut report = Report::new(title, lead)
+            .fact(format!("{:.4}", summary.last_loss), "loss of the last step, nats per token")
+            .fact(format!("{:.0}", summary.tokens_per_second), "tokens per second in training");
+        if let Some(after) = &summary.after {
+            report = report.fact(format!("{:.3}", after.ppl), "perplexity of held-out documents");
+        }
+        let mut training = Section::new("Training")
+            .figure(Figure::new(plot, "Mean loss of the tokens of each step.")?)
+            .text(summary.trainable.to_string());
+        if !summary.finished {
+            training = training.text(format!("The data ended after step {}.", summary.steps));
+        }
+        report = report.section(training);
+        if let Some(after) = &summary.after {
+            report = report.section(evaluation(summary.before.as_ref(), after));
+        }
+        let mut data = Section::new("Data").text(format!("Training: {}.", summary.data));
+        if summary.after.is_some() {
+            data = data.text(format!("Held out: {}.", summary.held_out));
+        }
+        Ok(report.section(data).section(
+            Section::new("Recipe")
+                .pairs([
+                    ("version", env!("CARGO_PKG_VERSION").to_string()),
+                    ("seed", seed.to_string()),
+                    ("steps", summary.steps.to_string()),
+                    ("tokens", summary.tokens.to_string()),
+                    ("seconds", format!("{:.1}", summary.seconds)),
+                ])
+                .command(recipe.text()),
+        ))
+    }
+}
+
+/// Loss by position, before and after.
+fn evaluation(before: Option<&Evaluation>, after: &Evaluation) -> Section {
+    let mut table = Table::new(["positions", "before", "after"]);
+    let cell = |value: Option<(f64, Option<f64>)>| match value {
+        Some((value, se)) => Cell::Number(value, se),
+        None => Cell::Missing,
+    };
+    for (i, bucket) in after.by_position.iter().enumerate() {
+        let old = before.and_then(|e| e.by_position.get(i));
+        table.push([
+            format!("{} – {}", bucket.start, bucket.end - 1).into(),
+            cell(old.map(|b| (b.mean_nll, b.se))),
+            cell(Some((bucket.mean_nll, bucket.se))),
+        ]);
+    }
+    table.push([
+        "all".into(),
+        cell(before.map(|e| (e.mean_nll, e.se))),
+        cell(Some((after.mean_nll, after.se))),
+    ]);
+    let text = format!(
+        "Protocol: {}. {} tokens scored; {} documents too short.",
+        after.protocol, after.tokens, after.skipped_documents
+    );
+    Section::new("Evaluation").text(text).table("Loss by position, nats per token.", table)
+}
+
+/// The tokenizer and what else belongs to the weights, byte for byte where there are files.
+fn companions(recipe: &Recipe, tokenizer: &Tokenizer, to: &Path) -> Result<()> {
+    let own = recipe.model.tokenizer.as_deref();
+    let own = own.map(|path| if path.is_dir() { path } else { path.parent().unwrap_or(path) });
+    let Some(from) = own.or(recipe.model.path.as_deref()) else { return tokenizer.save(to) };
+    for name in COMPANIONS {
+        let file = from.join(name);
+        match std::fs::read(&file) {
+            Ok(bytes) => write_atomic(&to.join(name), &bytes)?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::io(file, e)),
+        }
+    }
+    // A tokenizer file may have any name.
+    if to.join("tokenizer.json").exists() { Ok(()) } else { tokenizer.save(to) }
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    write_atomic(path, format!("{value:#}\n").as_bytes())
+}

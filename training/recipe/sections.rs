@@ -1,0 +1,298 @@
+//! The sections of a recipe.
+
+use crate::attention::MixerConfig;
+use crate::datasets::Pack;
+use crate::models::lora::LoraConfig;
+use crate::models::weights::SaveDtype;
+use crate::training::eval::Protocol;
+use crate::training::{AdamW, EmptyStep, ParamGroup, Schedule, Strategy, TrainConfig};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// A training run in full. Paths count from the folder in which the program runs.
+///
+/// ```
+/// let text = r#"
+///     [model]
+///     path = "checkpoints/base"
+///     [extend]
+///     to = 2048
+///     [mixer]
+///     name = "longlora"
+///     [lora]
+///     extra = ["embedding", "norm"]
+///     [data]
+///     train = "books"
+///     [train]
+///     steps = 1000
+///     length = 2048
+///     lr = 2e-5
+///     [output]
+///     dir = "runs/longlora"
+/// "#;
+/// let recipe = longburn::training::Recipe::parse(text, "run.toml")?;
+/// assert_eq!(recipe.train.length, 2048);
+/// # Ok::<(), longburn::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Title of the report.
+    #[serde(default)]
+    pub title: String,
+    /// What the run is expected to show, written down before it; the report repeats it.
+    #[serde(default)]
+    pub expected: String,
+    /// Seed of everything random.
+    #[serde(default)]
+    pub seed: u64,
+    /// The model to begin with.
+    pub model: ModelSection,
+    /// Longer positions, where wanted.
+    #[serde(default)]
+    pub extend: Option<ExtendSection>,
+    /// How a sequence becomes a sequence.
+    #[serde(default)]
+    pub mixer: MixerConfig,
+    /// Low-rank adaptation; without it all parameters train.
+    #[serde(default)]
+    pub lora: Option<LoraConfig>,
+    /// The text.
+    pub data: DataSection,
+    /// The loop.
+    pub train: TrainSection,
+    /// What is measured, before and after.
+    #[serde(default)]
+    pub eval: Option<EvalSection>,
+    /// Where everything goes.
+    pub output: OutputSection,
+    /// The file this was read from.
+    #[serde(skip)]
+    pub(super) file: String,
+    /// Its text.
+    #[serde(skip)]
+    pub(super) text: String,
+}
+
+/// `[model]`: either a checkpoint or a new model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSection {
+    /// Folder of a checkpoint in Hugging Face form.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
+    /// Sizes of a new model with random weights.
+    #[serde(default)]
+    pub new: Option<NewModel>,
+    /// `tokenizer.json`, where it is not that of the checkpoint. A new model without one gets a
+    /// byte-level BPE of `new.vocab_size` tokens, learned from the training documents.
+    #[serde(default)]
+    pub tokenizer: Option<PathBuf>,
+}
+
+/// `[model.new]`: a Llama.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewModel {
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Blocks.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; as many as query heads where not set.
+    #[serde(default)]
+    pub kv_heads: Option<usize>,
+    /// Inner width of the feed-forward layer; 8/3 of the width where not set.
+    #[serde(default)]
+    pub intermediate_size: Option<usize>,
+    /// θ of the rotary encoding.
+    #[serde(default = "theta")]
+    pub rope_theta: f64,
+    /// Longest sequence; `train.length` where not set.
+    #[serde(default)]
+    pub max_positions: Option<usize>,
+    /// Whether the head is the embedding.
+    #[serde(default)]
+    pub tied: bool,
+}
+
+fn theta() -> f64 {
+    10_000.0
+}
+
+/// `[extend]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExtendSection {
+    /// Length that the model is to reach, tokens.
+    pub to: usize,
+    /// How positions get there.
+    #[serde(default)]
+    pub method: ExtendMethod,
+}
+
+/// How positions are extended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExtendMethod {
+    /// Position interpolation: see [`super::interpolated`].
+    #[default]
+    Linear,
+}
+
+/// `[data]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSection {
+    /// A text file, a folder of them, a `.jsonl` file, or a folder of those.
+    pub train: PathBuf,
+    /// Documents for evaluation.
+    #[serde(default)]
+    pub held_out: Option<PathBuf>,
+    /// Instead of `held_out`: every so many-th document of `train`, by name, is held out.
+    #[serde(default)]
+    pub split: Option<usize>,
+    /// Field of a `.jsonl` object that holds the text; "text" where not set.
+    #[serde(default)]
+    pub text_field: Option<String>,
+    /// How rows are made of documents.
+    #[serde(default)]
+    pub rows: Rows,
+    /// For packed rows, what becomes of documents that do not fit.
+    #[serde(default)]
+    pub pack: Pack,
+    /// For packed rows, whether attention and positions know the documents.
+    #[serde(default)]
+    pub segments: bool,
+    /// For packed rows, passes over the documents; without end where not set.
+    #[serde(default)]
+    pub epochs: Option<u64>,
+}
+
+/// How rows are made of documents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rows {
+    /// One document behind the other, in an order of its own per epoch, with the tokenizer's EOS
+    /// between them.
+    #[default]
+    Packed,
+    /// Windows drawn at random from documents that are long enough.
+    Windows,
+}
+
+/// `[train]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainSection {
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Tokens per row.
+    pub length: usize,
+    /// Learning rate, before schedule and groups.
+    pub lr: f64,
+    /// Rows per micro-batch.
+    #[serde(default = "one")]
+    pub batch: usize,
+    /// Micro-batches per step.
+    #[serde(default = "one_u32")]
+    pub micro_batches: u32,
+    /// Micro-batches computed at the same time, on a thread each.
+    #[serde(default = "one_u32")]
+    pub workers: u32,
+    /// Learning rate over the steps.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// The optimizer.
+    #[serde(default)]
+    pub adamw: AdamW,
+    /// Parameters that are updated differently.
+    #[serde(default)]
+    pub groups: Vec<ParamGroup>,
+    /// Norm to which gradients are clipped.
+    #[serde(default)]
+    pub clip: Option<f64>,
+    /// Steps with a NaN or infinite loss or gradient that may be skipped.
+    #[serde(default)]
+    pub skip_nonfinite: u64,
+    /// What becomes of a step without targets.
+    #[serde(default)]
+    pub empty_step: EmptyStep,
+    /// How gradients come about.
+    #[serde(default)]
+    pub strategy: Strategy,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn one_u32() -> u32 {
+    1
+}
+
+impl TrainSection {
+    /// The trainer's settings.
+    pub fn config(&self, seed: u64) -> TrainConfig {
+        TrainConfig {
+            steps: self.steps,
+            lr: self.lr,
+            micro_batches: self.micro_batches,
+            workers: self.workers,
+            schedule: self.schedule,
+            adamw: self.adamw,
+            groups: self.groups.clone(),
+            clip: self.clip,
+            skip_nonfinite: self.skip_nonfinite,
+            empty_step: self.empty_step,
+            strategy: self.strategy,
+            seed,
+        }
+    }
+}
+
+/// `[eval]`: perplexity of the held-out documents.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalSection {
+    /// Which windows are scored; strided by half of `train.length` where not set.
+    #[serde(default)]
+    pub protocol: Option<Protocol>,
+    /// Measure the model before training, too.
+    #[serde(default = "yes")]
+    pub before: bool,
+    /// At most so many held-out documents, in order of their names.
+    #[serde(default)]
+    pub documents: Option<usize>,
+    /// At most so many tokens from the beginning of each.
+    #[serde(default)]
+    pub tokens: Option<usize>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// `[output]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutputSection {
+    /// Folder of the run, new or empty.
+    pub dir: PathBuf,
+    /// Number format of the weights in `model/`.
+    #[serde(default = "f32")]
+    pub dtype: SaveDtype,
+    /// Largest weight file, bytes; one file where not set.
+    #[serde(default)]
+    pub max_shard_bytes: Option<u64>,
+    /// With `[lora]`: beside `adapter/`, write the whole model with the updates merged.
+    #[serde(default)]
+    pub merge: bool,
+}
+
+fn f32() -> SaveDtype {
+    SaveDtype::F32
+}

@@ -1,0 +1,103 @@
+//! Reading TOML so that every complaint points into the line.
+
+use crate::{Error, Result};
+use serde::de::DeserializeOwned;
+use std::ops::Range;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, Deserializer};
+
+/// Parse `text`; `file` is its name in messages.
+pub(super) fn parse<T: DeserializeOwned>(text: &str, file: &str) -> Result<T> {
+    let fail = |message: &str, span| fault(file, text, message.trim_end(), span);
+    let table = DeTable::parse(text).map_err(|e| fail(e.message(), e.span()))?;
+    T::deserialize(Deserializer::from(table.clone()))
+        .map_err(|e| fail(e.message(), blame::<T>(&table, &[], e.message()).or_else(|| e.span())))
+}
+
+/// An error about a field, as one that points at the field's value in `text`.
+pub(super) fn point(error: Error, text: &str, file: &str) -> Error {
+    match error {
+        Error::Config { file: of, field, value, expected } if of == file => {
+            let message = format!("`{field}` is {value}; expected {expected}");
+            fault(file, text, &message, locate(text, &field))
+        }
+        other => other,
+    }
+}
+
+/// The message names the line, too, for those who do not see the text.
+fn fault(file: &str, text: &str, message: &str, span: Option<Range<usize>>) -> Error {
+    let message = match &span {
+        Some(span) => {
+            let before = &text.as_bytes()[..span.start.min(text.len())];
+            let line = before.iter().filter(|b| **b == b'\n').count() + 1;
+            format!("line {line}: {message}")
+        }
+        None => message.into(),
+    };
+    Error::Parse { file: file.into(), message, text: Some(text.into()), span }
+}
+
+/// Where a dotted field stands, or the innermost table around it that does.
+fn locate(text: &str, field: &str) -> Option<Range<usize>> {
+    let table = DeTable::parse(text).ok()?;
+    let mut table = table.get_ref();
+    let mut span = None;
+    for part in field.split('.').map(|part| part.split('[').next().unwrap_or(part)) {
+        let Some((key, value)) = table.iter().find(|(key, _)| key.get_ref() == part) else { break };
+        match value.get_ref() {
+            DeValue::Table(inner) => (table, span) = (inner, Some(key.span())),
+            _ => return Some(value.span()),
+        }
+    }
+    span
+}
+
+/// The key without which reading `root` would no longer end in `message`: serde forgets places
+/// inside of enums that are told apart by a field.
+fn blame<T: DeserializeOwned>(
+    root: &Spanned<DeTable<'_>>,
+    path: &[&str],
+    message: &str,
+) -> Option<Range<usize>> {
+    if path.is_empty() && message.starts_with("missing field") {
+        return None;
+    }
+    let mut table = root.get_ref();
+    for part in path {
+        table = table.iter().find(|(key, _)| key.get_ref() == part)?.1.get_ref().as_table()?;
+    }
+    let mut found = None;
+    let mut least = 3;
+    for (key, value) in table.iter() {
+        let path: Vec<&str> = path.iter().copied().chain([&**key.get_ref()]).collect();
+        let mut without = root.clone();
+        remove(without.get_mut(), &path);
+        let rank = match T::deserialize(Deserializer::from(without)) {
+            Err(e) if e.message() == message => continue,
+            // The field that tells the variants apart is missed in any case.
+            Err(e) if e.message().starts_with("missing field `name`") => 2,
+            Err(e) if e.message().starts_with("missing field") => 1,
+            _ => 0,
+        };
+        if rank < least {
+            (least, found) = (rank, Some((path, key, value)));
+        }
+    }
+    let (path, key, value) = found?;
+    match value.get_ref() {
+        DeValue::Table(_) => blame::<T>(root, &path, message).or(Some(key.span())),
+        _ if message.starts_with("unknown field") => Some(key.span()),
+        _ => Some(value.span()),
+    }
+}
+
+fn remove(table: &mut DeTable<'_>, path: &[&str]) {
+    let Some((first, rest)) = path.split_first() else { return };
+    let Some(key) = table.keys().find(|key| key.get_ref() == first).cloned() else { return };
+    match (rest.is_empty(), table.get_mut(&key).map(Spanned::get_mut)) {
+        (true, _) => drop(table.remove(&key)),
+        (false, Some(DeValue::Table(inner))) => remove(inner, rest),
+        _ => {}
+    }
+}
