@@ -32,7 +32,7 @@ use crate::positional::RopeConfig;
 use burn::tensor::Device;
 
 /// Measures the peak of allocated bytes while the closure runs.
-pub type PeakBytes = fn(&mut dyn FnMut()) -> usize;
+pub type PeakBytes = fn(&mut (dyn FnMut() + Send)) -> usize;
 
 /// What [`check_mixer`] feeds the mixer, and what it leaves out.
 #[derive(Clone)]

@@ -286,10 +286,9 @@ fn page(
     let (short, long) = (recipe.base.length, recipe.extend.length);
     let lead = format!(
         "A Llama of {} parameters is trained on {short} tokens at a time and then extended to \
-         {long}, {} times, by LongLoRA (arXiv 2309.12307) and its rivals. All models are \
-         evaluated with dense attention on documents that none of them has seen.",
-        all[0].parameters,
-        recipe.factor()
+         {long} tokens by LongLoRA (arXiv 2309.12307) and by its rivals. All models are evaluated \
+         with dense attention on documents that none of them has seen.",
+        all[0].parameters
     );
     let figure = |name: &str, caption: &str| -> Result<Figure> {
         let found = plots.iter().find(|(n, _)| *n == name);

@@ -29,5 +29,7 @@ mod realdata;
 mod report;
 #[cfg(feature = "flex")]
 mod tiny;
+#[cfg(feature = "slow")]
+mod toy_extension;
 #[cfg(feature = "flex")]
 mod training;

@@ -22,7 +22,12 @@ fn projections(device: &Device, heads: usize, kv_heads: usize) -> AttnProjection
 }
 
 fn options() -> CheckOptions {
-    CheckOptions::new(16).with_rope(RopeConfig::new(10_000.0, 6))
+    CheckOptions::new(16).with_rope(RopeConfig::new(10_000.0, 6)).with_peak_bytes(peak_bytes)
+}
+
+/// A measured pass runs where the counting allocator looks.
+fn peak_bytes(work: &mut (dyn FnMut() + Send)) -> usize {
+    crate::alloc::measure(work).peak
 }
 
 #[test]
@@ -54,6 +59,39 @@ fn longlora_conforms() {
         assert!(report.passed(), "{report}");
         assert!(matches!(report.of(Check::Segments), Some(Outcome::Passed(_))), "{report}");
     }
+}
+
+/// Twice the length takes at most 2.2 times the memory, and the figure is one of a linear kernel:
+/// the scores of 2048 tokens alone would take 64 MiB.
+#[test]
+fn memory_grows_with_the_length() {
+    let report = check_mixer(&options().with_lengths(vec![3]), |d| {
+        Ok(DenseConfig::new().init(projections(d, 4, 2)))
+    })
+    .unwrap();
+    match report.of(Check::Memory) {
+        Some(Outcome::Passed(growth)) => assert!((1.5..=2.2).contains(growth), "{growth}"),
+        other => panic!("memory was not measured: {other:?}"),
+    }
+}
+
+/// Neither pass over the fused loss holds logits of all tokens.
+#[test]
+fn the_loss_keeps_no_logits() {
+    use burn::tensor::TensorData;
+    let (n, d, v) = (4096, 8, 4096);
+    let leaf = |rows: usize| {
+        let data: Vec<f32> = (0..rows * d).map(|i| (i % 17) as f32 * 0.1 - 0.8).collect();
+        let x = Tensor::<2>::from_data(TensorData::new(data, [rows, d]), &Device::flex());
+        Tensor::from_inner(x).require_grad()
+    };
+    let (x, w) = (leaf(n), leaf(v));
+    let labels: Vec<i64> = (0..n as i64).collect();
+    let usage = crate::alloc::measure(|| {
+        longburn::kernel::linear_cross_entropy(x, w, &labels).unwrap().backward()
+    });
+    let logits = n * v * size_of::<f32>();
+    assert!(usage.peak < logits / 8, "{} bytes, all logits are {logits}", usage.peak);
 }
 
 /// Wrong on purpose, in one way at a time.
