@@ -1,6 +1,7 @@
 //! What a recipe says of a training run.
 
-use super::optim::{AdamW, Optimizer, ParamGroup};
+use super::adamw::AdamW;
+use super::optim::{Optimizer, ParamGroup};
 use super::{Schedule, Strategy};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};

@@ -3,7 +3,7 @@
 use crate::models::keymap::PathStack;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, Gradients, Tensor};
+use burn::tensor::{DType, GradientCheckpointingStrategy, Gradients, Tensor};
 
 /// A running sum of gradients, one per parameter.
 ///
@@ -73,39 +73,17 @@ impl GradientSum {
     /// Path and squared norm (`[1]`, f32, still on the device) of every gradient, in the
     /// module's order.
     pub(super) fn squares<M: Module>(&self, model: &M) -> (Vec<String>, Vec<Tensor<1>>) {
-        let mut squares = Vec::new();
-        let mut paths = Vec::new();
-        self.each(model, |path, grad| {
-            paths.push(path);
-            squares.push(grad.square().sum());
-        });
-        (paths, squares)
-    }
-
-    /// The first NaN or infinite value in the gradient of the parameter at `path`.
-    pub(super) fn nonfinite<M: Module>(&self, model: &M, path: &str) -> Option<f64> {
-        let mut value = None;
-        self.each(model, |at, grad| {
-            if at == path {
-                let data = grad.into_data();
-                value = data.iter::<f32>().find(|x| !x.is_finite()).map(f64::from);
-            }
-        });
-        value
-    }
-
-    /// Every gradient as a row of f32, with the path of its parameter.
-    fn each<M: Module>(&self, model: &M, act: impl FnMut(String, Tensor<1>)) {
-        struct Walk<'a, F> {
+        struct Walk<'a> {
             stack: PathStack,
             grads: &'a GradientsParams,
-            act: F,
+            paths: Vec<String>,
+            squares: Vec<Tensor<1>>,
         }
-        impl<F: FnMut(String, Tensor<1>)> ModuleVisitor for Walk<'_, F> {
+        impl ModuleVisitor for Walk<'_> {
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
                 if let Some(grad) = self.grads.get::<D>(param.id) {
-                    let len = grad.shape().num_elements();
-                    (self.act)(self.stack.path(), grad.reshape([len]).cast(DType::F32));
+                    self.paths.push(self.stack.path());
+                    self.squares.push(grad.cast(DType::F32).square().sum());
                 }
             }
             fn enter_module(&mut self, name: &str, container: &str) {
@@ -115,6 +93,48 @@ impl GradientSum {
                 self.stack.exit();
             }
         }
-        model.visit(&mut Walk { stack: PathStack::default(), grads: &self.grads, act });
+        let stack = PathStack::default();
+        let mut walk = Walk { stack, grads: &self.grads, paths: vec![], squares: vec![] };
+        model.visit(&mut walk);
+        (walk.paths, walk.squares)
     }
+
+    /// The first NaN or infinite value in the gradient at `place` in the order of
+    /// [`GradientSum::squares`].
+    pub(super) fn nonfinite<M: Module>(&self, model: &M, place: usize) -> Option<f64> {
+        struct Walk<'a> {
+            grads: &'a GradientsParams,
+            place: usize,
+            seen: usize,
+            value: Option<f64>,
+        }
+        impl ModuleVisitor for Walk<'_> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                let Some(grad) = self.grads.get::<D>(param.id) else { return };
+                if self.seen == self.place {
+                    let data = grad.into_data();
+                    self.value = data.iter::<f32>().find(|x| !x.is_finite()).map(f64::from);
+                }
+                self.seen += 1;
+            }
+        }
+        let mut walk = Walk { grads: &self.grads, place, seen: 0, value: None };
+        model.visit(&mut walk);
+        walk.value
+    }
+}
+
+/// A value without autodiff as a leaf of its own, with the strategy of what it replaces: tensors
+/// of two strategies cannot meet in an operation.
+pub(super) fn leaf<const D: usize>(
+    value: Tensor<D>,
+    strategy: Option<GradientCheckpointingStrategy>,
+    trains: bool,
+) -> Tensor<D> {
+    let value = value.autodiff();
+    match strategy {
+        Some(strategy) => value.with_gradient_checkpointing_strategy(strategy),
+        None => value,
+    }
+    .set_require_grad(trains)
 }

@@ -1,5 +1,6 @@
 //! The trainer: objectives, strategies, optimizer, metrics, evaluation, reports, recipes.
 
+mod adamw;
 mod burn_train;
 mod config;
 pub mod eval;
@@ -13,12 +14,14 @@ mod source;
 mod state;
 pub mod strategy;
 mod trainer;
+mod window;
 
+pub use adamw::AdamW;
 pub use self::burn_train::{Interrupter, MetricsRenderer};
 pub use config::{EmptyStep, TrainConfig};
 pub use gradients::GradientSum;
 pub use objective::{LossParts, NextToken, Objective, SplitObjective};
-pub use optim::{AdamW, Optimizer, OptimizerState, ParamGroup};
+pub use optim::{Optimizer, OptimizerState, ParamGroup};
 pub use recipe::{Recipe, RunOptions, RunSummary, run_recipe, run_recipe_with};
 pub use schedule::{Schedule, Warmup};
 pub use source::BatchSource;

@@ -1,41 +1,21 @@
-//! AdamW (Loshchilov & Hutter, arXiv 1711.05101) over groups of parameters, its state keyed by
-//! module path.
+//! Groups of parameters, each updated by a rule of its own, and their state by module path.
 //!
-//! The update rule is Burn's; Burn's `ModuleOptimizer` keys its state by parameter ids, which are
-//! others in every process, so the walk over the module is ours.
+//! A rule is any optimizer of Burn's kind. Burn's `ModuleOptimizer` keys its state by parameter
+//! ids, which are others in every process, so the walk over the module is ours.
 
-use super::GradientSum;
+use super::adamw::AdamW;
+use super::gradients::{GradientSum, leaf};
 use super::state::trainable;
 use crate::models::keymap::PathStack;
 use crate::models::lora::Role;
 use crate::models::weights::{RawTensor, SaveDtype};
 use crate::{Error, Result};
 use burn::module::{Module, ModuleMapper, Param};
-use burn::optim::{self, DynOptimizer, DynState, StateSink, StateSource};
+use burn::optim::{DynOptimizer, DynState, StateSink, StateSource};
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
-
-/// Settings of AdamW.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct AdamW {
-    /// Decay of the mean of gradients.
-    pub beta1: f32,
-    /// Decay of the mean of squared gradients.
-    pub beta2: f32,
-    /// Added to the root of the mean square.
-    pub eps: f32,
-    /// Share of a weight taken off per step and unit of learning rate.
-    pub weight_decay: f32,
-}
-
-impl Default for AdamW {
-    fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0 }
-    }
-}
 
 /// Parameters that are updated differently from the rest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -105,7 +85,7 @@ impl Optimizer {
     /// # Errors
     /// Settings that cannot work, or a role in two groups.
     pub fn new(adamw: &AdamW, groups: &[ParamGroup]) -> Result<Self> {
-        let mut rules = vec![Rule { roles: vec![], lr_factor: 1.0, update: update(adamw)? }];
+        let mut rules = vec![Rule { roles: vec![], lr_factor: 1.0, update: adamw.rule()? }];
         for (i, group) in groups.iter().enumerate() {
             let at = |field: &str| format!("groups[{i}].{field}");
             let bad = |field: &str, value: String, expected: &str| {
@@ -125,7 +105,7 @@ impl Optimizer {
             rules.push(Rule {
                 roles: group.roles.clone(),
                 lr_factor: group.lr_factor,
-                update: update(&AdamW { weight_decay, ..*adamw })?,
+                update: AdamW { weight_decay, ..*adamw }.rule()?,
             });
         }
         Ok(Self { rules, states: HashMap::new() })
@@ -222,31 +202,6 @@ fn owner<'a>(shapes: &BTreeMap<String, Vec<usize>>, name: &'a str) -> Option<&'a
     name.match_indices('.').map(|(at, _)| &name[..at]).find(|path| shapes.contains_key(*path))
 }
 
-fn update(settings: &AdamW) -> Result<Box<dyn DynOptimizer>> {
-    let AdamW { beta1, beta2, eps, weight_decay } = *settings;
-    for (field, value, good, expected) in [
-        ("beta1", beta1, (0.0..1.0).contains(&beta1), "at least 0 and below 1"),
-        ("beta2", beta2, (0.0..1.0).contains(&beta2), "at least 0 and below 1"),
-        ("eps", eps, eps > 0.0 && eps.is_finite(), "a positive number"),
-        (
-            "weight_decay",
-            weight_decay,
-            weight_decay >= 0.0 && weight_decay.is_finite(),
-            "at least 0",
-        ),
-    ] {
-        if !good {
-            return Err(Error::config("training", format!("adamw.{field}"), value, expected));
-        }
-    }
-    let config = optim::AdamWConfig::new()
-        .with_beta_1(beta1)
-        .with_beta_2(beta2)
-        .with_epsilon(eps)
-        .with_weight_decay(weight_decay);
-    Ok(Box::new(config.build()))
-}
-
 struct Walk<'a> {
     optimizer: &'a mut Optimizer,
     stack: PathStack,
@@ -266,7 +221,7 @@ impl ModuleMapper for Walk<'_> {
         let lr = self.lr * rule.lr_factor;
         let mut kept = None;
         let param = param.map(|weight| {
-            let checkpointing = weight.gradient_checkpointing_strategy();
+            let strategy = weight.gradient_checkpointing_strategy();
             let (new, state) = rule.update.step_dyn(
                 D,
                 lr,
@@ -275,12 +230,7 @@ impl ModuleMapper for Walk<'_> {
                 state,
             );
             kept = state;
-            let new = Tensor::<D>::from_bridge(new).autodiff();
-            match checkpointing {
-                Some(strategy) => new.with_gradient_checkpointing_strategy(strategy),
-                None => new,
-            }
-            .require_grad()
+            leaf(Tensor::<D>::from_bridge(new), strategy, true)
         });
         if let Some(state) = kept {
             self.optimizer.states.insert(path, state);

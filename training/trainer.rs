@@ -3,13 +3,11 @@
 use super::burn_train::Session;
 use super::optim::Optimizer;
 use super::state::{Counters, TrainState, trainable};
-use super::{
-    BatchSource, EmptyStep, GradientSum, LossParts, Objective, TrainConfig, TrainStrategy,
-};
+use super::window::{Measured, Window, at_once};
+use super::{BatchSource, EmptyStep, GradientSum, Objective, TrainConfig, TrainStrategy};
 use crate::models::{Blocks, ForwardOptions};
 use crate::{Error, Result};
-use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{DType, Tensor};
+use burn::module::Module;
 use burn_train::Interrupter;
 use burn_train::renderer::MetricsRenderer;
 use serde::{Deserialize, Serialize};
@@ -213,10 +211,11 @@ impl Trainer {
         S: TrainStrategy<M, O>,
         D: BatchSource<O::Batch> + ?Sized,
     {
-        let run = Run::begin(&self.config, model.train(), self.state.take())?;
-        if run.counters.step > 0 {
-            data.seek(&run.counters.cursor)?;
+        let state = self.state.take();
+        if let Some(state) = &state {
+            data.seek(&state.counters.cursor)?;
         }
+        let run = Run::begin(&self.config, model.train(), state)?;
         let renderer = self.renderer.take();
         let session = Session::start(self.interrupter.clone(), renderer, self.config.steps);
         let ended = self.steps(run, objective, strategy, data, &mut |step| {
@@ -311,83 +310,6 @@ impl Trainer {
     }
 }
 
-/// `work` on every batch, on a thread each where there are several.
-fn at_once<M: Module, B: Sync, R: Send>(
-    model: &M,
-    batches: &[B],
-    work: impl Fn(&M, &B) -> Result<R> + Sync,
-) -> Vec<Result<R>> {
-    if let [batch] = batches {
-        return vec![work(model, batch)];
-    }
-    // Graphs that share a leaf are one graph with one lock: every thread gets leaves of its own.
-    let models: Vec<M> = batches.iter().map(|_| model.clone().map(&mut OwnLeaves)).collect();
-    std::thread::scope(|scope| {
-        let work = &work;
-        let threads: Vec<_> = models
-            .into_iter()
-            .zip(batches)
-            .map(|(model, batch)| scope.spawn(move || work(&model, batch)))
-            .collect();
-        let lost = || Err(Error::Training("a worker thread panicked".into()));
-        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| lost())).collect()
-    })
-}
-
-/// The same parameters (by id and value) as new leaves.
-struct OwnLeaves;
-
-impl ModuleMapper for OwnLeaves {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        param.map(|x| {
-            let trained = x.is_require_grad();
-            Tensor::from_inner(x.inner()).set_require_grad(trained)
-        })
-    }
-}
-
-fn add(a: Option<Tensor<1>>, b: Option<Tensor<1>>) -> Option<Tensor<1>> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a + b),
-        (a, b) => a.or(b),
-    }
-}
-
-/// Sums over the micro-batches of a step.
-#[derive(Default)]
-struct Window {
-    gradients: GradientSum,
-    sum: Option<Tensor<1>>,
-    aux: Option<Tensor<1>>,
-    weight: f64,
-    tokens: u64,
-    metrics: BTreeMap<String, f64>,
-    sources: Vec<String>,
-}
-
-impl Window {
-    fn add<M: Module>(
-        &mut self,
-        model: &M,
-        parts: LossParts,
-        gradients: GradientSum,
-        source: String,
-    ) {
-        self.sources.push(source);
-        self.tokens += parts.tokens;
-        if parts.weight == 0.0 {
-            return;
-        }
-        self.gradients.merge(model, gradients);
-        self.weight += parts.weight;
-        self.sum = add(self.sum.take(), Some(parts.sum));
-        self.aux = add(self.aux.take(), parts.aux.map(|aux| aux.mul_scalar(parts.weight)));
-        for (name, value) in parts.metrics {
-            *self.metrics.entry(name).or_default() += value * parts.weight;
-        }
-    }
-}
-
 /// What changes from step to step.
 struct Run<M> {
     model: M,
@@ -461,50 +383,5 @@ impl<M: Module> Run<M> {
         let scale = shrink / window.weight;
         self.model = self.optimizer.step(self.model, window.gradients, scale, report.lr);
         Ok(self)
-    }
-}
-
-/// The numbers of a step, all read from the device at once.
-struct Measured {
-    loss: f64,
-    aux: Option<f64>,
-    norm: f64,
-    /// Squared norm of every gradient before division by the weight, in the module's order.
-    squares: Vec<(String, f64)>,
-}
-
-impl Measured {
-    fn read<M: Module>(window: &Window, model: &M) -> Result<Self> {
-        let (paths, squares) = window.gradients.squares(model);
-        if squares.is_empty() {
-            return Err(Error::Training(
-                "the loss does not depend on any trainable parameter".into(),
-            ));
-        }
-        let losses = [&window.sum, &window.aux].into_iter().flatten().cloned();
-        let scalars: Vec<_> = losses.map(|x| x.cast(DType::F32)).chain(squares).collect();
-        let values = Tensor::cat(scalars, 0).into_data();
-        let mut values = values.iter::<f32>().map(f64::from);
-        let mut mean = |_: &Tensor<1>| values.next().map(|sum| sum / window.weight);
-        let loss = window.sum.as_ref().and_then(&mut mean).unwrap_or(0.0);
-        let aux = window.aux.as_ref().and_then(&mut mean);
-        let squares: Vec<_> = paths.into_iter().zip(values).collect();
-        let norm = squares.iter().map(|(_, square)| square).sum::<f64>().sqrt() / window.weight;
-        Ok(Self { loss, aux, norm, squares })
-    }
-
-    /// The first number that is NaN or infinite: of the losses, then of the gradients in the
-    /// order in which the backward pass reaches them, which is from the end of the module.
-    fn nonfinite<M: Module>(&self, grads: &GradientSum, model: &M) -> Option<(String, f64)> {
-        if !self.loss.is_finite() {
-            return Some(("loss".into(), self.loss));
-        }
-        if let Some(aux) = self.aux.filter(|aux| !aux.is_finite()) {
-            return Some(("auxiliary loss".into(), aux));
-        }
-        let (path, square) = self.squares.iter().rev().find(|(_, square)| !square.is_finite())?;
-        // The square of a large finite value is infinite, too.
-        let value = grads.nonfinite(model, path).unwrap_or(*square);
-        Some((format!("gradient of {path}"), value))
     }
 }

@@ -110,7 +110,7 @@ pub fn train(
     let mut arms = Vec::new();
     let mut trainable = Vec::new();
     for arm in Arm::ALL {
-        let model = base.clone().with_rope(recipe.rope(factor), recipe.extend.length)?;
+        let model = base.clone().with_rope(recipe.rope(factor), recipe.base.length)?;
         let model = match arm {
             Arm::Interpolation => model,
             _ => {

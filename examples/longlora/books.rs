@@ -118,7 +118,7 @@ pub fn run(args: &BooksArgs) -> Result<()> {
     let path = args.out.join("metrics.jsonl");
     let mut log = MetricsLog::open(&path)?;
     let done: Vec<String> = read_metrics(&path)?.eval(LATE).map(|e| e.run.clone()).collect();
-    let stretched = base.clone().with_rope(rope.clone(), recipe.length)?;
+    let stretched = base.clone().with_rope(rope.clone(), own)?;
     if !done.iter().any(|d| d == UNTRAINED) {
         evaluate(&recipe, &stretched, &texts, UNTRAINED, &mut log)?;
     }
@@ -164,7 +164,7 @@ fn train(
     };
     let policy = if arm == "lora" { LoraConfig::new() } else { LoraConfig::longlora() };
     let policy = policy.with_rank(recipe.rank).with_alpha(recipe.alpha).with_seed(seed);
-    let stretch = |model: Decoder| model.with_rope(rope.clone(), recipe.length);
+    let stretch = |model: Decoder| model.with_rope(rope.clone(), own);
     let model = if short { base.clone() } else { stretch(base.clone())? };
     let model = lora::apply(model.swap_mixer(&mixer)?, &policy)?;
     // The short arm sees the same tokens per step, in more rows.

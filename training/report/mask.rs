@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn pairs_are_those_counted_one_by_one() {
-        for len in [4, 256, 516, 1200] {
+        for len in [8, 256, 520, 1200] {
             let (mask, drawing) = (mask(len), drawing(len));
             assert_eq!(drawing.summary.pairs, mask.pairs());
             assert_eq!(drawing.summary.density, mask.density());

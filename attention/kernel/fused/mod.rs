@@ -2,12 +2,14 @@
 //! more in memory traffic than the matrix products between them. Elsewhere, and in other dtypes
 //! than f32, the same formulas out of tensor operations.
 
+mod adamw;
 mod rms_norm;
 mod rotate;
 mod swiglu;
 #[cfg(test)]
 mod tests;
 
+pub use adamw::{AdamWStep, adamw};
 pub use rms_norm::rms_norm;
 pub use rotate::rotate_half;
 pub use swiglu::swiglu;

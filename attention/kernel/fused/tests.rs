@@ -1,6 +1,6 @@
 //! f32 ops of their own against the same formulas in f64, outputs and all gradients.
 
-use super::{rms_norm, rotate_half, swiglu};
+use super::{AdamWStep, adamw, rms_norm, rotate_half, swiglu};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 fn leaf<const D: usize>(shape: [usize; D], seed: u64, dtype: DType) -> Tensor<D> {
@@ -68,6 +68,30 @@ fn swiglu_equals_the_formula() {
             let y = swiglu(g.clone(), u.clone());
             let grads = (y.clone() * leaf(shape, 3, dtype).detach()).sum().backward();
             vec![host(y), host(g.grad(&grads).unwrap()), host(u.grad(&grads).unwrap())]
+        });
+    }
+}
+
+#[test]
+fn adamw_equals_the_formula() {
+    // The last is long enough for several threads.
+    for shape in [[1, 1], [3, 21], [300, 257]] {
+        check("adamw", |dtype| {
+            let value = |seed| leaf(shape, seed, dtype).inner();
+            let (mut w, mut moments) = (value(1), [value(9).zeros_like(), value(9).zeros_like()]);
+            for time in 1..=4 {
+                let step = AdamWStep {
+                    lr: 0.01 * time as f32,
+                    beta1: 0.8,
+                    beta2: 0.9,
+                    eps: 1e-2,
+                    weight_decay: 0.3,
+                    time,
+                };
+                (w, moments) = adamw(w, value(1 + time as u64), moments, &step);
+            }
+            let [m, v] = moments;
+            vec![host(w), host(m), host(v)]
         });
     }
 }

@@ -119,3 +119,20 @@ fn n5_a_step_without_targets_is_refused_or_skipped() {
     let before = weights(&decoder(true));
     assert_eq!(bits(&weights(&outcome.model)), bits(&before));
 }
+
+#[test]
+fn the_number_of_workers_changes_no_bit() {
+    let trained = |workers| {
+        let config = TrainConfig::new(2, 1e-2).with_micro_batches(5).with_workers(workers);
+        let mut data = |step, micro: u32| Ok(Some(row(step, micro as usize)));
+        let (model, _, mut reports) = run(config, decoder(true), &mut data).unwrap();
+        reports.iter_mut().for_each(|r| (r.seconds, r.tokens_per_second) = (0.0, 0.0));
+        (weights(&model), reports)
+    };
+    let alone = trained(1);
+    for workers in [2, 5, 9] {
+        let together = trained(workers);
+        assert_eq!(bits(&together.0), bits(&alone.0));
+        assert_eq!(together.1, alone.1);
+    }
+}

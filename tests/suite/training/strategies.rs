@@ -1,10 +1,12 @@
 //! Block recompute gives the gradients of one graph, for less memory.
 
 use super::{VOCAB, batch, config, decoder, gradients, ratio};
+use crate::alloc::measure;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use longburn::attention::{
-    AttnProjections, Dense, DenseConfig, MixContext, MixOutput, MixerConfig, SequenceMixer, State,
+    AttnProjections, Dense, DenseConfig, LongLoraConfig, MixContext, MixOutput, MixerConfig,
+    SequenceMixer, State,
 };
 use longburn::models::keymap::{map_params, params};
 use longburn::models::lora::{self, LoraConfig};
@@ -61,6 +63,10 @@ fn recompute_is_plain() {
     // Per block: two norms, q, k, v, o, gate, up, down; beside them embedding, norm, head.
     assert_recompute_is_plain(decoder(false), 2 * 9 + 3);
     assert_recompute_is_plain(decoder(true), 2 * 9 + 2);
+    // Sparse in training only: the phase must reach the second run of a block.
+    let sparse = LongLoraConfig::new().with_group_size(4).with_ragged(true);
+    let sparse = decoder(true).swap_mixer(&MixerConfig::LongLora(sparse)).unwrap();
+    assert_recompute_is_plain(sparse, 2 * 9 + 2);
 }
 
 #[test]
@@ -96,6 +102,9 @@ fn recompute_is_plain_with_auxiliary_losses() {
     assert!((plain.0 - recompute.0).abs() <= 1e-6 * plain.0.abs());
     assert!((plain.1 - recompute.1).abs() <= 1e-6 * plain.1.abs() && plain.1 > 0.0);
     assert_eq!((plain.2, recompute.2), (20.0, 20.0));
+    let whole = NextToken.loss(&model, &batch, &ForwardOptions::train()).unwrap();
+    let total = whole.total().into_scalar::<f32>();
+    assert!((total - plain.0 - 20.0 * plain.1).abs() < 1e-5 * total);
 }
 
 /// Next tokens, but not cut at the hidden states.
@@ -122,39 +131,19 @@ fn recompute_refuses_by_name_what_it_cannot_cut() {
     assert!(error.to_string().contains("strategies::Whole"), "{error}");
 }
 
-/// Each strategy runs in a process of its own, whose peak tells what it kept.
-#[cfg(target_os = "linux")]
 #[test]
 fn recompute_needs_less_memory() {
-    const NAME: &str = "training::strategies::recompute_needs_less_memory";
-    const ROLE: &str = "LONGBURN_TEST_STRATEGY";
-    let peak = || {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
-    };
-    if let Ok(role) = std::env::var(ROLE) {
-        let config = ModelConfig::llama(VOCAB, 64, 12, 2);
-        let model = Decoder::new(&config, &MixerConfig::Dense, 0, &Device::flex()).unwrap();
-        let (model, batch) = (model.train(), batch(1, &[512, 512]));
-        let before = peak();
-        match role.as_str() {
-            "plain" => gradients(&model, &NextToken, &Plain, &batch).unwrap(),
-            _ => gradients(&model, &NextToken, &Recompute, &batch).unwrap(),
+    let config = ModelConfig::llama(VOCAB, 64, 12, 2);
+    let model = Decoder::new(&config, &MixerConfig::Dense, 0, &Device::flex()).unwrap();
+    let (model, batch) = (model.train(), batch(1, &[512, 512]));
+    let peak = |strategy: &(dyn TrainStrategy<Decoder, NextToken> + Sync)| {
+        let work = || {
+            let options = ForwardOptions::train();
+            let mut sum = GradientSum::new();
+            strategy.accumulate(&model, &NextToken, &batch, &options, &mut sum).unwrap();
         };
-        println!("GREW {}", peak() - before);
-        return;
-    }
-    let grew = |role: &str| -> u64 {
-        let output = std::process::Command::new(std::env::current_exe().unwrap())
-            .args([NAME, "--exact", "--nocapture"])
-            .env(ROLE, role)
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let found = text.lines().find_map(|l| l.split_once("GREW ")).map(|(_, n)| n.trim());
-        found.and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("{text}"))
+        measure(work).peak
     };
-    let (plain, recompute) = (grew("plain"), grew("recompute"));
-    assert!(3 * recompute < plain, "recompute {recompute} kB, plain {plain} kB");
+    let (plain, recompute) = (peak(&Plain), peak(&Recompute));
+    assert!(3 * recompute < plain, "recompute {recompute}, plain {plain} bytes");
 }
