@@ -14,6 +14,7 @@ pub use rms_norm::rms_norm;
 pub use rotate::rotate_half;
 pub use swiglu::swiglu;
 
+#[cfg(feature = "flex")]
 use burn::tensor::{DType, Tensor};
 
 /// Work below this many elements is not worth a thread.
@@ -21,6 +22,7 @@ use burn::tensor::{DType, Tensor};
 const PARALLEL_FROM: usize = 1 << 16;
 
 /// Whether the op of its own runs for this tensor.
+#[cfg(feature = "flex")]
 fn on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
     x.dtype() == DType::F32 && crate::attention::is_flex(&x.device())
 }
