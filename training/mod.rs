@@ -16,8 +16,8 @@ pub mod strategy;
 mod trainer;
 mod window;
 
-pub use adamw::AdamW;
 pub use self::burn_train::{Interrupter, MetricsRenderer};
+pub use adamw::AdamW;
 pub use config::{EmptyStep, TrainConfig};
 pub use gradients::GradientSum;
 pub use objective::{LossParts, NextToken, Objective, SplitObjective};
