@@ -1,7 +1,6 @@
 //! One node of the graph for the fused loss, on every device.
 
 use super::{LossPlan, tiled};
-use crate::Implementation;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::{
     grads::Gradients,
@@ -45,7 +44,7 @@ impl LossOps for burn::backend::Flex {
         w: FloatTensor<Self>,
         plan: LossPlan,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        if plan.implementation == Implementation::Flex {
+        if plan.implementation == crate::Implementation::Flex {
             return super::flex::forward(x, w, &plan);
         }
         through_tiled!(burn::backend::Flex, x, w, plan)

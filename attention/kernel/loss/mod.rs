@@ -27,6 +27,8 @@ pub struct LossPlan {
     pub(crate) labels: Arc<Vec<i32>>,
     pub(crate) x_grad: bool,
     pub(crate) w_grad: bool,
+    /// Only the CPU has a choice.
+    #[cfg_attr(not(feature = "flex"), allow(dead_code))]
     pub(crate) implementation: Implementation,
 }
 
