@@ -100,7 +100,7 @@ pub fn train(
     let model = Decoder::new(&config, &MixerConfig::Dense, seed, &device)?;
     let parameters = TrainableReport::of(&model).total;
     let shape = (recipe.base.length, recipe.base.batch, recipe.base.passkey_repeats);
-    let mut rows = text.rows(recipe, shape, seed)?;
+    let mut rows = text.rows(recipe, shape, recipe.passkey.keys_first, seed)?;
     let training = recipe.base_training(seed);
     let title = format!("base model, {} tokens, seed {seed}", recipe.base.length);
     let base = fit(model, training, &mut rows, "base", &title, &mut log, progress)?;
@@ -120,7 +120,7 @@ pub fn train(
                 let extend = &recipe.extend;
                 let shape = (extend.length, extend.batch, extend.passkey_repeats);
                 // All arms see the same rows in the same order.
-                let mut rows = text.rows(recipe, shape, seed + 1000)?;
+                let mut rows = text.rows(recipe, shape, 0, seed + 1000)?;
                 let title = format!("{}, {} tokens, seed {seed}", arm.title(), extend.length);
                 let training = recipe.extension(seed);
                 let model =

@@ -78,6 +78,7 @@ pub struct OptimizerPart {
 #[serde(deny_unknown_fields)]
 pub struct PasskeyPart {
     pub share: f64,
+    pub keys_first: u64,
     pub words: usize,
     pub key_words: usize,
 }

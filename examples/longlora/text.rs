@@ -67,11 +67,13 @@ impl Text {
         Ok(Self { origin, sha256, tokenizer, train: train.into(), held_out, passkey, report })
     }
 
-    /// Batches of training rows: most carry key statements and end with the question.
+    /// Batches of training rows: most carry key statements and end with the question; in the
+    /// first `keys_first` steps all do, once more than later.
     pub fn rows(
         &self,
         recipe: &Recipe,
         (length, batch, repeats): (usize, usize, usize),
+        keys_first: u64,
         seed: u64,
     ) -> Result<impl FnMut(u64, u32) -> Result<Option<TokenBatch>> + use<>> {
         let streams = Streams::new(seed);
@@ -82,10 +84,12 @@ impl Text {
         Ok(move |step: u64, micro: u32| {
             let mut rng = streams.rng(Purpose::Synthetic, step, micro, 0);
             let mut rows = Vec::with_capacity(per_micro);
+            let early = step <= keys_first;
+            let repeats = repeats + early as usize;
             for _ in 0..per_micro {
                 let window = sampler.window(&mut rng);
                 let source = format!("{}[{}..]", window.document, window.start);
-                rows.push(match rng.unit() < share {
+                rows.push(match early || rng.unit() < share {
                     true => {
                         let ids = passkey.training_row(window.ids, length, repeats, &mut rng)?;
                         Row::single(ids, None, source)

@@ -29,7 +29,7 @@ mod realdata;
 mod report;
 #[cfg(feature = "flex")]
 mod tiny;
-#[cfg(feature = "slow")]
+#[cfg(all(feature = "slow", feature = "flex"))]
 mod toy_extension;
 #[cfg(feature = "flex")]
 mod training;
