@@ -31,7 +31,8 @@ pub fn toy() -> Toy {
     Toy { norm: scale([1.0, -0.5, 2.0]), proj: scale([0.3, 0.0, -1.5]) }
 }
 
-/// Loss whose gradient is the batch: that of `norm`, then that of `proj`.
+/// Loss whose mean over four targets has the batch as its gradient: that of `norm`, then that of
+/// `proj`.
 pub struct Linear;
 
 impl Objective<Toy> for Linear {
@@ -41,7 +42,7 @@ impl Objective<Toy> for Linear {
         let fixed = |values: [f32; 3]| Tensor::<1>::from_floats(values, &Device::flex());
         let sum = (model.norm.weight.val() * fixed(batch[0])).sum()
             + (model.proj.weight.val() * fixed(batch[1])).sum();
-        Ok(LossParts::new(sum, 1.0, 1))
+        Ok(LossParts::new(sum.mul_scalar(4.0), 4.0, 4))
     }
 
     fn source(&self, batch: &Self::Batch) -> String {
