@@ -58,9 +58,10 @@ impl Text {
                 recipe.extend.length
             )));
         }
-        let PasskeyConfigOf { words, key_words } = PasskeyConfigOf::of(recipe);
-        let passkey =
-            PasskeyConfig::new().with_words(words).with_key_words(key_words).init(&tokenizer)?;
+        let passkey = PasskeyConfig::new()
+            .with_words(recipe.passkey.words)
+            .with_key_words(recipe.passkey.key_words)
+            .init(&tokenizer)?;
         stage.advance(1);
         stage.finish();
         let report = read.then(&of_train).then(&of_held_out);
@@ -135,17 +136,6 @@ impl Text {
     }
 }
 
-struct PasskeyConfigOf {
-    words: usize,
-    key_words: usize,
-}
-
-impl PasskeyConfigOf {
-    fn of(recipe: &Recipe) -> Self {
-        Self { words: recipe.passkey.words, key_words: recipe.passkey.key_words }
-    }
-}
-
 /// `n` documents from all over the list.
 fn spread(documents: &[Document], n: usize) -> Vec<&Document> {
     let step = documents.len().div_ceil(n.max(1)).max(1);
@@ -154,12 +144,11 @@ fn spread(documents: &[Document], n: usize) -> Vec<&Document> {
 
 fn from_path(path: &Path) -> Result<(Vec<Document>, String, String, DataReport)> {
     let mut source = open(path)?;
-    let mut documents = Vec::new();
+    let documents = source.read_all()?;
     let mut hash = Sha256::new();
-    while let Some(document) = source.next_document()? {
+    for document in &documents {
         hash.update(document.id.as_bytes());
         hash.update(document.text.as_bytes());
-        documents.push(document);
     }
     let sha256 = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
     let origin = format!("{} documents of {}", documents.len(), path.display());
