@@ -63,13 +63,32 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { e * power }
 }
 
-/// C (m×n) = α·A (m×k)·B (k×n) + β·C on one thread. Strides count elements.
+/// C (m×n) = α·A (m×k)·B (k×n) (+ C) on one thread. Strides count elements.
 ///
 /// # Safety
 /// All three must be valid for the sizes and strides given, and C must not overlap A or B.
 #[allow(clippy::too_many_arguments)]
 #[inline]
 pub(crate) unsafe fn gemm(
+    size: (usize, usize, usize),
+    c: *mut f32,
+    c_strides: (isize, isize),
+    a: *const f32,
+    a_strides: (isize, isize),
+    b: *const f32,
+    b_strides: (isize, isize),
+    alpha: f32,
+    accumulate: bool,
+) {
+    let one = gemm::Parallelism::None;
+    unsafe { product(size, c, c_strides, a, a_strides, b, b_strides, alpha, accumulate, one) }
+}
+
+/// # Safety
+/// As [`gemm`].
+#[allow(clippy::too_many_arguments)]
+#[inline]
+unsafe fn product(
     (m, n, k): (usize, usize, usize),
     c: *mut f32,
     (c_rows, c_columns): (isize, isize),
@@ -79,6 +98,7 @@ pub(crate) unsafe fn gemm(
     (b_rows, b_columns): (isize, isize),
     alpha: f32,
     accumulate: bool,
+    parallelism: gemm::Parallelism,
 ) {
     // The library computes dst = alpha·dst + beta·lhs·rhs.
     unsafe {
@@ -101,7 +121,7 @@ pub(crate) unsafe fn gemm(
             false,
             false,
             false,
-            gemm::Parallelism::None,
+            parallelism,
         )
     }
 }
@@ -112,38 +132,17 @@ pub(crate) unsafe fn gemm(
 /// As [`gemm`].
 #[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn gemm_threads(
-    (m, n, k): (usize, usize, usize),
+    size: (usize, usize, usize),
     c: *mut f32,
-    (c_rows, c_columns): (isize, isize),
+    c_strides: (isize, isize),
     a: *const f32,
-    (a_rows, a_columns): (isize, isize),
+    a_strides: (isize, isize),
     b: *const f32,
-    (b_rows, b_columns): (isize, isize),
+    b_strides: (isize, isize),
     accumulate: bool,
 ) {
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            c,
-            c_columns,
-            c_rows,
-            accumulate,
-            a,
-            a_columns,
-            a_rows,
-            b,
-            b_columns,
-            b_rows,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::Rayon(0),
-        )
-    }
+    let all = gemm::Parallelism::Rayon(0);
+    unsafe { product(size, c, c_strides, a, a_strides, b, b_strides, 1.0, accumulate, all) }
 }
 
 #[cfg(test)]
