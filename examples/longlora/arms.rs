@@ -99,8 +99,8 @@ pub fn train(
     let config = recipe.model(text.tokenizer.vocab_size());
     let model = Decoder::new(&config, &MixerConfig::Dense, seed, &device)?;
     let parameters = TrainableReport::of(&model).total;
-    let shape = (recipe.base.length, recipe.base.batch, recipe.base.passkey_repeats);
-    let mut rows = text.rows(recipe, shape, recipe.passkey.keys_first, seed)?;
+    let shape = (recipe.base.length, recipe.base.batch);
+    let mut rows = text.rows(shape, |step| recipe.base_rows(step), seed)?;
     let training = recipe.base_training(seed);
     let title = format!("base model, {} tokens, seed {seed}", recipe.base.length);
     let base = fit(model, training, &mut rows, "base", &title, &mut log, progress)?;
@@ -118,9 +118,9 @@ pub fn train(
                 let model = lora::apply(model, &arm.policy(recipe, seed))?;
                 trainable.push((arm, TrainableReport::of(&model).trainable));
                 let extend = &recipe.extend;
-                let shape = (extend.length, extend.batch, extend.passkey_repeats);
+                let shape = (extend.length, extend.batch);
                 // All arms see the same rows in the same order.
-                let mut rows = text.rows(recipe, shape, 0, seed + 1000)?;
+                let mut rows = text.rows(shape, |_| extend.rows, seed + 1000)?;
                 let title = format!("{}, {} tokens, seed {seed}", arm.title(), extend.length);
                 let training = recipe.extension(seed);
                 let model =

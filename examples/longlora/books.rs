@@ -306,8 +306,10 @@ fn page(recipe: &BooksRecipe, own: usize, path: &Path) -> Result<String> {
             (true, _) => "**holds, within the noise**",
             (false, _) => "**failed**",
         };
+        let at_late = paired_difference(&of_arm(higher)?.1, &of_arm(lower)?.1)?;
         text.push_str(&format!(
-            "- {verdict}: `{lower}` below `{higher}` by at least {margin} ({why}). Found: {found}.\n"
+            "- {verdict}: `{lower}` below `{higher}` by at least {margin} ({why}). Found: {found}. \
+             (Of the loss at {l0}-{l1} itself: {at_late}.)\n"
         ));
     }
     Ok(text)

@@ -47,7 +47,9 @@ pub struct BasePart {
     pub steps: u64,
     pub lr: f64,
     pub warmup: f64,
-    pub passkey_repeats: usize,
+    pub copying: f64,
+    pub first: KeyRows,
+    pub then: KeyRows,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -61,7 +63,7 @@ pub struct ExtendPart {
     pub rank: usize,
     pub alpha: f64,
     pub group_ratio: usize,
-    pub passkey_repeats: usize,
+    pub rows: KeyRows,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -77,10 +79,20 @@ pub struct OptimizerPart {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PasskeyPart {
-    pub share: f64,
-    pub keys_first: u64,
     pub words: usize,
     pub key_words: usize,
+}
+
+/// What training rows are made of, beside plain text.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyRows {
+    /// Share of the rows whose second half is their first half again.
+    pub doubled: f64,
+    /// Share of the others that carry a key.
+    pub share: f64,
+    /// How often the key stands in them: fewest and most.
+    pub repeats: [usize; 2],
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -97,6 +109,7 @@ struct FullPart {
     width: usize,
     layers: usize,
     base_steps: u64,
+    base_lr: f64,
     extend_steps: u64,
 }
 
@@ -117,9 +130,11 @@ impl Recipe {
             span: e.span(),
         })?;
         if full {
-            let FullPart { seeds, width, layers, base_steps, extend_steps } = recipe.full.clone();
-            (recipe.seeds, recipe.model.width, recipe.model.layers) = (seeds, width, layers);
-            (recipe.base.steps, recipe.extend.steps) = (base_steps, extend_steps);
+            let full = recipe.full.clone();
+            recipe.seeds = full.seeds;
+            (recipe.model.width, recipe.model.layers) = (full.width, full.layers);
+            (recipe.base.steps, recipe.base.lr) = (full.base_steps, full.base_lr);
+            recipe.extend.steps = full.extend_steps;
         }
         if let Some(seed) = seed {
             recipe.seeds.iter_mut().for_each(|s| *s += seed);
@@ -153,8 +168,23 @@ impl Recipe {
         if self.evaluate.windows < 2 || self.evaluate.passkey_tests < 1 {
             return bad("evaluate", &"too small", "at least 2 windows and 1 pass-key test");
         }
-        if !(0.0..=1.0).contains(&self.passkey.share) {
-            return bad("passkey.share", &self.passkey.share, "0 to 1");
+        let base = &self.base;
+        if !(0.0..=1.0).contains(&base.copying) {
+            return bad("base.copying", &base.copying, "0 to 1");
+        }
+        let rows =
+            [("base.first", base.first), ("base.then", base.then), ("extend.rows", self.extend.rows)];
+        for (part, rows) in rows {
+            for (field, share) in [("doubled", rows.doubled), ("share", rows.share)] {
+                if !(0.0..=1.0).contains(&share) {
+                    return bad(&format!("{part}.{field}"), &share, "0 to 1");
+                }
+            }
+            let [least, most] = rows.repeats;
+            if least == 0 || most < least {
+                let value = format!("{:?}", rows.repeats);
+                return bad(&format!("{part}.repeats"), &value, "[fewest, most], at least 1");
+            }
         }
         if !self.base.batch.is_multiple_of(2) || !self.extend.batch.is_multiple_of(2) {
             return bad(
@@ -164,6 +194,14 @@ impl Recipe {
             );
         }
         Ok(())
+    }
+
+    /// What the rows of a base step (from 1) are made of.
+    pub fn base_rows(&self, step: u64) -> KeyRows {
+        match step as f64 <= self.base.copying * self.base.steps as f64 {
+            true => self.base.first,
+            false => self.base.then,
+        }
     }
 
     /// How many times longer the extended model is.

@@ -1,7 +1,7 @@
 //! The text: documents split into training and held-out ones, a tokenizer trained on the former,
 //! and the rows that the trainer and the evaluation take from them.
 
-use crate::recipe::Recipe;
+use crate::recipe::{KeyRows, Recipe};
 use longburn::datasets::source::{CrateSourceConfig, open};
 use longburn::datasets::synthetic::{Passkey, PasskeyConfig, stratified_depth};
 use longburn::datasets::{
@@ -68,34 +68,35 @@ impl Text {
         Ok(Self { origin, sha256, tokenizer, train: train.into(), held_out, passkey, report })
     }
 
-    /// Batches of training rows: most carry key statements and end with the question; in the
-    /// first `keys_first` steps all do, once more than later.
+    /// Batches of training rows, `made_of` says of what at a step (from 1). Rows with a key end
+    /// with the question for it.
     pub fn rows(
         &self,
-        recipe: &Recipe,
-        (length, batch, repeats): (usize, usize, usize),
-        keys_first: u64,
+        (length, batch): (usize, usize),
+        made_of: impl Fn(u64) -> KeyRows,
         seed: u64,
-    ) -> Result<impl FnMut(u64, u32) -> Result<Option<TokenBatch>> + use<>> {
+    ) -> Result<impl FnMut(u64, u32) -> Result<Option<TokenBatch>>> {
         let streams = Streams::new(seed);
         let sampler = WindowSampler::new(self.train.clone(), length, 1, streams)?;
-        let (passkey, share) = (self.passkey.clone(), recipe.passkey.share);
+        let passkey = self.passkey.clone();
         // Two micro-batches make a step.
         let per_micro = batch / 2;
         Ok(move |step: u64, micro: u32| {
             let mut rng = streams.rng(Purpose::Synthetic, step, micro, 0);
+            let KeyRows { doubled, share, repeats: [least, most] } = made_of(step);
             let mut rows = Vec::with_capacity(per_micro);
-            let early = step <= keys_first;
-            let repeats = repeats + early as usize;
             for _ in 0..per_micro {
                 let window = sampler.window(&mut rng);
                 let source = format!("{}[{}..]", window.document, window.start);
-                rows.push(match early || rng.unit() < share {
-                    true => {
-                        let ids = passkey.training_row(window.ids, length, repeats, &mut rng)?;
-                        Row::single(ids, None, source)
-                    }
-                    false => Row::single(window.ids.to_vec(), window.next, source),
+                rows.push(if rng.unit() < doubled {
+                    let half = &window.ids[..length / 2];
+                    Row::single([half, half].concat(), None, source)
+                } else if rng.unit() < share {
+                    let repeats = least + rng.below(most - least + 1);
+                    let ids = passkey.training_row(window.ids, length, repeats, &mut rng)?;
+                    Row::single(ids, None, source)
+                } else {
+                    Row::single(window.ids.to_vec(), window.next, source)
                 });
             }
             TokenBatch::stack(rows, Side::Right, 0).map(Some)
