@@ -1,6 +1,6 @@
 //! Tokenised documents, and documents set aside for evaluation.
 
-use super::{Amount, DataReport, Document, Tokenizer};
+use super::{Amount, DataReport, Document, TokenIds, Tokenizer};
 use crate::{Error, Result};
 
 /// A document as token ids.
@@ -9,7 +9,7 @@ pub struct TokenDocument {
     /// Name of the document.
     pub id: String,
     /// Its tokens.
-    pub ids: Vec<u32>,
+    pub ids: TokenIds,
 }
 
 /// Tokenise documents, on all threads; `add_special` as in [`Tokenizer::encode`]. Documents
@@ -22,20 +22,40 @@ pub fn tokenize(
     tokenizer: &Tokenizer,
     add_special: bool,
 ) -> Result<(Vec<TokenDocument>, DataReport)> {
-    let mut report = DataReport::default();
-    let mut out = Vec::with_capacity(documents.len());
     let texts: Vec<_> = documents.iter().map(|d| d.text.as_str()).collect();
-    for (document, ids) in documents.iter().zip(tokenizer.encode_batch(&texts, add_special)?) {
-        let characters = document.text.chars().count() as u64;
-        let amount = Amount { documents: 1, characters, tokens: ids.len() as u64 };
-        if ids.iter().all(|id| tokenizer.is_special(*id)) {
+    let encoded = documents.iter().zip(tokenizer.encode_batch(&texts, add_special)?);
+    let encoded = encoded.map(|(document, ids)| Encoded {
+        document: TokenDocument { id: document.id.clone(), ids: ids.into() },
+        characters: document.text.chars().count() as u64,
+    });
+    Ok(with_tokens(encoded, tokenizer))
+}
+
+/// A document as token ids, with the length of its text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// Name and ids.
+    pub document: TokenDocument,
+    /// Characters of the text.
+    pub characters: u64,
+}
+
+/// Those of the documents that have a token of their own; the others are counted.
+pub fn with_tokens(
+    documents: impl IntoIterator<Item = Encoded>,
+    tokenizer: &Tokenizer,
+) -> (Vec<TokenDocument>, DataReport) {
+    let (mut out, mut report) = (Vec::new(), DataReport::default());
+    for Encoded { document, characters } in documents {
+        let amount = Amount { documents: 1, characters, tokens: document.ids.len() as u64 };
+        if document.ids.iter().all(|id| tokenizer.is_special(*id)) {
             report.drop_document("no tokens of its own", amount);
             continue;
         }
         report.kept += amount;
-        out.push(TokenDocument { id: document.id.clone(), ids });
+        out.push(document);
     }
-    Ok((out, report))
+    (out, report)
 }
 
 /// Split whole documents into training and held-out ones: in order of their names, every
@@ -43,7 +63,19 @@ pub fn tokenize(
 ///
 /// # Errors
 /// With fewer than two documents, or `every` below 2.
-pub fn split(mut documents: Vec<Document>, every: usize) -> Result<(Vec<Document>, Vec<Document>)> {
+pub fn split(documents: Vec<Document>, every: usize) -> Result<(Vec<Document>, Vec<Document>)> {
+    split_by(documents, every, |document| &document.id)
+}
+
+/// [`split`] of anything that has a name.
+///
+/// # Errors
+/// Those of [`split`].
+pub fn split_by<T>(
+    mut documents: Vec<T>,
+    every: usize,
+    name: impl Fn(&T) -> &str,
+) -> Result<(Vec<T>, Vec<T>)> {
     if every < 2 {
         return Err(Error::config("split", "every", every, "at least 2"));
     }
@@ -53,7 +85,7 @@ pub fn split(mut documents: Vec<Document>, every: usize) -> Result<(Vec<Document
             if documents.is_empty() { "no document" } else { "one document" }
         )));
     }
-    documents.sort_by(|a, b| a.id.cmp(&b.id));
+    documents.sort_by(|a, b| name(a).cmp(name(b)));
     let held = every.min(documents.len());
     let (mut train, mut held_out) = (Vec::new(), Vec::new());
     for (i, document) in documents.into_iter().enumerate() {

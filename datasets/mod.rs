@@ -1,7 +1,11 @@
 //! Text to token sequences: sources, tokenizer, packing, synthetic tasks.
 
 mod batch;
+mod cache;
 mod documents;
+mod fingerprint;
+mod ids;
+mod mixture;
 mod packing;
 mod report;
 mod sampler;
@@ -10,7 +14,11 @@ pub mod synthetic;
 mod tokenizer;
 
 pub use batch::{IGNORE, Row, Side, TokenBatch};
-pub use documents::{TokenDocument, split, tokenize};
+pub use cache::{Cached, TokenCache};
+pub use documents::{Encoded, TokenDocument, split, split_by, tokenize, with_tokens};
+pub use fingerprint::{FileStamp, fingerprint};
+pub use ids::TokenIds;
+pub use mixture::{Mixture, MixtureCursor, PartCursor};
 pub use packing::{Pack, PackConfig, PackCursor, PackedSource};
 pub use report::{Amount, DataReport};
 pub use sampler::{Window, WindowSampler};

@@ -234,6 +234,11 @@ impl PackedSource {
         &self.report
     }
 
+    /// Tokens per row.
+    pub fn row_len(&self) -> usize {
+        self.config.len
+    }
+
     /// The order of the cursor's epoch.
     fn reorder(&mut self) {
         self.order.clone_from(&self.usable);
@@ -249,7 +254,8 @@ impl PackedSource {
         if self.config.pack == Pack::Truncate { total.min(self.config.len) } else { total }
     }
 
-    fn next_row(&mut self) -> Option<Row> {
+    /// The next row, filled up to its length; `None` after the last epoch.
+    pub(super) fn next_row(&mut self) -> Option<Row> {
         let len = self.config.len;
         let mut row = Row::default();
         let mut pieces = 0;

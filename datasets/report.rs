@@ -75,6 +75,13 @@ impl DataReport {
         self
     }
 
+    /// Account of this source and another one beside it.
+    pub fn beside(self, other: &Self) -> Self {
+        let mut kept = self.kept;
+        kept += other.kept;
+        Self { kept, ..self.then(other) }
+    }
+
     /// Share of the text that was cut off or dropped, by tokens where both were counted in
     /// tokens, else by characters.
     pub fn lost_share(&self) -> f64 {

@@ -23,7 +23,7 @@ pub use gradients::GradientSum;
 pub use objective::{LossParts, NextToken, Objective, SplitObjective};
 pub use optim::{Optimizer, OptimizerState, ParamGroup};
 pub use recipe::{Recipe, RunOptions, RunSummary, run_recipe, run_recipe_with};
-pub use schedule::{Schedule, Warmup};
+pub use schedule::{Decay, Schedule, Warmup};
 pub use source::BatchSource;
 pub use state::{Counters, TrainState};
 pub use strategy::{Strategy, TrainStrategy};

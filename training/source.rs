@@ -1,6 +1,6 @@
 //! Where batches come from, and how a run finds its place again.
 
-use crate::datasets::{PackCursor, PackedSource, TokenBatch, WindowSampler};
+use crate::datasets::{Mixture, PackCursor, PackedSource, TokenBatch, WindowSampler};
 use crate::{Error, Result};
 use serde_json::Value;
 
@@ -54,5 +54,22 @@ impl BatchSource<TokenBatch> for PackedSource {
         let cursor: PackCursor = serde_json::from_value(cursor.clone())
             .map_err(|e| Error::Data(format!("{cursor} is no place in packed documents: {e}")))?;
         PackedSource::seek(self, cursor)
+    }
+}
+
+impl BatchSource<TokenBatch> for Mixture {
+    fn batch(&mut self, _: u64, _: u32) -> Result<Option<TokenBatch>> {
+        self.next_batch()
+    }
+
+    fn cursor(&self) -> Value {
+        // Numbers and truth values have a JSON form.
+        serde_json::to_value(Mixture::cursor(self)).unwrap_or_default()
+    }
+
+    fn seek(&mut self, cursor: &Value) -> Result<()> {
+        let cursor = serde_json::from_value(cursor.clone())
+            .map_err(|e| Error::Data(format!("{cursor} is no place in a mixture: {e}")))?;
+        Mixture::seek(self, &cursor)
     }
 }

@@ -1,28 +1,26 @@
-//! JSON lines, one document each.
+//! JSON lines, one document each, plain or compressed with Zstandard.
 
-use super::{BYTE_ORDER_MARK, Cursor, Document, DocumentSource, EMPTY, SourceFile};
-use super::{files_under, outside};
+use super::lines::{Lines, is_zstd};
+use super::{BYTE_ORDER_MARK, Cursor, Document, DocumentSource, EMPTY, files_under};
 use crate::datasets::{Amount, DataReport};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-/// What becomes of lines that give no document: longer than the cap, not JSON, or without the
-/// field.
+/// What becomes of lines, rows or files that give no document: longer than the cap, not UTF-8, not
+/// JSON, or without the field.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BadLines {
-    /// Stop with an error that names file and line.
+    /// Stop with an error that names the place.
     #[default]
     Fail,
     /// Count and go on.
     Skip,
 }
 
-/// A `.jsonl` file, or a folder of them.
+/// A `.jsonl` or `.jsonl.zst` file, or a folder of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JsonlSourceConfig {
@@ -39,15 +37,16 @@ pub struct JsonlSourceConfig {
     pub bad_lines: BadLines,
 }
 
-fn text_field() -> String {
+pub(super) fn text_field() -> String {
     "text".into()
 }
 
-fn line_cap() -> usize {
+pub(super) fn line_cap() -> usize {
     64 << 20
 }
 
 pub(super) fn is_jsonl(path: &Path) -> bool {
+    let path = if is_zstd(path) { path.with_extension("") } else { path.to_path_buf() };
     path.extension().is_some_and(|e| e == "jsonl" || e == "ndjson")
 }
 
@@ -93,13 +92,8 @@ impl JsonlSourceConfig {
                 return Err(Error::Data(format!("{path} holds no .jsonl files")));
             }
         }
-        Ok(JsonlSource {
-            config: self.clone(),
-            files,
-            reader: None,
-            cursor: Cursor::default(),
-            report: DataReport::default(),
-        })
+        let lines = Lines::new(&self.path, files, self.line_cap);
+        Ok(JsonlSource { config: self.clone(), lines, report: DataReport::default() })
     }
 }
 
@@ -108,59 +102,14 @@ impl JsonlSourceConfig {
 #[derive(Debug)]
 pub struct JsonlSource {
     config: JsonlSourceConfig,
-    files: Vec<SourceFile>,
-    /// The file that the cursor is in, once it is open.
-    reader: Option<BufReader<File>>,
-    cursor: Cursor,
+    lines: Lines,
     report: DataReport,
 }
 
 impl JsonlSource {
-    /// The next line without its end, or why it is bad; `None` at the end of the last file. The
-    /// cursor stands behind it.
-    fn next_line(&mut self) -> Result<Option<Result<Vec<u8>, String>>> {
-        while let Some(SourceFile { path, .. }) = self.files.get(self.cursor.file) {
-            let io = |e| Error::io(path, e);
-            let reader = match &mut self.reader {
-                Some(reader) => reader,
-                closed => {
-                    let mut file = File::open(path).map_err(io)?;
-                    file.seek(SeekFrom::Start(self.cursor.offset)).map_err(io)?;
-                    closed.insert(BufReader::new(file))
-                }
-            };
-            let mut line = Vec::new();
-            let cap = self.config.line_cap;
-            // Room for the longest line and its end, `\r\n`.
-            let read = reader.take(cap as u64 + 2).read_until(b'\n', &mut line).map_err(io)?;
-            if read == 0 {
-                self.reader = None;
-                self.cursor = Cursor { file: self.cursor.file + 1, offset: 0, line: 0 };
-                continue;
-            }
-            let mut passed = read as u64;
-            if line.last() == Some(&b'\n') {
-                line.pop();
-                line.pop_if(|byte| *byte == b'\r');
-            } else if read > cap {
-                passed += reader.skip_until(b'\n').map_err(io)? as u64;
-            }
-            self.cursor.offset += passed;
-            self.cursor.line += 1;
-            return Ok(Some(if line.len() > cap {
-                Err(format!("longer than the cap of {cap} bytes"))
-            } else {
-                Ok(line)
-            }));
-        }
-        Ok(None)
-    }
-
     /// Name and text of a line; a line's own `id`, where it has one, is its name.
     fn parse(&self, line: &[u8], place: String) -> Result<Document, String> {
-        let text = std::str::from_utf8(line).map_err(|_| "not UTF-8")?;
-        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
-        let value: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?;
+        let value = json_line(line)?;
         let field = &self.config.field;
         match value.get(field) {
             Some(Value::String(text)) => {
@@ -173,14 +122,19 @@ impl JsonlSource {
     }
 }
 
+/// The JSON value of a line, or what is wrong with it.
+pub(crate) fn json_line(line: &[u8]) -> Result<Value, String> {
+    let text = std::str::from_utf8(line).map_err(|_| "not UTF-8")?;
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
+    serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))
+}
+
 impl DocumentSource for JsonlSource {
     fn next_document(&mut self) -> Result<Option<Document>> {
-        while let Some(line) = self.next_line()? {
-            let SourceFile { path, name } = &self.files[self.cursor.file];
-            let number = self.cursor.line;
-            let document = match line {
-                Ok(line) if line.iter().all(u8::is_ascii_whitespace) => continue,
-                Ok(line) => self.parse(&line, format!("{name}:{number}")),
+        while let Some(line) = self.lines.next()? {
+            let document = match line.bytes {
+                Ok(bytes) if bytes.iter().all(u8::is_ascii_whitespace) => continue,
+                Ok(bytes) => self.parse(&bytes, format!("{}:{}", line.name, line.number)),
                 Err(reason) => Err(reason),
             };
             match document {
@@ -195,9 +149,10 @@ impl DocumentSource for JsonlSource {
                 Err(_) if self.config.bad_lines == BadLines::Skip => self.report.skip("bad line"),
                 Err(reason) => {
                     return Err(Error::Data(format!(
-                        "{}:{number}: {reason} (remedy: mend the line, name the right field, or \
-                         have bad lines skipped)",
-                        path.display()
+                        "{}:{}: {reason} (remedy: mend the line, name the right field, or have bad \
+                         lines skipped)",
+                        line.path.display(),
+                        line.number
                     )));
                 }
             }
@@ -206,35 +161,11 @@ impl DocumentSource for JsonlSource {
     }
 
     fn cursor(&self) -> Cursor {
-        self.cursor
+        self.lines.cursor()
     }
 
     fn seek(&mut self, cursor: &Cursor) -> Result<()> {
-        let outside = || outside(&self.config.path, cursor);
-        match self.files.get(cursor.file) {
-            None if *cursor == (Cursor { file: self.files.len(), offset: 0, line: 0 }) => {}
-            None => return Err(outside()),
-            Some(SourceFile { path, .. }) => {
-                // A place between two lines follows a line's end, or the end of the file.
-                let io = |e| Error::io(path, e);
-                let mut file = File::open(path).map_err(io)?;
-                let size = file.metadata().map_err(io)?.len();
-                if cursor.offset > size {
-                    return Err(outside());
-                }
-                if (1..size).contains(&cursor.offset) {
-                    let mut byte = [0];
-                    file.seek(SeekFrom::Start(cursor.offset - 1)).map_err(io)?;
-                    file.read_exact(&mut byte).map_err(io)?;
-                    if byte != *b"\n" {
-                        return Err(outside());
-                    }
-                }
-            }
-        }
-        self.reader = None;
-        self.cursor = *cursor;
-        Ok(())
+        self.lines.seek(cursor)
     }
 
     fn report(&self) -> &DataReport {

@@ -2,11 +2,19 @@
 
 mod crates;
 mod jsonl;
+mod lines;
+mod options;
+mod parquet;
 mod text;
 
 pub use crates::{CrateSourceConfig, Crates};
 pub use jsonl::{BadLines, JsonlSource, JsonlSourceConfig};
+pub use options::SourceOptions;
+pub use self::parquet::{ParquetSource, ParquetSourceConfig};
 pub use text::{TextSource, TextSourceConfig};
+
+pub(crate) use jsonl::json_line;
+pub(crate) use lines::Lines;
 
 use super::DataReport;
 use crate::{Error, Result};
@@ -27,9 +35,9 @@ pub struct Document {
 pub struct Cursor {
     /// Files used up.
     pub file: usize,
-    /// Bytes of the next file used up; 0 in sources of whole files.
+    /// Bytes of the next file's text used up (in Parquet files: rows); 0 in sources of whole files.
     pub offset: u64,
-    /// Lines that those bytes hold.
+    /// Lines or rows that those are.
     pub line: u64,
 }
 
@@ -69,31 +77,24 @@ pub trait DocumentSource {
     }
 }
 
-/// A source for what a person names: a `.jsonl` file, a folder of them, or text (a file, or a
-/// folder with everything in it that is UTF-8 text).
+/// A source for what a person names, with the usual settings: see [`SourceOptions::open`].
 ///
 /// # Errors
 /// When there is no such file or folder, or it is empty.
 pub fn open(path: impl AsRef<Path>) -> Result<Box<dyn DocumentSource>> {
-    let path = path.as_ref();
-    let files = files_under(path, true)?;
-    Ok(if files.iter().all(|file| jsonl::is_jsonl(&file.path)) {
-        Box::new(JsonlSourceConfig::new(path).init()?)
-    } else {
-        Box::new(TextSourceConfig::new(path).init()?)
-    })
+    SourceOptions::default().open(path)
 }
 
 /// A file of a source.
 #[derive(Clone, Debug)]
-struct SourceFile {
-    path: PathBuf,
+pub(crate) struct SourceFile {
+    pub path: PathBuf,
     /// Path below the source's folder with `/`, or the file's name.
-    name: String,
+    pub name: String,
 }
 
 /// All files below a folder, sorted by path, hidden ones left out; or the one file.
-fn files_under(root: &Path, follow_links: bool) -> Result<Vec<SourceFile>> {
+pub(crate) fn files_under(root: &Path, follow_links: bool) -> Result<Vec<SourceFile>> {
     let visible = |entry: &walkdir::DirEntry| {
         entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.')
     };

@@ -1,6 +1,7 @@
 //! Text files, one document each.
 
-use super::{Cursor, Document, DocumentSource, EMPTY, NOT_TEXT, SourceFile, files_under, outside};
+use super::{BadLines, Cursor, Document, DocumentSource, EMPTY, NOT_TEXT, SourceFile};
+use super::{files_under, outside};
 use crate::datasets::{Amount, DataReport};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -15,12 +16,34 @@ pub struct TextSourceConfig {
     /// Endings of the files to take (`txt`, `md` ...); every UTF-8 text file where not given.
     #[serde(default)]
     pub extensions: Option<Vec<String>>,
+    /// Longest file accepted, bytes; any where not given.
+    #[serde(default)]
+    pub file_cap: Option<usize>,
+    /// What becomes of files that are not UTF-8 text (a NUL marks a binary one) or too long.
+    #[serde(default = "skip")]
+    pub bad_files: BadLines,
+}
+
+fn skip() -> BadLines {
+    BadLines::Skip
 }
 
 impl TextSourceConfig {
-    /// Every UTF-8 text file below `path`.
+    /// Every UTF-8 text file below `path`; others are skipped and counted.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), extensions: None }
+        Self { path: path.into(), extensions: None, file_cap: None, bad_files: skip() }
+    }
+
+    /// Choose the longest file accepted, bytes.
+    pub fn with_file_cap(mut self, bytes: Option<usize>) -> Self {
+        self.file_cap = bytes;
+        self
+    }
+
+    /// Choose what becomes of files that are no text.
+    pub fn with_bad_files(mut self, policy: BadLines) -> Self {
+        self.bad_files = policy;
+        self
     }
 
     /// Take files with these endings only, with or without the dot.
@@ -49,15 +72,15 @@ impl TextSourceConfig {
                 )));
             }
         }
-        Ok(TextSource { root: self.path.clone(), files, next: 0, report: DataReport::default() })
+        Ok(TextSource { config: self.clone(), files, next: 0, report: DataReport::default() })
     }
 }
 
-/// Reads files in order of their paths. Files that are not UTF-8 text are skipped, empty ones
-/// dropped; both are counted.
+/// Reads files in order of their paths, a byte order mark left out. Files that are not UTF-8 text
+/// are skipped (or an error, by the policy), empty ones dropped; both are counted.
 #[derive(Clone, Debug)]
 pub struct TextSource {
-    root: PathBuf,
+    config: TextSourceConfig,
     files: Vec<SourceFile>,
     next: usize,
     report: DataReport,
@@ -66,14 +89,24 @@ pub struct TextSource {
 impl DocumentSource for TextSource {
     fn next_document(&mut self) -> Result<Option<Document>> {
         while let Some(file) = self.files.get(self.next) {
-            let text = super::read_text(&file.path)?;
+            let text = match too_long(file, self.config.file_cap)? {
+                true => Err(TOO_LONG),
+                false => super::read_text(&file.path)?.ok_or(NOT_TEXT),
+            };
             self.next += 1;
             match text {
-                None => self.report.skip(NOT_TEXT),
-                Some(text) if text.trim().is_empty() => {
+                Err(reason) if self.config.bad_files == BadLines::Skip => self.report.skip(reason),
+                Err(reason) => {
+                    return Err(Error::Data(format!(
+                        "{}: {reason} (remedy: take it out of the data, convert it, or have bad \
+                         files skipped)",
+                        file.path.display()
+                    )));
+                }
+                Ok(text) if text.trim().is_empty() => {
                     self.report.drop_document(EMPTY, Amount::text(text.chars().count()));
                 }
-                Some(text) => {
+                Ok(text) => {
                     self.report.kept += Amount::text(text.chars().count());
                     return Ok(Some(Document { id: file.name.clone(), text }));
                 }
@@ -88,7 +121,7 @@ impl DocumentSource for TextSource {
 
     fn seek(&mut self, cursor: &Cursor) -> Result<()> {
         if cursor.file > self.files.len() || cursor.offset != 0 {
-            return Err(outside(&self.root, cursor));
+            return Err(outside(&self.config.path, cursor));
         }
         self.next = cursor.file;
         Ok(())
@@ -97,4 +130,13 @@ impl DocumentSource for TextSource {
     fn report(&self) -> &DataReport {
         &self.report
     }
+}
+
+/// Reason under which files above the cap are skipped.
+const TOO_LONG: &str = "longer than the cap";
+
+fn too_long(file: &SourceFile, cap: Option<usize>) -> Result<bool> {
+    let Some(cap) = cap else { return Ok(false) };
+    let metadata = std::fs::metadata(&file.path).map_err(|e| Error::io(&file.path, e))?;
+    Ok(metadata.len() > cap as u64)
 }

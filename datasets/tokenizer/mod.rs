@@ -182,6 +182,14 @@ impl Tokenizer {
         )))
     }
 
+    /// SHA-256 over everything that decides the ids, hexadecimal.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot be written as JSON.
+    pub fn fingerprint(&self) -> Result<String> {
+        super::fingerprint(&self.inner.to_string(false).map_err(failed)?)
+    }
+
     /// Write to a `.json` file, or `tokenizer.json` and `tokenizer_config.json` into a folder,
     /// which is made where it does not exist.
     ///

@@ -5,6 +5,7 @@
 //! decoding would produce: up to the first wrong token both see the same context.
 
 use crate::models::{Blocks, ForwardOptions, ids_tensor};
+use crate::training::report::Heatmap;
 use crate::{Error, Result};
 use burn::tensor::{Int, Tensor, TensorData};
 use longburn_kernels::TokenMeta;
@@ -76,6 +77,29 @@ pub struct PasskeyReport {
 }
 
 impl PasskeyReport {
+    /// The cells as a map of length by depth, rows being depths.
+    pub fn heatmap(&self, title: &str) -> Heatmap {
+        let mut lengths: Vec<usize> = self.cells.iter().map(|cell| cell.length).collect();
+        lengths.sort_unstable();
+        lengths.dedup();
+        let mut depths: Vec<(f64, f64)> =
+            self.cells.iter().map(|cell| (cell.depth_start, cell.depth_end)).collect();
+        depths.sort_by(|a, b| a.0.total_cmp(&b.0));
+        depths.dedup();
+        let percent = |depth: f64| (100.0 * depth).round();
+        let mut map = Heatmap::new(title)
+            .x("length (tokens)", lengths.iter().map(usize::to_string))
+            .y("depth (%)", depths.iter().map(|d| format!("{}–{}", percent(d.0), percent(d.1))));
+        for cell in &self.cells {
+            let column = lengths.iter().position(|length| *length == cell.length);
+            let row = depths.iter().position(|depth| depth.0 == cell.depth_start);
+            if let (Some(column), Some(row)) = (column, row) {
+                map = map.cell(column, row, cell.rate);
+            }
+        }
+        map
+    }
+
     /// Share of keys that are right.
     pub fn rate(&self) -> f64 {
         self.exact.iter().filter(|e| **e).count() as f64 / self.exact.len() as f64
@@ -112,6 +136,16 @@ impl PasskeyEval {
     /// No items, an empty prompt or key, a depth outside of 0 to 1, an id outside of the
     /// vocabulary, a logit that is NaN, or what the model refuses.
     pub fn eval(&self, model: &impl Blocks, items: &[PasskeyItem]) -> Result<PasskeyReport> {
+        let members: Vec<&PasskeyItem> = items.iter().collect();
+        let exact = self.exact(model, &members)?;
+        self.report(items, exact)
+    }
+
+    /// Whether each item's key is right.
+    ///
+    /// # Errors
+    /// Those of [`eval`](Self::eval).
+    pub fn exact(&self, model: &impl Blocks, items: &[&PasskeyItem]) -> Result<Vec<bool>> {
         let model = model.valid();
         self.check(items, model.head().dims()[0])?;
         // Neighbours in length share a batch, so that little is padded.
@@ -119,19 +153,31 @@ impl PasskeyEval {
         order.sort_by_key(|i| items[*i].prompt.len() + items[*i].answer.len());
         let mut exact = vec![false; items.len()];
         for batch in order.chunks(self.batch_size) {
-            let members: Vec<&PasskeyItem> = batch.iter().map(|i| &items[*i]).collect();
+            let members: Vec<&PasskeyItem> = batch.iter().map(|i| items[*i]).collect();
             for (i, hit) in batch.iter().zip(hits(&model, &members)?) {
                 exact[*i] = hit;
             }
         }
+        Ok(exact)
+    }
+
+    /// Count what [`exact`](Self::exact) found, by length and depth.
+    ///
+    /// # Errors
+    /// Another number of results than of items.
+    pub fn report(&self, items: &[PasskeyItem], exact: Vec<bool>) -> Result<PasskeyReport> {
+        if exact.len() != items.len() {
+            let reason = format!("{} results of {} items", exact.len(), items.len());
+            return Err(Error::shape("passkey evaluation", reason));
+        }
         Ok(PasskeyReport {
             by_length: cells(items, &exact, 1),
-            cells: cells(items, &exact, self.depth_buckets),
+            cells: cells(items, &exact, self.depth_buckets.max(1)),
             exact,
         })
     }
 
-    fn check(&self, items: &[PasskeyItem], vocabulary: usize) -> Result<()> {
+    fn check(&self, items: &[&PasskeyItem], vocabulary: usize) -> Result<()> {
         for (field, value) in
             [("batch_size", self.batch_size), ("depth_buckets", self.depth_buckets)]
         {

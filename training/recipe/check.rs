@@ -99,7 +99,21 @@ impl Recipe {
         if data.epochs == Some(0) {
             return Err(self.bad("data.epochs", 0, "at least 1"));
         }
+        if data.line_cap == Some(0) {
+            return Err(self.bad("data.line_cap", 0, "at least 1"));
+        }
+        for (i, mix) in data.mix.iter().enumerate() {
+            if !(mix.weight.is_finite() && mix.weight > 0.0) {
+                let field = format!("data.mix[{i}].weight");
+                return Err(self.bad(&field, mix.weight, "a number above 0"));
+            }
+        }
+        if data.cache.is_some() && self.model.path.is_none() && self.model.tokenizer.is_none() {
+            let expected = "model.tokenizer (one learned in the run reads the text anyway)";
+            return Err(self.bad("data.cache", "set without a tokenizer", expected));
+        }
         for (field, set) in [
+            ("data.mix", !data.mix.is_empty()),
             ("data.pack", data.pack != Pack::default()),
             ("data.segments", data.segments),
             ("data.epochs", data.epochs.is_some()),

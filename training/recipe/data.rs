@@ -1,10 +1,11 @@
 //! Documents of a recipe: read, split, tokenised, made into rows.
 
 use super::sections::{Recipe, Rows};
-use crate::datasets::source::{self, DocumentSource, JsonlSourceConfig};
+use crate::datasets::source::SourceOptions;
 use crate::datasets::{
-    Amount, BpeConfig, DataReport, Document, PackConfig, PackedSource, TokenBatch, TokenDocument,
-    Tokenizer, WindowSampler, split, tokenize, train_bpe,
+    Amount, BpeConfig, DataReport, Document, Mixture, PackConfig, PackedSource, TokenBatch,
+    TokenCache, TokenDocument, Tokenizer, WindowSampler, split, split_by, tokenize, train_bpe,
+    with_tokens,
 };
 use crate::streams::Streams;
 use crate::training::BatchSource;
@@ -12,11 +13,30 @@ use crate::{Error, Result};
 use serde_json::Value;
 use std::path::Path;
 
-/// Documents of a run before tokenisation.
-pub(super) struct Texts {
+/// Documents of a run before tokenisation: one entry per source that is mixed.
+pub(super) struct Texts(Vec<PartTexts>);
+
+/// Documents of one source; with a token cache they are not read until tokens are asked for.
+#[derive(Default)]
+struct PartTexts {
     train: Vec<Document>,
     held_out: Vec<Document>,
     read: DataReport,
+}
+
+/// Tokens of one source.
+struct PartTokens {
+    train: Vec<TokenDocument>,
+    held_out: Vec<TokenDocument>,
+    report: DataReport,
+    held_out_report: DataReport,
+}
+
+/// A source and its share of the rows.
+struct Part<'a> {
+    path: &'a Path,
+    weight: f64,
+    options: SourceOptions,
 }
 
 /// What a run trains on and is measured on.
@@ -29,35 +49,55 @@ pub(super) struct Data {
     pub held_out_report: DataReport,
 }
 
-/// The two ways of making rows.
+/// The ways of making rows.
 pub(super) enum RowSource {
     Packed(PackedSource),
+    Mixed(Mixture),
     Windows(WindowSampler),
 }
 
 impl Texts {
     pub fn read(recipe: &Recipe) -> Result<Self> {
         let data = &recipe.data;
-        let field = data.text_field.as_deref();
-        let (documents, read) = read(&data.train, field)?;
-        let (train, held_out) = match (&data.held_out, data.split) {
-            (Some(path), _) => (documents, self::read(path, field)?.0),
-            (None, Some(every)) => split(documents, every)?,
-            (None, None) => (documents, Vec::new()),
+        if data.cache.is_some() {
+            return Ok(Self(Vec::new()));
+        }
+        let read = |part: Part<'_>| {
+            let (documents, read) = read(part.path, &part.options)?;
+            let (train, held_out) = match (&data.held_out, data.split) {
+                (Some(_), _) | (None, None) => (documents, Vec::new()),
+                (None, Some(every)) => split(documents, every)?,
+            };
+            Ok(PartTexts { train, held_out, read })
         };
-        Ok(Self { train, held_out, read })
+        let mut parts = parts(recipe).map(read).collect::<Result<Vec<_>>>()?;
+        if let (Some(path), Some(first)) = (&data.held_out, parts.first_mut()) {
+            first.held_out = self::read(path, &recipe.source_options())?.0;
+        }
+        Ok(Self(parts))
     }
 
     /// A vocabulary learned from the training documents.
     pub fn learn_tokenizer(&self, vocab_size: usize) -> Result<Tokenizer> {
         let special = vec!["<|endoftext|>".to_string()];
         let config = BpeConfig::new(vocab_size).with_special(special);
-        train_bpe(self.train.iter().map(|document| document.text.as_str()), &config)
+        let documents = self.0.iter().flat_map(|part| &part.train);
+        train_bpe(documents.map(|document| document.text.as_str()), &config)
     }
 
     pub fn prepare(self, recipe: &Recipe, tokenizer: &Tokenizer, seed: u64) -> Result<Data> {
-        let (train, report) = tokenize(&self.train, tokenizer, true)?;
-        let (held_out, held_out_report) = tokenize(&self.held_out, tokenizer, true)?;
+        let parts = match &recipe.data.cache {
+            Some(cache) => cached(recipe, &TokenCache::new(cache), tokenizer)?,
+            None => self.tokenize(tokenizer)?,
+        };
+        let (mut held_out, mut sources) = (Vec::new(), Vec::new());
+        let (mut report, mut held_out_report) = (DataReport::default(), DataReport::default());
+        for (part, Part { weight, .. }) in parts.into_iter().zip(self::parts(recipe)) {
+            report = report.beside(&part.report);
+            held_out_report = held_out_report.beside(&part.held_out_report);
+            held_out.extend(part.held_out);
+            sources.push((weight, part.train));
+        }
         let (held_out, limited) = limit(recipe, held_out);
         let held_out_report = held_out_report.then(&limited);
         if recipe.eval.is_some() && held_out.is_empty() {
@@ -65,35 +105,96 @@ impl Texts {
                 "no held-out document to evaluate on: {held_out_report}"
             )));
         }
-        let report = self.read.then(&report);
-        let (section, streams) = (&recipe.train, Streams::new(seed));
-        let (length, batch) = (section.length, section.batch);
-        let rows = match recipe.data.rows {
-            Rows::Windows => RowSource::Windows(WindowSampler::new(train, length, batch, streams)?),
-            Rows::Packed => {
-                let special = tokenizer.special_ids();
-                let config = PackConfig::new(length)
-                    .with_pack(recipe.data.pack)
-                    .with_segments(recipe.data.segments)
-                    .with_eos(special.eos)
-                    .with_pad_id(special.pad.unwrap_or(0))
-                    .with_shuffle(true)
-                    .with_epochs(recipe.data.epochs);
-                RowSource::Packed(config.init(train, batch, streams)?)
-            }
-        };
+        let rows = rows(recipe, tokenizer, sources, Streams::new(seed))?;
         Ok(Data { report, rows, held_out, held_out_report })
     }
+
+    fn tokenize(self, tokenizer: &Tokenizer) -> Result<Vec<PartTokens>> {
+        let part = |PartTexts { train, held_out, read }| {
+            let (train, report) = tokenize(&train, tokenizer, true)?;
+            let (held_out, held_out_report) = tokenize(&held_out, tokenizer, true)?;
+            Ok(PartTokens { train, held_out, report: read.then(&report), held_out_report })
+        };
+        self.0.into_iter().map(part).collect()
+    }
+}
+
+/// The same tokens as [`Texts::tokenize`] makes, from the disk where they are there.
+fn cached(recipe: &Recipe, cache: &TokenCache, tokenizer: &Tokenizer) -> Result<Vec<PartTokens>> {
+    let data = &recipe.data;
+    let load = |path: &Path, options: &SourceOptions| {
+        let cached = cache.documents(path, options, tokenizer, true)?;
+        if let Some(reason) = &cached.rebuilt {
+            tracing::info!("{}: tokenised, {reason}", cached.file.display());
+        }
+        Ok::<_, Error>(cached)
+    };
+    let part = |part: Part<'_>| {
+        let cached = load(part.path, &part.options)?;
+        let (train, held_out) = match (&data.held_out, data.split) {
+            (Some(_), _) | (None, None) => (cached.documents, Vec::new()),
+            (None, Some(every)) => split_by(cached.documents, every, |d| &d.document.id)?,
+        };
+        let (train, report) = with_tokens(train, tokenizer);
+        let (held_out, held_out_report) = with_tokens(held_out, tokenizer);
+        Ok(PartTokens { train, held_out, report: cached.report.then(&report), held_out_report })
+    };
+    let mut parts = parts(recipe).map(part).collect::<Result<Vec<_>>>()?;
+    if let (Some(path), Some(first)) = (&data.held_out, parts.first_mut()) {
+        let documents = load(path, &recipe.source_options())?.documents;
+        (first.held_out, first.held_out_report) = with_tokens(documents, tokenizer);
+    }
+    Ok(parts)
+}
+
+/// `data.train`, whose weight is 1, and what is mixed with it.
+fn parts(recipe: &Recipe) -> impl Iterator<Item = Part<'_>> {
+    let data = &recipe.data;
+    let options = recipe.source_options();
+    let first = Part { path: &data.train, weight: 1.0, options: options.clone() };
+    let mixed = data.mix.iter().map(move |mix| {
+        let field = mix.text_field.clone().or_else(|| options.text_field.clone());
+        Part { path: &mix.path, weight: mix.weight, options: options.clone().with_text_field(field) }
+    });
+    std::iter::once(first).chain(mixed)
+}
+
+fn rows(
+    recipe: &Recipe,
+    tokenizer: &Tokenizer,
+    mut sources: Vec<(f64, Vec<TokenDocument>)>,
+    streams: Streams,
+) -> Result<RowSource> {
+    let (data, length, batch) = (&recipe.data, recipe.train.length, recipe.train.batch);
+    let special = tokenizer.special_ids();
+    let config = PackConfig::new(length)
+        .with_pack(data.pack)
+        .with_segments(data.segments)
+        .with_eos(special.eos)
+        .with_pad_id(special.pad.unwrap_or(0))
+        .with_shuffle(true)
+        .with_epochs(data.epochs);
+    if sources.len() > 1 {
+        let pack = |(weight, documents)| Ok((weight, config.init(documents, 1, streams)?));
+        let sources = sources.into_iter().map(pack).collect::<Result<_>>()?;
+        return Ok(RowSource::Mixed(Mixture::new(sources, batch)?));
+    }
+    let (_, train): (f64, Vec<TokenDocument>) = sources.pop().unwrap_or_default();
+    Ok(match data.rows {
+        Rows::Windows => RowSource::Windows(WindowSampler::new(train, length, batch, streams)?),
+        Rows::Packed => RowSource::Packed(config.init(train, batch, streams)?),
+    })
 }
 
 impl Data {
     /// Account of the training documents with what making rows left out so far.
     pub fn closing_report(&self) -> DataReport {
         let rows = match &self.rows {
-            RowSource::Packed(rows) => rows.report(),
-            RowSource::Windows(rows) => rows.report(),
+            RowSource::Packed(rows) => rows.report().clone(),
+            RowSource::Mixed(rows) => rows.report(),
+            RowSource::Windows(rows) => rows.report().clone(),
         };
-        self.report.clone().then(rows)
+        self.report.clone().then(&rows)
     }
 }
 
@@ -101,6 +202,7 @@ impl BatchSource<TokenBatch> for RowSource {
     fn batch(&mut self, step: u64, micro: u32) -> Result<Option<TokenBatch>> {
         match self {
             Self::Packed(rows) => BatchSource::batch(rows, step, micro),
+            Self::Mixed(rows) => BatchSource::batch(rows, step, micro),
             Self::Windows(rows) => BatchSource::batch(rows, step, micro),
         }
     }
@@ -108,6 +210,7 @@ impl BatchSource<TokenBatch> for RowSource {
     fn cursor(&self) -> Value {
         match self {
             Self::Packed(rows) => BatchSource::<TokenBatch>::cursor(rows),
+            Self::Mixed(rows) => BatchSource::<TokenBatch>::cursor(rows),
             Self::Windows(rows) => BatchSource::<TokenBatch>::cursor(rows),
         }
     }
@@ -115,6 +218,7 @@ impl BatchSource<TokenBatch> for RowSource {
     fn seek(&mut self, cursor: &Value) -> Result<()> {
         match self {
             Self::Packed(rows) => BatchSource::<TokenBatch>::seek(rows, cursor),
+            Self::Mixed(rows) => BatchSource::<TokenBatch>::seek(rows, cursor),
             Self::Windows(rows) => BatchSource::<TokenBatch>::seek(rows, cursor),
         }
     }
@@ -145,11 +249,8 @@ fn limit(recipe: &Recipe, mut documents: Vec<TokenDocument>) -> (Vec<TokenDocume
     (kept, report)
 }
 
-fn read(path: &Path, field: Option<&str>) -> Result<(Vec<Document>, DataReport)> {
-    let mut source: Box<dyn DocumentSource> = match field {
-        Some(field) => Box::new(JsonlSourceConfig::new(path).with_field(field).init()?),
-        None => source::open(path)?,
-    };
+fn read(path: &Path, options: &SourceOptions) -> Result<(Vec<Document>, DataReport)> {
+    let mut source = options.open(path)?;
     let documents = source.read_all()?;
     Ok((documents, source.report().clone()))
 }

@@ -2,6 +2,7 @@
 
 use crate::attention::MixerConfig;
 use crate::datasets::Pack;
+use crate::datasets::source::{BadLines, SourceOptions};
 use crate::models::lora::LoraConfig;
 use crate::models::weights::SaveDtype;
 use crate::training::eval::Protocol;
@@ -147,17 +148,31 @@ pub enum ExtendMethod {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSection {
-    /// A text file, a folder of them, a `.jsonl` file, or a folder of those.
+    /// A text file, a `.jsonl` (or `.jsonl.zst`) or `.parquet` file, or a folder of one kind.
     pub train: PathBuf,
+    /// Sources that are mixed with `train`, for packed rows.
+    #[serde(default)]
+    pub mix: Vec<MixSection>,
     /// Documents for evaluation.
     #[serde(default)]
     pub held_out: Option<PathBuf>,
     /// Instead of `held_out`: every so many-th document of `train`, by name, is held out.
     #[serde(default)]
     pub split: Option<usize>,
-    /// Field of a `.jsonl` object that holds the text; "text" where not set.
+    /// Field of a `.jsonl` object, or column of a `.parquet` file, that holds the text; "text"
+    /// where not set.
     #[serde(default)]
     pub text_field: Option<String>,
+    /// Longest line, row or text file accepted, bytes; see [`SourceOptions::line_cap`].
+    #[serde(default)]
+    pub line_cap: Option<usize>,
+    /// What becomes of lines, rows and files that give no document; see
+    /// [`SourceOptions::bad_lines`].
+    #[serde(default)]
+    pub bad_lines: Option<BadLines>,
+    /// Folder in which tokens are kept, so that the next run over the same text finds them.
+    #[serde(default)]
+    pub cache: Option<PathBuf>,
     /// How rows are made of documents.
     #[serde(default)]
     pub rows: Rows,
@@ -170,6 +185,30 @@ pub struct DataSection {
     /// For packed rows, passes over the documents; without end where not set.
     #[serde(default)]
     pub epochs: Option<u64>,
+}
+
+/// `[[data.mix]]`: a source beside `data.train`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MixSection {
+    /// What `data.train` may be.
+    pub path: PathBuf,
+    /// Rows per row of `data.train`, whose weight is 1.
+    pub weight: f64,
+    /// Instead of `data.text_field`.
+    #[serde(default)]
+    pub text_field: Option<String>,
+}
+
+impl Recipe {
+    /// How the sources are read.
+    pub(super) fn source_options(&self) -> SourceOptions {
+        let data = &self.data;
+        SourceOptions::new()
+            .with_text_field(data.text_field.clone())
+            .with_line_cap(data.line_cap)
+            .with_bad_lines(data.bad_lines)
+    }
 }
 
 /// How rows are made of documents.

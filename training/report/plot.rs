@@ -1,9 +1,12 @@
 //! Plots as SVG that follow the reader's light or dark theme and can be read without colour.
 
 mod draw;
+mod heatmap;
 mod legend;
 mod style;
 mod ticks;
+
+pub use heatmap::Heatmap;
 
 use std::path::Path;
 

@@ -7,9 +7,11 @@
 mod prompt;
 mod words;
 
-pub use prompt::{PasskeyPrompt, PasskeyPromptConfig, PasskeySample, PasskeyTemplate};
+pub(super) use prompt::continuation;
+pub use prompt::{PasskeyPrompt, PasskeyPromptConfig, PasskeySample, PasskeyTemplate, longlora_filler};
 pub use words::{Passkey, PasskeyConfig, insert_statements};
 
+use super::check_depth;
 use crate::streams::Draw;
 use crate::{Error, Result};
 use rand_chacha::rand_core::RngCore;
@@ -28,11 +30,4 @@ pub fn stratified_depth(
         return Err(Error::config("passkey", "bucket", bucket, format!("less than {buckets}")));
     }
     Ok((bucket as f64 + rng.unit()) / buckets as f64)
-}
-
-fn check_depth(depth: f64) -> Result<()> {
-    if (0.0..=1.0).contains(&depth) {
-        return Ok(());
-    }
-    Err(Error::config("passkey", "depth", depth, "0 (start of the text) to 1 (its end)"))
 }

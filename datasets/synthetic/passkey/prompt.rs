@@ -1,6 +1,6 @@
 //! The pass-key prompt of filler text.
 
-use super::check_depth;
+use crate::datasets::synthetic::{LegacyRandom, check_depth};
 use crate::datasets::Tokenizer;
 use crate::streams::Draw;
 use crate::{Error, Result};
@@ -71,6 +71,31 @@ impl PasskeyTemplate {
         Ok(())
     }
 
+    /// The prompt as LongLoRA's test (arXiv 2309.12307) makes it, measured in characters: `n` of
+    /// filler in all, `prefix` of them in front of the key, both parts cut where they end. Key and
+    /// prefix follow from `seed` by that test's generator.
+    ///
+    /// Returns prompt, key and prefix. The test's own wording can be read from a file.
+    ///
+    /// # Errors
+    /// `n` = 0, for which the test's generator has no place to draw.
+    pub fn longlora(&self, n: usize, seed: u32) -> Result<(String, u32, usize)> {
+        if n == 0 {
+            return Err(Error::config("passkey", "filler characters", n, "at least 1"));
+        }
+        let mut random = LegacyRandom::new(seed);
+        let prefix = random.below(n as u32) as usize;
+        let key = 1 + random.below(49_999);
+        let passage = self.filler.trim();
+        let repeats = n.div_ceil(passage.chars().count() + 1) + 1;
+        let stream = vec![passage; repeats].join(" ");
+        let filler = |n: usize| stream.chars().take(n).collect::<String>();
+        let information = self.information.replace(KEY, &key.to_string());
+        let lines =
+            [&self.task, &filler(prefix), &information, &filler(n - prefix), &self.question];
+        Ok((lines.map(String::as_str).join("\n"), key, prefix))
+    }
+
     fn prompt(&self, key: &str, before: usize, after: usize) -> String {
         let filler = |n: usize| vec![self.filler.trim(); n].join(" ");
         let information = self.information.replace(KEY, key);
@@ -79,6 +104,12 @@ impl PasskeyTemplate {
         let lines: Vec<_> = parts.iter().map(|p| p.trim_end()).filter(|p| !p.is_empty()).collect();
         lines.join("\n")
     }
+}
+
+/// Characters of filler in step `step` (from 1) of LongLoRA's test, whose lengths are `interval`
+/// tokens apart: 3.75 characters a token, rounded down to a multiple of 1024.
+pub fn longlora_filler(step: usize, interval: usize) -> usize {
+    15 * step * interval / 4 / 1024 * 1024
 }
 
 /// Configuration of [`PasskeyPrompt`].
@@ -170,7 +201,7 @@ impl PasskeyPrompt {
         let make = |fillers: usize| -> Result<(PasskeySample, usize)> {
             let before = (depth * fillers as f64).round() as usize;
             let prompt = self.template.prompt(&answer, before, fillers - before);
-            let (ids, answer_ids) = continuation(tokenizer, &prompt, &format!(" {answer}"))?;
+            let (ids, answer_ids) = continuation(tokenizer, &prompt, &format!(" {answer}"), true)?;
             let tokens = ids.len() + answer_ids.len();
             let depth = if fillers == 0 { depth } else { before as f64 / fillers as f64 };
             let answer = answer.clone();
@@ -209,9 +240,14 @@ impl PasskeyPrompt {
 }
 
 /// Tokens of `text`, and those that `more` adds behind it.
-fn continuation(tokenizer: &Tokenizer, text: &str, more: &str) -> Result<(Vec<u32>, Vec<u32>)> {
-    let alone = tokenizer.encode(text, true)?;
-    let mut whole = tokenizer.encode(&format!("{text}{more}"), true)?;
+pub(in crate::datasets::synthetic) fn continuation(
+    tokenizer: &Tokenizer,
+    text: &str,
+    more: &str,
+    add_special: bool,
+) -> Result<(Vec<u32>, Vec<u32>)> {
+    let alone = tokenizer.encode(text, add_special)?;
+    let mut whole = tokenizer.encode(&format!("{text}{more}"), add_special)?;
     // A template may close with a special token, which is no part of the answer.
     while whole.last().is_some_and(|id| tokenizer.is_special(*id)) {
         whole.pop();

@@ -34,7 +34,7 @@ fn d3_packing_leak() {
 
     // Another first document of the same length leaves the others as they are.
     let mut documents = numbered(&[5, 7, 12]);
-    documents[0] = TokenDocument { id: "other".into(), ids: vec![9; 5] };
+    documents[0] = TokenDocument { id: "other".into(), ids: vec![9; 5].into() };
     let changed = pack(documents);
     assert_ne!(changed.ids[..5], batch.ids[..5]);
     assert_eq!(changed.ids[5..], batch.ids[5..]);

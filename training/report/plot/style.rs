@@ -68,7 +68,7 @@ fn hex(color: RGBColor) -> String {
 
 /// A standalone file brings its own colours; embedded in a page the `<svg>` is not the root, and
 /// the page's colours hold.
-const STANDALONE: &str = "<style>svg:root{color:#1d2125;background:#fff}\
+pub(super) const STANDALONE: &str = "<style>svg:root{color:#1d2125;background:#fff}\
     @media (prefers-color-scheme:dark){svg:root{color:#e3e6ea;background:#16181c}}</style>";
 
 /// Puts the real colours into plotters' SVG and a responsive, labelled root around it.
