@@ -1,33 +1,36 @@
 //! `longburn eval`
 
+mod grids;
+mod tasks;
+
 use crate::{Globals, load, output};
 use clap::{Args, ValueEnum};
-use longburn::datasets::source::{self, DocumentSource, JsonlSourceConfig};
-use longburn::datasets::synthetic::{PasskeyPromptConfig, stratified_depth};
+use longburn::datasets::source::SourceOptions;
 use longburn::datasets::{DataReport, TokenDocument, Tokenizer, tokenize};
 use longburn::models::Blocks;
-use longburn::streams::{Purpose, Streams};
 use longburn::training::eval::{
-    PasskeyEval, PasskeyItem, PasskeyReport, Perplexity, PerplexityReport, Protocol,
+    Perplexity, PerplexityReport, Protocol, ResultsFile, data_stamp, model_stamp,
 };
 use longburn::training::report::{Cell, Progress, Table};
 use longburn::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
+use tasks::Task;
 
-/// Measure a model: perplexity, loss by position, retrieval of pass keys
+/// Measure a model: perplexity, loss by position, pass keys, needles, short-context tasks
 ///
-/// `longburn eval MODEL --data books --max-len 2048 --stride 1024 --by-position` or
-/// `longburn eval MODEL --passkey 512,1024,2048`. The protocols give different numbers on the
-/// same text; quote a perplexity with its protocol only.
+/// `longburn eval MODEL --data books --max-len 2048 --stride 1024 --by-position`,
+/// `longburn eval MODEL --needle 512,1024,2048 --data books --svg needles.svg` or
+/// `longburn eval MODEL --task lambada --data lambada.jsonl --limit 500`. The protocols of
+/// perplexity give different numbers on the same text; quote one with its protocol only.
 #[derive(Args)]
 pub struct EvalArgs {
     /// Folder of a checkpoint in Hugging Face form
     dir: PathBuf,
-    /// A text file, a folder of them, a .jsonl file, or a folder of those
+    /// Text, .jsonl, .jsonl.zst or .parquet: a file, or a folder of one kind
     #[arg(long, value_name = "PATH", required_unless_present = "passkey")]
     data: Option<PathBuf>,
-    /// Field of a .jsonl object that holds the text
+    /// Field of a .jsonl object, or column of a .parquet file, that holds the text
     #[arg(long, value_name = "NAME")]
     field: Option<String>,
     /// At most so many documents
@@ -42,18 +45,42 @@ pub struct EvalArgs {
     /// Tokens between windows; half a window (longlora: 256) where not given
     #[arg(long, value_name = "N")]
     stride: Option<usize>,
-    /// Windows that go through the model at a time
+    /// Windows, prompts or items that go through the model at a time
     #[arg(long, default_value_t = 4, value_name = "N")]
     batch: usize,
     /// Show the loss by position in the window
     #[arg(long)]
     by_position: bool,
-    /// Lengths at which a pass key is hidden and asked for
+    /// Lengths at which a pass key is hidden in filler and asked for
     #[arg(long, value_delimiter = ',', value_name = "N,N")]
     passkey: Vec<usize>,
     /// Pass keys per length, at depths spread evenly
     #[arg(long, default_value_t = 10, value_name = "N")]
     passkey_samples: usize,
+    /// Lengths at which a needle is hidden in the text of --data and asked for
+    #[arg(long, value_delimiter = ',', value_name = "N,N", requires = "data")]
+    needle: Vec<usize>,
+    /// Depths of the needle, from the beginning of the text to its end
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    depths: usize,
+    /// Needles per length and depth
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    needle_samples: usize,
+    /// Score a task by log-likelihood, with --data as its rows
+    #[arg(long, value_enum, requires = "data", conflicts_with_all = ["needle", "passkey"])]
+    task: Option<Task>,
+    /// At most so many rows of the task
+    #[arg(long, value_name = "N", requires = "task")]
+    limit: Option<usize>,
+    /// For rows with a `question`, what stands in front of a choice
+    #[arg(long, value_name = "TEXT", default_value = "Q: {question}\nA:")]
+    prompt: String,
+    /// Keep the result of every item in this file, and go on where it ends
+    #[arg(long, value_name = "FILE")]
+    results: Option<PathBuf>,
+    /// Draw needles or pass keys, length by depth, as a heat map
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     /// Folder of an adapter in PEFT form
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
@@ -69,11 +96,21 @@ enum ProtocolName {
 
 impl EvalArgs {
     pub fn run(&self, globals: &Globals) -> Result<()> {
+        self.check()?;
         let model = load::model(&self.dir, self.adapter.as_deref(), globals)?;
         let tokenizer = load::needed_tokenizer(&self.dir, &model)?;
+        let seed = globals.seed.unwrap_or(0);
         let mut result = Map::new();
         let mut text = String::new();
-        if let Some(data) = &self.data {
+        if let Some(task) = self.task {
+            let report = self.task(task, &model, &tokenizer)?;
+            text += &tasks::text(&report);
+            result.insert("task".into(), report);
+        } else if !self.needle.is_empty() {
+            let report = self.needles(&model, &tokenizer, seed)?;
+            text += &grids::text("needles", &report);
+            result.insert("needle".into(), output::value(&report));
+        } else if let Some(data) = &self.data {
             let (documents, account) = self.documents(data, &tokenizer)?;
             let report = self.perplexity(&model, &documents)?;
             eprintln!("data: {account}");
@@ -82,11 +119,49 @@ impl EvalArgs {
             result.insert("data".into(), output::value(&account));
         }
         if !self.passkey.is_empty() {
-            let report = self.passkeys(&model, &tokenizer, globals.seed.unwrap_or(0))?;
-            text += &passkey_text(&report);
+            let report = self.passkeys(&model, &tokenizer, seed)?;
+            text += &grids::text("pass keys", &report);
             result.insert("passkey".into(), output::value(&report));
         }
         if globals.json { output::json(&Value::Object(result)) } else { output::print(&text) }
+    }
+
+    /// What the options ask for together.
+    fn check(&self) -> Result<()> {
+        let grids = usize::from(!self.needle.is_empty()) + usize::from(!self.passkey.is_empty());
+        let items = grids + usize::from(self.task.is_some());
+        let bad = |field: &str, value: &Path, expected: &str| {
+            Err(Error::config("command line", field, value.display(), expected))
+        };
+        if let Some(svg) = self.svg.as_ref().filter(|_| grids != 1) {
+            return bad("svg", svg, "a file for either --needle or --passkey");
+        }
+        match &self.results {
+            Some(file) if items != 1 => {
+                bad("results", file, "a file for one of --task, --needle and --passkey")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The results file, where one is wanted, for `what` is measured.
+    fn results(&self, what: Value) -> Result<Option<ResultsFile>> {
+        let Some(path) = &self.results else { return Ok(None) };
+        let settings = json!({
+            "model": model_stamp(&self.dir, self.adapter.as_deref())?,
+            "data": self.data.as_deref().map(data_stamp).transpose()?,
+            "field": self.field,
+            "what": what,
+        });
+        let file = ResultsFile::open(path, &settings)?;
+        if !file.is_empty() {
+            eprintln!("{}: {} items are done", path.display(), file.len());
+        }
+        Ok(Some(file))
+    }
+
+    fn source(&self) -> SourceOptions {
+        SourceOptions::new().with_text_field(self.field.clone())
     }
 
     fn documents(
@@ -94,10 +169,7 @@ impl EvalArgs {
         path: &Path,
         tokenizer: &Tokenizer,
     ) -> Result<(Vec<TokenDocument>, DataReport)> {
-        let mut source: Box<dyn DocumentSource> = match &self.field {
-            Some(field) => Box::new(JsonlSourceConfig::new(path).with_field(field).init()?),
-            None => source::open(path)?,
-        };
+        let mut source = self.source().open(path)?;
         let mut documents = source.read_all()?;
         documents.truncate(self.documents.unwrap_or(usize::MAX));
         let (mut documents, account) = tokenize(&documents, tokenizer, true)?;
@@ -126,31 +198,6 @@ impl EvalArgs {
         let mut stage = Progress::new(0).stage("Perplexity", None, "tokens");
         let report = Perplexity::new(protocol).with_batch_size(self.batch).eval(model, &ids)?;
         stage.advance(report.tokens as u64);
-        stage.finish();
-        Ok(report)
-    }
-
-    fn passkeys(
-        &self,
-        model: &impl Blocks,
-        tokenizer: &Tokenizer,
-        seed: u64,
-    ) -> Result<PasskeyReport> {
-        let prompts = PasskeyPromptConfig::new().init()?;
-        let mut items = Vec::new();
-        for &length in &self.passkey {
-            for i in 0..self.passkey_samples {
-                let mut rng =
-                    Streams::new(seed).rng(Purpose::Synthetic, i as u64, length as u32, 0);
-                let depth = stratified_depth(i, self.passkey_samples, &mut rng)?;
-                let sample = prompts.sample(tokenizer, length, depth, &mut rng)?;
-                let item = PasskeyItem::new(sample.ids, sample.answer_ids, sample.depth);
-                items.push(item.with_length(length));
-            }
-        }
-        let mut stage = Progress::new(0).stage("Pass keys", None, "prompts");
-        let report = PasskeyEval::new().with_batch_size(self.batch).eval(model, &items)?;
-        stage.advance(items.len() as u64);
         stage.finish();
         Ok(report)
     }
@@ -188,17 +235,4 @@ fn perplexity_json(report: &PerplexityReport) -> Value {
         "skipped_documents": report.skipped_documents,
         "by_position": report.by_position,
     })
-}
-
-fn passkey_text(report: &PasskeyReport) -> String {
-    let mut table = Table::new(["pass keys at length", "right", "of", "share"]).decimals(0, 0);
-    for cell in &report.by_length {
-        table.push([
-            (cell.length as u64).into(),
-            (cell.exact as u64).into(),
-            (cell.total as u64).into(),
-            cell.rate.into(),
-        ]);
-    }
-    table.to_text()
 }

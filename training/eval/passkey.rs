@@ -55,6 +55,8 @@ pub struct PasskeyCell {
     pub depth_start: f64,
     /// Last depth of the cell.
     pub depth_end: f64,
+    /// Mean depth of its items.
+    pub depth: f64,
     /// Items whose key is right.
     pub exact: usize,
     /// Items.
@@ -77,22 +79,26 @@ pub struct PasskeyReport {
 }
 
 impl PasskeyReport {
-    /// The cells as a map of length by depth, rows being depths.
+    /// The cells as a map: a column per length, a row per range of depths, named by the mean depth
+    /// of its items.
     pub fn heatmap(&self, title: &str) -> Heatmap {
         let mut lengths: Vec<usize> = self.cells.iter().map(|cell| cell.length).collect();
         lengths.sort_unstable();
         lengths.dedup();
-        let mut depths: Vec<(f64, f64)> =
-            self.cells.iter().map(|cell| (cell.depth_start, cell.depth_end)).collect();
-        depths.sort_by(|a, b| a.0.total_cmp(&b.0));
-        depths.dedup();
-        let percent = |depth: f64| (100.0 * depth).round();
+        let mut rows: Vec<f64> = self.cells.iter().map(|cell| cell.depth_start).collect();
+        rows.sort_by(f64::total_cmp);
+        rows.dedup();
+        let of_row = |row: &f64| {
+            let cells = self.cells.iter().filter(|cell| cell.depth_start == *row);
+            let (sum, n) = cells.fold((0.0, 0), |(sum, n), c| (sum + c.depth * c.total as f64, n + c.total));
+            format!("{:.0}", 100.0 * sum / n as f64)
+        };
         let mut map = Heatmap::new(title)
             .x("length (tokens)", lengths.iter().map(usize::to_string))
-            .y("depth (%)", depths.iter().map(|d| format!("{}–{}", percent(d.0), percent(d.1))));
+            .y("depth (%)", rows.iter().map(of_row));
         for cell in &self.cells {
             let column = lengths.iter().position(|length| *length == cell.length);
-            let row = depths.iter().position(|depth| depth.0 == cell.depth_start);
+            let row = rows.iter().position(|row| *row == cell.depth_start);
             if let (Some(column), Some(row)) = (column, row) {
                 map = map.cell(column, row, cell.rate);
             }
@@ -262,23 +268,25 @@ fn argmax(logits: &[f32]) -> Result<usize> {
 }
 
 fn cells(items: &[PasskeyItem], exact: &[bool], buckets: usize) -> Vec<PasskeyCell> {
-    let mut counts: BTreeMap<(usize, usize), (usize, usize)> = BTreeMap::new();
-    for (item, hit) in items.iter().zip(exact) {
+    let mut members: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
+    for (i, item) in items.iter().enumerate() {
         let bucket = ((item.depth * buckets as f64) as usize).min(buckets - 1);
-        let (right, total) = counts.entry((item.length, bucket)).or_default();
-        *right += usize::from(*hit);
-        *total += 1;
+        members.entry((item.length, bucket)).or_default().push(i);
     }
-    let cell = |((length, bucket), (exact, total)): ((usize, usize), (usize, usize))| PasskeyCell {
-        length,
-        depth_start: bucket as f64 / buckets as f64,
-        depth_end: (bucket + 1) as f64 / buckets as f64,
-        exact,
-        total,
-        rate: exact as f64 / total as f64,
-        interval: wilson(exact, total),
+    let cell = |((length, bucket), members): ((usize, usize), Vec<usize>)| {
+        let (hits, total) = (members.iter().filter(|i| exact[**i]).count(), members.len());
+        PasskeyCell {
+            length,
+            depth_start: bucket as f64 / buckets as f64,
+            depth_end: (bucket + 1) as f64 / buckets as f64,
+            depth: members.iter().map(|i| items[*i].depth).sum::<f64>() / total as f64,
+            exact: hits,
+            total,
+            rate: hits as f64 / total as f64,
+            interval: wilson(hits, total),
+        }
     };
-    counts.into_iter().map(cell).collect()
+    members.into_iter().map(cell).collect()
 }
 
 /// 95 % Wilson score interval of `hits` of `total`; 0 to 1 of none.
