@@ -91,8 +91,7 @@ impl TokenCache {
     ) -> Result<Cached> {
         let tokenizer_print = tokenizer.fingerprint()?;
         let files = FileStamp::of_source(path)?;
-        let key =
-            Key { format: FORMAT, files, tokenizer: tokenizer_print, add_special, options };
+        let key = Key { format: FORMAT, files, tokenizer: tokenizer_print, add_special, options };
         let print = fingerprint(&key)?;
         let file = self.dir.join(format!("{}.tokens", &print[..16]));
         let rebuilt = match read(&file, &print)? {

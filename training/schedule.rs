@@ -170,9 +170,7 @@ impl Schedule {
         match *self {
             Self::Constant { .. } => 1.0,
             Self::Linear { last, .. } => 1.0 + (last - 1.0) * done,
-            Self::Cosine { last, .. } => {
-                last + (1.0 - last) * Decay::Cosine.factor(done)
-            }
+            Self::Cosine { last, .. } => last + (1.0 - last) * Decay::Cosine.factor(done),
             Self::Wsd { decay, shape, last, .. } => {
                 let decay = decay.steps(steps);
                 // Its first step still has factor 1, as the first step of the others has.

@@ -7,10 +7,10 @@ mod options;
 mod parquet;
 mod text;
 
+pub use self::parquet::{ParquetSource, ParquetSourceConfig};
 pub use crates::{CrateSourceConfig, Crates};
 pub use jsonl::{BadLines, JsonlSource, JsonlSourceConfig};
 pub use options::SourceOptions;
-pub use self::parquet::{ParquetSource, ParquetSourceConfig};
 pub use text::{TextSource, TextSourceConfig};
 
 pub(crate) use jsonl::json_line;

@@ -172,9 +172,9 @@ impl DocumentSource for ParquetSource {
         let outside = || outside(&self.config.path, cursor);
         let open = match self.files.get(cursor.file) {
             None if *cursor == (Cursor { file: self.files.len(), offset: 0, line: 0 }) => None,
-            Some(SourceFile { path, .. }) if cursor.line == cursor.offset => Some(
-                OpenFile::new(path, &self.config.column, cursor.offset)?.ok_or_else(outside)?,
-            ),
+            Some(SourceFile { path, .. }) if cursor.line == cursor.offset => {
+                Some(OpenFile::new(path, &self.config.column, cursor.offset)?.ok_or_else(outside)?)
+            }
             _ => return Err(outside()),
         };
         (self.open, self.cursor) = (open, *cursor);
@@ -223,10 +223,9 @@ impl OpenFile {
         let described = &columns[column];
         if described.physical_type() != Type::BYTE_ARRAY || described.max_rep_level() > 0 {
             let list = if described.max_rep_level() > 0 { "a list of " } else { "" };
-            let value = format!("{list}{}", described.physical_type());
+            let value = format!("`{name}` of type {list}{}", described.physical_type());
             let expected = "a column of strings (BYTE_ARRAY, one per row)";
-            let field = format!("type of column `{name}`");
-            return Err(Error::config(path.display().to_string(), field, value, expected));
+            return Err(Error::config(path.display().to_string(), "column", value, expected));
         }
         let mut open = Self {
             path: path.into(),

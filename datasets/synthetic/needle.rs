@@ -38,9 +38,10 @@ impl NeedleConfig {
     /// The number of a lighthouse, five digits.
     pub fn new() -> Self {
         Self {
-            needle: "\nThe keeper wrote the number of the lighthouse on the wall: the number of the \
+            needle:
+                "\nThe keeper wrote the number of the lighthouse on the wall: the number of the \
                      lighthouse is {key}.\n"
-                .into(),
+                    .into(),
             question: "\nWhat is the number of the lighthouse? The number of the lighthouse is"
                 .into(),
             digits: 5,

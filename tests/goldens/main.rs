@@ -6,6 +6,7 @@
 //! the files whose name holds it.
 #![allow(non_snake_case)]
 
+mod eval;
 mod golden;
 mod longlora;
 mod lora;
@@ -26,11 +27,14 @@ pub type Check = fn(&Golden) -> Result<(), Failure>;
 pub type Failure = Box<dyn std::error::Error>;
 
 /// Names that `tests/goldens.toml` may use.
-const CHECKS: [(&str, Check); 4] = [
+const CHECKS: [(&str, Check); 7] = [
     ("model", model::check),
     ("rope", rope::check),
     ("longlora", longlora::check),
     ("lora", lora::check),
+    ("passkey", eval::passkey),
+    ("perplexity", eval::perplexity),
+    ("rolling", eval::rolling),
 ];
 
 fn main() -> ExitCode {

@@ -1,5 +1,8 @@
 //! Data: tokenizer, sources, packing, sampling, pass keys.
 
+mod cache;
+mod faults;
+mod mixture;
 mod packing;
 mod passkey;
 mod sources;
@@ -40,7 +43,7 @@ fn tokenizer() -> &'static Tokenizer {
 }
 
 /// A SentencePiece-like vocabulary: BOS by template, spaces as `▁`, bytes as a fallback.
-fn sentencepiece(folder: &std::path::Path) -> Tokenizer {
+pub(crate) fn sentencepiece(folder: &std::path::Path) -> Tokenizer {
     let mut vocab = vec!["<unk>".to_string(), "<s>".into(), "</s>".into()];
     vocab.extend((0..256).map(|b| format!("<0x{b:02X}>")));
     vocab.extend(["▁", "a", "b", "c", "▁a", "ab", "▁ab"].map(String::from));

@@ -1,5 +1,8 @@
 //! Perplexity, loss by position and pass keys against closed forms and slow loops.
 
+mod grids;
+mod tasks;
+
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use longburn::attention::{MixOutput, MixerConfig, State};

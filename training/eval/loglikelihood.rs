@@ -145,7 +145,8 @@ impl LoglikelihoodEval {
         // Longest first: what is too much for the memory shows at once.
         order.sort_by_key(|i| std::cmp::Reverse(seen(i)));
         let alike = |a: &usize, b: &usize| padding_is_harmless(&model) || seen(a) == seen(b);
-        let mut scores = vec![Loglikelihood { sum: 0.0, greedy: true, tokens: 0, cut: 0 }; pairs.len()];
+        let mut scores =
+            vec![Loglikelihood { sum: 0.0, greedy: true, tokens: 0, cut: 0 }; pairs.len()];
         for group in order.chunk_by(alike) {
             for batch in group.chunks(self.batch_size) {
                 let rows: Vec<&Continuation> = batch.iter().map(|i| &pairs[*i]).collect();
@@ -222,9 +223,8 @@ impl LoglikelihoodEval {
         let mut tokens = tokens.into_iter();
         let score = |(pair, input): (&&Continuation, &Vec<u32>)| {
             let own = tokens.by_ref().take(pair.continuation.len());
-            let (sum, greedy) = own.fold((0.0, true), |(sum, all), (log_p, best)| {
-                (sum + log_p, all && best)
-            });
+            let (sum, greedy) =
+                own.fold((0.0, true), |(sum, all), (log_p, best)| (sum + log_p, all && best));
             let cut = pair.len() - 1 - input.len();
             Loglikelihood { sum, greedy, tokens: pair.continuation.len(), cut }
         };

@@ -90,7 +90,8 @@ impl PasskeyReport {
         rows.dedup();
         let of_row = |row: &f64| {
             let cells = self.cells.iter().filter(|cell| cell.depth_start == *row);
-            let (sum, n) = cells.fold((0.0, 0), |(sum, n), c| (sum + c.depth * c.total as f64, n + c.total));
+            let (sum, n) =
+                cells.fold((0.0, 0), |(sum, n), c| (sum + c.depth * c.total as f64, n + c.total));
             format!("{:.0}", 100.0 * sum / n as f64)
         };
         let mut map = Heatmap::new(title)

@@ -49,12 +49,13 @@ impl ResultsFile {
         })?;
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(io)?;
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        file.set_len(whole as u64).map_err(io)?;
-        file.seek(SeekFrom::Start(whole as u64)).map_err(io)?;
         let mut this = Self { path: path.into(), file, done: BTreeMap::new() };
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
         let mut lines = text[..whole].lines().enumerate();
         let Some((_, first)) = lines.next() else {
+            if !text.is_empty() {
+                return Err(this.fault(0, "no results file".into()));
+            }
             this.line(&json!({ "longburn_results": FORMAT, "settings": settings }))?;
             return Ok(this);
         };
@@ -76,6 +77,8 @@ impl ResultsFile {
             let item = item.ok_or_else(|| this.fault(number, "`item` is not a number".into()))?;
             this.done.insert(item as usize, entry["result"].take());
         }
+        this.file.set_len(whole as u64).map_err(io)?;
+        this.file.seek(SeekFrom::Start(whole as u64)).map_err(io)?;
         Ok(this)
     }
 

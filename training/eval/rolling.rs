@@ -105,7 +105,8 @@ pub fn rolling(
     let first = prefix(tokenizer)?;
     let eval = LoglikelihoodEval::new(max_len).with_batch_size(batch_size);
     let one = |document: &Document| {
-        let windows = rolling_windows(&tokenizer.encode(&document.text, false)?, first, max_len, 1)?;
+        let windows =
+            rolling_windows(&tokenizer.encode(&document.text, false)?, first, max_len, 1)?;
         let scores = eval.eval(model, &windows)?;
         let mut words = 1;
         let mut space = false;

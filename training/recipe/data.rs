@@ -154,7 +154,11 @@ fn parts(recipe: &Recipe) -> impl Iterator<Item = Part<'_>> {
     let first = Part { path: &data.train, weight: 1.0, options: options.clone() };
     let mixed = data.mix.iter().map(move |mix| {
         let field = mix.text_field.clone().or_else(|| options.text_field.clone());
-        Part { path: &mix.path, weight: mix.weight, options: options.clone().with_text_field(field) }
+        Part {
+            path: &mix.path,
+            weight: mix.weight,
+            options: options.clone().with_text_field(field),
+        }
     });
     std::iter::once(first).chain(mixed)
 }

@@ -8,7 +8,9 @@ mod prompt;
 mod words;
 
 pub(super) use prompt::continuation;
-pub use prompt::{PasskeyPrompt, PasskeyPromptConfig, PasskeySample, PasskeyTemplate, longlora_filler};
+pub use prompt::{
+    PasskeyPrompt, PasskeyPromptConfig, PasskeySample, PasskeyTemplate, longlora_filler,
+};
 pub use words::{Passkey, PasskeyConfig, insert_statements};
 
 use super::check_depth;

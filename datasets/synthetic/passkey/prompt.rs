@@ -1,7 +1,7 @@
 //! The pass-key prompt of filler text.
 
-use crate::datasets::synthetic::{LegacyRandom, check_depth};
 use crate::datasets::Tokenizer;
+use crate::datasets::synthetic::{LegacyRandom, check_depth};
 use crate::streams::Draw;
 use crate::{Error, Result};
 use rand_chacha::rand_core::RngCore;

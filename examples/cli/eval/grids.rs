@@ -66,8 +66,7 @@ impl EvalArgs {
                 };
                 for i in 0..self.needle_samples {
                     let at = (d * self.needle_samples + i) as u64;
-                    let mut rng =
-                        Streams::new(seed).rng(Purpose::Synthetic, at, length as u32, 1);
+                    let mut rng = Streams::new(seed).rng(Purpose::Synthetic, at, length as u32, 1);
                     let sample = needle.sample(length, depth, &mut rng)?;
                     let item = PasskeyItem::new(sample.ids, sample.answer_ids, depth);
                     items.push(item.with_length(length));

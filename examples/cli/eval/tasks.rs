@@ -40,9 +40,10 @@ impl EvalArgs {
         let (name, report) = match task {
             Task::Lambada => {
                 let items = read_rows(data, limit, LastWordItem::from_row)?;
-                let scores: Vec<LastWordScore> = self.items("lambada", max_len, &items, |items| {
-                    eval::last_words(model, tokenizer, items, &likelihood)
-                })?;
+                let scores: Vec<LastWordScore> =
+                    self.items("lambada", max_len, &items, |items| {
+                        eval::last_words(model, tokenizer, items, &likelihood)
+                    })?;
                 ("lambada", output::value(&LastWordReport::of(&scores)?))
             }
             Task::Choices => {
@@ -94,9 +95,7 @@ pub fn text(task: &Value) -> String {
         let se = report[name]["se"].as_f64().map_or(String::new(), |se| format!(" ± {se:.4}"));
         format!("{name} {:.4}{se}\n", report[name]["value"].as_f64().unwrap_or(f64::NAN))
     };
-    let number = |name: &str| {
-        format!("{name} {:.4}\n", report[name].as_f64().unwrap_or(f64::NAN))
-    };
+    let number = |name: &str| format!("{name} {:.4}\n", report[name].as_f64().unwrap_or(f64::NAN));
     let counts = || {
         format!(
             "{} items; {} borders joined by the tokenizer, {} contexts cut to {} tokens\n",
@@ -105,9 +104,7 @@ pub fn text(task: &Value) -> String {
     };
     match task["name"].as_str() {
         Some("lambada") => share("acc") + &number("perplexity") + &counts(),
-        Some("choices") => {
-            ["acc", "acc_norm", "acc_bytes"].map(share).concat() + &counts()
-        }
+        Some("choices") => ["acc", "acc_norm", "acc_bytes"].map(share).concat() + &counts(),
         _ => ["token_perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"]
             .map(number)
             .concat(),

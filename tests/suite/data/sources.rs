@@ -1,3 +1,4 @@
+use super::faults::{write_parquet, zstd};
 use super::{message, numbered, tokenizer};
 use longburn::Error;
 use longburn::datasets::source::{
@@ -107,10 +108,26 @@ fn sources_go_on_where_a_cursor_stands() {
         .unwrap();
     let lines = JsonlSourceConfig::new(folder.path());
     let lines = lines.with_line_cap(32).with_bad_lines(BadLines::Skip);
-    let sources: [&dyn Fn() -> Box<dyn DocumentSource>; 2] =
-        [&|| Box::new(lines.init().unwrap()), &|| {
-            Box::new(TextSourceConfig::new(folder.path()).init().unwrap())
-        }];
+    let packed = tempfile::tempdir().unwrap();
+    for name in ["a", "b", "c"] {
+        let lines = fs::read(folder.path().join(format!("{name}.jsonl"))).unwrap();
+        let path = packed.path().join(format!("{name}.jsonl.zst"));
+        fs::write(path, ::zstd::encode_all(&lines[..], 1).unwrap()).unwrap();
+    }
+    let compressed = JsonlSourceConfig { path: packed.path().into(), ..lines.clone() };
+    let table = tempfile::tempdir().unwrap();
+    let rows: Vec<String> = (0..700).map(|i| format!("row {i}")).collect();
+    let rows: Vec<Option<&str>> =
+        rows.iter().enumerate().map(|(i, row)| (i % 5 != 3).then_some(row.as_str())).collect();
+    write_parquet(&table.path().join("a.parquet"), &[&rows[..3], &rows[3..9]], zstd());
+    let uncompressed = parquet::basic::Compression::UNCOMPRESSED;
+    write_parquet(&table.path().join("b.parquet"), &[&rows[..0], &rows[9..12]], uncompressed);
+    let sources: [&dyn Fn() -> Box<dyn DocumentSource>; 4] = [
+        &|| Box::new(lines.init().unwrap()),
+        &|| Box::new(compressed.init().unwrap()),
+        &|| open(table.path()).unwrap(),
+        &|| Box::new(TextSourceConfig::new(folder.path()).init().unwrap()),
+    ];
     for make in sources {
         let whole = make().read_all().unwrap();
         let mut source = make();
@@ -124,9 +141,11 @@ fn sources_go_on_where_a_cursor_stands() {
         let end = source.cursor();
         source.seek(&end).unwrap();
         assert_eq!(source.next_document().unwrap(), None);
-        for wrong in
-            [Cursor { file: 9, offset: 0, line: 0 }, Cursor { file: 0, offset: 3, line: 1 }]
-        {
+        for wrong in [
+            Cursor { file: 9, offset: 0, line: 0 },
+            Cursor { file: 0, offset: 3, line: 1 },
+            Cursor { file: 0, offset: 1 << 40, line: 1 << 40 },
+        ] {
             assert!(message(source.seek(&wrong)).contains("not a place"));
         }
     }
