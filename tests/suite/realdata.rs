@@ -4,10 +4,14 @@
 
 use burn::tensor::Device;
 use longburn::attention::MixerConfig;
+use longburn::datasets::Tokenizer;
 use longburn::kernel::TokenMeta;
 use longburn::models::weights::read_safetensors;
 use longburn::models::{Blocks, Decoder, ForwardOptions, ids_tensor};
-use longburn::training::eval::Perplexity;
+use longburn::training::eval::{
+    ChoiceItem, ChoiceReport, LastWordItem, LastWordReport, LoglikelihoodEval, Perplexity, choices,
+    last_words, read_rows,
+};
 use serde_json::Value;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -91,4 +95,35 @@ fn bf16_checkpoint_written_by_transformers() {
         rows.iter().flat_map(|r| r.as_array().unwrap()).map(|x| x.as_f64().unwrap()).collect();
     let far = furthest(&got, want.into_iter());
     assert!(far <= 2e-5, "logits differ by {far}");
+}
+
+/// Figures that `tests/interop/check_scores.py` found with `transformers`, one row at a time.
+#[test]
+fn short_tasks_score_as_another_program_scores_them() {
+    let Some(dir) = checkpoint("stories260k-hf") else { return };
+    let model = Decoder::load(&dir, &MixerConfig::Dense, &Device::flex()).unwrap();
+    let tokenizer = Tokenizer::from_file(&dir).unwrap();
+    let eval = LoglikelihoodEval::new(512);
+    let rows = dir.with_file_name("eval").join("lambada_test.jsonl");
+    let items = read_rows(&rows, 500, LastWordItem::from_row).unwrap();
+    let scores = last_words(&model, &tokenizer, &items, &eval).unwrap();
+    let report = LastWordReport::of(&scores).unwrap();
+    assert_eq!((report.items, report.joined, report.cut), (500, 0, 0));
+    assert_eq!(scores.iter().filter(|score| score.word.greedy).count(), 6);
+    let sum: f64 = scores.iter().map(|score| score.word.sum).sum();
+    assert!((sum - -8261.805_724).abs() < 1e-2, "{sum}");
+    assert!((scores[0].word.sum - -11.366_122).abs() < 1e-4);
+
+    let rows = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tasks/choices.jsonl");
+    let row = |row: &Value| ChoiceItem::from_row(row, "Q: {question}\nA:");
+    let items = read_rows(Path::new(rows), usize::MAX, row).unwrap();
+    let scores = choices(&model, &tokenizer, &items, &eval).unwrap();
+    let report = ChoiceReport::of(&scores).unwrap();
+    let right = [report.acc, report.acc_norm, report.acc_bytes].map(|share| share.value * 24.0);
+    assert_eq!(right.map(f64::round), [17.0, 19.0, 19.0]);
+    for (got, want) in
+        scores[0].choices.iter().zip([-0.348_371, -7.691_283, -7.161_144, -9.260_073])
+    {
+        assert!((got.sum - want).abs() < 1e-4, "{}", got.sum);
+    }
 }

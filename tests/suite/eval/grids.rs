@@ -13,7 +13,7 @@ const SENTENCES: &str = "The boats lay in the harbour. Nobody counted them! Was 
 
 fn tokenizer() -> Tokenizer {
     let config = BpeConfig::new(300).with_special(vec!["<|endoftext|>".into()]);
-    train_bpe([SENTENCES.repeat(20)], &config).unwrap()
+    train_bpe(std::iter::once(SENTENCES.repeat(20)), &config).unwrap()
 }
 
 #[test]

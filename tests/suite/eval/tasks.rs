@@ -18,7 +18,7 @@ use serde_json::json;
 fn tokenizer() -> Tokenizer {
     let texts = vec!["the river ran past the mill and the river was wide. "; 20];
     let config = BpeConfig::new(280).with_special(vec!["<|endoftext|>".into()]);
-    train_bpe(texts, &config).unwrap()
+    train_bpe(texts.into_iter(), &config).unwrap()
 }
 
 /// Every token has the same probability.
