@@ -208,10 +208,10 @@ fn parse(map: Mmap, print: &str) -> Result<Documents, String> {
     let map = Arc::new(map);
     let (mut documents, mut start) = (Vec::with_capacity(table.documents.len()), HEADER);
     for (id, tokens, characters) in table.documents {
-        let end = start + 4 * tokens as usize;
-        if end > table_start {
+        if tokens > (table_start - start) as u64 / 4 {
             return Err("its documents are longer than its ids".into());
         }
+        let end = start + 4 * tokens as usize;
         let ids = TokenIds::mapped(&map, start..end);
         documents.push(Encoded { document: TokenDocument { id, ids }, characters });
         start = end;

@@ -32,7 +32,9 @@ impl TokenIds {
     pub fn truncate(&mut self, len: usize) {
         match &mut self.0 {
             Place::Memory(ids) => ids.truncate(len),
-            Place::Mapped(_, range) => range.end = range.end.min(range.start + 4 * len),
+            Place::Mapped(_, range) => {
+                range.end = range.start + range.len().min(len.saturating_mul(4))
+            }
         }
     }
 }

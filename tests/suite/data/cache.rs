@@ -89,7 +89,10 @@ fn damaged_and_foreign_caches_are_made_anew() {
     damages.push((fs::read(&other.file).unwrap(), "other text, tokens or settings"));
     damages.push((b"{\"text\": \"no cache at all\"}".repeat(9), "no token cache"));
     for (bytes, reason) in damages {
-        fs::write(&first.file, bytes).unwrap();
+        // Beside it and renamed: `first` still looks at the old file.
+        let beside = folder.path().join("beside");
+        fs::write(&beside, bytes).unwrap();
+        fs::rename(&beside, &first.file).unwrap();
         let again = load(folder.path(), tokenizer(), &options);
         let why = again.rebuilt.expect("a damage that went unnoticed");
         assert!(why.contains(reason), "{why}");

@@ -89,7 +89,7 @@ fn d1_text_that_is_not_clean() {
     assert_eq!(skipping.report().skipped["bad line"], 2);
     let mut strict = strict.init().unwrap();
     strict.next_document().unwrap();
-    for (line, reason) in [(2, "not UTF-8"), (3, "JSON")] {
+    for (line, reason) in [(2, "not UTF-8"), (3, "not JSON")] {
         let text = message(strict.next_document());
         assert!(text.contains(&format!("a.jsonl:{line}: {reason}")), "{text}");
     }
