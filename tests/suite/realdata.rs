@@ -111,7 +111,7 @@ fn short_tasks_score_as_another_program_scores_them() {
     assert_eq!((report.items, report.joined, report.cut), (500, 0, 0));
     assert_eq!(scores.iter().filter(|score| score.word.greedy).count(), 6);
     let sum: f64 = scores.iter().map(|score| score.word.sum).sum();
-    assert!((sum - -8261.805_724).abs() < 1e-2, "{sum}");
+    assert!((sum - -8_261.805_724).abs() < 1e-2, "{sum}");
     assert!((scores[0].word.sum - -11.366_122).abs() < 1e-4);
 
     let rows = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tasks/choices.jsonl");
