@@ -47,9 +47,7 @@ pub struct BasePart {
     pub steps: u64,
     pub lr: f64,
     pub warmup: f64,
-    pub copying: f64,
-    pub first: KeyRows,
-    pub then: KeyRows,
+    pub rows: Vec<KeyRows>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -87,6 +85,9 @@ pub struct PasskeyPart {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyRows {
+    /// Share of the steps after which the next ones follow.
+    #[serde(default = "all")]
+    until: f64,
     /// Share of the rows whose second half is their first half again.
     pub doubled: f64,
     /// Share of the others that carry a key.
@@ -111,6 +112,10 @@ struct FullPart {
     base_steps: u64,
     base_lr: f64,
     extend_steps: u64,
+}
+
+fn all() -> f64 {
+    1.0
 }
 
 impl Recipe {
@@ -168,13 +173,18 @@ impl Recipe {
         if self.evaluate.windows < 2 || self.evaluate.passkey_tests < 1 {
             return bad("evaluate", &"too small", "at least 2 windows and 1 pass-key test");
         }
-        let base = &self.base;
-        if !(0.0..=1.0).contains(&base.copying) {
-            return bad("base.copying", &base.copying, "0 to 1");
+        let mut from = 0.0;
+        for rows in &self.base.rows {
+            if rows.until <= from {
+                return bad("base.rows.until", &rows.until, "growing shares of the steps");
+            }
+            from = rows.until;
         }
-        let rows =
-            [("base.first", base.first), ("base.then", base.then), ("extend.rows", self.extend.rows)];
-        for (part, rows) in rows {
+        if from != 1.0 {
+            return bad("base.rows.until", &from, "1.0 at last");
+        }
+        let base = self.base.rows.iter().map(|rows| ("base.rows", rows));
+        for (part, rows) in base.chain([("extend.rows", &self.extend.rows)]) {
             for (field, share) in [("doubled", rows.doubled), ("share", rows.share)] {
                 if !(0.0..=1.0).contains(&share) {
                     return bad(&format!("{part}.{field}"), &share, "0 to 1");
@@ -198,10 +208,9 @@ impl Recipe {
 
     /// What the rows of a base step (from 1) are made of.
     pub fn base_rows(&self, step: u64) -> KeyRows {
-        match step as f64 <= self.base.copying * self.base.steps as f64 {
-            true => self.base.first,
-            false => self.base.then,
-        }
+        let done = step as f64 / self.base.steps as f64;
+        let rows = &self.base.rows;
+        rows[rows.partition_point(|r| r.until < done).min(rows.len() - 1)]
     }
 
     /// How many times longer the extended model is.
