@@ -88,7 +88,10 @@ pub enum Error {
         remedy: String,
     },
     /// Training met a loss or gradient that is NaN or infinite; no weight was changed.
-    #[error("step {step}: {what} is {value}; the update was not applied (batch: {batch})")]
+    #[error(
+        "step {step}: {what} is {value}; the update was not applied (batch: {batch}; remedy: a \
+         lower learning rate, or `skip_nonfinite` where single steps may be lost)"
+    )]
     NonFinite {
         /// Optimizer step, from 1.
         step: u64,

@@ -49,8 +49,7 @@ impl<M: SequenceMixer> Decoder<M> {
     ) -> Result<Self> {
         let files = WeightFiles::open(dir)?;
         check_sizes(config, &files)?;
-        let model = Self::with_mixer(config, 0, device, mixer)?;
-        model.load_weights(&files)
+        Self::build(config, None, device, mixer)?.load_weights(&files)
     }
 
     /// Replace all stored weights by those of `files`.
@@ -63,12 +62,7 @@ impl<M: SequenceMixer> Decoder<M> {
             .into_iter()
             .filter_map(|p| keys.to_hf(&p.path).map(|name| (name, p.shape)))
             .collect();
-        let tied = self.lm_head.is_none();
-        // A tied head may be stored beside its embedding, and old files keep rotary tables.
-        let surplus = |name: &str| {
-            (tied && name == "lm_head.weight") || name.ends_with(".rotary_emb.inv_freq")
-        };
-        files.check_names(&expected, surplus)?;
+        files.check_names(&expected, surplus(self.lm_head.is_none()))?;
         let mut values = HashMap::new();
         for name in expected.keys() {
             values.insert(name.clone(), files.load_f32(name)?);
@@ -113,20 +107,31 @@ impl<M: SequenceMixer> Decoder<M> {
     }
 }
 
-/// The sizes that a configuration declares must be those of the embedding on disk, before
-/// anything of those sizes is allocated.
+/// Whether a checkpoint may hold a tensor of this name beyond a model's weights: a tied head beside
+/// its embedding, and the rotary tables of old files.
+pub fn surplus(tied: bool) -> impl Fn(&str) -> bool {
+    move |name| (tied && name == "lm_head.weight") || name.ends_with(".rotary_emb.inv_freq")
+}
+
+/// The sizes that a configuration declares must be those of the embedding on disk, and those of
+/// all layers about what the files hold, before anything of those sizes is allocated.
 fn check_sizes(config: &ModelConfig, files: &WeightFiles) -> Result<()> {
-    let Some(shape) = files.shape("model.embed_tokens.weight") else {
-        return Ok(());
-    };
     let declared = [config.vocab_size, config.hidden_size];
-    if shape != declared {
+    if let Some(shape) = files.shape("model.embed_tokens.weight").filter(|s| *s != declared) {
         return Err(Error::config(
             "config.json",
             "vocab_size, hidden_size",
             format!("{declared:?}"),
             format!("{shape:?}, the shape of model.embed_tokens.weight"),
         ));
+    }
+    let elements = |shape: &[usize]| shape.iter().fold(1usize, |n, axis| n.saturating_mul(*axis));
+    let expected = config.tensor_shapes();
+    let declared = expected.values().fold(0usize, |n, shape| n.saturating_add(elements(shape)));
+    let stored = files.names().filter_map(|name| files.shape(name)).map(elements).sum::<usize>();
+    // Mixers of one's own may have fewer weights than attention, but not by so much.
+    if declared / 4 > stored {
+        files.check_names(&expected, surplus(config.tie_word_embeddings))?;
     }
     Ok(())
 }

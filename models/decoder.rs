@@ -283,14 +283,26 @@ impl<M: SequenceMixer> Decoder<M> {
         config: &ModelConfig,
         seed: u64,
         device: &Device,
+        mixer: impl FnMut(usize, AttnProjections) -> Result<M>,
+    ) -> Result<Self> {
+        Self::build(config, Some(seed), device, mixer)
+    }
+
+    /// The same; without a seed, weights that are about to be replaced are zero, which takes a
+    /// fraction of the time.
+    pub(super) fn build(
+        config: &ModelConfig,
+        seed: Option<u64>,
+        device: &Device,
         mut mixer: impl FnMut(usize, AttnProjections) -> Result<M>,
     ) -> Result<Self> {
         config.validate()?;
-        let streams = Streams::new(seed);
+        let streams = Streams::new(seed.unwrap_or(0));
+        let drawn = if seed.is_some() { 1.0 } else { 0.0 };
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let layers = config.num_hidden_layers;
-        let std = |width: usize| 0.6 / (width as f64).sqrt();
-        let out_std = |width: usize| 1.0 / (2.0 * (width * layers) as f64).sqrt();
+        let std = |width: usize| drawn * 0.6 / (width as f64).sqrt();
+        let out_std = |width: usize| drawn / (2.0 * (width * layers) as f64).sqrt();
         let norm = || RmsNormConfig::new(hidden, config.rms_norm_eps).init(device);
         let shape = AttnShape {
             hidden,
@@ -319,7 +331,7 @@ impl<M: SequenceMixer> Decoder<M> {
         };
         let head = |weight| Linear { weight: Param::from_tensor(weight), bias: None, lora: None };
         Ok(Self {
-            embed_tokens: Param::from_tensor(embedding(0, config.initializer_range)),
+            embed_tokens: Param::from_tensor(embedding(0, drawn * config.initializer_range)),
             layers: (0..layers).map(block).collect::<Result<_>>()?,
             norm: norm(),
             lm_head: (!config.tie_word_embeddings).then(|| head(embedding(1, std(hidden)))),

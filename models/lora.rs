@@ -240,7 +240,8 @@ impl LoraConfig {
 /// target and let the roles in `extra` train.
 ///
 /// # Errors
-/// [`Error::Config`] for unusable settings or a role that this model does not have,
+/// [`Error::Config`] for unusable settings, a rank above both sides of a layer, or a role that
+/// this model does not have,
 /// [`Error::Unsupported`] when the model already carries updates.
 pub fn apply<M: HasProjections>(mut model: Decoder<M>, config: &LoraConfig) -> Result<Decoder<M>> {
     config.validate()?;
@@ -253,6 +254,15 @@ pub fn apply<M: HasProjections>(mut model: Decoder<M>, config: &LoraConfig) -> R
             _ => "roles that this model has",
         };
         return Err(Error::config("lora", "extra", role.name(), expected));
+    }
+    let sides = |block: &Block<M>, target: &Target| {
+        let (from, to) = target.linear(block).features();
+        from.max(to)
+    };
+    let widest = |block| config.targets.iter().map(|t| sides(block, t)).min().unwrap_or(0);
+    if let Some(most) = model.layers.iter().map(widest).min().filter(|most| config.rank > *most) {
+        let expected = format!("at most {most}, the longer side of a target's weights");
+        return Err(Error::config("lora", "rank", config.rank, expected));
     }
     let streams = Streams::new(config.seed);
     for (layer, block) in model.layers.iter_mut().enumerate() {

@@ -198,3 +198,33 @@ impl RopeTable {
         rotate_half(x_BHTD, self.cos.clone(), self.sin.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers of Llama 3.1, computed independently.
+    #[test]
+    fn llama3_blends_between_long_and_short_wavelengths() {
+        let kind = RopeKind::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192,
+        };
+        let plain = RopeConfig::new(5e5, 128);
+        let scaled = plain.clone().with_kind(kind).init().unwrap();
+        let plain = plain.init().unwrap();
+        for (i, expected) in [
+            (28, plain.inv_freq()[28]),
+            (29, 0.002_166_570_8),
+            (32, 0.000_524_846_16),
+            (34, 0.000_178_507_81),
+            (35, 9.556_212_4e-5),
+            (63, 3.068_926e-7),
+        ] {
+            let got = scaled.inv_freq()[i];
+            assert!((got / expected - 1.0).abs() < 1e-6, "{i}: {got} {expected}");
+        }
+    }
+}

@@ -137,6 +137,9 @@ impl EvalArgs {
         seed: u64,
     ) -> Result<PasskeyReport> {
         let prompts = PasskeyPromptConfig::new().init()?;
+        if self.passkey_samples == 0 {
+            return Err(Error::config("command line", "passkey-samples", 0, "at least 1"));
+        }
         let mut items = Vec::new();
         for &length in &self.passkey {
             for i in 0..self.passkey_samples {

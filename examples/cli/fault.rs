@@ -29,6 +29,9 @@ fn kind(error: &Error) -> &'static str {
         Error::Shape { .. } => "shape",
         Error::Unsupported { .. } => "unsupported",
         Error::NonFinite { .. } => "non_finite",
+        Error::Evaluation { .. } => "evaluation",
+        Error::Training(_) => "training",
+        Error::Logits { .. } => "logits",
         Error::Kernel(_) => "kernel",
         _ => "other",
     }

@@ -23,10 +23,10 @@ pub struct GenerateArgs {
     #[arg(long, default_value_t = 128, value_name = "N")]
     max_new_tokens: usize,
     /// Divides the logits; 0 takes the most likely token
-    #[arg(long, default_value_t = 0.0, value_name = "X")]
+    #[arg(long, default_value_t = 0.0, value_name = "X", allow_negative_numbers = true)]
     temperature: f64,
     /// Draw from the fewest tokens that hold this share of the probability
-    #[arg(long, default_value_t = 1.0, value_name = "X")]
+    #[arg(long, default_value_t = 1.0, value_name = "X", allow_negative_numbers = true)]
     top_p: f64,
     /// Feed the prompt in pieces of so many tokens, to save memory
     #[arg(long, value_name = "N")]
@@ -55,7 +55,7 @@ struct Prompt {
 
 /// A list of ids, or a list with one such row.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a list of ids, such as [1, 5, 9], or a list with one row")]
 enum Ids {
     Flat(Vec<u32>),
     Row([Vec<u32>; 1]),
@@ -70,7 +70,7 @@ impl GenerateArgs {
         };
         let config = model.config();
         let prompt = self.prompt(tokenizer.as_ref(), config.vocab_size)?;
-        let longest = prompt.len() + self.max_new_tokens;
+        let longest = prompt.len().saturating_add(self.max_new_tokens);
         if longest > config.max_context() {
             eprintln!(
                 "note: {longest} tokens are more than the model's context of {}",

@@ -4,6 +4,7 @@ use crate::{Globals, output};
 use clap::Args;
 use longburn::datasets::Tokenizer;
 use longburn::models::ModelConfig;
+use longburn::models::checkpoint::surplus;
 use longburn::models::weights::WeightFiles;
 use longburn::positional::RopeKind;
 use longburn::{Error, Result};
@@ -97,15 +98,12 @@ fn weights(dir: &Path, config: &ModelConfig) -> Value {
     }
     shards.sort();
     shards.dedup();
-    let tied = config.tie_word_embeddings;
-    let surplus =
-        |name: &str| (tied && name == "lm_head.weight") || name.ends_with(".rotary_emb.inv_freq");
     let mut facts = Map::new();
     facts.insert("complete".into(), json!(true));
     facts.insert("files".into(), json!(shards.len()));
     facts.insert("tensors".into(), json!(files.names().count()));
     facts.insert("dtypes".into(), json!(dtypes));
-    match files.check_names(&config.tensor_shapes(), surplus) {
+    match files.check_names(&config.tensor_shapes(), surplus(config.tie_word_embeddings)) {
         Ok(()) => {}
         Err(Error::TensorMismatch { missing, unexpected, misshaped, .. }) => {
             facts.insert("complete".into(), json!(false));

@@ -92,10 +92,16 @@ fn main() -> ExitCode {
     }
 }
 
+/// Above any machine; far more would take minutes to start.
+const MOST_THREADS: usize = 1024;
+
 fn set_threads(threads: Option<usize>) -> Result<()> {
     match threads {
         None => Ok(()),
-        Some(0) => Err(Error::config("command line", "threads", 0, "at least 1")),
+        Some(n) if n == 0 || n > MOST_THREADS => {
+            let expected = format!("from 1 to {MOST_THREADS}");
+            Err(Error::config("command line", "threads", n, expected))
+        }
         Some(n) => rayon::ThreadPoolBuilder::new().num_threads(n).build_global().map_err(|e| {
             Error::config("command line", "threads", n, format!("a pool that can be made: {e}"))
         }),

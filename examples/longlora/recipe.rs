@@ -142,7 +142,7 @@ impl Recipe {
             recipe.extend.steps = full.extend_steps;
         }
         if let Some(seed) = seed {
-            recipe.seeds.iter_mut().for_each(|s| *s += seed);
+            recipe.seeds.iter_mut().for_each(|s| *s = s.wrapping_add(seed));
         }
         recipe.check(&file)?;
         Ok(recipe)
@@ -169,6 +169,24 @@ impl Recipe {
         }
         if self.seeds.is_empty() {
             return bad("seeds", &"empty", "at least one");
+        }
+        for (field, value) in [
+            ("base.batch", self.base.batch),
+            ("base.steps", self.base.steps as usize),
+            ("extend.batch", self.extend.batch),
+            ("extend.steps", self.extend.steps as usize),
+            ("text.tokenizer_documents", self.text.tokenizer_documents),
+            ("passkey.words", self.passkey.words),
+            ("passkey.key_words", self.passkey.key_words),
+            ("model.layers", self.model.layers),
+        ] {
+            if value == 0 {
+                return bad(field, &value, "at least 1");
+            }
+        }
+        // A row must have room for the question and the words, a prompt for both twice.
+        if self.passkey.key_words > short / 4 {
+            return bad("passkey.key_words", &self.passkey.key_words, "a quarter of base.length");
         }
         if self.evaluate.windows < 2 || self.evaluate.passkey_tests < 1 {
             return bad("evaluate", &"too small", "at least 2 windows and 1 pass-key test");

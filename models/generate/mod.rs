@@ -1,10 +1,8 @@
 //! Text generation: prefill, then one token at a time against the state of every layer.
 
 mod sampler;
-mod stream;
 
 pub use sampler::Sampler;
-pub use stream::TextStream;
 
 use super::{Blocks, ForwardOptions, ids_tensor};
 use crate::attention::State;

@@ -4,7 +4,7 @@ use crate::tiny::{self, ids, logits, ratio};
 use burn::tensor::Device;
 use longburn::Error;
 use longburn::attention::MixerConfig;
-use longburn::models::generate::{Generator, Sampler, TextStream};
+use longburn::models::generate::{Generator, Sampler};
 use longburn::models::{Decoder, GenerateConfig, ModelConfig, generate, lora};
 
 /// Full heads, grouped heads with a tied head, norms on q and k, a window.
@@ -182,29 +182,4 @@ fn draws_depend_on_seed_and_step_alone() {
         |seed| generate(model, &ids(3), &config.clone().with_seed(seed), |_| {}).unwrap().ids;
     assert_eq!(text(1), text(1));
     assert_ne!(text(1), text(2));
-}
-
-#[test]
-fn text_comes_out_whole_characters_at_a_time() {
-    // Ids are bytes; a space goes to the front of the next word, as in many tokenizers.
-    let decode = |ids: &[u32]| {
-        let bytes: Vec<u8> = ids.iter().map(|id| *id as u8).collect();
-        Ok(String::from_utf8_lossy(&bytes).trim_start().to_string())
-    };
-    let text = " Größe → ∞";
-    let mut stream = TextStream::new(b"One".map(u32::from).as_slice(), decode);
-    let mut pieces = Vec::new();
-    for byte in text.bytes() {
-        pieces.extend(stream.push(byte.into()).unwrap());
-    }
-    assert!(pieces.iter().all(|piece| !piece.contains('\u{FFFD}')), "{pieces:?}");
-    assert_eq!(pieces.concat() + &stream.finish().unwrap(), text);
-    assert_eq!(pieces.len(), text.chars().count());
-
-    // A prompt that ends within a character.
-    let mut stream = TextStream::new(&[0xC3], decode);
-    assert_eq!(stream.push(0xA9).unwrap().as_deref(), Some("é"));
-    // An incomplete end is shown as what it is.
-    assert_eq!(stream.push(0xE2).unwrap(), None);
-    assert_eq!(stream.finish().unwrap(), "\u{FFFD}");
 }

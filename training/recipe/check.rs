@@ -6,6 +6,13 @@ use crate::datasets::Pack;
 use crate::models::ModelConfig;
 use crate::{Error, Result};
 
+/// Longest rows and positions, tokens: far above any model, far below what overflows.
+const LONGEST: usize = 1 << 28;
+/// Most rows of a micro-batch, and most of those in a step.
+const MOST_ROWS: usize = 1 << 20;
+/// Most threads.
+const MOST_WORKERS: usize = 1024;
+
 impl Recipe {
     pub(super) fn check(&self) -> Result<()> {
         let model = &self.model;
@@ -52,13 +59,18 @@ impl Recipe {
 
     fn check_train(&self) -> Result<()> {
         let train = &self.train;
-        for (field, value, least) in [
-            ("train.steps", train.steps as usize, 1),
-            ("train.length", train.length, 2),
-            ("train.batch", train.batch, 1),
+        if train.steps == 0 {
+            return Err(self.bad("train.steps", 0, "at least 1"));
+        }
+        for (field, value, least, most) in [
+            ("train.length", train.length, 2, LONGEST),
+            ("train.batch", train.batch, 1, MOST_ROWS),
+            ("train.micro_batches", train.micro_batches as usize, 1, MOST_ROWS),
+            ("train.workers", train.workers as usize, 1, MOST_WORKERS),
+            ("extend.to", self.extend.as_ref().map_or(1, |extend| extend.to), 1, LONGEST),
         ] {
-            if value < least {
-                return Err(self.bad(field, value, format!("at least {least}")));
+            if !(least..=most).contains(&value) {
+                return Err(self.bad(field, value, format!("from {least} to {most}")));
             }
         }
         train.config(self.seed).validate().map_err(|e| self.within("train", e))?;

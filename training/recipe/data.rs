@@ -17,6 +17,8 @@ pub(super) struct Texts {
     train: Vec<Document>,
     held_out: Vec<Document>,
     read: DataReport,
+    /// Of `held_out`, where it has files of its own.
+    held_out_read: DataReport,
 }
 
 /// What a run trains on and is measured on.
@@ -40,12 +42,17 @@ impl Texts {
         let data = &recipe.data;
         let field = data.text_field.as_deref();
         let (documents, read) = read(&data.train, field)?;
+        let mut held_out_read = DataReport::default();
         let (train, held_out) = match (&data.held_out, data.split) {
-            (Some(path), _) => (documents, self::read(path, field)?.0),
+            (Some(path), _) => {
+                let (held_out, report) = self::read(path, field)?;
+                held_out_read = report;
+                (documents, held_out)
+            }
             (None, Some(every)) => split(documents, every)?,
             (None, None) => (documents, Vec::new()),
         };
-        Ok(Self { train, held_out, read })
+        Ok(Self { train, held_out, read, held_out_read })
     }
 
     /// A vocabulary learned from the training documents.
@@ -59,7 +66,7 @@ impl Texts {
         let (train, report) = tokenize(&self.train, tokenizer, true)?;
         let (held_out, held_out_report) = tokenize(&self.held_out, tokenizer, true)?;
         let (held_out, limited) = limit(recipe, held_out);
-        let held_out_report = held_out_report.then(&limited);
+        let held_out_report = self.held_out_read.then(&held_out_report).then(&limited);
         if recipe.eval.is_some() && held_out.is_empty() {
             return Err(Error::Data(format!(
                 "no held-out document to evaluate on: {held_out_report}"

@@ -237,7 +237,11 @@ impl<'a> Run<'a> {
         stage.advance(params(&model).iter().map(|p| p.numel() as u64).sum());
         stage.finish();
         match &self.recipe.lora {
-            Some(config) => lora::apply(model, config).map_err(|e| self.recipe.within("lora", e)),
+            Some(config) => {
+                let seed = config.seed.wrapping_add(self.seed);
+                let config = config.clone().with_seed(seed);
+                lora::apply(model, &config).map_err(|e| self.recipe.within("lora", e))
+            }
             None => Ok(model),
         }
     }

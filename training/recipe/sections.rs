@@ -54,7 +54,7 @@ pub struct Recipe {
     /// How a sequence becomes a sequence.
     #[serde(default)]
     pub mixer: MixerConfig,
-    /// Low-rank adaptation; without it all parameters train.
+    /// Low-rank adaptation; without it all parameters train. Its seed counts from the run's.
     #[serde(default)]
     pub lora: Option<LoraConfig>,
     /// The text.
