@@ -97,15 +97,12 @@ fn weights(dir: &Path, config: &ModelConfig) -> Value {
     }
     shards.sort();
     shards.dedup();
-    let tied = config.tie_word_embeddings;
-    let surplus =
-        |name: &str| (tied && name == "lm_head.weight") || name.ends_with(".rotary_emb.inv_freq");
     let mut facts = Map::new();
     facts.insert("complete".into(), json!(true));
     facts.insert("files".into(), json!(shards.len()));
     facts.insert("tensors".into(), json!(files.names().count()));
     facts.insert("dtypes".into(), json!(dtypes));
-    match files.check_names(&config.tensor_shapes(), surplus) {
+    match files.check_names(&config.tensor_shapes(), |name| config.may_hold(name)) {
         Ok(()) => {}
         Err(Error::TensorMismatch { missing, unexpected, misshaped, .. }) => {
             facts.insert("complete".into(), json!(false));
@@ -145,7 +142,8 @@ fn usable_for(config: &ModelConfig) -> Value {
         mixers.push("longlora");
     }
     let extend: &[&str] = match config.rope.kind {
-        RopeKind::Default | RopeKind::Linear { .. } => &["linear"],
+        RopeKind::Default => &["linear", "ntk", "dynamic", "yarn", "longrope", "llama3"],
+        RopeKind::Linear { .. } => &["linear"],
         _ => &[],
     };
     json!({

@@ -8,12 +8,14 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 use longburn::attention::{MixerConfig, State};
 use longburn::kernel::{TokenMeta, linear_cross_entropy};
-use longburn::models::keymap::{KeyMap, LlamaKeys, params};
-use longburn::models::{Blocks, Decoder, ForwardOptions, ids_tensor};
+use longburn::models::keymap::params;
+use longburn::models::weights::HostTensor;
+use longburn::models::{Blocks, Decoder, ForwardOptions, ids_tensor, stored};
 
 pub fn check(golden: &Golden) -> Result<(), Failure> {
     let model = Decoder::load(&golden.folder("model_dir"), &MixerConfig::Dense, &Device::flex())?;
     let model = model.train();
+    let keys = model.config().architecture.keys();
     let batch = Batch::read(golden)?;
     let options = ForwardOptions::train().with_hidden(true);
     let out = model.forward_ids(batch.ids(), &batch.tokens, &options, vec![])?;
@@ -27,14 +29,18 @@ pub fn check(golden: &Golden) -> Result<(), Failure> {
     let loss = batch.loss(out.last, model.head())?;
     golden.compare("out.loss", &values(loss.clone()))?;
     let grads = GradientsParams::from_grads(loss.backward(), &model);
+    let mut named = Vec::new();
     for param in params(&model) {
-        let name = LlamaKeys.to_hf(&param.path).ok_or(param.path)?;
+        let name = keys.to_hf(&param.path).ok_or(param.path)?;
         let grad = match param.shape.len() {
             1 => grads.get::<1>(param.id).map(values),
             _ => grads.get::<2>(param.id).map(values),
         };
         let grad = grad.ok_or_else(|| format!("{name} has no gradient"))?;
-        golden.compare(&format!("grad.{name}"), &grad)?;
+        named.push(HostTensor::new(name, param.shape, grad)?);
+    }
+    for HostTensor { name, data, .. } in stored::join(named, model.config().num_attention_heads) {
+        golden.compare(&format!("grad.{name}"), &data)?;
     }
     match golden.has("greedy.new_ids") {
         true => greedy(golden, &model.valid()),
@@ -136,6 +142,9 @@ fn greedy(golden: &Golden, model: &Decoder) -> Result<(), Failure> {
     }
     golden.compare_integers("greedy.new_ids", &new_ids)?;
     golden.compare("greedy.logits", &logits)?;
+    if golden.has("greedy_uncached.new_ids") {
+        return uncached(golden, model);
+    }
 
     let width = prompt.len() / rows;
     let mut whole = Vec::new();
@@ -147,6 +156,27 @@ fn greedy(golden: &Golden, model: &Decoder) -> Result<(), Failure> {
     let ids = ids_tensor(&whole, rows, &Device::flex());
     let out = model.forward_ids(ids, &tokens, &ForwardOptions::infer(), vec![])?;
     golden.compare("greedy.logits", &values(model.logits(out.last.narrow(1, width - 1, count))))
+}
+
+/// Decode with the whole text in every step, where that is meant to differ from a cache.
+fn uncached(golden: &Golden, model: &Decoder) -> Result<(), Failure> {
+    let [1, count] = *golden.shape("greedy_uncached.new_ids")? else {
+        return Err("greedy_uncached.new_ids is not [1, N]".into());
+    };
+    let mut text = golden.ids("greedy.prompt_ids")?;
+    let (mut new_ids, mut logits) = (Vec::new(), Vec::new());
+    for _ in 0..count {
+        let tokens = TokenMeta::contiguous(1, text.len(), 0);
+        let ids = ids_tensor(&text, 1, &Device::flex());
+        let out = model.forward_ids(ids, &tokens, &ForwardOptions::infer(), vec![])?;
+        let last = values(model.logits(out.last.narrow(1, text.len() - 1, 1)));
+        let best = argmax(&last);
+        text.push(best as u32);
+        new_ids.push(best as i64);
+        logits.extend(last);
+    }
+    golden.compare_integers("greedy_uncached.new_ids", &new_ids)?;
+    golden.compare_within("greedy.logits", "greedy_uncached.logits", &logits)
 }
 
 fn argmax(logits: &[f32]) -> usize {
