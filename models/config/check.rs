@@ -45,7 +45,8 @@ impl ModelConfig {
             return bad("head_dim", &self.head_dim, "an even width (rotary pairs)".into());
         }
         if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
-            return bad("rms_norm_eps", &self.rms_norm_eps, "a number between 0 and 1".into());
+            let field = super::read::eps_name(self.architecture);
+            return bad(field, &self.rms_norm_eps, "a number between 0 and 1".into());
         }
         if !(0.0..=1.0).contains(&self.initializer_range) {
             let expected = "a number from 0 to 1".into();

@@ -58,10 +58,7 @@ pub(super) fn config(raw: Map<String, Value>, file: &str) -> Result<ModelConfig>
         GptNeoX => (Some(0), Some(2)),
         Qwen2 | Qwen3 => (None, None),
     };
-    let (eps, default_eps) = match architecture {
-        GptNeoX => ("layer_norm_eps", 1e-5),
-        _ => ("rms_norm_eps", 1e-6),
-    };
+    let default_eps = if architecture == GptNeoX { 1e-5 } else { 1e-6 };
     let mlp_bias = match architecture {
         Llama => f.boolean("mlp_bias")?.unwrap_or(false),
         other => other == GptNeoX,
@@ -80,7 +77,7 @@ pub(super) fn config(raw: Map<String, Value>, file: &str) -> Result<ModelConfig>
         num_attention_heads,
         num_key_value_heads,
         head_dim,
-        rms_norm_eps: f.number(eps)?.unwrap_or(default_eps),
+        rms_norm_eps: f.number(eps_name(architecture))?.unwrap_or(default_eps),
         max_position_embeddings,
         rope: rope::read(&f, architecture, head_dim, max_position_embeddings)?,
         qkv_bias,
@@ -102,6 +99,14 @@ pub(super) fn config(raw: Map<String, Value>, file: &str) -> Result<ModelConfig>
         initializer_range: f.number("initializer_range")?.unwrap_or(0.02),
         raw,
     })
+}
+
+/// The field that holds the norms' ε.
+pub(super) fn eps_name(architecture: Architecture) -> &'static str {
+    match architecture {
+        Architecture::GptNeoX => "layer_norm_eps",
+        _ => "rms_norm_eps",
+    }
 }
 
 fn architecture(f: &Fields) -> Result<Architecture> {

@@ -57,9 +57,6 @@ impl ModelConfig {
         put!(initializer_range);
         use Architecture::{GptNeoX, Llama, Qwen3};
         if self.architecture == GptNeoX {
-            if changed(|a, b| a.rms_norm_eps == b.rms_norm_eps) {
-                map.insert("layer_norm_eps".into(), json!(self.rms_norm_eps));
-            }
             if changed(|a, b| a.parallel_residual == b.parallel_residual) {
                 map.insert("use_parallel_residual".into(), json!(self.parallel_residual));
             }
@@ -68,7 +65,11 @@ impl ModelConfig {
                 map.insert("hidden_act".into(), json!(if tanh { "gelu_new" } else { "gelu" }));
             }
         } else {
-            put!(num_key_value_heads, head_dim, rms_norm_eps);
+            put!(num_key_value_heads, head_dim);
+        }
+        if changed(|a, b| a.rms_norm_eps == b.rms_norm_eps) {
+            let name = read::eps_name(self.architecture);
+            map.insert(name.into(), json!(self.rms_norm_eps));
         }
         if changed(|a, b| a.eos_token_ids == b.eos_token_ids) {
             let ids = match self.eos_token_ids[..] {
