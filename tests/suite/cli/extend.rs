@@ -128,8 +128,8 @@ fn wrong_wishes_are_named() {
         (vec!["extend", "model", "--method", "ntk", "--to", "9000000000"], "at most"),
         (vec!["extend", "model", "--method", "longrope", "--to", "64"], "a list of 4 numbers"),
         (args("yarn", &["--factors", "factors.json"]), "longrope"),
-        (args("yarn", &["--out", "model"]), "empty or not there"),
-        (args("yarn", &["--out", "long.txt"]), "empty or not there"),
+        (args("yarn", &["--out", "model"]), "expected a folder"),
+        (args("yarn", &["--out", "long.txt"]), "expected a folder"),
         (args("yarn", &["--text", "nowhere.txt"]), "nowhere.txt"),
     ] {
         let error = bench.fails(&args);
