@@ -58,6 +58,10 @@ pub struct ForwardOptions {
     pub phase: Phase,
     /// Return states.
     pub keep_state: bool,
+    /// Keep keys unrotated in the states and rotate all of them in every call. Slower; only where
+    /// frequencies follow the length (dynamic, longrope) is the result another, namely that of one
+    /// pass over the whole sequence.
+    pub unrotated_cache: bool,
     /// Attention code.
     pub implementation: Implementation,
     /// Tensors to return from every mixer.
@@ -77,6 +81,7 @@ impl ForwardOptions {
         Self {
             phase: Phase::Infer,
             keep_state: false,
+            unrotated_cache: false,
             implementation: Implementation::Auto,
             taps: Vec::new(),
             keep_hidden: false,
@@ -86,6 +91,12 @@ impl ForwardOptions {
     /// Return states for the next call.
     pub fn with_state(mut self, keep: bool) -> Self {
         self.keep_state = keep;
+        self
+    }
+
+    /// Keep keys unrotated in the states; the same for all calls of a sequence.
+    pub fn with_unrotated_cache(mut self, unrotated: bool) -> Self {
+        self.unrotated_cache = unrotated;
         self
     }
 
@@ -363,7 +374,7 @@ impl<M: SequenceMixer> Decoder<M> {
     }
 
     fn context<'a>(
-        &self,
+        &'a self,
         layer: usize,
         place: &'a Place,
         options: &'a ForwardOptions,
@@ -371,6 +382,7 @@ impl<M: SequenceMixer> Decoder<M> {
         MixContext {
             tokens: &place.tokens,
             rope: Some(&place.rope),
+            unrotated_cache: options.unrotated_cache.then_some(&self.rope),
             layer,
             phase: options.phase,
             keep_state: options.keep_state,

@@ -9,7 +9,8 @@
 //! changes every row. A cache holds keys as they were rotated when they came, so in decoding the
 //! old keys keep the frequencies of the T at which they came, and a cached text differs from the
 //! same text in one pass once T passes L. `transformers` does the same; it is the default here
-//! for that reason. Who wants the other result runs the whole sequence at every step.
+//! for that reason. `ForwardOptions::with_unrotated_cache` gives the other result: the keys stay
+//! unrotated in the cache, and all are rotated in every step with the frequencies of its T.
 
 use super::frequencies::{attention_factor, frequencies, ntk_base};
 use super::{Positions, RopeKind};

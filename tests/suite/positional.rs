@@ -1,7 +1,10 @@
 //! Rotary scalings against numbers computed elsewhere, and against each other.
 
+use crate::tiny;
 use burn::tensor::Device;
 use longburn::Error;
+use longburn::kernel::TokenMeta;
+use longburn::models::{Blocks, ForwardOptions, ids_tensor};
 use longburn::positional::{LengthHistory, LongRope, Positions, Rope, RopeConfig, RopeKind, Yarn};
 
 /// Relative error that a table may have, of numbers known to eight digits.
@@ -162,6 +165,41 @@ fn dynamic_history_grows_stays_and_is_reset() {
         [(10, 64), (128, 128), (100, 128), (256, 256), (64, 256), (63, 64), (65, 65), (64, 65)]
     {
         assert_eq!(history.observe(length), table, "{length}");
+    }
+}
+
+/// Keys that were rotated when they came keep their frequencies; unrotated, they are rotated anew as
+/// the sequence grows, as in one pass over it.
+#[test]
+fn unrotated_cache_equals_one_pass_where_frequencies_follow_the_length() {
+    let long = longrope(4.0, &[1.0, 1.2, 1.5], &[1.0, 2.0, 4.0]);
+    let RopeKind::LongRope(settings) = long else { unreachable!() };
+    let long = LongRope { original_max_position_embeddings: 16, ..settings };
+    let kinds = [
+        (RopeKind::Linear { factor: 2.0 }, false),
+        (dynamic(2.0, 16), true),
+        (RopeKind::LongRope(long), true),
+    ];
+    for (kind, differs) in kinds {
+        let rope = RopeConfig::new(1e4, 6).with_kind(kind.clone());
+        let config = tiny::llama(true).with_max_positions(16).with_rope(rope);
+        let model = tiny::model(&config, &Device::flex());
+        let ids = tiny::ids(24);
+        let whole = tiny::logits(&model, &ids);
+        let cached = |unrotated: bool| {
+            let options = ForwardOptions::infer().with_state(true).with_unrotated_cache(unrotated);
+            let (mut states, mut seen, mut last) = (vec![], 0, vec![]);
+            for piece in [13, 1, 1, 1, 1, 7] {
+                let tokens = TokenMeta::contiguous(1, piece, seen);
+                let input = ids_tensor(&ids[seen..seen + piece], 1, &Device::flex());
+                let out = model.forward_ids(input, &tokens, &options, states).unwrap();
+                last = model.logits(out.last).into_data().iter::<f32>().collect::<Vec<_>>();
+                (states, seen) = (out.states, seen + piece);
+            }
+            tiny::ratio(&last, &whole[17 * 61..])
+        };
+        assert!(cached(true) < 1e-5, "{kind:?}: {}", cached(true));
+        assert_eq!(cached(false) > 1e-2, differs, "{kind:?}: {}", cached(false));
     }
 }
 
