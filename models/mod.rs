@@ -7,12 +7,15 @@ pub mod generate;
 pub mod keymap;
 pub mod lora;
 mod mlp;
+mod norm;
 pub mod peft;
+pub mod stored;
 pub mod weights;
 
 pub use checkpoint::SaveOptions;
-pub use config::{Architecture, ModelConfig};
+pub use config::{Architecture, Extension, ModelConfig};
 pub use decoder::{Block, Blocks, Decoder, ForwardOptions, Hidden, Place, ids_tensor};
 pub use generate::{GenerateConfig, Generated, generate};
 pub use lora::{LoraConfig, TrainableReport};
-pub use mlp::{Mlp, MlpConfig};
+pub use mlp::{Activation, Mlp, MlpConfig};
+pub use norm::{Norm, NormConfig};

@@ -4,7 +4,6 @@ use crate::{Globals, output};
 use clap::Args;
 use longburn::datasets::Tokenizer;
 use longburn::models::ModelConfig;
-use longburn::models::checkpoint::surplus;
 use longburn::models::weights::WeightFiles;
 use longburn::positional::RopeKind;
 use longburn::{Error, Result};
@@ -103,7 +102,7 @@ fn weights(dir: &Path, config: &ModelConfig) -> Value {
     facts.insert("files".into(), json!(shards.len()));
     facts.insert("tensors".into(), json!(files.names().count()));
     facts.insert("dtypes".into(), json!(dtypes));
-    match files.check_names(&config.tensor_shapes(), surplus(config.tie_word_embeddings)) {
+    match files.check_names(&config.tensor_shapes(), |name| config.may_hold(name)) {
         Ok(()) => {}
         Err(Error::TensorMismatch { missing, unexpected, misshaped, .. }) => {
             facts.insert("complete".into(), json!(false));
@@ -143,7 +142,8 @@ fn usable_for(config: &ModelConfig) -> Value {
         mixers.push("longlora");
     }
     let extend: &[&str] = match config.rope.kind {
-        RopeKind::Default | RopeKind::Linear { .. } => &["linear"],
+        RopeKind::Default => &["linear", "ntk", "dynamic", "yarn", "longrope", "llama3"],
+        RopeKind::Linear { .. } => &["linear"],
         _ => &[],
     };
     json!({

@@ -2,6 +2,7 @@
 
 mod device;
 mod eval;
+mod extend;
 mod fault;
 mod generate;
 mod inspect;
@@ -56,6 +57,7 @@ struct Globals {
 enum Verb {
     Train(train::TrainArgs),
     Eval(eval::EvalArgs),
+    Extend(extend::ExtendArgs),
     Generate(generate::GenerateArgs),
     Inspect(inspect::InspectArgs),
     Logits(logits::LogitsArgs),
@@ -73,6 +75,7 @@ fn main() -> ExitCode {
     let done = set_threads(globals.threads).and_then(|()| match &cli.verb {
         Verb::Train(args) => args.run(globals),
         Verb::Eval(args) => args.run(globals),
+        Verb::Extend(args) => args.run(globals),
         Verb::Generate(args) => args.run(globals),
         Verb::Inspect(args) => args.run(globals),
         Verb::Logits(args) => args.run(globals),

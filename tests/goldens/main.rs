@@ -26,9 +26,12 @@ pub type Check = fn(&Golden) -> Result<(), Failure>;
 pub type Failure = Box<dyn std::error::Error>;
 
 /// Names that `tests/goldens.toml` may use.
-const CHECKS: [(&str, Check); 4] = [
+const CHECKS: [(&str, Check); 7] = [
     ("model", model::check),
     ("rope", rope::check),
+    ("rope_partial", rope::partial),
+    ("rope_state", rope::state),
+    ("rope_tables", rope::tables),
     ("longlora", longlora::check),
     ("lora", lora::check),
 ];

@@ -16,6 +16,8 @@ mod files;
 #[cfg(feature = "flex")]
 mod generate;
 #[cfg(feature = "flex")]
+mod gpt_neox;
+#[cfg(feature = "flex")]
 mod interop;
 #[cfg(feature = "flex")]
 mod longlora;
@@ -23,6 +25,8 @@ mod longlora;
 mod lora;
 #[cfg(feature = "flex")]
 mod mixers;
+#[cfg(feature = "flex")]
+mod positional;
 #[cfg(feature = "flex")]
 mod realdata;
 #[cfg(feature = "flex")]
