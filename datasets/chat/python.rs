@@ -1,0 +1,308 @@
+//! What templates expect of Python: JSON as its `json.dumps` writes it, numbers as it prints
+//! them, dates by its `strftime`.
+
+use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::{Error, ErrorKind, State};
+use std::fmt::Write;
+
+fn invalid(reason: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, reason.into())
+}
+
+/// The filter `tojson` as `transformers` defines it: nothing is escaped for HTML, and `indent`,
+/// `separators`, `sort_keys` and `ensure_ascii` are those of `json.dumps`.
+pub(super) fn tojson(state: &State, value: &Value, options: Kwargs) -> Result<String, Error> {
+    let indent: Option<Value> = options.get("indent")?;
+    let indent = match indent.filter(|indent| !indent.is_none()) {
+        None => None,
+        Some(text) if text.as_str().is_some() => text.as_str().map(str::to_string),
+        Some(n) => Some(" ".repeat(usize::try_from(n)?.min(MAX_INDENT))),
+    };
+    let separators: Option<(String, String)> = match options.get::<Option<Value>>("separators")? {
+        Some(pair) if !pair.is_none() => {
+            let part = |i: usize| Ok::<_, Error>(pair.get_item(&Value::from(i))?.to_string());
+            Some((part(0)?, part(1)?))
+        }
+        _ => None,
+    };
+    let (item, key) = separators.unwrap_or_else(|| {
+        (if indent.is_some() { "," } else { ", " }.to_string(), ": ".to_string())
+    });
+    let mut writer = JsonWriter {
+        out: String::new(),
+        indent,
+        item,
+        key,
+        ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+        sorted: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+        paid: 0,
+    };
+    options.assert_all_used()?;
+    writer.write(state, value, 0)?;
+    Ok(writer.out)
+}
+
+/// Wider indentation is only good for filling memory.
+const MAX_INDENT: usize = 64;
+
+/// Bytes written per unit of fuel.
+const BYTES_PER_FUEL: usize = 16;
+
+struct JsonWriter {
+    out: String,
+    indent: Option<String>,
+    item: String,
+    key: String,
+    ascii: bool,
+    sorted: bool,
+    /// Bytes that fuel was spent on.
+    paid: usize,
+}
+
+impl JsonWriter {
+    fn write(&mut self, state: &State, value: &Value, depth: usize) -> Result<(), Error> {
+        // The engine only sees the result, which may be far larger than what went in.
+        let due = (self.out.len() - self.paid) / BYTES_PER_FUEL + 1;
+        self.paid = self.out.len();
+        state.consume_fuel(due as u64)?;
+        if depth > MAX_DEPTH {
+            return Err(invalid("tojson: nested too deeply"));
+        }
+        match value.kind() {
+            ValueKind::None => self.out.push_str("null"),
+            ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => self.out.push_str(&number(value)),
+            ValueKind::String => self.string(value.as_str().unwrap_or_default()),
+            ValueKind::Seq | ValueKind::Iterable => {
+                let mut items = value.try_iter()?.peekable();
+                self.open('[', items.peek().is_none(), depth);
+                while let Some(item) = items.next() {
+                    self.write(state, &item, depth + 1)?;
+                    self.separate(items.peek().is_none(), depth);
+                }
+                self.out.push(']');
+            }
+            ValueKind::Map => {
+                let mut keys: Vec<Value> = value.try_iter()?.collect();
+                if self.sorted {
+                    keys.sort();
+                }
+                self.open('{', keys.is_empty(), depth);
+                for (i, key) in keys.iter().enumerate() {
+                    match key.kind() {
+                        ValueKind::String => self.string(key.as_str().unwrap_or_default()),
+                        ValueKind::None => self.out.push_str("\"null\""),
+                        ValueKind::Bool => {
+                            let name = if key.is_true() { "\"true\"" } else { "\"false\"" };
+                            self.out.push_str(name);
+                        }
+                        ValueKind::Number => self.string(&number(key)),
+                        kind => return Err(invalid(format!("tojson: a key that is {kind}"))),
+                    }
+                    self.out.push_str(&self.key);
+                    self.write(state, &value.get_item(key)?, depth + 1)?;
+                    self.separate(i + 1 == keys.len(), depth);
+                }
+                self.out.push('}');
+            }
+            kind => return Err(invalid(format!("tojson: {kind} is not JSON serializable"))),
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, bracket: char, empty: bool, depth: usize) {
+        self.out.push(bracket);
+        if !empty {
+            self.line(depth + 1);
+        }
+    }
+
+    /// Behind an item.
+    fn separate(&mut self, last: bool, depth: usize) {
+        if !last {
+            self.out.push_str(&self.item);
+        }
+        self.line(if last { depth } else { depth + 1 });
+    }
+
+    fn line(&mut self, depth: usize) {
+        if let Some(indent) = &self.indent {
+            self.out.push('\n');
+            (0..depth).for_each(|_| self.out.push_str(indent));
+        }
+    }
+
+    fn string(&mut self, text: &str) {
+        self.out.push('"');
+        for c in text.chars() {
+            match c {
+                '"' => self.out.push_str("\\\""),
+                '\\' => self.out.push_str("\\\\"),
+                '\n' => self.out.push_str("\\n"),
+                '\r' => self.out.push_str("\\r"),
+                '\t' => self.out.push_str("\\t"),
+                '\u{8}' => self.out.push_str("\\b"),
+                '\u{c}' => self.out.push_str("\\f"),
+                c if c < ' ' || (self.ascii && !c.is_ascii()) || (self.ascii && c == '\u{7f}') => {
+                    for unit in c.encode_utf16(&mut [0; 2]) {
+                        // Writing to a string cannot fail.
+                        let _ = write!(self.out, "\\u{unit:04x}");
+                    }
+                }
+                c => self.out.push(c),
+            }
+        }
+        self.out.push('"');
+    }
+}
+
+/// Deeper values than messages can be are only good for filling the stack.
+const MAX_DEPTH: usize = 128;
+
+fn number(value: &Value) -> String {
+    match f64::try_from(value.clone()) {
+        Ok(x) if !value.is_integer() => float(x),
+        _ => value.to_string(),
+    }
+}
+
+/// Python's `repr`: the shortest digits that give the number back, with an exponent where it is
+/// below 1e-4 or from 1e16 on.
+pub(super) fn float(x: f64) -> String {
+    if x.is_nan() {
+        return "NaN".into();
+    }
+    if x.is_infinite() {
+        return if x > 0.0 { "Infinity" } else { "-Infinity" }.into();
+    }
+    let scientific = format!("{x:e}");
+    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    if (-4..16).contains(&exponent) {
+        // Without an exponent, and with a point that shows it is no integer.
+        let plain = x.to_string();
+        return if plain.contains('.') { plain } else { format!("{plain}.0") };
+    }
+    let sign = if exponent < 0 { '-' } else { '+' };
+    format!("{digits}e{sign}{:02}", exponent.abs())
+}
+
+/// Seconds since 1970 in the words of `strftime`, universal time.
+pub(super) fn strftime(format: &str, seconds: i64) -> Result<String, Error> {
+    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    let (hour, minute) = (second / 3600, second / 60 % 60);
+    let (year, month, day) = civil(days);
+    let weekday = (days + 4).rem_euclid(7) as usize;
+    let (name_of_month, name_of_day) = (MONTHS[month as usize - 1], DAYS[weekday]);
+    let of_year = days - days_of(year, 1, 1) + 1;
+    let twelve = (hour + 11) % 12 + 1;
+    let half = if hour < 12 { "AM" } else { "PM" };
+    let mut out = String::new();
+    let mut chars = format.chars();
+    while let Some(c) = chars.next() {
+        if c != '%' {
+            out.push(c);
+            continue;
+        }
+        let mut directive = chars.next();
+        // glibc's flag for "no leading zero".
+        let bare = directive == Some('-');
+        if bare {
+            directive = chars.next();
+        }
+        let two = |n: i64| if bare { n.to_string() } else { format!("{n:02}") };
+        let text = match directive {
+            Some('Y') => year.to_string(),
+            Some('y') => two(year.rem_euclid(100)),
+            Some('m') => two(month),
+            Some('d') => two(day),
+            Some('e') => format!("{day:2}"),
+            Some('H') => two(hour),
+            Some('I') => two(twelve),
+            Some('M') => two(minute),
+            Some('S') => two(second % 60),
+            Some('j') if bare => of_year.to_string(),
+            Some('j') => format!("{of_year:03}"),
+            Some('p') => half.into(),
+            Some('B') => name_of_month.into(),
+            Some('b' | 'h') => name_of_month[..3].into(),
+            Some('A') => name_of_day.into(),
+            Some('a') => name_of_day[..3].into(),
+            Some('F') => format!("{year}-{month:02}-{day:02}"),
+            Some('T') => format!("{hour:02}:{minute:02}:{:02}", second % 60),
+            Some('Z') => String::new(),
+            Some('%') => "%".into(),
+            other => {
+                let name = other.map(String::from).unwrap_or_default();
+                return Err(invalid(format!("strftime_now: the directive %{name} is not known")));
+            }
+        };
+        out.push_str(&text);
+    }
+    Ok(out)
+}
+
+const MONTHS: [&str; 12] = [
+    "January", "February", "March", "April", "May", "June", "July", "August", "September",
+    "October", "November", "December",
+];
+
+const DAYS: [&str; 7] =
+    ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
+
+/// Year, month and day of a number of days since 1970-01-01, in the Gregorian calendar: counted
+/// in eras of 400 years that begin in March, so that leap days come last.
+fn civil(days: i64) -> (i64, i64, i64) {
+    let days = days + 719_468;
+    let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let of_year = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    (era * 400 + year + i64::from(month <= 2), month, day)
+}
+
+/// The inverse of [`civil`].
+fn days_of(year: i64, month: i64, day: i64) -> i64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let (era, of_era) = (year.div_euclid(400), year.rem_euclid(400));
+    let of_year = (153 * (month + if month > 2 { -3 } else { 9 }) + 2) / 5 + day - 1;
+    era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floats_are_written_as_python_writes_them() {
+        for (x, text) in [
+            (1.0, "1.0"),
+            (-0.0, "-0.0"),
+            (0.1, "0.1"),
+            (1e15, "1000000000000000.0"),
+            (1e16, "1e+16"),
+            (1.5e300, "1.5e+300"),
+            (0.0001, "0.0001"),
+            (0.00001, "1e-05"),
+            (-2.5e-9, "-2.5e-09"),
+            (f64::INFINITY, "Infinity"),
+        ] {
+            assert_eq!(float(x), text);
+        }
+    }
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        let date = |seconds| strftime("%Y-%m-%d %H:%M:%S %A %j", seconds).unwrap();
+        assert_eq!(date(0), "1970-01-01 00:00:00 Thursday 001");
+        assert_eq!(date(951_782_399), "2000-02-28 23:59:59 Monday 059");
+        assert_eq!(date(951_782_400), "2000-02-29 00:00:00 Tuesday 060");
+        assert_eq!(date(1_735_689_599), "2024-12-31 23:59:59 Tuesday 366");
+        assert_eq!(date(-1), "1969-12-31 23:59:59 Wednesday 365");
+        assert_eq!(strftime("%d %b %Y, %-d. %B %y %I %p%%", 1_722_470_400 + 13 * 3600).unwrap(),
+            "01 Aug 2024, 1. August 24 01 PM%");
+        assert!(strftime("%Q", 0).is_err() && strftime("%", 0).is_err());
+    }
+}
