@@ -54,7 +54,9 @@ impl Message {
             Some(Value::String(_) | Value::Array(_)) => {}
             Some(other) => {
                 let kind = kind(other);
-                return Err(format!("field `{field}.content` is {kind}; expected a string or parts"));
+                return Err(format!(
+                    "field `{field}.content` is {kind}; expected a string or parts"
+                ));
             }
             // A call of a tool may stand without a text.
             None if fields.len() > 1 => {}

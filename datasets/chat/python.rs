@@ -243,8 +243,18 @@ pub(super) fn strftime(format: &str, seconds: i64) -> Result<String, Error> {
 }
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September",
-    "October", "November", "December",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
 ];
 
 const DAYS: [&str; 7] =
@@ -301,8 +311,10 @@ mod tests {
         assert_eq!(date(951_782_400), "2000-02-29 00:00:00 Tuesday 060");
         assert_eq!(date(1_735_689_599), "2024-12-31 23:59:59 Tuesday 366");
         assert_eq!(date(-1), "1969-12-31 23:59:59 Wednesday 365");
-        assert_eq!(strftime("%d %b %Y, %-d. %B %y %I %p%%", 1_722_470_400 + 13 * 3600).unwrap(),
-            "01 Aug 2024, 1. August 24 01 PM%");
+        assert_eq!(
+            strftime("%d %b %Y, %-d. %B %y %I %p%%", 1_722_470_400 + 13 * 3600).unwrap(),
+            "01 Aug 2024, 1. August 24 01 PM%"
+        );
         assert!(strftime("%Q", 0).is_err() && strftime("%", 0).is_err());
     }
 }

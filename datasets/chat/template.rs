@@ -80,9 +80,8 @@ impl ChatTemplate {
             remedy: "report this: the syntax is fixed".into(),
         })?);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_unknown_method_callback(
-            minijinja_contrib::pycompat::unknown_method_callback,
-        );
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         // It prints all of the state, whose size no budget knows.
         environment.remove_global("debug");
         environment.set_fuel(Some(FUEL));
@@ -169,9 +168,8 @@ impl ChatTemplate {
                 since.map_or(0, |time| time.as_secs() as i64)
             })
         };
-        self.environment.add_function("strftime_now", move |format: String| {
-            python::strftime(&format, now())
-        });
+        self.environment
+            .add_function("strftime_now", move |format: String| python::strftime(&format, now()));
         self
     }
 

@@ -95,11 +95,9 @@ impl Tokenizer {
             .max()
             .map(|id| *id as usize + 1)
             .ok_or_else(|| Error::Tokenizer(format!("{name}: the vocabulary is empty")))?;
-        let [bos, eos, pad, unk] = ROLES.map(|(field, names)| {
-            match named(&config, field) {
-                Some(token) => inner.token_to_id(token),
-                None => names.iter().find_map(|token| inner.token_to_id(token)),
-            }
+        let [bos, eos, pad, unk] = ROLES.map(|(field, names)| match named(&config, field) {
+            Some(token) => inner.token_to_id(token),
+            None => names.iter().find_map(|token| inner.token_to_id(token)),
         });
         let special = SpecialIds { bos, eos, pad, unk };
         let words = WordEncoder::of(&inner);

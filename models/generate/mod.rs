@@ -175,10 +175,7 @@ fn prefill<M: Blocks>(
 }
 
 /// Feed the last id of every row that still grows, and padding to the others.
-fn decode<M: Blocks>(
-    generator: &mut Generator<M>,
-    rows: &[Sequence],
-) -> Result<Vec<Vec<f32>>> {
+fn decode<M: Blocks>(generator: &mut Generator<M>, rows: &[Sequence]) -> Result<Vec<Vec<f32>>> {
     let (mut ids, mut pos, mut segment) = (Vec::new(), Vec::new(), Vec::new());
     for row in rows {
         let grows = row.finish.is_none();

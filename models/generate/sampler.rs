@@ -60,12 +60,7 @@ impl Sampler {
     ///
     /// # Errors
     /// As [`pick`](Self::pick); `step` is for the message.
-    pub fn candidates(
-        &self,
-        logits: &[f32],
-        before: &[u32],
-        step: u64,
-    ) -> Result<Vec<(u32, f64)>> {
+    pub fn candidates(&self, logits: &[f32], before: &[u32], step: u64) -> Result<Vec<(u32, f64)>> {
         check(logits, step)?;
         let mut scores: Vec<f64> = logits.iter().map(|x| f64::from(*x)).collect();
         if self.repetition_penalty != 1.0 {

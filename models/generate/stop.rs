@@ -20,7 +20,12 @@ impl StopStrings {
     pub fn new(strings: impl IntoIterator<Item = impl Into<String>>) -> Result<Self> {
         let strings: Vec<String> = strings.into_iter().map(Into::into).collect();
         if strings.iter().any(String::is_empty) {
-            return Err(Error::config("generate", "stop string", "empty", "at least one character"));
+            return Err(Error::config(
+                "generate",
+                "stop string",
+                "empty",
+                "at least one character",
+            ));
         }
         Ok(Self { strings, held: String::new(), found: false })
     }

@@ -1,6 +1,7 @@
 //! The `longburn` command, as a process.
 
 mod bad_input;
+mod chat;
 mod models;
 mod train;
 

@@ -18,8 +18,8 @@ pub use evaluate::Evaluation;
 pub use extend::interpolated;
 pub use run::{RunOptions, RunSummary, run_recipe, run_recipe_with};
 pub use sections::{
-    DataKind, DataSection, EvalSection, ExtendMethod, ExtendSection, ModelSection, NewModel, OutputSection,
-    Recipe, Rows, TrainSection,
+    DataKind, DataSection, EvalSection, ExtendMethod, ExtendSection, ModelSection, NewModel,
+    OutputSection, Recipe, Rows, TrainSection,
 };
 
 use crate::{Error, Result};

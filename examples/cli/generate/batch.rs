@@ -52,7 +52,8 @@ impl Job<'_> {
                 whole.push_str(&piece);
                 Ok(flow)
             })?;
-            seconds += done.iter().map(|d| d.seconds_prefill + d.seconds_decode).fold(0.0, f64::max);
+            seconds +=
+                done.iter().map(|d| d.seconds_prefill + d.seconds_decode).fold(0.0, f64::max);
             for ((done, (mut whole, text)), (_, prompt)) in done.iter().zip(written).zip(texts) {
                 whole.push_str(&text.finish()?);
                 tokens += done.new_tokens;
@@ -75,7 +76,10 @@ impl Job<'_> {
             }));
         }
         let speed = tokens as f64 / seconds;
-        eprintln!("{} texts, {tokens} tokens in {seconds:.2} s, {speed:.1} tokens/s", results.len());
+        eprintln!(
+            "{} texts, {tokens} tokens in {seconds:.2} s, {speed:.1} tokens/s",
+            results.len()
+        );
         Ok(())
     }
 }
