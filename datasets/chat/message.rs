@@ -1,5 +1,6 @@
 //! One turn of a conversation.
 
+use super::python;
 use crate::{Error, Result};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -33,6 +34,11 @@ impl Message {
     /// A field, where there is one.
     pub fn get(&self, name: &str) -> Option<&Value> {
         self.0.get(name)
+    }
+
+    /// As templates see it.
+    pub(super) fn value(&self) -> minijinja::Value {
+        python::map(&self.0)
     }
 
     /// From one JSON object; `field` is its name in the reason why not. Fields that are null are

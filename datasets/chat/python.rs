@@ -1,9 +1,51 @@
-//! What templates expect of Python: JSON as its `json.dumps` writes it, numbers as it prints
-//! them, dates by its `strftime`.
+//! What templates expect of Python: maps in the order in which they were written, JSON as its
+//! `json.dumps` writes it, numbers as it prints them, dates by its `strftime`.
 
-use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::value::{Enumerator, Kwargs, Object, ObjectExt, Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 use std::fmt::Write;
+use std::sync::Arc;
+
+/// A map in its own order.
+#[derive(Debug)]
+struct Dict(Vec<(Value, Value)>);
+
+impl Object for Dict {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone())
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        self.mapped_enumerator(|this| Box::new(this.0.iter().map(|(name, _)| name.clone())))
+    }
+
+    fn enumerator_len(self: &Arc<Self>) -> Option<usize> {
+        Some(self.0.len())
+    }
+}
+
+/// A JSON object as templates see it.
+pub(super) fn map(fields: &serde_json::Map<String, serde_json::Value>) -> Value {
+    let pair = |(name, field): (&String, _)| (Value::from(name.as_str()), value(field));
+    Value::from_object(Dict(fields.iter().map(pair).collect()))
+}
+
+/// A JSON value as templates see it.
+pub(super) fn value(json: &serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    match json {
+        Json::Null => Value::from(()),
+        Json::Bool(x) => Value::from(*x),
+        Json::Number(n) => match (n.as_i64(), n.as_u64(), n.as_f64()) {
+            (Some(n), ..) => Value::from(n),
+            (_, Some(n), _) => Value::from(n),
+            (.., x) => Value::from(x.unwrap_or(f64::NAN)),
+        },
+        Json::String(text) => Value::from(text.as_str()),
+        Json::Array(list) => list.iter().map(value).collect(),
+        Json::Object(fields) => map(fields),
+    }
+}
 
 fn invalid(reason: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, reason.into())

@@ -7,7 +7,7 @@ use super::{Message, python};
 use crate::datasets::Tokenizer;
 use crate::{Error, Result};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value};
+use minijinja::value::{Kwargs, Value};
 use minijinja::{AutoEscape, Environment, ErrorKind, State};
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -36,7 +36,8 @@ const MARKS: [char; 2] = ['\u{fdd0}', '\u{fdd1}'];
 /// and maps, and what `{% generation %}` holds known as the assistant's.
 ///
 /// *Deviations:* `strftime_now` gives universal time, not that of a place; reasoning is passed on
-/// under the name it has, without aliases.
+/// under the name it has, without aliases; maps that a template writes down itself are in the
+/// order of their keys.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -155,7 +156,7 @@ impl ChatTemplate {
 
     /// Give the template a variable: a special token, `tools`, `enable_thinking` ...
     pub fn with_variable(mut self, name: impl Into<String>, value: serde_json::Value) -> Self {
-        self.variables.insert(name.into(), Serde(value).into());
+        self.variables.insert(name.into(), python::value(&value));
         self
     }
 
@@ -235,7 +236,7 @@ impl ChatTemplate {
 
     fn run(&self, messages: &[Message], prompt: bool) -> Result<(String, Vec<Range<usize>>)> {
         let mut context = self.variables.clone();
-        context.insert("messages".into(), Serde(messages).into());
+        context.insert("messages".into(), messages.iter().map(Message::value).collect());
         context.insert("add_generation_prompt".into(), prompt.into());
         for name in ["tools", "documents"] {
             context.entry(name.into()).or_insert(().into());
