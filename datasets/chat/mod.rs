@@ -1,6 +1,8 @@
 //! Conversations: their messages, the templates that turn them into text, and the rows that
 //! models learn to answer from.
 
+mod date;
+mod load;
 mod message;
 mod python;
 mod rows;

@@ -3,7 +3,7 @@
 //! Templates are programs that come with checkpoints of strangers. They run in an interpreter
 //! that reaches no file and no network, on a budget of steps, memory and output.
 
-use super::{Message, python};
+use super::{Message, date, python};
 use crate::datasets::Tokenizer;
 use crate::{Error, Result};
 use minijinja::syntax::SyntaxConfig;
@@ -11,16 +11,12 @@ use minijinja::value::{Kwargs, Value};
 use minijinja::{AutoEscape, Environment, ErrorKind, State};
 use std::collections::BTreeMap;
 use std::error::Error as _;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::ops::Range;
-use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Longest template that is read, bytes.
-const MAX_SOURCE: usize = 1 << 20;
-
-/// Longest `tokenizer_config.json` that is searched for one, bytes.
-const MAX_CONFIG: usize = 16 << 20;
+pub(super) const MAX_SOURCE: usize = 1 << 20;
 
 /// Steps of one rendering; 64 bytes of text count as one, so this bounds memory, too.
 const FUEL: u64 = 2_000_000;
@@ -109,43 +105,6 @@ impl ChatTemplate {
         Ok(template)
     }
 
-    /// The template of a checkpoint: `chat_template.jinja`, else the field `chat_template` of
-    /// `tokenizer_config.json`, which may be a list of named ones. Without a `name` it is the one
-    /// called "default".
-    ///
-    /// # Errors
-    /// [`Error::Template`] when there is none, none of that name, or it is no template.
-    pub fn load(dir: &Path, name: Option<&str>) -> Result<Self> {
-        let wanted = name.unwrap_or("default");
-        let mut named: Vec<(String, String, String)> = Vec::new();
-        let file = dir.join("chat_template.jinja");
-        if let Some(text) = read_file(&file, MAX_SOURCE)? {
-            named.push(("default".into(), file.display().to_string(), text));
-        } else {
-            let file = dir.join("tokenizer_config.json");
-            if let Some(text) = read_file(&file, MAX_CONFIG)? {
-                named = in_config(&text, &file)?;
-            }
-        }
-        if named.is_empty() {
-            return Err(Error::Template {
-                place: dir.display().to_string(),
-                reason: "has no chat template".into(),
-                remedy: "give one; a base model has none of its own".into(),
-            });
-        }
-        let names: Vec<&str> = named.iter().map(|(name, ..)| name.as_str()).collect();
-        let known = names.join(", ");
-        match named.into_iter().find(|(name, ..)| name == wanted) {
-            Some((_, place, source)) => Self::new(source, place),
-            None => Err(Error::Template {
-                place: dir.display().to_string(),
-                reason: format!("has no chat template `{wanted}`"),
-                remedy: format!("name one of: {known}"),
-            }),
-        }
-    }
-
     /// Let the template know the special tokens (`bos_token`, `eos_token` ...) of a tokenizer.
     pub fn with_tokenizer(mut self, tokenizer: &Tokenizer) -> Self {
         for (name, token) in tokenizer.special_tokens() {
@@ -170,7 +129,7 @@ impl ChatTemplate {
             })
         };
         self.environment
-            .add_function("strftime_now", move |format: String| python::strftime(&format, now()));
+            .add_function("strftime_now", move |format: String| date::strftime(&format, now()));
         self
     }
 
@@ -379,62 +338,5 @@ impl Write for Capped {
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
-    }
-}
-
-/// The text of a file of at most `limit` bytes; `None` where there is none.
-fn read_file(path: &Path, limit: usize) -> Result<Option<String>> {
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io(path, e)),
-    };
-    let mut bytes = Vec::new();
-    file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
-    let refused = |reason: String| Error::Template {
-        place: path.display().to_string(),
-        reason,
-        remedy: "take the file of the checkpoint's origin".into(),
-    };
-    if bytes.len() > limit {
-        return Err(refused(format!("has more than {limit} bytes")));
-    }
-    String::from_utf8(bytes).map(Some).map_err(|_| refused("is not UTF-8".into()))
-}
-
-/// Name, place and text of the templates in a `tokenizer_config.json`.
-fn in_config(text: &str, file: &Path) -> Result<Vec<(String, String, String)>> {
-    use serde_json::Value;
-    let config: Value = serde_json::from_str(text).map_err(|e| Error::Parse {
-        file: file.display().to_string(),
-        message: e.to_string(),
-        text: None,
-        span: None,
-    })?;
-    let field = |field: &str| format!("{}, field `{field}`", file.display());
-    let bad = |name: &str, value: &Value| Error::Template {
-        place: field(name),
-        reason: format!("is {}", super::message::kind(value)),
-        remedy: "make it a string, or a list of objects with the strings `name` and `template`"
-            .into(),
-    };
-    match config.get("chat_template") {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::String(text)) => {
-            Ok(vec![("default".into(), field("chat_template"), text.clone())])
-        }
-        Some(Value::Array(list)) => {
-            let entry = |(i, entry): (usize, &Value)| {
-                let name = format!("chat_template[{i}]");
-                match (entry.get("name"), entry.get("template")) {
-                    (Some(Value::String(called)), Some(Value::String(text))) => {
-                        Ok((called.clone(), field(&name), text.clone()))
-                    }
-                    _ => Err(bad(&name, entry)),
-                }
-            };
-            list.iter().enumerate().map(entry).collect()
-        }
-        Some(other) => Err(bad("chat_template", other)),
     }
 }
