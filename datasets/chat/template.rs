@@ -16,13 +16,20 @@ use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Longest template that is read, bytes.
-pub(super) const MAX_SOURCE: usize = 1 << 20;
+pub(super) const MAX_SOURCE: usize = 128 << 10;
 
 /// Steps of one rendering; 64 bytes of text count as one, so this bounds memory, too.
-const FUEL: u64 = 2_000_000;
+const FUEL: u64 = 500_000;
+
+/// More steps for longer messages: one for so many bytes.
+const BYTES_PER_STEP: u64 = 8;
 
 /// Longest text that is written, bytes.
 const MAX_OUTPUT: usize = 16 << 20;
+
+/// Stack of the thread that the engine works on, bytes: it nests as deeply as a template or its
+/// values do, which the limits above bound. Memory is used only as far as it is touched.
+const STACK: usize = 256 << 20;
 
 /// Around what `{% generation %}` holds: characters that no text has by Unicode's own rule.
 const MARKS: [char; 2] = ['\u{fdd0}', '\u{fdd1}'];
@@ -49,7 +56,7 @@ impl ChatTemplate {
     /// A template from its text; `place` is its name in messages.
     ///
     /// # Errors
-    /// [`Error::Template`] with the line for what is no template, or one above 1 MiB.
+    /// [`Error::Template`] with the line for what is no template, or one above 128 KiB.
     ///
     /// ```
     /// use longburn::datasets::{ChatTemplate, Message};
@@ -81,7 +88,6 @@ impl ChatTemplate {
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         // It prints all of the state, whose size no budget knows.
         environment.remove_global("debug");
-        environment.set_fuel(Some(FUEL));
         environment.add_filter("tojson", python::tojson);
         environment.add_function("raise_exception", |reason: String| -> Result<(), _> {
             let refusal = Refusal(reason.clone());
@@ -98,10 +104,9 @@ impl ChatTemplate {
             max_output: MAX_OUTPUT,
         }
         .with_clock(None);
-        template
-            .environment
-            .add_template_owned(NAME, text)
-            .map_err(|error| template.fault(&error))?;
+        let environment = &mut template.environment;
+        let added = deeply(|| environment.add_template_owned(NAME, text));
+        added.and_then(|added| added.map_err(|error| template.fault(&error, 0)))?;
         Ok(template)
     }
 
@@ -201,13 +206,15 @@ impl ChatTemplate {
             context.entry(name.into()).or_insert(().into());
         }
         let mut out = Capped { bytes: Vec::new(), cap: self.max_output };
-        let rendered = self
-            .environment
-            .get_template(NAME)
-            .and_then(|template| template.render_captured_to(Value::from(context), &mut out));
-        if let Err(error) = rendered {
-            return Err(self.fault(&error));
-        }
+        let mut environment = self.environment.clone();
+        let size = serde_json::to_vec(messages).map_or(0, |json| json.len() as u64);
+        let fuel = FUEL + size / BYTES_PER_STEP;
+        environment.set_fuel(Some(fuel));
+        let rendered = deeply(|| {
+            let template = environment.get_template(NAME)?;
+            template.render_captured_to(Value::from(context), &mut out).map(|_| ())
+        });
+        rendered.and_then(|rendered| rendered.map_err(|error| self.fault(&error, fuel)))?;
         // The engine writes strings only.
         self.unmark(&String::from_utf8_lossy(&out.bytes))
     }
@@ -239,7 +246,7 @@ impl ChatTemplate {
     }
 
     /// An error of the engine in words for those who wrote the template or the messages.
-    fn fault(&self, error: &minijinja::Error) -> Error {
+    fn fault(&self, error: &minijinja::Error, fuel: u64) -> Error {
         let place = match error.line() {
             Some(line) => format!("{}, line {line}", self.place),
             None => self.place.clone(),
@@ -257,7 +264,7 @@ impl ChatTemplate {
         }
         let (reason, remedy) = match error.kind() {
             ErrorKind::OutOfFuel => (
-                format!("takes more than {FUEL} steps"),
+                format!("takes more than {fuel} steps"),
                 "look for a loop without end or a text that grows; give fewer messages",
             ),
             ErrorKind::WriteFailure => (
@@ -282,6 +289,20 @@ const NAME: &str = "chat";
 
 /// The function that stands in for the statement `{% generation %}`.
 const GENERATION: &str = "longburn_generation";
+
+/// Do `work` where the stack is large.
+fn deeply<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
+    let failed = |reason: String| Error::Template {
+        place: "the engine of chat templates".into(),
+        reason,
+        remedy: "free memory, or give a simpler template".into(),
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work);
+        let thread = thread.map_err(|e| failed(format!("does not start: {e}")))?;
+        thread.join().map_err(|_| failed("has given up".into()))
+    })
+}
 
 /// Why a template called `raise_exception`.
 #[derive(Debug, thiserror::Error)]
