@@ -71,6 +71,16 @@ pub enum Error {
     /// A data source is unusable.
     #[error("data: {0}")]
     Data(String),
+    /// A chat template is broken or hostile, or refuses the messages.
+    #[error("{place}: {reason} (remedy: {remedy})")]
+    Template {
+        /// The file, its field, the line.
+        place: String,
+        /// What is wrong.
+        reason: String,
+        /// What to do.
+        remedy: String,
+    },
     /// Shapes or sizes handed to a library function do not fit.
     #[error("{what}: {reason}")]
     Shape {

@@ -1,6 +1,6 @@
 //! Tokenised documents, and documents set aside for evaluation.
 
-use super::{Amount, DataReport, Document, Tokenizer};
+use super::{Amount, Conversation, DataReport, Document, Tokenizer};
 use crate::{Error, Result};
 
 /// A document as token ids.
@@ -38,12 +38,30 @@ pub fn tokenize(
     Ok((out, report))
 }
 
+/// What has a name: a document, a conversation.
+pub trait Named {
+    /// The name.
+    fn name(&self) -> &str;
+}
+
+impl Named for Document {
+    fn name(&self) -> &str {
+        &self.id
+    }
+}
+
+impl Named for Conversation {
+    fn name(&self) -> &str {
+        &self.id
+    }
+}
+
 /// Split whole documents into training and held-out ones: in order of their names, every
 /// `every`-th is held out, or the last one where there are fewer.
 ///
 /// # Errors
 /// With fewer than two documents, or `every` below 2.
-pub fn split(mut documents: Vec<Document>, every: usize) -> Result<(Vec<Document>, Vec<Document>)> {
+pub fn split<T: Named>(mut documents: Vec<T>, every: usize) -> Result<(Vec<T>, Vec<T>)> {
     if every < 2 {
         return Err(Error::config("split", "every", every, "at least 2"));
     }
@@ -53,7 +71,7 @@ pub fn split(mut documents: Vec<Document>, every: usize) -> Result<(Vec<Document
             if documents.is_empty() { "no document" } else { "one document" }
         )));
     }
-    documents.sort_by(|a, b| a.id.cmp(&b.id));
+    documents.sort_by(|a, b| a.name().cmp(b.name()));
     let held = every.min(documents.len());
     let (mut train, mut held_out) = (Vec::new(), Vec::new());
     for (i, document) in documents.into_iter().enumerate() {

@@ -1,6 +1,7 @@
 //! Text to token sequences: sources, tokenizer, packing, synthetic tasks.
 
 mod batch;
+mod chat;
 mod documents;
 mod packing;
 mod report;
@@ -10,7 +11,10 @@ pub mod synthetic;
 mod tokenizer;
 
 pub use batch::{IGNORE, Row, Side, TokenBatch};
-pub use documents::{TokenDocument, split, tokenize};
+pub use chat::{
+    ChatRows, ChatTemplate, Conversation, ConversationTokens, Message, encode_conversations,
+};
+pub use documents::{Named, TokenDocument, split, tokenize};
 pub use packing::{Pack, PackConfig, PackCursor, PackedSource};
 pub use report::{Amount, DataReport};
 pub use sampler::{Window, WindowSampler};

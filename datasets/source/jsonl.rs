@@ -156,42 +156,29 @@ impl JsonlSource {
         Ok(None)
     }
 
-    /// Name and text of a line; a line's own `id`, where it has one, is its name.
-    fn parse(&self, line: &[u8], place: String) -> Result<Document, String> {
-        let text = std::str::from_utf8(line).map_err(|_| "not UTF-8")?;
-        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
-        let value: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?;
-        let field = &self.config.field;
-        match value.get(field) {
-            Some(Value::String(text)) => {
-                let id = value.get("id").and_then(Value::as_str).map_or(place, str::to_string);
-                Ok(Document { id, text: text.clone() })
-            }
-            Some(_) => Err(format!("field `{field}` is not a string")),
-            None => Err(format!("no field `{field}`")),
-        }
-    }
-}
-
-impl DocumentSource for JsonlSource {
-    fn next_document(&mut self) -> Result<Option<Document>> {
+    /// The next line that is not blank, as `read` understands its JSON and its name: the line's
+    /// own `id` where it has one, else its file and number. Bad lines, and those that `read`
+    /// gives a reason against, are treated as the configuration says. `None` at the end.
+    ///
+    /// # Errors
+    /// When a file cannot be read, and for bad lines where they are not skipped.
+    pub fn next_row<T>(
+        &mut self,
+        read: impl Fn(Value, String) -> Result<T, String>,
+    ) -> Result<Option<T>> {
         while let Some(line) = self.next_line()? {
             let SourceFile { path, name } = &self.files[self.cursor.file];
             let number = self.cursor.line;
-            let document = match line {
+            let row = match line {
                 Ok(line) if line.iter().all(u8::is_ascii_whitespace) => continue,
-                Ok(line) => self.parse(&line, format!("{name}:{number}")),
+                Ok(line) => parse(&line).and_then(|value| {
+                    let own = value.get("id").and_then(Value::as_str).map(str::to_string);
+                    read(value, own.unwrap_or_else(|| format!("{name}:{number}")))
+                }),
                 Err(reason) => Err(reason),
             };
-            match document {
-                Ok(document) if document.text.trim().is_empty() => {
-                    let characters = document.text.chars().count();
-                    self.report.drop_document(EMPTY, Amount::text(characters));
-                }
-                Ok(document) => {
-                    self.report.kept += Amount::text(document.text.chars().count());
-                    return Ok(Some(document));
-                }
+            match row {
+                Ok(row) => return Ok(Some(row)),
                 Err(_) if self.config.bad_lines == BadLines::Skip => self.report.skip("bad line"),
                 Err(reason) => {
                     return Err(Error::Data(format!(
@@ -201,6 +188,33 @@ impl DocumentSource for JsonlSource {
                     )));
                 }
             }
+        }
+        Ok(None)
+    }
+}
+
+fn parse(line: &[u8]) -> Result<Value, String> {
+    let text = std::str::from_utf8(line).map_err(|_| "not UTF-8")?;
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
+    serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))
+}
+
+impl DocumentSource for JsonlSource {
+    fn next_document(&mut self) -> Result<Option<Document>> {
+        let field = self.config.field.clone();
+        let text = |mut value: Value, id| match value.get_mut(&field).map(Value::take) {
+            Some(Value::String(text)) => Ok(Document { id, text }),
+            Some(_) => Err(format!("field `{field}` is not a string")),
+            None => Err(format!("no field `{field}`")),
+        };
+        while let Some(document) = self.next_row(text)? {
+            let amount = Amount::text(document.text.chars().count());
+            if document.text.trim().is_empty() {
+                self.report.drop_document(EMPTY, amount);
+                continue;
+            }
+            self.report.kept += amount;
+            return Ok(Some(document));
         }
         Ok(None)
     }

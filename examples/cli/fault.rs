@@ -26,6 +26,7 @@ fn kind(error: &Error) -> &'static str {
         Error::Parse { .. } => "parse",
         Error::Tokenizer(_) => "tokenizer",
         Error::Data(_) => "data",
+        Error::Template { .. } => "template",
         Error::Shape { .. } => "shape",
         Error::Unsupported { .. } => "unsupported",
         Error::NonFinite { .. } => "non_finite",
@@ -59,6 +60,9 @@ impl From<Error> for Fault {
                 plain(format!("{}: {reason}", file.display()), Some(remedy))
             }
             Error::Unsupported { what, remedy } => plain(what, Some(remedy)),
+            Error::Template { place, reason, remedy } => {
+                plain(format!("{place}: {reason}"), Some(remedy))
+            }
             Error::Parse { file, message, text: Some(text), span } => Self {
                 message,
                 help: None,

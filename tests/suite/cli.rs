@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod extend;
+mod chat;
 mod models;
 mod train;
 

@@ -40,7 +40,7 @@ fn tokenizer() -> &'static Tokenizer {
 }
 
 /// A SentencePiece-like vocabulary: BOS by template, spaces as `▁`, bytes as a fallback.
-fn sentencepiece(folder: &std::path::Path) -> Tokenizer {
+pub fn sentencepiece(folder: &std::path::Path) -> Tokenizer {
     let mut vocab = vec!["<unk>".to_string(), "<s>".into(), "</s>".into()];
     vocab.extend((0..256).map(|b| format!("<0x{b:02X}>")));
     vocab.extend(["▁", "a", "b", "c", "▁a", "ab", "▁ab"].map(String::from));

@@ -6,6 +6,8 @@
 mod alloc;
 mod backends;
 #[cfg(feature = "flex")]
+mod chat;
+#[cfg(feature = "flex")]
 mod cli;
 #[cfg(feature = "flex")]
 mod data;

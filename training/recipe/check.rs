@@ -97,6 +97,7 @@ impl Recipe {
     }
 
     fn check_data(&self) -> Result<()> {
+        self.check_chat()?;
         let data = &self.data;
         if data.held_out.is_some() && data.split.is_some() {
             return Err(self.bad("data.split", "set beside `held_out`", "one of the two"));
@@ -112,7 +113,7 @@ impl Recipe {
             return Err(self.bad("data.epochs", 0, "at least 1"));
         }
         for (field, set) in [
-            ("data.pack", data.pack != Pack::default()),
+            ("data.pack", data.pack.is_some_and(|pack| pack != Pack::Concat)),
             ("data.segments", data.segments),
             ("data.epochs", data.epochs.is_some()),
         ] {
@@ -158,10 +159,10 @@ impl Recipe {
         }
         let data = &self.data;
         let whole_rows =
-            data.rows == Rows::Windows || (data.pack == Pack::Concat && data.epochs.is_none());
-        if !mixer.ragged && (data.segments || !whole_rows) {
+            data.rows == Rows::Windows || (data.pack() == Pack::Concat && data.epochs.is_none());
+        if !mixer.ragged && (data.segments() || !whole_rows) {
             let expected = "true where documents of other lengths than train.length stand alone \
-                            (data.segments, data.pack or data.epochs)";
+                            (data.kind, data.segments, data.pack or data.epochs)";
             return Err(self.bad("mixer.ragged", false, expected));
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! Documents of a recipe: read, split, tokenised, made into rows.
 
-use super::sections::{Recipe, Rows};
+use super::chat::Chats;
+use super::sections::{DataKind, Recipe, Rows};
 use crate::datasets::source::{self, DocumentSource, JsonlSourceConfig};
 use crate::datasets::{
     Amount, BpeConfig, DataReport, Document, PackConfig, PackedSource, TokenBatch, TokenDocument,
@@ -13,12 +14,15 @@ use serde_json::Value;
 use std::path::Path;
 
 /// Documents of a run before tokenisation.
-pub(super) struct Texts {
-    train: Vec<Document>,
-    held_out: Vec<Document>,
-    read: DataReport,
-    /// Of `held_out`, where it has files of its own.
-    held_out_read: DataReport,
+pub(super) enum Texts {
+    Plain {
+        train: Vec<Document>,
+        held_out: Vec<Document>,
+        read: DataReport,
+        /// Of `held_out`, where it has files of its own.
+        held_out_read: DataReport,
+    },
+    Chats(Chats),
 }
 
 /// What a run trains on and is measured on.
@@ -31,6 +35,16 @@ pub(super) struct Data {
     pub held_out_report: DataReport,
 }
 
+/// Training and held-out documents as tokens.
+pub(super) struct Tokens {
+    pub documents: Vec<TokenDocument>,
+    /// Which tokens are predicted; all where not given.
+    pub targets: Option<Vec<Vec<bool>>>,
+    pub report: DataReport,
+    pub held_out: Vec<TokenDocument>,
+    pub held_out_report: DataReport,
+}
+
 /// The two ways of making rows.
 pub(super) enum RowSource {
     Packed(PackedSource),
@@ -40,6 +54,9 @@ pub(super) enum RowSource {
 impl Texts {
     pub fn read(recipe: &Recipe) -> Result<Self> {
         let data = &recipe.data;
+        if data.kind == DataKind::Chat {
+            return Chats::read(recipe).map(Self::Chats);
+        }
         let field = data.text_field.as_deref();
         let (documents, read) = read(&data.train, field)?;
         let mut held_out_read = DataReport::default();
@@ -52,41 +69,61 @@ impl Texts {
             (None, Some(every)) => split(documents, every)?,
             (None, None) => (documents, Vec::new()),
         };
-        Ok(Self { train, held_out, read, held_out_read })
+        Ok(Self::Plain { train, held_out, read, held_out_read })
     }
 
     /// A vocabulary learned from the training documents.
     pub fn learn_tokenizer(&self, vocab_size: usize) -> Result<Tokenizer> {
+        let Self::Plain { train, .. } = self else {
+            return Err(Error::Data("no tokenizer is learned from conversations".into()));
+        };
         let special = vec!["<|endoftext|>".to_string()];
         let config = BpeConfig::new(vocab_size).with_special(special);
-        train_bpe(self.train.iter().map(|document| document.text.as_str()), &config)
+        train_bpe(train.iter().map(|document| document.text.as_str()), &config)
     }
 
     pub fn prepare(self, recipe: &Recipe, tokenizer: &Tokenizer, seed: u64) -> Result<Data> {
-        let (train, report) = tokenize(&self.train, tokenizer, true)?;
-        let (held_out, held_out_report) = tokenize(&self.held_out, tokenizer, true)?;
-        let (held_out, limited) = limit(recipe, held_out);
-        let held_out_report = self.held_out_read.then(&held_out_report).then(&limited);
+        let special = tokenizer.special_ids();
+        let (read, tokens, eos) = match self {
+            Self::Plain { train, held_out, read, held_out_read } => {
+                let (documents, report) = tokenize(&train, tokenizer, true)?;
+                let (held_out, held_out_report) = tokenize(&held_out, tokenizer, true)?;
+                let held_out_report = held_out_read.then(&held_out_report);
+                let targets = None;
+                let tokens = Tokens { documents, targets, report, held_out, held_out_report };
+                (read, tokens, special.eos)
+            }
+            // A template writes its own end of a turn.
+            Self::Chats(chats) => (chats.read.clone(), chats.tokenize(recipe, tokenizer)?, None),
+        };
+        let (held_out, limited) = limit(recipe, tokens.held_out);
+        let held_out_report = tokens.held_out_report.then(&limited);
         if recipe.eval.is_some() && held_out.is_empty() {
             return Err(Error::Data(format!(
                 "no held-out document to evaluate on: {held_out_report}"
             )));
         }
-        let report = self.read.then(&report);
+        let report = read.then(&tokens.report);
         let (section, streams) = (&recipe.train, Streams::new(seed));
         let (length, batch) = (section.length, section.batch);
         let rows = match recipe.data.rows {
-            Rows::Windows => RowSource::Windows(WindowSampler::new(train, length, batch, streams)?),
+            Rows::Windows => {
+                let sampler = WindowSampler::new(tokens.documents, length, batch, streams)?;
+                RowSource::Windows(sampler)
+            }
             Rows::Packed => {
-                let special = tokenizer.special_ids();
-                let config = PackConfig::new(length)
-                    .with_pack(recipe.data.pack)
-                    .with_segments(recipe.data.segments)
-                    .with_eos(special.eos)
+                let rows = PackConfig::new(length)
+                    .with_pack(recipe.data.pack())
+                    .with_segments(recipe.data.segments())
+                    .with_eos(eos)
                     .with_pad_id(special.pad.unwrap_or(0))
                     .with_shuffle(true)
-                    .with_epochs(recipe.data.epochs);
-                RowSource::Packed(config.init(train, batch, streams)?)
+                    .with_epochs(recipe.data.epochs)
+                    .init(tokens.documents, batch, streams)?;
+                RowSource::Packed(match tokens.targets {
+                    Some(targets) => rows.with_targets(targets)?,
+                    None => rows,
+                })
             }
         };
         Ok(Data { report, rows, held_out, held_out_report })

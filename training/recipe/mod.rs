@@ -3,6 +3,7 @@
 //! Every key that is not known, every value that cannot be used and every combination that makes
 //! no sense is refused before anything is loaded, with the line it stands in.
 
+mod chat;
 mod check;
 mod data;
 mod evaluate;
@@ -12,12 +13,13 @@ mod run;
 mod sections;
 mod toml;
 
+pub use chat::ChatSection;
 pub use evaluate::Evaluation;
 pub use extend::interpolated;
 pub use run::{RunOptions, RunSummary, run_recipe, run_recipe_with};
 pub use sections::{
-    DataSection, EvalSection, ExtendMethod, ExtendSection, ModelSection, NewModel, OutputSection,
-    Recipe, Rows, TrainSection,
+    DataKind, DataSection, EvalSection, ExtendMethod, ExtendSection, ModelSection, NewModel,
+    OutputSection, Recipe, Rows, TrainSection,
 };
 
 use crate::{Error, Result};

@@ -12,9 +12,10 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// Files of a checkpoint's folder that go with its weights.
-const COMPANIONS: [&str; 4] = [
+const COMPANIONS: [&str; 5] = [
     "tokenizer.json",
     "tokenizer_config.json",
+    "chat_template.jinja",
     "special_tokens_map.json",
     "generation_config.json",
 ];
@@ -161,9 +162,7 @@ fn evaluation(before: Option<&Evaluation>, after: &Evaluation) -> Section {
 
 /// The tokenizer and what else belongs to the weights, byte for byte where there are files.
 fn companions(recipe: &Recipe, tokenizer: &Tokenizer, to: &Path) -> Result<()> {
-    let own = recipe.model.tokenizer.as_deref();
-    let own = own.map(|path| if path.is_dir() { path } else { path.parent().unwrap_or(path) });
-    let Some(from) = own.or(recipe.model.path.as_deref()) else { return tokenizer.save(to) };
+    let Some(from) = recipe.tokenizer_dir() else { return tokenizer.save(to) };
     for name in COMPANIONS {
         let file = from.join(name);
         match std::fs::read(&file) {
@@ -171,6 +170,9 @@ fn companions(recipe: &Recipe, tokenizer: &Tokenizer, to: &Path) -> Result<()> {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(Error::io(file, e)),
         }
+    }
+    if let Some(template) = recipe.data.chat.as_ref().and_then(|chat| chat.template.as_ref()) {
+        write_atomic(&to.join("chat_template.jinja"), template.as_bytes())?;
     }
     // A tokenizer file may have any name.
     if to.join("tokenizer.json").exists() { Ok(()) } else { tokenizer.save(to) }

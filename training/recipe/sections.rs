@@ -1,5 +1,6 @@
 //! The sections of a recipe.
 
+use super::ChatSection;
 use crate::attention::MixerConfig;
 use crate::datasets::Pack;
 use crate::models::lora::LoraConfig;
@@ -7,7 +8,7 @@ use crate::models::weights::SaveDtype;
 use crate::training::eval::Protocol;
 use crate::training::{AdamW, EmptyStep, ParamGroup, Schedule, Strategy, TrainConfig};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A training run in full. Paths count from the folder in which the program runs.
 ///
@@ -147,7 +148,11 @@ pub enum ExtendMethod {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSection {
-    /// A text file, a folder of them, a `.jsonl` file, or a folder of those.
+    /// What there is to learn from.
+    #[serde(default)]
+    pub kind: DataKind,
+    /// A text file, a folder of them, a `.jsonl` file, or a folder of those; for conversations
+    /// one of the latter two.
     pub train: PathBuf,
     /// Documents for evaluation.
     #[serde(default)]
@@ -161,15 +166,46 @@ pub struct DataSection {
     /// How rows are made of documents.
     #[serde(default)]
     pub rows: Rows,
-    /// For packed rows, what becomes of documents that do not fit.
+    /// For packed rows, what becomes of documents that do not fit; where not set, texts are joined
+    /// and conversations truncated.
     #[serde(default)]
-    pub pack: Pack,
-    /// For packed rows, whether attention and positions know the documents.
+    pub pack: Option<Pack>,
+    /// For packed rows, whether attention and positions know the documents; always for
+    /// conversations.
     #[serde(default)]
     pub segments: bool,
     /// For packed rows, passes over the documents; without end where not set.
     #[serde(default)]
     pub epochs: Option<u64>,
+    /// For `kind = "chat"`: how rows are conversations, and conversations text.
+    #[serde(default)]
+    pub chat: Option<ChatSection>,
+}
+
+impl DataSection {
+    /// What becomes of documents that do not fit.
+    pub fn pack(&self) -> Pack {
+        self.pack.unwrap_or(match self.kind {
+            DataKind::Text => Pack::Concat,
+            DataKind::Chat => Pack::Truncate,
+        })
+    }
+
+    /// Whether attention and positions know the documents of a row.
+    pub fn segments(&self) -> bool {
+        self.segments || self.kind == DataKind::Chat
+    }
+}
+
+/// What there is to learn from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataKind {
+    /// Documents, every token of which is predicted.
+    #[default]
+    Text,
+    /// Conversations, of which the assistant's tokens are.
+    Chat,
 }
 
 /// How rows are made of documents.
@@ -232,6 +268,15 @@ fn one() -> usize {
 
 fn one_u32() -> u32 {
     1
+}
+
+impl Recipe {
+    /// Folder of the tokenizer, where it is not learned.
+    pub(super) fn tokenizer_dir(&self) -> Option<&Path> {
+        let own = self.model.tokenizer.as_deref();
+        let own = own.map(|path| if path.is_dir() { path } else { path.parent().unwrap_or(path) });
+        own.or(self.model.path.as_deref())
+    }
 }
 
 impl TrainSection {
