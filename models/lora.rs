@@ -256,11 +256,12 @@ pub fn apply<M: HasProjections>(mut model: Decoder<M>, config: &LoraConfig) -> R
         return Err(Error::config("lora", "extra", role.name(), expected));
     }
     let sides = |block: &Block<M>, target: &Target| {
-        let (from, to) = target.linear(block).features();
-        from.max(to)
+        let (from, to) = target.linear(block)?.features();
+        Some(from.max(to))
     };
-    let widest = |block| config.targets.iter().map(|t| sides(block, t)).min().unwrap_or(0);
-    if let Some(most) = model.layers.iter().map(widest).min().filter(|most| config.rank > *most) {
+    let widest = |block| config.targets.iter().filter_map(|t| sides(block, t)).min();
+    let most = model.layers.iter().filter_map(widest).min();
+    if let Some(most) = most.filter(|most| config.rank > *most) {
         let expected = format!("at most {most}, the longer side of a target's weights");
         return Err(Error::config("lora", "rank", config.rank, expected));
     }

@@ -64,6 +64,7 @@ fn a_sliding_window_reaches_as_far_as_it_says() {
         let ctx = MixContext {
             tokens: &tokens,
             rope: Some(&table),
+            unrotated_cache: None,
             layer: 0,
             phase: Phase::Infer,
             keep_state: false,
