@@ -58,9 +58,9 @@ pub struct ForwardOptions {
     pub phase: Phase,
     /// Return states.
     pub keep_state: bool,
-    /// Keep keys unrotated in the states and rotate all of them in every call. Slower; only where
-    /// frequencies follow the length (dynamic, longrope) is the result another, namely that of one
-    /// pass over the whole sequence.
+    /// Keep keys unrotated in the states and rotate all of them in every call, so that queries and
+    /// keys have the frequencies of one length. Slower; the result is another only where those
+    /// follow the length (dynamic, longrope).
     pub unrotated_cache: bool,
     /// Attention code.
     pub implementation: Implementation,

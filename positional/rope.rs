@@ -9,8 +9,10 @@
 //! changes every row. A cache holds keys as they were rotated when they came, so in decoding the
 //! old keys keep the frequencies of the T at which they came, and a cached text differs from the
 //! same text in one pass once T passes L. `transformers` does the same; it is the default here
-//! for that reason. `ForwardOptions::with_unrotated_cache` gives the other result: the keys stay
-//! unrotated in the cache, and all are rotated in every step with the frequencies of its T.
+//! for that reason. With `ForwardOptions::with_unrotated_cache` the keys stay unrotated in the cache, and
+//! all are rotated in every step with the frequencies of its T, so that queries and keys agree. That
+//! is one pass for a single layer; what deeper layers cache still came of the lengths of its time.
+//! Only running the whole sequence at every step is one pass altogether.
 
 use super::frequencies::{attention_factor, frequencies, ntk_base};
 use super::{Positions, RopeKind};

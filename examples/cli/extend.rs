@@ -56,7 +56,7 @@ enum MethodName {
     Linear,
     /// Static NTK: a larger rope_theta, which any program reads
     Ntk,
-    /// Dynamic NTK: nothing changes up to the present length
+    /// Dynamic NTK: texts up to the present length are read as before
     Dynamic,
     /// YaRN
     Yarn,

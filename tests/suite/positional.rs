@@ -4,7 +4,7 @@ use crate::tiny;
 use burn::tensor::Device;
 use longburn::Error;
 use longburn::kernel::TokenMeta;
-use longburn::models::{Blocks, ForwardOptions, ids_tensor};
+use longburn::models::{Blocks, ForwardOptions, ModelConfig, ids_tensor};
 use longburn::positional::{LengthHistory, LongRope, Positions, Rope, RopeConfig, RopeKind, Yarn};
 
 /// Relative error that a table may have, of numbers known to eight digits.
@@ -169,7 +169,7 @@ fn dynamic_history_grows_stays_and_is_reset() {
 }
 
 /// Keys that were rotated when they came keep their frequencies; unrotated, they are rotated anew as
-/// the sequence grows, as in one pass over it.
+/// the sequence grows, which in a model of one layer is one pass over it.
 #[test]
 fn unrotated_cache_equals_one_pass_where_frequencies_follow_the_length() {
     let long = longrope(4.0, &[1.0, 1.2, 1.5], &[1.0, 2.0, 4.0]);
@@ -182,7 +182,7 @@ fn unrotated_cache_equals_one_pass_where_frequencies_follow_the_length() {
     ];
     for (kind, differs) in kinds {
         let rope = RopeConfig::new(1e4, 6).with_kind(kind.clone());
-        let config = tiny::llama(true).with_max_positions(16).with_rope(rope);
+        let config = ModelConfig::llama(61, 24, 1, 4).with_max_positions(16).with_rope(rope);
         let model = tiny::model(&config, &Device::flex());
         let ids = tiny::ids(24);
         let whole = tiny::logits(&model, &ids);
