@@ -18,6 +18,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Longest template that is read, bytes.
 pub(super) const MAX_SOURCE: usize = 128 << 10;
 
+/// Longest tag that is read, bytes outside of its strings: what compiles in the square of the
+/// length of an expression does so for longer.
+const MAX_TAG: usize = 4096;
+
 /// Steps of one rendering; 64 bytes of text count as one, so this bounds memory, too.
 const FUEL: u64 = 500_000;
 
@@ -69,12 +73,17 @@ impl ChatTemplate {
     /// ```
     pub fn new(source: impl Into<String>, place: impl Into<String>) -> Result<Self> {
         let (source, place) = (source.into(), place.into());
-        if source.len() > MAX_SOURCE {
-            return Err(Error::Template {
-                place,
-                reason: format!("has {} bytes; at most {MAX_SOURCE} are read", source.len()),
-                remedy: "check that this is a chat template".into(),
-            });
+        let tag = longest_tag(&source);
+        for (what, bytes, limit) in
+            [("has", source.len(), MAX_SOURCE), ("has a tag of", tag, MAX_TAG)]
+        {
+            if bytes > limit {
+                return Err(Error::Template {
+                    place,
+                    reason: format!("{what} {bytes} bytes; at most {limit} are read"),
+                    remedy: "check that this is a chat template".into(),
+                });
+            }
         }
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -340,6 +349,44 @@ fn marks_to_calls(source: &str) -> (String, bool) {
     }
     out.push_str(rest);
     (out, found)
+}
+
+/// Bytes of the longest `{{ .. }}` or `{% .. %}`, strings in it left out.
+fn longest_tag(source: &str) -> usize {
+    let (mut longest, mut rest) = (0, source);
+    while let Some(at) = rest.find(['{']) {
+        rest = &rest[at + 1..];
+        let end = match rest.as_bytes().first() {
+            Some(b'{') => "}}",
+            Some(b'%') => "%}",
+            Some(b'#') => {
+                rest = rest.find("#}").map_or("", |end| &rest[end + 2..]);
+                continue;
+            }
+            _ => continue,
+        };
+        let (mut quote, mut escaped, mut length) = (None, false, 0);
+        let mut stop = rest.len();
+        for (i, c) in rest.char_indices().skip(1) {
+            match quote {
+                Some(_) if escaped => escaped = false,
+                Some(_) if c == '\\' => escaped = true,
+                Some(open) if c == open => quote = None,
+                Some(_) => {}
+                None if rest[i..].starts_with(end) => {
+                    stop = i + 2;
+                    break;
+                }
+                None => {
+                    quote = Some(c).filter(|c| matches!(c, '"' | '\''));
+                    length += c.len_utf8();
+                }
+            }
+        }
+        longest = longest.max(length);
+        rest = &rest[stop..];
+    }
+    longest
 }
 
 /// Takes so many bytes and no more.
