@@ -86,6 +86,7 @@ impl ChatTemplate {
             }
         }
         let mut environment = Environment::new();
+        environment.set_debug(false);
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| Error::Template {
             place: place.clone(),
@@ -113,9 +114,10 @@ impl ChatTemplate {
             max_output: MAX_OUTPUT,
         }
         .with_clock(None);
-        let environment = &mut template.environment;
-        let added = deeply(|| environment.add_template_owned(NAME, text));
-        added.and_then(|added| added.map_err(|error| template.fault(&error, 0)))?;
+        deeply(|| {
+            let added = template.environment.add_template_owned(NAME, text);
+            added.map_err(|error| template.fault(&error, 0))
+        })??;
         Ok(template)
     }
 
@@ -216,14 +218,23 @@ impl ChatTemplate {
         }
         let mut out = Capped { bytes: Vec::new(), cap: self.max_output };
         let mut environment = self.environment.clone();
-        let size = serde_json::to_vec(messages).map_or(0, |json| json.len() as u64);
-        let fuel = FUEL + size / BYTES_PER_STEP;
+        let json = serde_json::to_string(messages).unwrap_or_default();
+        if self.marked && json.contains(MARKS) {
+            return Err(Error::Template {
+                place: self.place.clone(),
+                reason: "a message holds U+FDD0 or U+FDD1, which mark the assistant's text".into(),
+                remedy: "take these noncharacters out of the message".into(),
+            });
+        }
+        let fuel = FUEL + json.len() as u64 / BYTES_PER_STEP;
         environment.set_fuel(Some(fuel));
-        let rendered = deeply(|| {
-            let template = environment.get_template(NAME)?;
-            template.render_captured_to(Value::from(context), &mut out).map(|_| ())
-        });
-        rendered.and_then(|rendered| rendered.map_err(|error| self.fault(&error, fuel)))?;
+        // An error may hold values, so it is taken apart and dropped there, too.
+        deeply(|| {
+            let template = environment.get_template(NAME);
+            let rendered = template
+                .and_then(|template| template.render_captured_to(Value::from(context), &mut out));
+            rendered.map(|_| ()).map_err(|error| self.fault(&error, fuel))
+        })??;
         // The engine writes strings only.
         self.unmark(&String::from_utf8_lossy(&out.bytes))
     }
@@ -242,9 +253,8 @@ impl ChatTemplate {
                 _ if self.marked && MARKS.contains(&c) => {
                     return Err(Error::Template {
                         place: self.place.clone(),
-                        reason: "a message holds U+FDD0 or U+FDD1, or {% generation %} is nested"
-                            .into(),
-                        remedy: "take these noncharacters out of the message".into(),
+                        reason: "nests {% generation %}, or writes U+FDD0 or U+FDD1 itself".into(),
+                        remedy: "put one {% generation %} behind the other".into(),
                     });
                 }
                 _ => plain.push(c),
