@@ -15,8 +15,8 @@ use std::io::Write;
 use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Longest template that is read, bytes.
-pub(super) const MAX_SOURCE: usize = 128 << 10;
+/// Longest template that is read, bytes: the engine counts lines and columns in 16 bits.
+pub(super) const MAX_SOURCE: usize = u16::MAX as usize;
 
 /// Longest tag that is read, bytes outside of its strings: what compiles in the square of the
 /// length of an expression does so for longer.
@@ -60,7 +60,7 @@ impl ChatTemplate {
     /// A template from its text; `place` is its name in messages.
     ///
     /// # Errors
-    /// [`Error::Template`] with the line for what is no template, or one above 128 KiB.
+    /// [`Error::Template`] with the line for what is no template, or one of 64 KiB or more.
     ///
     /// ```
     /// use longburn::datasets::{ChatTemplate, Message};
