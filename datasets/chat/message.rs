@@ -57,11 +57,11 @@ impl Message {
             None => return Err(format!("no field `{field}.role`")),
         }
         match fields.get("content") {
-            Some(Value::String(_) | Value::Array(_)) => {}
+            Some(Value::String(_) | Value::Array(_) | Value::Object(_)) => {}
             Some(other) => {
                 let kind = kind(other);
                 return Err(format!(
-                    "field `{field}.content` is {kind}; expected a string or parts"
+                    "field `{field}.content` is {kind}; expected a string, parts or an object"
                 ));
             }
             // A call of a tool may stand without a text.

@@ -15,8 +15,12 @@ use std::io::Write;
 use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Longest template that is read, bytes.
-pub(super) const MAX_SOURCE: usize = 128 << 10;
+/// Longest template that is read, bytes: the engine counts lines and columns in 16 bits.
+pub(super) const MAX_SOURCE: usize = u16::MAX as usize;
+
+/// Longest tag that is read, bytes outside of its strings: what compiles in the square of the
+/// length of an expression does so for longer.
+const MAX_TAG: usize = 4096;
 
 /// Steps of one rendering; 64 bytes of text count as one, so this bounds memory, too.
 const FUEL: u64 = 500_000;
@@ -56,7 +60,7 @@ impl ChatTemplate {
     /// A template from its text; `place` is its name in messages.
     ///
     /// # Errors
-    /// [`Error::Template`] with the line for what is no template, or one above 128 KiB.
+    /// [`Error::Template`] with the line for what is no template, or one of 64 KiB or more.
     ///
     /// ```
     /// use longburn::datasets::{ChatTemplate, Message};
@@ -69,14 +73,20 @@ impl ChatTemplate {
     /// ```
     pub fn new(source: impl Into<String>, place: impl Into<String>) -> Result<Self> {
         let (source, place) = (source.into(), place.into());
-        if source.len() > MAX_SOURCE {
-            return Err(Error::Template {
-                place,
-                reason: format!("has {} bytes; at most {MAX_SOURCE} are read", source.len()),
-                remedy: "check that this is a chat template".into(),
-            });
+        let tag = longest_tag(&source);
+        for (what, bytes, limit) in
+            [("has", source.len(), MAX_SOURCE), ("has a tag of", tag, MAX_TAG)]
+        {
+            if bytes > limit {
+                return Err(Error::Template {
+                    place,
+                    reason: format!("{what} {bytes} bytes; at most {limit} are read"),
+                    remedy: "check that this is a chat template".into(),
+                });
+            }
         }
         let mut environment = Environment::new();
+        environment.set_debug(false);
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| Error::Template {
             place: place.clone(),
@@ -104,9 +114,10 @@ impl ChatTemplate {
             max_output: MAX_OUTPUT,
         }
         .with_clock(None);
-        let environment = &mut template.environment;
-        let added = deeply(|| environment.add_template_owned(NAME, text));
-        added.and_then(|added| added.map_err(|error| template.fault(&error, 0)))?;
+        deeply(|| {
+            let added = template.environment.add_template_owned(NAME, text);
+            added.map_err(|error| template.fault(&error, 0))
+        })??;
         Ok(template)
     }
 
@@ -207,14 +218,23 @@ impl ChatTemplate {
         }
         let mut out = Capped { bytes: Vec::new(), cap: self.max_output };
         let mut environment = self.environment.clone();
-        let size = serde_json::to_vec(messages).map_or(0, |json| json.len() as u64);
-        let fuel = FUEL + size / BYTES_PER_STEP;
+        let json = serde_json::to_string(messages).unwrap_or_default();
+        if self.marked && json.contains(MARKS) {
+            return Err(Error::Template {
+                place: self.place.clone(),
+                reason: "a message holds U+FDD0 or U+FDD1, which mark the assistant's text".into(),
+                remedy: "take these noncharacters out of the message".into(),
+            });
+        }
+        let fuel = FUEL + json.len() as u64 / BYTES_PER_STEP;
         environment.set_fuel(Some(fuel));
-        let rendered = deeply(|| {
-            let template = environment.get_template(NAME)?;
-            template.render_captured_to(Value::from(context), &mut out).map(|_| ())
-        });
-        rendered.and_then(|rendered| rendered.map_err(|error| self.fault(&error, fuel)))?;
+        // An error may hold values, so it is taken apart and dropped there, too.
+        deeply(|| {
+            let template = environment.get_template(NAME);
+            let rendered = template
+                .and_then(|template| template.render_captured_to(Value::from(context), &mut out));
+            rendered.map(|_| ()).map_err(|error| self.fault(&error, fuel))
+        })??;
         // The engine writes strings only.
         self.unmark(&String::from_utf8_lossy(&out.bytes))
     }
@@ -233,9 +253,8 @@ impl ChatTemplate {
                 _ if self.marked && MARKS.contains(&c) => {
                     return Err(Error::Template {
                         place: self.place.clone(),
-                        reason: "a message holds U+FDD0 or U+FDD1, or {% generation %} is nested"
-                            .into(),
-                        remedy: "take these noncharacters out of the message".into(),
+                        reason: "nests {% generation %}, or writes U+FDD0 or U+FDD1 itself".into(),
+                        remedy: "put one {% generation %} behind the other".into(),
                     });
                 }
                 _ => plain.push(c),
@@ -340,6 +359,44 @@ fn marks_to_calls(source: &str) -> (String, bool) {
     }
     out.push_str(rest);
     (out, found)
+}
+
+/// Bytes of the longest `{{ .. }}` or `{% .. %}`, strings in it left out.
+fn longest_tag(source: &str) -> usize {
+    let (mut longest, mut rest) = (0, source);
+    while let Some(at) = rest.find(['{']) {
+        rest = &rest[at + 1..];
+        let end = match rest.as_bytes().first() {
+            Some(b'{') => "}}",
+            Some(b'%') => "%}",
+            Some(b'#') => {
+                rest = rest.find("#}").map_or("", |end| &rest[end + 2..]);
+                continue;
+            }
+            _ => continue,
+        };
+        let (mut quote, mut escaped, mut length) = (None, false, 0);
+        let mut stop = rest.len();
+        for (i, c) in rest.char_indices().skip(1) {
+            match quote {
+                Some(_) if escaped => escaped = false,
+                Some(_) if c == '\\' => escaped = true,
+                Some(open) if c == open => quote = None,
+                Some(_) => {}
+                None if rest[i..].starts_with(end) => {
+                    stop = i + 2;
+                    break;
+                }
+                None => {
+                    quote = Some(c).filter(|c| matches!(c, '"' | '\''));
+                    length += c.len_utf8();
+                }
+            }
+        }
+        longest = longest.max(length);
+        rest = &rest[stop..];
+    }
+    longest
 }
 
 /// Takes so many bytes and no more.

@@ -80,11 +80,16 @@ fn f9_templates_that_write_without_end_stop() {
 
 #[test]
 fn f9_a_large_template_is_refused_and_a_deep_one_survived() {
-    const LONGEST: usize = 128 << 10;
+    const LONGEST: usize = 65_535;
     let [_, reason, _] = fault(ChatTemplate::new("x".repeat(LONGEST + 1), "big"));
-    assert!(reason.contains("131073 bytes"), "{reason}");
+    assert!(reason.contains("65536 bytes"), "{reason}");
+    let [_, reason, _] = fault(ChatTemplate::new(format!("{{{{ {}1 }}}}", "1+".repeat(3000)), "t"));
+    assert!(reason.contains("a tag of 6003 bytes"), "{reason}");
+    // Strings may be long, and so may what looks like a tag in them.
+    let long = format!("{{{{ '{{{{{}' }}}}{{# {} #}}", "a".repeat(9000), "{{ '".repeat(9000));
+    assert_eq!(template(&long).render(&hello(), false).unwrap().len(), 9002);
     let chain = |open: &str, close: &str| {
-        let n = (LONGEST - 64) / (open.len() + close.len());
+        let n = 4000 / (open.len() + close.len());
         format!("{{{{ {}1{} }}}}", open.repeat(n), close.repeat(n))
     };
     for source in [
@@ -138,8 +143,13 @@ fn broken_templates_are_named_with_their_line() {
         ("{% endgeneration %}", "endcall"),
         ("{% generation %}", "unexpected end"),
     ] {
-        let [place, reason, _] = fault(ChatTemplate::new(source, "t.jinja"));
-        assert!(format!("{place}: {reason}").contains(says), "{source}: {place}: {reason}");
+        match ChatTemplate::new(source, "t.jinja") {
+            Err(Error::Template { place, reason, .. }) => {
+                let text = format!("{place}: {reason}");
+                assert!(text.contains(says), "{source}: {text}");
+            }
+            other => panic!("{source}: {other:?}"),
+        }
     }
     for (source, says) in [
         ("x\n\n{{ messages[0].missing.deeper }}", "line 3"),
@@ -152,9 +162,13 @@ fn broken_templates_are_named_with_their_line() {
         ("{% include 'passwd' %}", "passwd"),
         ("{{ 1 // 0 }}", "operation"),
     ] {
-        let [place, reason, _] =
-            fault(ChatTemplate::new(source, "t.jinja").and_then(|t| t.render(&hello(), false)));
-        assert!(format!("{place}: {reason}").contains(says), "{source}: {place}: {reason}");
+        match template(source).render(&hello(), false) {
+            Err(Error::Template { place, reason, .. }) => {
+                let text = format!("{place}: {reason}");
+                assert!(text.contains(says), "{source}: {text}");
+            }
+            other => panic!("{source}: {other:?}"),
+        }
     }
     // A message cannot pretend to be the assistant's.
     let marked = template(
@@ -184,7 +198,7 @@ fn broken_checkpoint_files_are_named() {
     std::fs::write(dir.path().join("chat_template.jinja"), [0xff, 0xfe]).unwrap();
     assert!(fault(load())[1].contains("not UTF-8"));
     std::fs::write(dir.path().join("chat_template.jinja"), " ".repeat(1 << 21)).unwrap();
-    assert!(fault(load())[1].contains("more than 1048576 bytes"));
+    assert!(fault(load())[1].contains("more than 65535 bytes"));
 }
 
 #[test]

@@ -135,6 +135,7 @@ fn texts_end_at_stop_strings_and_ids() {
     bench.write("model/generation_config.json", r#"{"eos_token_id": "x"}"#);
     let message = bench.fails(&common);
     assert!(message.contains("generation_config.json") && message.contains("eos_token_id"));
+    std::fs::remove_file(bench.path("model/generation_config.json")).unwrap();
     assert!(bench.fails(&[&common[..], &["--stop-id", "304"]].concat()).contains("stop-id"));
     assert!(bench.fails(&[&common[..], &["--stop", ""]].concat()).contains("stop string"));
     assert!(bench.fails(&[&common[..], &["--top-p", "0"]].concat()).contains("top_p"));
