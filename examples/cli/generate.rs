@@ -11,9 +11,13 @@ use std::path::PathBuf;
 
 /// Continue a text
 ///
-/// `longburn generate MODEL --prompt "Once upon a time" --max-new-tokens 64`. Greedy unless a
-/// temperature is given. The text appears as it is made; with --json it comes in one object.
+/// Greedy unless a temperature is given. The text appears as it is made; with --json it comes in
+/// one object.
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  longburn generate MODEL --prompt 'Once upon a time' --max-new-tokens 64
+  longburn generate MODEL --prompt-file prompt.txt --temperature 0.8 --top-p 0.95 --seed 1")]
 pub struct GenerateArgs {
     /// Folder of a checkpoint in Hugging Face form
     dir: PathBuf,

@@ -5,19 +5,11 @@ use super::{Evaluation, RunSummary};
 use crate::attention::HasProjections;
 use crate::datasets::Tokenizer;
 use crate::models::weights::{SaveDtype, write_atomic};
-use crate::models::{Blocks, Decoder, SaveOptions, lora, peft};
+use crate::models::{Blocks, Decoder, SaveOptions, copy_companions, lora, peft};
 use crate::training::report::{Cell, Figure, MetricsLog, Plot, Report, Section, Series, Table};
 use crate::{Error, Result};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-
-/// Files of a checkpoint's folder that go with its weights.
-const COMPANIONS: [&str; 4] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-];
 
 /// An open run.
 pub(super) struct Folder {
@@ -164,14 +156,7 @@ fn companions(recipe: &Recipe, tokenizer: &Tokenizer, to: &Path) -> Result<()> {
     let own = recipe.model.tokenizer.as_deref();
     let own = own.map(|path| if path.is_dir() { path } else { path.parent().unwrap_or(path) });
     let Some(from) = own.or(recipe.model.path.as_deref()) else { return tokenizer.save(to) };
-    for name in COMPANIONS {
-        let file = from.join(name);
-        match std::fs::read(&file) {
-            Ok(bytes) => write_atomic(&to.join(name), &bytes)?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(Error::io(file, e)),
-        }
-    }
+    copy_companions(from, to)?;
     // A tokenizer file may have any name.
     if to.join("tokenizer.json").exists() { Ok(()) } else { tokenizer.save(to) }
 }
