@@ -20,15 +20,14 @@ impl ReferenceArgs {
             "# The command\n\n<!-- Generated from the command's own help: \
              LONGBURN_BLESS=1 cargo test --test suite book -->\n\n",
         );
-        page += &text(root.get_about());
-        page += "\n\n";
+        page += &format!("{}.\n\n", text(root.get_about()));
         page += &after_help(&root);
         page += "## Options of all commands\n\n";
         page += &options(&root, |arg| arg.is_global_set());
         for verb in root.get_subcommands() {
             section(verb, "longburn", &mut page);
         }
-        output::print(&format!("{}\n", page.trim_end()))
+        output::print(&format!("{}\n", page.replace("\n\n\n", "\n\n").trim_end()))
     }
 }
 

@@ -40,11 +40,12 @@ fn mixers(config: &ModelConfig) -> Value {
     let proj = shape.init((0.0, 0.0), &Streams::new(0), 0, &Device::default());
     let window = config.windows.iter().flatten().next().copied();
     let mut found = Map::new();
-    for (mixer, in_inference) in
-        [(MixerConfig::Dense, "dense"), (MixerConfig::LongLora(LongLoraConfig::new()), "dense")]
-    {
+    for (mixer, use_for) in [
+        (MixerConfig::Dense, "training and inference"),
+        (MixerConfig::LongLora(LongLoraConfig::new()), "training; inference is dense"),
+    ] {
         let entry = match mixer.init(proj.clone(), window) {
-            Ok(_) => json!({ "max_length": config.max_context(), "in_inference": in_inference }),
+            Ok(_) => json!({ "for": use_for, "max_length": config.max_context() }),
             Err(error) => json!({ "problem": error.to_string() }),
         };
         found.insert(mixer.name().into(), entry);

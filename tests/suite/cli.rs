@@ -1,6 +1,8 @@
 //! The `longburn` command, as a process.
 
 mod bad_input;
+mod machine;
+mod merge;
 mod models;
 mod train;
 
