@@ -240,4 +240,8 @@ impl DocumentSource for JsonlSource {
     fn report(&self) -> &DataReport {
         &self.report
     }
+
+    fn place(&self) -> String {
+        self.config.path.display().to_string()
+    }
 }

@@ -122,5 +122,5 @@ fn the_recipe_pages_fields_are_those_of_recipes() {
     const BEGIN: &str = "<!-- fields: generated from the recipe's types -->\n";
     let text = page("recipes.md");
     let (before, _) = text.split_once(BEGIN).expect("recipes.md has the marker");
-    committed("recipes.md", &format!("{before}{BEGIN}{}", fields::tables()));
+    committed("recipes.md", &format!("{before}{BEGIN}{}\n", fields::tables().trim_end()));
 }

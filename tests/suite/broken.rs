@@ -115,9 +115,11 @@ fn every_broken_input_gets_a_message_that_helps() {
         };
         let message = error.to_string();
         let lacks = |word: &str| !message.contains(word);
-        let mut lacking: Vec<&str> = words.iter().map(String::as_str).filter(|w| lacks(w)).collect();
+        let mut lacking: Vec<&str> =
+            words.iter().map(String::as_str).filter(|w| lacks(w)).collect();
         // A shard is as good a name as its index.
-        if lacks(&file) && !(kind == "indexes" && message.contains(SHARD.split('-').next().unwrap()))
+        if lacks(&file)
+            && !(kind == "indexes" && message.contains(SHARD.split('-').next().unwrap()))
         {
             lacking.push("the name of the file");
         }

@@ -33,7 +33,17 @@ dir = "run"
 "#;
 
 /// Fields of [`LEAST`] that stand there although they are not required.
-const OPTIONAL: [&str; 3] = ["model.path", "data.split", "train.schedule"];
+const OPTIONAL: [&str; 9] = [
+    "model.path",
+    "model.new",
+    "extend",
+    "mixer",
+    "data.split",
+    "train.schedule",
+    "train.groups",
+    "eval",
+    "eval.protocol",
+];
 
 /// A table of the page: where it stands in a recipe, its heading, source and type.
 struct Section {
@@ -60,7 +70,12 @@ const PAGE: [Section; 14] = [
     section("model", "`[model]`", SECTIONS, "struct ModelSection"),
     section("model.new", "`[model.new]`", SECTIONS, "struct NewModel"),
     section("extend", "`[extend]`", SECTIONS, "struct ExtendSection"),
-    section("mixer", "`[mixer]`, `name = \"longlora\"`", "attention/longlora.rs", "struct LongLoraConfig"),
+    section(
+        "mixer",
+        "`[mixer]`, `name = \"longlora\"`",
+        "attention/longlora.rs",
+        "struct LongLoraConfig",
+    ),
     section("lora", "`[lora]`", "models/lora.rs", "struct LoraConfig"),
     section("data", "`[data]`", SECTIONS, "struct DataSection"),
     section("train", "`[train]`", SECTIONS, "struct TrainSection"),
@@ -126,20 +141,17 @@ fn default(place: &str, variant: Option<&str>) -> String {
     for part in &parts[1..] {
         at = at.and_then(inner).and_then(|table| table.get(*part));
     }
-    if at.is_some() && !OPTIONAL.contains(&place) && at.and_then(inner).is_none_or(|t| !t.is_empty()) {
-        let sections = ["extend", "eval", "lora", "mixer"];
-        return if sections.contains(&place) || place.starts_with("train.groups") && parts.len() == 2 {
-            "none".into()
-        } else {
-            "required".into()
-        };
+    let empty = at.and_then(inner).is_some_and(Table::is_empty);
+    if at.is_some() && !empty && !OPTIONAL.contains(&place) {
+        return "required".into();
     }
     let mut bare = least;
     if at.is_some() {
         remove(&mut bare, &parts);
     }
     let Ok(read) = Recipe::parse(&bare.to_string(), "least.toml") else { return "none".into() };
-    let read = serde_json::to_value(read).unwrap();
+    // By way of text, in which an f32 has its own digits.
+    let read: Value = serde_json::from_str(&serde_json::to_string(&read).unwrap()).unwrap();
     let value = parts.iter().fold(&read, |value, part| match value {
         Value::Array(items) => items.first().map_or(&Value::Null, |item| &item[*part]),
         other => &other[*part],
@@ -147,8 +159,13 @@ fn default(place: &str, variant: Option<&str>) -> String {
     match value {
         Value::Null => "none".into(),
         Value::String(text) if text.is_empty() => "empty".into(),
-        Value::Object(map) if map.contains_key("name") => format!("`{}`", map["name"].as_str().unwrap()),
-        Value::Object(_) => "as below".into(),
+        Value::Object(map) if map.contains_key("name") => {
+            format!("`{}`", map["name"].as_str().unwrap())
+        }
+        Value::Object(map) => match map.iter().next() {
+            Some((key, value)) if map.len() == 1 => format!("`{{ {key} = {value} }}`"),
+            _ => "as below".into(),
+        },
         Value::Array(items) if items.is_empty() => "none".into(),
         other => format!("`{other}`"),
     }
@@ -194,9 +211,7 @@ fn recipe(place: &str, variant: Option<&str>) -> Table {
     };
     let mut recipe: Table = text.parse().unwrap();
     if let Some(variant) = variant {
-        let (parent, name) = place.rsplit_once('.').unwrap_or((place, ""));
-        let parent = if PAGE.iter().any(|s| s.path == place) { place } else { parent };
-        let _ = name;
+        let (parent, _) = place.rsplit_once('.').unwrap();
         let fields: &[(&str, i64)] = match variant {
             "strided" => &[("max_len", 64), ("stride", 32)],
             "longlora" => &[("len", 64), ("step", 32)],
@@ -256,8 +271,11 @@ fn choices(place: &str, variant: Option<&str>) -> String {
 
 /// Whether a field is a table with fields of its own.
 fn is_table(place: &str, variant: Option<&str>) -> bool {
-    let table = Table::from_iter([("zzz".to_string(), 1.into())]);
-    complaint(place, variant, table.into()).contains("unknown field `zzz`")
+    let table = toml::Value::from(Table::from_iter([("zzz".to_string(), 1.into())]));
+    [table.clone(), vec![table].into()].into_iter().any(|value| {
+        let said = complaint(place, variant, value);
+        said.contains("unknown field `zzz`") || said.contains("missing field `name`")
+    })
 }
 
 type Fields = Vec<(String, String)>;
@@ -318,8 +336,7 @@ fn read_item(section: &Section) -> Vec<(Option<String>, String, Fields)> {
 
 #[test]
 fn doc_comments_are_read_with_their_fields() {
-    let found: BTreeMap<String, String> =
-        read_item(&PAGE[2]).remove(0).2.into_iter().collect();
+    let found: BTreeMap<String, String> = read_item(&PAGE[2]).remove(0).2.into_iter().collect();
     assert_eq!(found["heads"], "Query heads.");
     assert!(!found.contains_key("file"));
     let names: Vec<_> = read_item(&PAGE[12]).into_iter().map(|(name, ..)| name.unwrap()).collect();

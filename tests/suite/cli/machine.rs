@@ -126,7 +126,10 @@ fn f3_a_flipped_bit_is_found() {
     bench.write("model/manifest.json", &manifest.to_string());
     let facts = bench.json(&["inspect", "model", "--verify"]);
     assert_eq!(facts["verified"]["equal"], true);
-    assert_eq!((facts["verified"]["step"].as_u64(), facts["verified"]["files"].as_u64()), (Some(7), Some(3)));
+    assert_eq!(
+        (facts["verified"]["step"].as_u64(), facts["verified"]["files"].as_u64()),
+        (Some(7), Some(3))
+    );
     assert_eq!(bench.json(&["inspect", "model"])["verified"], Value::Null);
 
     // One bit anywhere, which no header and no JSON parser would notice.

@@ -111,7 +111,10 @@ fn the_tokenizer_comes_with_it() {
 
     // The adapter's own goes first; one that the embedding has no rows for is refused.
     let own = longburn::datasets::BpeConfig::new(290);
-    longburn::datasets::train_bpe([super::TEXT].iter(), &own).unwrap().save(bench.path("adapter")).unwrap();
+    longburn::datasets::train_bpe([super::TEXT].iter(), &own)
+        .unwrap()
+        .save(bench.path("adapter"))
+        .unwrap();
     bench.run(&["merge", "adapter", "--base", "model", "--out", "other"]);
     let read = |dir: &str| std::fs::read(bench.path(&format!("{dir}/tokenizer.json"))).unwrap();
     assert_eq!(read("other"), read("adapter"));
