@@ -298,7 +298,7 @@ fn read_item(section: &Section) -> Vec<(Option<String>, String, Fields)> {
             // The first paragraph is enough.
             match doc.trim() {
                 "" => docs.push('\n'),
-                doc if docs.contains('\n') => drop(doc),
+                _ if docs.contains('\n') => {}
                 doc => docs += &format!("{}{doc}", if docs.is_empty() { "" } else { " " }),
             }
             continue;
