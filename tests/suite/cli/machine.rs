@@ -139,12 +139,12 @@ fn f3_a_flipped_bit_is_found() {
         bytes[at] ^= 1 << (at % 8);
         std::fs::write(bench.path("model/model.safetensors"), bytes).unwrap();
         bench.run(&["inspect", "model"]);
-        let message = bench.fails(&["inspect", "model", "--verify"]);
+        let message = bench.refusal(&["inspect", "model", "--verify"]);
         assert!(message.contains("1 of 3 files"), "{message}");
         assert!(message.contains("model.safetensors"), "{message}");
     }
     std::fs::write(bench.path("model/model.safetensors"), good).unwrap();
     std::fs::remove_file(bench.path("model/tokenizer.json")).unwrap();
-    let message = bench.fails(&["inspect", "model", "--verify"]);
+    let message = bench.refusal(&["inspect", "model", "--verify"]);
     assert!(message.contains("tokenizer.json") && message.contains("missing"), "{message}");
 }

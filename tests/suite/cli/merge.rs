@@ -33,7 +33,7 @@ fn write(dir: &Path, config: &ModelConfig, policy: &LoraConfig, dtype: SaveDtype
 
 fn merge(dir: &Path, args: &[&str]) -> Value {
     let common = ["merge", "adapter", "--out", "merged", "--json"];
-    let out = longburn(dir, &[&common, args].concat()).assert().success();
+    let out = longburn(dir, &[&common[..], args].concat()).assert().success();
     serde_json::from_slice(&out.get_output().stdout).unwrap()
 }
 
@@ -56,7 +56,7 @@ fn merged_logits_are_those_of_base_and_adapter() {
             let apart = ratio(&logits(&merged, &ids(12)), &logits(&both, &ids(12)));
             assert!(apart <= MERGED, "{apart} with {policy:?}");
             let plain = load(&dir.path().join("base"));
-            assert!(ratio(&logits(&plain, &ids(12)), &logits(&both, &ids(12))) > 0.1);
+            assert!(ratio(&logits(&plain, &ids(12)), &logits(&both, &ids(12))) > 0.01);
         }
     }
 }
@@ -124,7 +124,7 @@ fn the_tokenizer_comes_with_it() {
         .unwrap()
         .save(bench.path("adapter"))
         .unwrap();
-    let message = bench.fails(&["merge", "adapter", "--base", "model", "--out", "third"]);
+    let message = bench.refusal(&["merge", "adapter", "--base", "model", "--out", "third"]);
     assert!(message.contains("304 rows"), "{message}");
     assert!(!bench.path("third").exists());
 }
@@ -134,16 +134,15 @@ fn what_cannot_be_merged_is_named() {
     let bench = Bench::new();
     let adapted = lora::apply(bench.decoder.clone(), &LoraConfig::new()).unwrap();
     save_adapter(&adapted, &bench.path("adapter"), "somewhere/else").unwrap();
-    let message = bench.fails(&["merge", "adapter", "--out", "merged"]);
+    let message = bench.refusal(&["merge", "adapter", "--out", "merged"]);
     for word in ["adapter_config.json", "base_model_name_or_path", "somewhere/else", "--base DIR"] {
-        let words: String = message.split_whitespace().collect();
-        assert!(words.contains(&word.replace(' ', "")), "{word}: {message}");
+        assert!(message.contains(word), "{word}: {message}");
     }
-    let message = bench.fails(&["merge", "model", "--base", "model", "--out", "merged"]);
+    let message = bench.refusal(&["merge", "model", "--base", "model", "--out", "merged"]);
     assert!(message.contains("adapter_config.json"), "{message}");
-    let message = bench.fails(&["merge", "adapter", "--base", "adapter", "--out", "merged"]);
+    let message = bench.refusal(&["merge", "adapter", "--base", "adapter", "--out", "merged"]);
     assert!(message.contains("config.json"), "{message}");
     assert!(!bench.path("merged").exists());
-    let message = bench.fails(&["merge", "adapter", "--base", "model", "--out", "model"]);
+    let message = bench.refusal(&["merge", "adapter", "--base", "model", "--out", "model"]);
     assert!(message.contains("new or empty folder"), "{message}");
 }
