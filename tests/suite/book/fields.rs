@@ -110,8 +110,7 @@ pub fn tables() -> String {
             }
             page += "| Field | Meaning | Where not set |\n|---|---|---|\n";
             for (name, about) in &fields {
-                let place = [path, name].iter().filter(|p| !p.is_empty()).copied();
-                let place = place.collect::<Vec<_>>().join(".");
+                let place = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
                 page += &row(&place, name, about, variant.as_deref());
             }
             page.push('\n');
@@ -145,10 +144,8 @@ fn default(place: &str, variant: Option<&str>) -> String {
     if at.is_some() && !empty && !OPTIONAL.contains(&place) {
         return "required".into();
     }
-    let mut bare = least;
-    if at.is_some() {
-        remove(&mut bare, &parts);
-    }
+    let mut bare = least.clone();
+    remove(&mut bare, &parts);
     let Ok(read) = Recipe::parse(&bare.to_string(), "least.toml") else { return "none".into() };
     // By way of text, in which an f32 has its own digits.
     let read: Value = serde_json::from_str(&serde_json::to_string(&read).unwrap()).unwrap();
