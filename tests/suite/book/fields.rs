@@ -116,7 +116,7 @@ pub fn tables() -> String {
             page.push('\n');
         }
     }
-    page
+    page.replace("\n\n\n", "\n\n")
 }
 
 fn row(place: &str, name: &str, about: &str, variant: Option<&str>) -> String {
@@ -322,7 +322,11 @@ fn read_item(section: &Section) -> Vec<(Option<String>, String, Fields)> {
     }
     // Links of rustdoc lead nowhere here.
     let plain = |text: &mut String| {
-        *text = text.replace("[`", "`").replace("`]", "`").replace("super::", "");
+        *text = text
+            .replace("[`", "`")
+            .replace("`]", "`")
+            .replace("super::", "")
+            .replace("Protocol::Strided", "strided");
     };
     for (_, about, fields) in &mut found {
         plain(about);
