@@ -137,6 +137,8 @@ fn shell(commands: &str, dir: &Path, page: &str) {
         .current_dir(dir)
         .env("PATH", path)
         .env("NO_COLOR", "1")
+        // What a page installs does not end up among the programs of whoever runs the tests.
+        .env("CARGO_INSTALL_ROOT", std::env::temp_dir().join("longburn-book"))
         .output()
         .unwrap();
     assert!(
