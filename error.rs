@@ -176,7 +176,9 @@ fn mismatch_text(
     unexpected: &[String],
     misshaped: &[String],
 ) -> String {
-    let mut text = format!("{what}: tensors do not match the model");
+    let mut text = format!(
+        "{what}: tensors do not match the model (remedy: use weights and configuration of one model)"
+    );
     for (title, list) in
         [("missing", missing), ("unexpected", unexpected), ("wrong shape", misshaped)]
     {

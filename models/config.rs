@@ -150,7 +150,7 @@ impl ModelConfig {
         let Value::Object(raw) = value else {
             return Err(Error::Parse {
                 file: file_name.into(),
-                message: "the top level is not a JSON object".into(),
+                message: format!("the top level is not a JSON object ({REMEDY})"),
                 text: None,
                 span: None,
             });
@@ -174,6 +174,9 @@ impl ModelConfig {
     }
 }
 
+/// What helps against a file that is no JSON object.
+const REMEDY: &str = "remedy: get the file again from where the checkpoint is from";
+
 /// Texts above this size are not carried along in an error.
 const SHOWN_TEXT: usize = 1 << 16;
 
@@ -184,7 +187,7 @@ fn parse_error(error: &serde_json::Error, text: &str, file: &str) -> Error {
     let shown = text.len() <= SHOWN_TEXT;
     Error::Parse {
         file: file.into(),
-        message: error.to_string(),
+        message: format!("{error} ({REMEDY})"),
         text: shown.then(|| text.into()),
         span: shown.then_some(at..at),
     }

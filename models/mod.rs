@@ -1,6 +1,7 @@
 //! Whole networks: configuration, decoder, weights in Hugging Face form, adapters, generation.
 
 pub mod checkpoint;
+mod companions;
 pub mod config;
 mod decoder;
 pub mod generate;
@@ -13,6 +14,7 @@ pub mod stored;
 pub mod weights;
 
 pub use checkpoint::SaveOptions;
+pub use companions::copy_companions;
 pub use config::{Architecture, Extension, ModelConfig};
 pub use decoder::{Block, Blocks, Decoder, ForwardOptions, Hidden, Place, ids_tensor};
 pub use generate::{GenerateConfig, Generated, generate, generate_batch};

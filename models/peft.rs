@@ -55,6 +55,14 @@ pub fn save_adapter<M: HasProjections>(model: &Decoder<M>, dir: &Path, base: &st
     write_atomic(&dir.join(CONFIG), format!("{:#}\n", config.to_json()).as_bytes())
 }
 
+/// The base checkpoint that the adapter of a PEFT folder names: a path, or a name on a hub.
+///
+/// # Errors
+/// Those of `adapter_config.json`, as in [`load_adapter`].
+pub fn base_name(dir: &Path) -> Result<String> {
+    Ok(AdapterConfig::read(&dir.join(CONFIG))?.base_model_name_or_path)
+}
+
 /// Put the adapters of a PEFT folder on `model` and replace the modules that it saves in full.
 /// Both, and nothing else, train from here on. Dropout of the adapters is not taken over.
 ///

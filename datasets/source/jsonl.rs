@@ -254,4 +254,8 @@ impl DocumentSource for JsonlSource {
     fn report(&self) -> &DataReport {
         &self.report
     }
+
+    fn place(&self) -> String {
+        self.config.path.display().to_string()
+    }
 }

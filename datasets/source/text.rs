@@ -97,4 +97,8 @@ impl DocumentSource for TextSource {
     fn report(&self) -> &DataReport {
         &self.report
     }
+
+    fn place(&self) -> String {
+        self.root.display().to_string()
+    }
 }

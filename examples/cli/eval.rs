@@ -17,10 +17,14 @@ use std::path::{Path, PathBuf};
 
 /// Measure a model: perplexity, loss by position, retrieval of pass keys
 ///
-/// `longburn eval MODEL --data books --max-len 2048 --stride 1024 --by-position` or
-/// `longburn eval MODEL --passkey 512,1024,2048`. The protocols give different numbers on the
-/// same text; quote a perplexity with its protocol only.
+/// The protocols give different numbers on the same text; quote a perplexity with its protocol
+/// only.
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  longburn eval MODEL --data books --max-len 2048 --stride 1024 --by-position
+  longburn eval MODEL --adapter runs/first/adapter --data books
+  longburn eval MODEL --passkey 512,1024,2048")]
 pub struct EvalArgs {
     /// Folder of a checkpoint in Hugging Face form
     dir: PathBuf,

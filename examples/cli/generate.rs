@@ -15,12 +15,16 @@ use std::path::PathBuf;
 
 /// Continue a text, answer in a conversation
 ///
-/// `longburn generate MODEL --prompt "Once upon a time" --max-new-tokens 64`, or
-/// `longburn generate MODEL --chat --user "Who are you?"`. Greedy unless a temperature is given;
-/// sampling settings take effect in the order penalty, temperature, top-k, top-p, min-p. The text
-/// appears as it is made; with --json it comes in one object. It ends at the end-of-text ids that
-/// config.json and generation_config.json name; in a conversation, at the tokenizer's, too.
+/// Greedy unless a temperature is given; sampling settings take effect in the order penalty,
+/// temperature, top-k, top-p, min-p. The text appears as it is made; with --json it comes in one
+/// object. It ends at the end-of-text ids that config.json and generation_config.json name; in a
+/// conversation, at the tokenizer's, too.
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  longburn generate MODEL --prompt 'Once upon a time' --max-new-tokens 64
+  longburn generate MODEL --chat --user 'Who are you?'
+  longburn generate MODEL --prompt-file prompt.txt --temperature 0.8 --top-p 0.95 --seed 1")]
 pub struct GenerateArgs {
     /// Folder of a checkpoint in Hugging Face form
     dir: PathBuf,

@@ -1,6 +1,8 @@
 //! The `longburn` command: one file per verb.
 
+mod completions;
 mod device;
+mod doctor;
 mod eval;
 mod extend;
 mod fault;
@@ -9,9 +11,13 @@ mod inspect;
 mod load;
 mod logits;
 mod mask;
+mod merge;
 mod output;
 mod papers;
+mod reference;
 mod train;
+mod usable;
+mod verify;
 
 use clap::{Args, Parser, Subcommand};
 use device::DeviceName;
@@ -23,8 +29,14 @@ use std::process::ExitCode;
 #[command(
     name = "longburn",
     version,
-    after_help = "Exit status: 0 done, 1 failed (the message says why), 2 the command line was \
-                  not understood."
+    long_version = doctor::LONG_VERSION.as_str(),
+    after_help = "\
+Examples:
+  longburn doctor
+  longburn inspect MODEL
+  longburn train recipe.toml --out runs/first
+
+Exit status: 0 done, 1 failed (the message says why), 2 the command line was not understood."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -60,10 +72,15 @@ enum Verb {
     Extend(extend::ExtendArgs),
     Generate(generate::GenerateArgs),
     Inspect(inspect::InspectArgs),
+    Merge(merge::MergeArgs),
     Logits(logits::LogitsArgs),
     #[command(subcommand)]
     Mask(mask::MaskVerb),
     Papers(papers::PapersArgs),
+    Doctor(doctor::DoctorArgs),
+    Completions(completions::CompletionsArgs),
+    #[command(hide = true)]
+    Reference(reference::ReferenceArgs),
 }
 
 fn main() -> ExitCode {
@@ -78,9 +95,13 @@ fn main() -> ExitCode {
         Verb::Extend(args) => args.run(globals),
         Verb::Generate(args) => args.run(globals),
         Verb::Inspect(args) => args.run(globals),
+        Verb::Merge(args) => args.run(globals),
         Verb::Logits(args) => args.run(globals),
         Verb::Mask(verb) => verb.run(globals),
         Verb::Papers(args) => args.run(globals),
+        Verb::Doctor(args) => args.run(globals),
+        Verb::Completions(args) => args.run(),
+        Verb::Reference(args) => args.run(),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -19,15 +19,21 @@ const MOST_HEADS: usize = 1 << 16;
 
 /// Look at attention masks
 #[derive(Subcommand)]
+#[command(after_help = "\
+Examples:
+  longburn mask show recipe.toml --out mask.svg")]
 pub enum MaskVerb {
     Show(ShowArgs),
 }
 
 /// Draw a mask and count what it lets through
 ///
-/// `longburn mask show recipe.toml --out mask.svg` draws the mask that a recipe trains with;
-/// `longburn mask show --len 64 --group-ratio 4 --heads 4 --out mask.svg` one put together here.
+/// The mask is that which a recipe trains with, or one put together from the options here.
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  longburn mask show recipe.toml --out mask.svg
+  longburn mask show --len 64 --group-ratio 4 --heads 4 --out mask.svg")]
 pub struct ShowArgs {
     /// A recipe; its mixer, length, heads and window are taken
     recipe: Option<PathBuf>,

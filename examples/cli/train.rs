@@ -9,10 +9,13 @@ use std::path::PathBuf;
 
 /// Run a recipe: swap, extend, adapt, train, measure, save
 ///
-/// `longburn train recipe.toml --out runs/first`. The folder of the run holds the
-/// recipe, metrics.jsonl, loss.svg, report.html, summary.json, and the result: `model/` in Hugging
-/// Face form or `adapter/` in PEFT form.
+/// The folder of the run holds the recipe, metrics.jsonl, loss.svg, report.html, summary.json,
+/// and the result: `model/` in Hugging Face form or `adapter/` in PEFT form.
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  longburn train recipe.toml
+  longburn train recipe.toml --out runs/second --seed 1")]
 pub struct TrainArgs {
     /// The recipe, TOML
     recipe: PathBuf,

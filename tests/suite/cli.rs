@@ -3,6 +3,8 @@
 mod bad_input;
 mod extend;
 mod chat;
+mod machine;
+mod merge;
 mod models;
 mod train;
 
@@ -63,6 +65,13 @@ impl Bench {
     fn json(&self, args: &[&str]) -> Value {
         let text = self.run(&[args, &["--json"]].concat());
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
+    }
+
+    /// Run in the folder, expect exit status 1; the message that programs get.
+    fn refusal(&self, args: &[&str]) -> String {
+        let out = longburn(self.dir.path(), &[args, &["--json"]].concat()).assert().code(1);
+        let said: Value = serde_json::from_slice(&out.get_output().stdout).unwrap();
+        said["error"]["message"].as_str().unwrap().to_string()
     }
 
     /// Run in the folder, expect exit status 1; what standard error says.

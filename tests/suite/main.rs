@@ -6,6 +6,10 @@
 mod alloc;
 mod backends;
 #[cfg(feature = "flex")]
+mod book;
+#[cfg(feature = "flex")]
+mod broken;
+#[cfg(feature = "flex")]
 mod chat;
 #[cfg(feature = "flex")]
 mod cli;

@@ -5,20 +5,11 @@ use super::{Evaluation, RunSummary};
 use crate::attention::HasProjections;
 use crate::datasets::Tokenizer;
 use crate::models::weights::{SaveDtype, write_atomic};
-use crate::models::{Blocks, Decoder, SaveOptions, lora, peft};
+use crate::models::{Blocks, Decoder, SaveOptions, copy_companions, lora, peft};
 use crate::training::report::{Cell, Figure, MetricsLog, Plot, Report, Section, Series, Table};
 use crate::{Error, Result};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-
-/// Files of a checkpoint's folder that go with its weights.
-const COMPANIONS: [&str; 5] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-    "generation_config.json",
-];
 
 /// An open run.
 pub(super) struct Folder {
@@ -163,14 +154,7 @@ fn evaluation(before: Option<&Evaluation>, after: &Evaluation) -> Section {
 /// The tokenizer and what else belongs to the weights, byte for byte where there are files.
 fn companions(recipe: &Recipe, tokenizer: &Tokenizer, to: &Path) -> Result<()> {
     let Some(from) = recipe.tokenizer_dir() else { return tokenizer.save(to) };
-    for name in COMPANIONS {
-        let file = from.join(name);
-        match std::fs::read(&file) {
-            Ok(bytes) => write_atomic(&to.join(name), &bytes)?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(Error::io(file, e)),
-        }
-    }
+    copy_companions(from, to)?;
     if let Some(template) = recipe.data.chat.as_ref().and_then(|chat| chat.template.as_ref()) {
         write_atomic(&to.join("chat_template.jinja"), template.as_bytes())?;
     }
