@@ -29,6 +29,7 @@ fn kind(error: &Error) -> &'static str {
         Error::Shape { .. } => "shape",
         Error::Unsupported { .. } => "unsupported",
         Error::NonFinite { .. } => "non_finite",
+        Error::Memory { .. } => "memory",
         Error::Kernel(_) => "kernel",
         _ => "other",
     }

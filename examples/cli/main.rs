@@ -10,6 +10,7 @@ mod logits;
 mod mask;
 mod output;
 mod papers;
+mod plan;
 mod train;
 
 use clap::{Args, Parser, Subcommand};
@@ -55,6 +56,7 @@ struct Globals {
 #[derive(Subcommand)]
 enum Verb {
     Train(train::TrainArgs),
+    Plan(plan::PlanArgs),
     Eval(eval::EvalArgs),
     Generate(generate::GenerateArgs),
     Inspect(inspect::InspectArgs),
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
     let globals = &cli.globals;
     let done = set_threads(globals.threads).and_then(|()| match &cli.verb {
         Verb::Train(args) => args.run(globals),
+        Verb::Plan(args) => args.run(globals),
         Verb::Eval(args) => args.run(globals),
         Verb::Generate(args) => args.run(globals),
         Verb::Inspect(args) => args.run(globals),

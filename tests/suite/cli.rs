@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod models;
+mod plan;
 mod train;
 
 use assert_cmd::Command;

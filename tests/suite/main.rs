@@ -24,6 +24,8 @@ mod lora;
 #[cfg(feature = "flex")]
 mod mixers;
 #[cfg(feature = "flex")]
+mod plan;
+#[cfg(feature = "flex")]
 mod realdata;
 #[cfg(feature = "flex")]
 mod report;
@@ -33,3 +35,5 @@ mod tiny;
 mod toy_extension;
 #[cfg(feature = "flex")]
 mod training;
+#[cfg(feature = "flex")]
+mod watching;

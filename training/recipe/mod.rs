@@ -11,6 +11,7 @@ mod output;
 mod run;
 mod sections;
 mod toml;
+mod watch;
 
 pub use evaluate::Evaluation;
 pub use extend::interpolated;
@@ -19,6 +20,7 @@ pub use sections::{
     DataSection, EvalSection, ExtendMethod, ExtendSection, ModelSection, NewModel, OutputSection,
     Recipe, Rows, TrainSection,
 };
+pub use watch::MemoryReport;
 
 use crate::{Error, Result};
 use std::path::Path;
