@@ -11,26 +11,29 @@ use longburn::training::{NextToken, Strategy, TrainConfig, Trainer};
 
 /// Peak of model, optimizer and three steps, bytes.
 fn measured(config: &PlanConfig) -> u64 {
+    let config = config.clone();
+    alloc::measure(move || three_steps(&config)).peak as u64
+}
+
+fn three_steps(config: &PlanConfig) -> Decoder {
     let PlanConfig { model, mixer, lora, length, batch, .. } = config.clone();
     let vocab = model.vocab_size;
     let train = TrainConfig::new(3, 1e-3)
         .with_strategy(config.strategy)
-        .with_micro_batches(config.micro_batches);
-    let usage = alloc::measure(move || {
-        let mut decoder = Decoder::new(&model, &mixer, 1, &Device::flex()).unwrap();
-        if let Some(lora) = &lora {
-            decoder = lora::apply(decoder, lora).unwrap();
-        }
-        let mut data = |step: u64, micro: u32| {
-            let first = step as usize + micro as usize;
-            let row = |n: usize| (0..length).map(move |i| ((i * 7 + n + first) % vocab) as u32);
-            let rows = (0..batch).map(|n| row(n).collect()).collect();
-            TokenBatch::from_rows(rows, Side::Right, 0).map(Some)
-        };
-        let trainer = Trainer::new(train).unwrap();
-        trainer.fit(decoder, &NextToken, &mut data, &mut |_| Ok(())).unwrap().model
-    });
-    usage.peak as u64
+        .with_micro_batches(config.micro_batches)
+        .with_workers(config.workers);
+    let mut decoder = Decoder::new(&model, &mixer, 1, &Device::flex()).unwrap();
+    if let Some(lora) = &lora {
+        decoder = lora::apply(decoder, lora).unwrap();
+    }
+    let mut data = |step: u64, micro: u32| {
+        let first = step as usize + micro as usize;
+        let row = |n: usize| (0..length).map(move |i| ((i * 7 + n + first) % vocab) as u32);
+        let rows = (0..batch).map(|n| row(n).collect()).collect();
+        TokenBatch::from_rows(rows, Side::Right, 0).map(Some)
+    };
+    let trainer = Trainer::new(train).unwrap();
+    trainer.fit(decoder, &NextToken, &mut data, &mut |_| Ok(())).unwrap().model
 }
 
 /// The plan is within 15 % of the measurement, either way.
@@ -41,17 +44,22 @@ fn check(name: &str, config: PlanConfig) {
     let config = config.with_threads(threads);
     for strategy in [Strategy::Plain, Strategy::Recompute] {
         let config = config.clone().with_strategy(strategy);
-        let (plan, measured) = (config.init().unwrap(), measured(&config));
-        let off = plan.peak as f64 / measured as f64 - 1.0;
-        println!(
-            "{name}, {}: planned {}, measured {measured}, {:+.1} % ({})",
-            strategy.name(),
-            plan.peak,
-            100.0 * off,
-            plan.moment
-        );
-        assert!(off.abs() <= 0.15, "{name}, {strategy:?}: {plan}\nmeasured {measured}");
+        compare(name, &config, measured(&config));
     }
+}
+
+#[track_caller]
+fn compare(name: &str, config: &PlanConfig, measured: u64) {
+    let plan = config.init().unwrap();
+    let off = plan.peak as f64 / measured as f64 - 1.0;
+    println!(
+        "{name}, {}: planned {}, measured {measured}, {:+.1} % ({})",
+        config.strategy.name(),
+        plan.peak,
+        100.0 * off,
+        plan.moment
+    );
+    assert!(off.abs() <= 0.15, "{name}, {:?}: {plan}\nmeasured {measured}", config.strategy);
 }
 
 fn llama(vocab: usize, hidden: usize, layers: usize, inner: usize) -> ModelConfig {
@@ -98,6 +106,41 @@ fn plan_is_what_is_measured_over_micro_batches_and_with_other_mixers() {
     normed.model = super::tiny::qwen3();
     normed.model.max_position_embeddings = 4096;
     check("norms on q and k", normed.with_length(1536));
+}
+
+/// Two micro-batches at the same time, the third after them.
+fn with_workers(strategy: Strategy) -> PlanConfig {
+    PlanConfig::new(llama(500, 72, 3, 168), 512).with_micro_batches(3, 2).with_strategy(strategy)
+}
+
+/// Tells the process that `plan_is_what_is_measured_with_workers` starts what to measure.
+const CHILD: &str = "LONGBURN_TEST_PLAN";
+
+/// The threads of workers are made by the trainer, and so unknown to `measure`.
+#[test]
+fn plan_is_what_is_measured_with_workers() {
+    for strategy in [Strategy::Plain, Strategy::Recompute] {
+        let out = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "plan::child_of_plan_is_what_is_measured_with_workers",
+                "--exact",
+                "--nocapture",
+            ])
+            .env(CHILD, strategy.name())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(out.stdout).unwrap();
+        let peak = text.lines().find_map(|line| line.split_once("peak: ")).unwrap().1;
+        compare("workers", &with_workers(strategy), peak.parse().unwrap());
+    }
+}
+
+#[test]
+fn child_of_plan_is_what_is_measured_with_workers() {
+    let Ok(name) = std::env::var(CHILD) else { return };
+    let strategy = [Strategy::Plain, Strategy::Recompute].into_iter().find(|s| s.name() == name);
+    let config = with_workers(strategy.unwrap());
+    println!("\npeak: {}", alloc::measure_process(|| three_steps(&config)).peak);
 }
 
 #[test]

@@ -61,22 +61,22 @@ impl Walk<'_> {
         let l = self.layout;
         let (middle, _) = self.tracked(tracked);
         let norm = l.norm.trained > 0;
-        let if_ = |condition: bool, width: u64| if condition { width } else { 0 };
+        let when = |condition: bool, width: u64| if condition { width } else { 0 };
         let ranks = |layers: &[Layer]| layers.iter().map(|layer| layer.rank).sum::<u64>();
         let inside = tracked || norm || l.qkv.iter().any(|layer| layer.learns);
-        let attention = if_(l.qkv.iter().any(|layer| layer.learns), l.hidden)
+        let attention = when(l.qkv.iter().any(|layer| layer.learns), l.hidden)
             + ranks(&l.qkv)
-            + if_(inside && l.qk_norm, l.q + l.kv)
-            + if_(inside, 2 * l.q + 2 * l.kv + l.heads)
-            + if_(l.o.learns, self.joined() + l.o.rank);
-        let mlp = if_(l.gate_up.iter().any(|layer| layer.learns), l.hidden)
+            + when(inside && l.qk_norm, l.q + l.kv)
+            + when(inside, 2 * l.q + 2 * l.kv + l.heads)
+            + when(l.o.learns, self.joined() + l.o.rank);
+        let mlp = when(l.gate_up.iter().any(|layer| layer.learns), l.hidden)
             + ranks(&l.gate_up)
-            + if_(middle || norm, 2 * l.inner)
-            + if_(l.down.learns, l.inner + l.down.rank);
+            + when(middle || norm, 2 * l.inner)
+            + when(l.down.learns, l.inner + l.down.rank);
         vec![
-            (Part::Norms, if_(tracked || norm, l.hidden)),
+            (Part::Norms, when(tracked || norm, l.hidden)),
             (Part::Attention, attention),
-            (Part::Norms, if_(middle || norm, l.hidden)),
+            (Part::Norms, when(middle || norm, l.hidden)),
             (Part::Mlp, mlp),
         ]
     }

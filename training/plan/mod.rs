@@ -27,6 +27,7 @@ use crate::training::Strategy;
 use crate::{Error, Result};
 use layout::Layout;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// Working space of the matrix products, bytes per thread: a slab of the size of the second-level
 /// cache, commonly 512 KiB to 2 MiB, and one for small products.
@@ -153,7 +154,7 @@ impl PlanConfig {
         Ok(MemoryPlan {
             peak: ledger::sum(&ledger.at_peak) + working,
             moment: ledger.moment,
-            parts: Part::ALL.map(|part| (part, ledger.at_peak[part as usize])).to_vec(),
+            parts: BTreeMap::from(Part::ALL.map(|part| (part, ledger.at_peak[part as usize]))),
             working,
             block: step::kept_by_block(self, &layout),
             kv_cache: kv * self.length as u64,
@@ -173,11 +174,11 @@ pub struct MemoryPlan {
     /// When.
     pub moment: String,
     /// By part of the model, at that moment.
-    pub parts: Vec<(Part, PartBytes)>,
+    pub parts: BTreeMap<Part, PartBytes>,
     /// Working space of the matrix products.
     pub working: u64,
     /// What the graph of *one* block keeps of one micro-batch, by part.
-    pub block: Vec<(Part, u64)>,
+    pub block: BTreeMap<Part, u64>,
     /// Keys and values of one row of `length` tokens in generation; not part of the peak.
     pub kv_cache: u64,
     /// Tokens per row.
@@ -193,7 +194,7 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// The sums over all parts.
     pub fn total(&self) -> PartBytes {
-        self.parts.iter().fold(PartBytes::default(), |sum, (_, part)| PartBytes {
+        self.parts.values().fold(PartBytes::default(), |sum, part| PartBytes {
             parameters: sum.parameters + part.parameters,
             gradients: sum.gradients + part.gradients,
             optimizer: sum.optimizer + part.optimizer,

@@ -6,6 +6,7 @@ use super::layout::{Layout, Weights};
 use super::ledger::{Ledger, Part, Use};
 use crate::kernel::loss::chunk_len;
 use crate::training::Strategy;
+use std::collections::BTreeMap;
 
 /// Longest run of rows that the matrix product packs at a time.
 const PANEL: u64 = 512;
@@ -145,10 +146,11 @@ impl Walk<'_> {
 }
 
 /// What the graph of one block keeps, in bytes, for a block that is not the first.
-pub(super) fn kept_by_block(config: &PlanConfig, layout: &Layout) -> Vec<(Part, u64)> {
+pub(super) fn kept_by_block(config: &PlanConfig, layout: &Layout) -> BTreeMap<Part, u64> {
     let tokens = (config.batch * config.length) as u64;
     let walk = Walk { layout, ledger: Ledger::default(), tokens, workers: 1 };
     let kept = walk.kept(true);
     let of = |part| kept.iter().filter(|(p, _)| *p == part).map(|(_, width)| width).sum::<u64>();
-    [Part::Attention, Part::Mlp, Part::Norms].map(|part| (part, 4 * tokens * of(part))).to_vec()
+    let parts = [Part::Attention, Part::Mlp, Part::Norms];
+    BTreeMap::from(parts.map(|part| (part, 4 * tokens * of(part))))
 }

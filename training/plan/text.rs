@@ -86,7 +86,7 @@ impl fmt::Display for MemoryPlan {
         }
         writeln!(f, "{}", row("all", &self.total()))?;
         writeln!(f, "  working space of the matrix products: {}", bytes(self.working))?;
-        let of = |(part, count): &(Part, u64)| format!("{} {}", part.name(), bytes(*count));
+        let of = |(part, count): (&Part, &u64)| format!("{} {}", part.name(), bytes(*count));
         let block: Vec<String> = self.block.iter().map(of).collect();
         writeln!(f, "  kept by the graph of one block: {}", block.join(", "))?;
         write!(

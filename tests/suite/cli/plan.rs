@@ -26,21 +26,15 @@ fn plan_prints_the_peak_and_what_would_lower_it() {
     bench.write("run.toml", RECIPE);
     let plan = bench.json(&["plan", "run.toml"]);
     let peak = |plan: &Value| plan["peak"].as_u64().unwrap();
-    let parts: u64 = plan["parts"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|part| {
-            part[1].as_object().unwrap().values().map(|bytes| bytes.as_u64().unwrap()).sum::<u64>()
-        })
-        .sum();
+    let values = |of: &Value| of.as_object().unwrap().values().cloned().collect::<Vec<_>>();
+    let bytes = values(&plan["parts"]).into_iter().flat_map(|part| values(&part));
+    let parts: u64 = bytes.map(|bytes| bytes.as_u64().unwrap()).sum();
     assert_eq!(peak(&plan), parts + plan["working"].as_u64().unwrap());
     assert_eq!(plan["fits"], Value::Null);
     // 304 x 16 embedding, tied: weights, and two moments each.
-    let embedding = &plan["parts"][0];
-    assert_eq!(embedding[0], "embedding");
-    assert_eq!(embedding[1]["parameters"], 4 * 304 * 16);
-    assert_eq!(embedding[1]["optimizer"], 2 * 4 * 304 * 16);
+    let embedding = &plan["parts"]["embedding"];
+    assert_eq!(embedding["parameters"], 4 * 304 * 16);
+    assert_eq!(embedding["optimizer"], 2 * 4 * 304 * 16);
     // Two layers of 2 x 16 numbers per token.
     assert_eq!(plan["kv_cache"], 2 * 2 * 16 * 32 * 4);
 
