@@ -12,10 +12,7 @@ fn crc(data: &[u8]) -> u32 {
 
 /// Payloads of the records of an event file; checksums must be right.
 fn records(file: &[u8]) -> Vec<&[u8]> {
-    let masked = |data: &[u8]| {
-        let crc = crc(data);
-        ((crc >> 15) | (crc << 17)).wrapping_add(0xa282_ead8).to_le_bytes()
-    };
+    let masked = |data: &[u8]| crc(data).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes();
     let (mut rest, mut all) = (file, Vec::new());
     while !rest.is_empty() {
         let (head, after) = rest.split_at(12);
