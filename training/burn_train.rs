@@ -32,12 +32,6 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-/// burn-train's view in the terminal.
-#[cfg(feature = "tui")]
-pub(super) fn terminal_view(interrupter: Interrupter) -> Box<dyn MetricsRenderer> {
-    Box::new(burn_train::renderer::tui::TuiMetricsRendererWrapper::new(interrupter, None))
-}
-
 /// burn-train at work in a thread of its own, for the length of one run.
 pub(super) struct Session {
     reports: Sender<StepReport>,

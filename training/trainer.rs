@@ -165,13 +165,6 @@ impl Trainer {
         self
     }
 
-    /// Show them by burn-train's view in the terminal, with which the run can be stopped, too.
-    #[cfg(feature = "tui")]
-    pub fn with_terminal_view(self) -> Self {
-        let view = super::burn_train::terminal_view(self.interrupter.clone());
-        self.with_renderer(view)
-    }
-
     /// How forward passes run, if not as [`ForwardOptions::train`].
     pub fn with_options(mut self, options: ForwardOptions) -> Self {
         self.options = options;

@@ -23,10 +23,6 @@ pub struct TrainArgs {
     /// Memory that the run may take: bytes, or such as 8GiB; the recipe's own where not given
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     device_memory: Option<u64>,
-    /// Show training by burn-train's view in the terminal
-    #[cfg(feature = "tui")]
-    #[arg(long)]
-    tui: bool,
 }
 
 impl TrainArgs {
@@ -37,13 +33,7 @@ impl TrainArgs {
             .with_out(self.out.clone())
             .with_explain(globals.explain)
             .with_device_memory(self.device_memory);
-        #[cfg(feature = "tui")]
-        let options = options.with_tui(self.tui);
-        #[cfg(feature = "tui")]
-        let progress = if self.tui { Progress::quiet() } else { Progress::new(0) };
-        #[cfg(not(feature = "tui"))]
-        let progress = Progress::new(0);
-        let summary = run_recipe(&recipe, &options, &progress)?;
+        let summary = run_recipe(&recipe, &options, &Progress::new(0))?;
         match globals.json {
             true => output::json(&output::value(&summary)),
             false => output::print(&text(&summary)),

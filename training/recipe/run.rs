@@ -32,23 +32,12 @@ pub struct RunOptions {
     pub explain: bool,
     /// Memory that the run may take, bytes, instead of the recipe's.
     pub device_memory: Option<u64>,
-    /// Show training by burn-train's view in the terminal.
-    #[cfg(feature = "tui")]
-    pub tui: bool,
 }
 
 impl RunOptions {
     /// As the recipe says, on `device`.
     pub fn new(device: Device) -> Self {
-        Self {
-            device,
-            seed: None,
-            out: None,
-            explain: false,
-            device_memory: None,
-            #[cfg(feature = "tui")]
-            tui: false,
-        }
+        Self { device, seed: None, out: None, explain: false, device_memory: None }
     }
 
     /// Replace the recipe's seed.
@@ -72,13 +61,6 @@ impl RunOptions {
     /// Replace the recipe's budget of memory.
     pub fn with_device_memory(mut self, bytes: Option<u64>) -> Self {
         self.device_memory = bytes;
-        self
-    }
-
-    /// Show training by burn-train's view in the terminal; `q` there stops after the step.
-    #[cfg(feature = "tui")]
-    pub fn with_tui(mut self, show: bool) -> Self {
-        self.tui = show;
         self
     }
 }
@@ -286,11 +268,6 @@ impl<'a> Run<'a> {
         watch: &mut Watch,
     ) -> Result<TrainOutcome<Decoder<M>>> {
         let trainer = Trainer::new(self.recipe.train.config(self.seed))?;
-        #[cfg(feature = "tui")]
-        let trainer = match self.options.tui {
-            true => trainer.with_terminal_view(),
-            false => trainer,
-        };
         let mut stage = self.progress.stage("Training", Some(self.recipe.train.steps), "steps");
         watch.training();
         let mut observe = |step: &Step<'_, Decoder<M>>| {
