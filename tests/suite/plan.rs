@@ -154,7 +154,7 @@ fn what_a_step_computes_at_once_is_counted_so_many_times() {
 }
 
 #[test]
-fn resident_memory_is_read_and_its_peak_begins_anew() {
+fn resident_memory_is_read() {
     let Some(before) = Resident::read() else {
         return println!("skipped: the system does not say what is resident");
     };
