@@ -112,6 +112,23 @@ pub enum Error {
         /// Which data produced it.
         batch: String,
     },
+    /// A training run would take more memory than it may.
+    #[error(
+        "step {step}: {batch} is predicted to take {predicted}, the budget is {budget} \
+         (remedy: {remedy})"
+    )]
+    Memory {
+        /// Optimizer step, from 1.
+        step: u64,
+        /// Shape of what is computed.
+        batch: String,
+        /// Peak of the plan.
+        predicted: String,
+        /// What there is.
+        budget: String,
+        /// What would make it fit, with the peak of each change.
+        remedy: String,
+    },
     /// A model that is being evaluated computes no usable number.
     #[error("evaluation: {what} is {value} (remedy: {remedy})")]
     Evaluation {

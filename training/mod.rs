@@ -7,6 +7,7 @@ pub mod eval;
 mod gradients;
 mod objective;
 mod optim;
+pub mod plan;
 pub mod recipe;
 pub mod report;
 mod schedule;

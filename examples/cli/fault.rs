@@ -33,6 +33,7 @@ fn kind(error: &Error) -> &'static str {
         Error::Evaluation { .. } => "evaluation",
         Error::Training(_) => "training",
         Error::Logits { .. } => "logits",
+        Error::Memory { .. } => "memory",
         Error::Kernel(_) => "kernel",
         _ => "other",
     }

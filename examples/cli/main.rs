@@ -14,6 +14,7 @@ mod mask;
 mod merge;
 mod output;
 mod papers;
+mod plan;
 mod reference;
 mod train;
 mod usable;
@@ -68,6 +69,7 @@ struct Globals {
 #[derive(Subcommand)]
 enum Verb {
     Train(train::TrainArgs),
+    Plan(plan::PlanArgs),
     Eval(eval::EvalArgs),
     Extend(extend::ExtendArgs),
     Generate(generate::GenerateArgs),
@@ -91,6 +93,7 @@ fn main() -> ExitCode {
     let globals = &cli.globals;
     let done = set_threads(globals.threads).and_then(|()| match &cli.verb {
         Verb::Train(args) => args.run(globals),
+        Verb::Plan(args) => args.run(globals),
         Verb::Eval(args) => args.run(globals),
         Verb::Extend(args) => args.run(globals),
         Verb::Generate(args) => args.run(globals),

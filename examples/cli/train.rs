@@ -3,6 +3,7 @@
 use crate::{Globals, output};
 use clap::Args;
 use longburn::Result;
+use longburn::training::plan::parse_bytes;
 use longburn::training::report::Progress;
 use longburn::training::{Recipe, RunOptions, RunSummary, run_recipe};
 use std::path::PathBuf;
@@ -22,6 +23,9 @@ pub struct TrainArgs {
     /// Folder of the run, instead of the recipe's
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Memory that the run may take: bytes, or such as 8GiB; the recipe's own where not given
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    device_memory: Option<u64>,
 }
 
 impl TrainArgs {
@@ -30,7 +34,8 @@ impl TrainArgs {
         let options = RunOptions::new(globals.device.open()?)
             .with_seed(globals.seed)
             .with_out(self.out.clone())
-            .with_explain(globals.explain);
+            .with_explain(globals.explain)
+            .with_device_memory(self.device_memory);
         let summary = run_recipe(&recipe, &options, &Progress::new(0))?;
         match globals.json {
             true => output::json(&output::value(&summary)),

@@ -6,6 +6,7 @@ mod chat;
 mod machine;
 mod merge;
 mod models;
+mod plan;
 mod train;
 
 use assert_cmd::Command;

@@ -32,6 +32,8 @@ mod lora;
 #[cfg(feature = "flex")]
 mod mixers;
 #[cfg(feature = "flex")]
+mod plan;
+#[cfg(feature = "flex")]
 mod positional;
 #[cfg(feature = "flex")]
 mod realdata;
@@ -43,3 +45,5 @@ mod tiny;
 mod toy_extension;
 #[cfg(feature = "flex")]
 mod training;
+#[cfg(feature = "flex")]
+mod watching;

@@ -12,6 +12,7 @@ mod output;
 mod run;
 mod sections;
 mod toml;
+mod watch;
 
 pub use chat::ChatSection;
 pub use evaluate::Evaluation;
@@ -21,6 +22,7 @@ pub use sections::{
     DataKind, DataSection, EvalSection, ExtendMethod, ExtendSection, ModelSection, NewModel,
     OutputSection, Recipe, Rows, TrainSection,
 };
+pub use watch::MemoryReport;
 
 use crate::{Error, Result};
 use std::path::Path;

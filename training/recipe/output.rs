@@ -67,7 +67,7 @@ impl Folder {
         self.report(recipe, seed, summary, &plot)?.save(self.dir.join("report.html"))
     }
 
-    fn plot(&self) -> Plot {
+    pub fn plot(&self) -> Plot {
         let steps: Vec<f64> = (1..=self.losses.len()).map(|step| step as f64).collect();
         Plot::lines("Training loss")
             .x("step")
@@ -119,6 +119,7 @@ impl Folder {
                     ("tokens", summary.tokens.to_string()),
                     ("seconds", format!("{:.1}", summary.seconds)),
                 ])
+                .pairs(summary.memory.rows())
                 .command(recipe.text()),
         ))
     }

@@ -3,12 +3,14 @@
 use super::data::{Data, Texts};
 use super::output::Folder;
 use super::sections::Recipe;
+use super::watch::{MemoryReport, Watch};
 use super::{Evaluation, interpolated};
 use crate::attention::{AttnProjections, HasProjections, MixerConfig};
 use crate::datasets::{DataReport, Tokenizer};
 use crate::models::keymap::params;
 use crate::models::lora::{self, TrainableReport};
 use crate::models::{Decoder, ForwardOptions, ModelConfig};
+use crate::training::plan::{RecipePlan, Resident};
 use crate::training::report::{EvalRecord, Progress, TrainRecord};
 use crate::training::{NextToken, Step, Stop, TrainOutcome, Trainer};
 use crate::{Error, Result};
@@ -28,12 +30,14 @@ pub struct RunOptions {
     pub out: Option<PathBuf>,
     /// Say which code runs in every layer.
     pub explain: bool,
+    /// Memory that the run may take, bytes, instead of the recipe's.
+    pub device_memory: Option<u64>,
 }
 
 impl RunOptions {
     /// As the recipe says, on `device`.
     pub fn new(device: Device) -> Self {
-        Self { device, seed: None, out: None, explain: false }
+        Self { device, seed: None, out: None, explain: false, device_memory: None }
     }
 
     /// Replace the recipe's seed.
@@ -51,6 +55,12 @@ impl RunOptions {
     /// Say which code runs in every layer.
     pub fn with_explain(mut self, explain: bool) -> Self {
         self.explain = explain;
+        self
+    }
+
+    /// Replace the recipe's budget of memory.
+    pub fn with_device_memory(mut self, bytes: Option<u64>) -> Self {
+        self.device_memory = bytes;
         self
     }
 }
@@ -78,6 +88,8 @@ pub struct RunSummary {
     pub first_loss: f64,
     /// Loss of the last step, nats per token.
     pub last_loss: f64,
+    /// Memory of training, predicted and measured.
+    pub memory: MemoryReport,
     /// What trains.
     pub trainable: TrainableReport,
     /// The model before training.
@@ -135,6 +147,7 @@ struct Run<'a> {
     config: ModelConfig,
     tokenizer: Tokenizer,
     data: Data,
+    plan: Option<RecipePlan>,
 }
 
 impl<'a> Run<'a> {
@@ -153,6 +166,7 @@ impl<'a> Run<'a> {
             });
         }
         let config = recipe.model_config()?;
+        let plan = recipe.checked_plan(options.device_memory)?;
         let mut stage = progress.stage("Data", None, "documents");
         let texts = Texts::read(recipe)?;
         let tokenizer = match (&recipe.model.tokenizer, &recipe.model.path) {
@@ -164,13 +178,14 @@ impl<'a> Run<'a> {
         stage.advance(data.report.kept.documents + data.held_out_report.kept.documents);
         stage.finish();
         progress.println(&format!("training documents: {}", data.closing_report()));
-        Ok(Self { recipe, options, progress, seed, dir, config, tokenizer, data })
+        Ok(Self { recipe, options, progress, seed, dir, config, tokenizer, data, plan })
     }
 
     fn train<M: HasProjections>(
         mut self,
         mixer: impl FnMut(usize, AttnProjections) -> Result<M>,
     ) -> Result<RunSummary> {
+        let before = Resident::read();
         let model = self.model(mixer)?;
         let trainable = TrainableReport::of(&model);
         self.progress.println(&trainable.to_string());
@@ -180,12 +195,14 @@ impl<'a> Run<'a> {
             }
         }
         let mut folder = Folder::create(&self.dir, self.recipe)?;
+        let mut watch =
+            Watch::start(self.recipe, self.plan.take(), before, &self.dir, self.progress)?;
         folder.log.note("seed", self.seed)?;
         let measured = self.recipe.eval.as_ref().is_some_and(|eval| eval.before);
         let before = if measured { self.evaluate("before", &model, &mut folder)? } else { None };
 
         let started = Instant::now();
-        let outcome = match self.fit(model, &mut folder) {
+        let outcome = match self.fit(model, &mut folder, &mut watch) {
             Ok(outcome) => outcome,
             Err(error) => {
                 folder.log.note("error", error.to_string())?;
@@ -193,6 +210,7 @@ impl<'a> Run<'a> {
             }
         };
         let seconds = started.elapsed().as_secs_f64();
+        let memory = watch.finish(&mut folder.log, self.progress)?;
         let counters = outcome.counters().clone();
         let finished = outcome.stop == Stop::Finished;
         if !finished {
@@ -213,6 +231,7 @@ impl<'a> Run<'a> {
             tokens_per_second: counters.tokens as f64 / seconds,
             first_loss: folder.losses.first().copied().unwrap_or(f64::NAN),
             last_loss: folder.losses.last().copied().unwrap_or(f64::NAN),
+            memory,
             trainable,
             before,
             after,
@@ -250,9 +269,11 @@ impl<'a> Run<'a> {
         &mut self,
         model: Decoder<M>,
         folder: &mut Folder,
+        watch: &mut Watch,
     ) -> Result<TrainOutcome<Decoder<M>>> {
         let trainer = Trainer::new(self.recipe.train.config(self.seed))?;
         let mut stage = self.progress.stage("Training", Some(self.recipe.train.steps), "steps");
+        watch.training();
         let mut observe = |step: &Step<'_, Decoder<M>>| {
             let report = step.report;
             folder.losses.push(report.loss);
@@ -266,7 +287,7 @@ impl<'a> Run<'a> {
                 tokens_per_second: Some(report.tokens_per_second),
                 extra: report.metrics.clone(),
             })?;
-            stage.message(format!("loss {:.4}", report.loss));
+            stage.message(watch.step(report, || folder.plot())?);
             stage.work(report.tokens, "tokens");
             stage.advance(1);
             Ok(())

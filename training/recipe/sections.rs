@@ -6,6 +6,7 @@ use crate::datasets::Pack;
 use crate::models::lora::LoraConfig;
 use crate::models::weights::SaveDtype;
 use crate::training::eval::Protocol;
+use crate::training::plan::parse_bytes;
 use crate::training::{AdamW, EmptyStep, ParamGroup, Schedule, Strategy, TrainConfig};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -260,6 +261,23 @@ pub struct TrainSection {
     /// How gradients come about.
     #[serde(default)]
     pub strategy: Strategy,
+    /// Memory that the run may take, bytes: a number, or a text such as "8GiB". A run whose plan
+    /// exceeds it is refused.
+    #[serde(default, deserialize_with = "device_memory")]
+    pub device_memory: Option<u64>,
+}
+
+fn device_memory<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a number of bytes above 0, or a text such as \"8GiB\"")]
+    enum Form {
+        Bytes(std::num::NonZeroU64),
+        Text(String),
+    }
+    match Form::deserialize(from)? {
+        Form::Bytes(bytes) => Ok(Some(bytes.get())),
+        Form::Text(text) => parse_bytes(&text).map(Some).map_err(serde::de::Error::custom),
+    }
 }
 
 fn one() -> usize {
@@ -336,6 +354,17 @@ pub struct OutputSection {
     /// With `[lora]`: beside `adapter/`, write the whole model with the updates merged.
     #[serde(default)]
     pub merge: bool,
+    /// Write `tensorboard/` with the training curves, for TensorBoard.
+    #[serde(default)]
+    pub tensorboard: bool,
+    /// While the run is under way, `report.html` is written every so many seconds, and reloads
+    /// itself; with 0, only at the end.
+    #[serde(default = "refresh")]
+    pub refresh_seconds: u64,
+}
+
+fn refresh() -> u64 {
+    10
 }
 
 fn f32() -> SaveDtype {
