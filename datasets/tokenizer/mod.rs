@@ -89,12 +89,12 @@ impl Tokenizer {
     ) -> Result<Self> {
         inner.with_truncation(None).map_err(failed)?;
         inner.with_padding(None);
-        let vocab_size = inner
-            .get_vocab(true)
-            .values()
-            .max()
-            .map(|id| *id as usize + 1)
-            .ok_or_else(|| Error::Tokenizer(format!("{name}: the vocabulary is empty (remedy: get the file again)")))?;
+        let vocab_size =
+            inner.get_vocab(true).values().max().map(|id| *id as usize + 1).ok_or_else(|| {
+                Error::Tokenizer(format!(
+                    "{name}: the vocabulary is empty (remedy: get the file again)"
+                ))
+            })?;
         let [bos, eos, pad, unk] = ROLES.map(|(field, names)| match named(&config, field) {
             Some(token) => inner.token_to_id(token),
             None => names.iter().find_map(|token| inner.token_to_id(token)),

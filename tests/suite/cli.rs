@@ -1,8 +1,8 @@
 //! The `longburn` command, as a process.
 
 mod bad_input;
-mod extend;
 mod chat;
+mod extend;
 mod machine;
 mod merge;
 mod models;
