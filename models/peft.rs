@@ -54,6 +54,14 @@ pub fn save_adapter<M: HasProjections>(model: &Decoder<M>, dir: &Path, base: &st
     write_atomic(&dir.join(CONFIG), format!("{:#}\n", config.to_json()).as_bytes())
 }
 
+/// Whether [`save_adapter`] can write this model.
+///
+/// # Errors
+/// [`Error::Unsupported`], as there.
+pub fn check_adapter<M: HasProjections>(model: &Decoder<M>) -> Result<()> {
+    describe(model, "").map(drop)
+}
+
 /// Put the adapters of a PEFT folder on `model` and replace the modules that it saves in full.
 /// Both, and nothing else, train from here on. Dropout of the adapters is not taken over.
 ///

@@ -17,13 +17,16 @@ use device::DeviceName;
 use longburn::{Error, Result};
 use std::process::ExitCode;
 
+/// Exit status after SIGINT, as shells have it.
+const INTERRUPTED: u8 = 130;
+
 /// Long-context techniques for language models: train, measure, generate.
 #[derive(Parser)]
 #[command(
     name = "longburn",
     version,
     after_help = "Exit status: 0 done, 1 failed (the message says why), 2 the command line was \
-                  not understood."
+                  not understood, 130 interrupted (a training run has saved itself then)."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -86,8 +89,9 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
+            let interrupted = matches!(error, Error::Interrupted { .. });
             fault::show(error, globals.json);
-            ExitCode::FAILURE
+            if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -1,7 +1,9 @@
 //! The `longburn` command, as a process.
 
 mod bad_input;
+mod compat;
 mod models;
+mod resume;
 mod train;
 
 use assert_cmd::Command;

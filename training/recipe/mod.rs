@@ -7,16 +7,21 @@ mod check;
 mod data;
 mod evaluate;
 mod extend;
+mod options;
 mod output;
+mod resume;
 mod run;
+mod saving;
 mod sections;
 mod toml;
 
 pub use evaluate::Evaluation;
 pub use extend::interpolated;
-pub use run::{RunOptions, RunSummary, run_recipe, run_recipe_with};
+pub use options::{RunOptions, RunSummary};
+pub use resume::MAY_CHANGE;
+pub use run::{run_recipe, run_recipe_with};
 pub use sections::{
-    DataSection, EvalSection, ExtendMethod, ExtendSection, ModelSection, NewModel, OutputSection,
+    CheckpointSection, DataSection, EvalSection, ExtendMethod, ExtendSection, ModelSection, NewModel, OutputSection,
     Recipe, Rows, TrainSection,
 };
 
