@@ -172,8 +172,11 @@ impl Recipe {
         if !(0.0..=1.0).contains(&base.copying) {
             return bad("base.copying", &base.copying, "0 to 1");
         }
-        let rows =
-            [("base.first", base.first), ("base.then", base.then), ("extend.rows", self.extend.rows)];
+        let rows = [
+            ("base.first", base.first),
+            ("base.then", base.then),
+            ("extend.rows", self.extend.rows),
+        ];
         for (part, rows) in rows {
             for (field, share) in [("doubled", rows.doubled), ("share", rows.share)] {
                 if !(0.0..=1.0).contains(&share) {

@@ -235,11 +235,16 @@ def fill(args, bench, rng):
 
 def ballast(path, leave):
     """Take all room of the disk but `leave` bytes."""
-    free = os.statvfs(path.parent)
-    free = free.f_bavail * free.f_frsize
-    if free > leave:
-        with open(path, "wb") as file:
+    disk = os.statvfs(path.parent)
+    free = disk.f_bavail * disk.f_frsize
+    if free <= leave:
+        return
+    with open(path, "wb") as file:
+        try:
             os.posix_fallocate(file.fileno(), 0, free - leave)
+        except OSError:
+            # The run itself has taken some of it meanwhile.
+            pass
 
 
 def fill_mounted(args, bench, disk, rng):
@@ -257,11 +262,16 @@ def fill_mounted(args, bench, disk, rng):
     }
     while figures["saves_failed"] < args.fills and figures["attempts"] < 20 * args.fills:
         figures["attempts"] += 1
-        weight = disk / "ballast"
-        ballast(weight, 4096 * rng.randint(8, pages))
-        process = Process(args, bench, file)
+        weights = [disk / "ballast", disk / "more"]
         failed = "no checkpoint of step"
-        process.wait_until(lambda: failed in process.told())
+        # In turn: a disk that is full from the start, and one that fills up under a save.
+        suddenly = figures["attempts"] % 2 == 0
+        ballast(weights[0], 4096 * (2 * pages if suddenly else rng.randint(8, pages)))
+        process = Process(args, bench, file)
+        if suddenly:
+            process.wait_until(lambda: list((run / "checkpoints").glob(".tmp-step-*")))
+            ballast(weights[1], 4096 * rng.randint(0, pages // 2))
+        process.wait_until(lambda: failed in process.told(), seconds=20)
         process.end(signal.SIGKILL)
         told = process.told()
         for line in told.splitlines():
@@ -270,7 +280,8 @@ def fill_mounted(args, bench, disk, rng):
                 kind = "refused_beforehand" if "a save needs" in line else "failed_while_writing"
                 figures[kind] += 1
         watch.look()
-        weight.unlink()
+        for weight in weights:
+            weight.unlink(missing_ok=True)
         # With room again, the run goes on.
         before = newest(run)
         process = Process(args, bench, file)

@@ -21,8 +21,8 @@ pub use options::{RunOptions, RunSummary};
 pub use resume::MAY_CHANGE;
 pub use run::{run_recipe, run_recipe_with};
 pub use sections::{
-    CheckpointSection, DataSection, EvalSection, ExtendMethod, ExtendSection, ModelSection, NewModel, OutputSection,
-    Recipe, Rows, TrainSection,
+    CheckpointSection, DataSection, EvalSection, ExtendMethod, ExtendSection, ModelSection,
+    NewModel, OutputSection, Recipe, Rows, TrainSection,
 };
 
 use crate::{Error, Result};

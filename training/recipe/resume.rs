@@ -5,8 +5,8 @@ use super::data::RowSource;
 use super::sections::Recipe;
 use crate::datasets::TokenBatch;
 use crate::models::weights::{is_unfinished, read_text};
-use crate::training::{BatchSource, TrainState};
 use crate::training::checkpoint::{Checkpoint, Checkpoints, Inputs, RunLock};
+use crate::training::{BatchSource, TrainState};
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -60,8 +60,7 @@ impl Place {
                 }
             }
         }
-        let checkpoints =
-            Checkpoints::open(dir.join(FOLDER))?.with_keep(recipe.checkpoints.keep);
+        let checkpoints = Checkpoints::open(dir.join(FOLDER))?.with_keep(recipe.checkpoints.keep);
         Ok(Self { checkpoints, _lock: lock })
     }
 
@@ -184,13 +183,12 @@ impl Origin {
     /// [`Error::Changed`] with all files that differ.
     pub fn check_inputs(&self, now: &Inputs, allow: bool) -> Result<()> {
         let cursor = &self.state.counters.cursor;
-        let old: Inputs = serde_json::from_value(cursor["inputs"].clone()).map_err(|e| {
-            Error::Checkpoint {
+        let old: Inputs =
+            serde_json::from_value(cursor["inputs"].clone()).map_err(|e| Error::Checkpoint {
                 path: self.checkpoint.dir.clone(),
                 reason: format!("names no input files: {e}"),
                 remedy: "go on from another checkpoint".into(),
-            }
-        })?;
+            })?;
         let remedy = "restore the files, or allow it: --allow-changes; the rest of the run then \
                       trains on something else"
             .into();

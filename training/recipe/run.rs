@@ -6,6 +6,7 @@ use super::resume::{Origin, Place, Tracked, check_vacant};
 use super::saving::{Saver, load};
 use super::sections::Recipe;
 use super::{Evaluation, RunOptions, RunSummary, interpolated};
+use crate::Result;
 use crate::attention::{AttnProjections, HasProjections, MixerConfig};
 use crate::datasets::{TokenDocument, Tokenizer};
 use crate::models::keymap::params;
@@ -14,7 +15,6 @@ use crate::models::{Decoder, ForwardOptions, ModelConfig, peft};
 use crate::training::checkpoint::{Inputs, RunLock};
 use crate::training::report::{EvalRecord, Progress, TrainRecord};
 use crate::training::{NextToken, Step, Stop, TrainOutcome, Trainer};
-use crate::Result;
 use burn::module::Module;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -169,14 +169,15 @@ impl<'a> Run<'a> {
         };
         let seconds = started.elapsed().as_secs_f64();
         let counters = outcome.counters();
-        let saved = saver.save(&outcome.model, outcome.state()?, None);
-        if let Stop::Interrupted(_) = outcome.stop {
-            saved?;
-            return Err(saver.interrupted());
-        }
-        self.tell_unsaved(saved, counters.step, &mut folder)?;
+        // The last step of the recipe has been saved by the observer.
         let finished = outcome.stop == Stop::Finished;
         if !finished {
+            let saved = saver.save(&outcome.model, outcome.state()?, None);
+            if let Stop::Interrupted(_) = outcome.stop {
+                saved?;
+                return Err(saver.interrupted());
+            }
+            self.tell_unsaved(saved, counters.step, &mut folder)?;
             let line = format!("the data ended after step {}", counters.step);
             self.progress.println(&line);
         }

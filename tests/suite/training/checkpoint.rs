@@ -210,7 +210,10 @@ fn p8_a_later_format_is_not_taken_for_a_broken_one() {
         assert!(text.contains(from), "{text}");
         fs::write(&manifest, text.replacen(from, to, 1)).unwrap();
     };
-    rewrite(&format!("\"format_version\": {FORMAT}"), &format!("\"format_version\": {}", FORMAT + 1));
+    rewrite(
+        &format!("\"format_version\": {FORMAT}"),
+        &format!("\"format_version\": {}", FORMAT + 1),
+    );
     match store.newest() {
         Err(Error::Unsupported { what, .. }) => {
             assert!(what.contains("format version 2") && what.contains("1 to 1"), "{what}");
@@ -242,8 +245,7 @@ fn d6_fingerprints_see_what_changed() {
     let look = || Inputs::of(&paths).unwrap();
     let before = look();
     assert_eq!(before.0.len(), 2);
-    let stored: Inputs =
-        serde_json::from_str(&serde_json::to_string(&before).unwrap()).unwrap();
+    let stored: Inputs = serde_json::from_str(&serde_json::to_string(&before).unwrap()).unwrap();
     let said = |part: &str, file: &str| {
         let found = stored.differences(&look());
         assert!(found.len() == 1 && found[0].contains(file), "{found:?}");
