@@ -309,7 +309,7 @@ fn broken_checkpoints_are_passed_over_with_a_warning() {
 }
 
 #[test]
-fn the_best_checkpoint_is_kept() {
+fn r2_the_best_checkpoint_is_kept_and_known() {
     let bench = bench();
     // A rate at which the loss jumps about.
     let text = sparse(4)
@@ -333,6 +333,15 @@ fn the_best_checkpoint_is_kept() {
     let state = fs::read_to_string(checkpoint(&bench.path("run"), STEPS).join("state.json"));
     let state: Value = serde_json::from_str(&state.unwrap()).unwrap();
     assert_eq!(state["counters"]["best"], loss);
+
+    // What was best before the run was stopped is known to the process that goes on.
+    bench.write("run.toml", &text.replace("keep = 2", "keep = 99"));
+    bench.json(&["train", "run.toml", "--out", "many"]);
+    let early = |name: &str| step_of(name).map_or(name != "model", |step| step <= 20);
+    copy(&bench.path("many"), &bench.path("again"), &early);
+    let summary = bench.json(&["train", "run.toml", "--resume", "--out", "again"]);
+    assert_eq!(summary["resumed"], 20);
+    assert_same_bits(&bench.path("many"), &bench.path("again"));
 }
 
 /// The error of a command, on one line as programs get it.

@@ -10,7 +10,7 @@ use longburn::models::lora::{self, LoraConfig};
 use longburn::models::{Decoder, SaveOptions, peft};
 use longburn::streams::{Draw, Purpose, Streams};
 use longburn::training::{
-    AdamW, NextToken, ParamGroup, Schedule, TrainConfig, TrainState, Trainer, Warmup,
+    AdamW, NextToken, ParamGroup, Schedule, Step, TrainConfig, TrainState, Trainer, Warmup,
 };
 use longburn::{Error, Result};
 use std::path::Path;
@@ -109,6 +109,43 @@ fn r1_resuming_gives_the_same_bits() {
 fn r3_resuming_keeps_the_base_frozen() {
     let adapted = lora::apply(decoder(true), &LoraConfig::longlora().with_rank(2)).unwrap();
     assert_resumes_with_the_same_bits(adapted, 2 * 4 * 2 + 1 + 5);
+}
+
+#[test]
+fn r4_resuming_at_the_edge_of_an_epoch_trains_the_steps_that_are_left() {
+    // Two steps of two micro-batches of two rows to an epoch.
+    let source = |epochs| {
+        let document =
+            |i| TokenDocument { id: format!("{i}"), ids: vec![3 + i, 7, 20 - i, 5].repeat(8) };
+        let config = PackConfig { shuffle: true, epochs, ..PackConfig::new(16) };
+        config.init((0..4).map(document).collect::<Vec<_>>(), 2, Streams::new(11)).unwrap()
+    };
+    for (epochs, steps) in [(None, STEPS), (Some(2), 4)] {
+        let fit = |(model, state): (Decoder, Option<TrainState>)| {
+            let mut edge = None;
+            let trainer = Trainer::new(train_config()).unwrap();
+            let trainer = match state {
+                Some(state) => trainer.resume(state),
+                None => trainer,
+            };
+            let mut observe = |step: &Step<'_, Decoder>| {
+                if step.report.step == 2 {
+                    edge = Some((step.model.valid(), step.state()?));
+                }
+                Ok(())
+            };
+            let outcome =
+                trainer.fit(model, &NextToken, &mut source(epochs), &mut observe).unwrap();
+            (edge, outcome.state().unwrap(), weights(&outcome.model))
+        };
+        let (edge, end, model) = fit((decoder(true), None));
+        let (before, state) = edge.unwrap();
+        let cursor = &state.counters.cursor;
+        assert_eq!((&cursor["index"], &cursor["carry"]), (&4.into(), &0.into()));
+        let (_, again, other) = fit((before, Some(state)));
+        assert_eq!((again.counters.step, &again), (steps, &end));
+        assert_eq!(bits(&other), bits(&model));
+    }
 }
 
 #[test]
