@@ -136,12 +136,12 @@ pub(super) fn check_vacant(dir: &Path, recipe: &Recipe, options: &RunOptions) ->
     let names = fs::read_dir(dir).into_iter().flatten().flatten();
     let names: Vec<String> =
         names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    let of_value = |name: &String| {
+    let left_over = |name: &String| {
         // The empty folder of checkpoints is made with the lock.
         let empty = || fs::read_dir(dir.join(FOLDER)).is_ok_and(|mut e| e.next().is_none());
-        !RunLock::is_lock(name) && !is_unfinished(name) && !(name == FOLDER && empty())
+        RunLock::is_lock(name) || is_unfinished(name) || (name == FOLDER && empty())
     };
-    if !names.iter().any(of_value) {
+    if names.iter().all(left_over) {
         return Ok(());
     }
     let expected = if names.iter().any(|name| name == MARK) {
