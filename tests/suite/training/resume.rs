@@ -116,7 +116,7 @@ fn r4_resuming_at_the_edge_of_an_epoch_trains_the_steps_that_are_left() {
     // Two steps of two micro-batches of two rows to an epoch.
     let source = |epochs| {
         let document =
-            |i| TokenDocument { id: format!("{i}"), ids: vec![3 + i, 7, 20 - i, 5].repeat(8) };
+            |i: u32| TokenDocument { id: i.to_string(), ids: [3 + i, 7, 20 - i, 5].repeat(8) };
         let config = PackConfig { shuffle: true, epochs, ..PackConfig::new(16) };
         config.init((0..4).map(document).collect::<Vec<_>>(), 2, Streams::new(11)).unwrap()
     };
