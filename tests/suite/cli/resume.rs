@@ -36,16 +36,19 @@ keep = 99
 dir = "run"
 "#;
 
+/// Tokens of the training documents, with the tokenizer's EOS between them.
+fn tokens(bench: &Bench) -> usize {
+    let of = |file: &str| {
+        let text = fs::read_to_string(bench.path(file)).unwrap();
+        bench.tokenizer.encode(&text, true).unwrap().len() + 1
+    };
+    ["texts/0.txt", "texts/1.txt", "texts/2.txt"].map(of).iter().sum()
+}
+
 /// A bench whose training documents make up a whole number of steps.
 fn bench() -> Bench {
     let bench = Bench::new();
-    let tokens = |file: &str| {
-        let text = fs::read_to_string(bench.path(file)).unwrap();
-        // The tokenizer's EOS stands between documents.
-        bench.tokenizer.encode(&text, true).unwrap().len() + 1
-    };
-    let all = || ["texts/0.txt", "texts/1.txt", "texts/2.txt"].map(tokens).iter().sum::<usize>();
-    while !all().is_multiple_of(16) {
+    while !tokens(&bench).is_multiple_of(16) {
         let text = fs::read_to_string(bench.path("texts/0.txt")).unwrap();
         bench.write("texts/0.txt", &(text + "x"));
     }
@@ -81,13 +84,6 @@ fn saved(run: &Path) -> Vec<usize> {
 
 fn checkpoint(run: &Path, step: usize) -> PathBuf {
     run.join(format!("checkpoints/step-{step:06}"))
-}
-
-/// A run as it was when step `k` had been saved.
-fn rewound(bench: &Bench, to: &str, k: usize) {
-    copy(&bench.path("run"), &bench.path(to), &|name| {
-        step_of(name).map_or(name != "model" && name != "summary.json", |step| step <= k)
-    });
 }
 
 /// What the last telling of every step says, speeds left out.
@@ -130,28 +126,38 @@ fn sparse(every: usize) -> String {
 #[test]
 fn r1_a_new_process_goes_on_with_the_same_bits() {
     let bench = bench();
-    let whole = bench.json(&["train", "run.toml"]);
     let run = bench.path("run");
-    assert_eq!(saved(&run), (1..=STEPS).collect::<Vec<_>>());
-    let at_the_edge_of_an_epoch = |step: &usize| {
-        let state = fs::read_to_string(checkpoint(&run, *step).join("state.json")).unwrap();
-        let state: Value = serde_json::from_str(&state).unwrap();
-        let rows = &state["counters"]["cursor"]["rows"];
-        rows["index"] == 3 && rows["carry"] == 0
-    };
-    let edge = (2..STEPS).find(at_the_edge_of_an_epoch).expect("an epoch of whole steps");
-
     bench.write("run.toml", &sparse(0));
+    let whole = bench.json(&["train", "run.toml"]);
+    assert_eq!(saved(&run), [STEPS]);
+    let edge = tokens(&bench) / 16;
+    assert!((2..STEPS).contains(&edge), "{edge}");
     for k in [1, 37, edge, STEPS] {
         let to = format!("from-{k}");
-        rewound(&bench, &to, k);
+        let dir = bench.path(&to);
+        bench.write("run.toml", &sparse(k));
+        let mut child = start(&bench, &["train", "run.toml", "--out", &to]);
+        wait_for("the save", || saved(&dir).contains(&k));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // As it was when step k had been saved.
+        for step in saved(&dir).into_iter().filter(|step| *step > k) {
+            fs::remove_dir_all(checkpoint(&dir, step)).unwrap();
+        }
+        if k == edge {
+            let state = fs::read_to_string(checkpoint(&dir, k).join("state.json")).unwrap();
+            let state: Value = serde_json::from_str(&state).unwrap();
+            let rows = &state["counters"]["cursor"]["rows"];
+            assert_eq!((&rows["index"], &rows["carry"]), (&3.into(), &0.into()));
+        }
+        bench.write("run.toml", &sparse(0));
         let summary = bench.json(&["train", "run.toml", "--resume", "--out", &to]);
         assert_eq!(summary["resumed"], k);
         for field in ["steps", "finished", "tokens", "first_loss", "last_loss", "trainable"] {
             assert_eq!(summary[field], whole[field], "{field}");
         }
         assert_eq!((&summary["before"], &summary["after"]), (&whole["before"], &whole["after"]));
-        assert_same_bits(&run, &bench.path(&to));
+        assert_same_bits(&run, &dir);
     }
     // Nothing but what was asked for is kept.
     assert_eq!(saved(&bench.path("from-1")), [1, STEPS]);
