@@ -23,7 +23,7 @@ use std::time::Instant;
 ///
 /// # Errors
 /// Whatever the recipe's files, the data, the model or the disk give reason for; what was
-/// measured until then is in the run's folder. [`Error::Interrupted`] when the options'
+/// measured until then is in the run's folder. [`crate::Error::Interrupted`] when the options'
 /// interrupter stopped it.
 pub fn run_recipe(
     recipe: &Recipe,
