@@ -1,6 +1,6 @@
 //! The one error type of the library: what was wrong, where, and what to do about it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Result with [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -142,6 +142,42 @@ pub enum Error {
     /// A training run cannot go on.
     #[error("training: {0}")]
     Training(String),
+    /// Another process works in the folder of a run.
+    #[error("{}: {holder} works in this folder (remedy: wait for it to end, or choose another folder)", dir.display())]
+    Locked {
+        /// The folder.
+        dir: PathBuf,
+        /// Who has it.
+        holder: String,
+    },
+    /// A checkpoint of a run cannot be written or read.
+    #[error("{}: {reason} (remedy: {remedy})", path.display())]
+    Checkpoint {
+        /// Its folder or file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// A run is resumed with something else than it was begun with; *all* differences are listed.
+    #[error("{what}:\n  {}\n(remedy: {remedy})", differences.join("\n  "))]
+    Changed {
+        /// What has changed.
+        what: String,
+        /// One line each: name, what it was, what it is.
+        differences: Vec<String>,
+        /// What to do.
+        remedy: String,
+    },
+    /// A run was asked to stop, and did so between two steps.
+    #[error("interrupted after step {step}; {}", kept_text(checkpoint.as_deref()))]
+    Interrupted {
+        /// Optimizer steps done.
+        step: u64,
+        /// Where the run can go on from; none where no step was done.
+        checkpoint: Option<PathBuf>,
+    },
     /// A model gave logits that no token can be chosen from.
     #[error(
         "generation, new token {step}: the logit of id {token} is {value} (remedy: check the \
@@ -184,6 +220,13 @@ impl Error {
     /// A shape error.
     pub fn shape(what: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Shape { what: what.into(), reason: reason.into() }
+    }
+}
+
+fn kept_text(checkpoint: Option<&Path>) -> String {
+    match checkpoint {
+        Some(dir) => format!("everything is in {} (remedy: go on from there)", dir.display()),
+        None => "there is nothing to go on from".into(),
     }
 }
 

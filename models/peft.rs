@@ -63,6 +63,14 @@ pub fn base_name(dir: &Path) -> Result<String> {
     Ok(AdapterConfig::read(&dir.join(CONFIG))?.base_model_name_or_path)
 }
 
+/// Whether [`save_adapter`] can write this model.
+///
+/// # Errors
+/// [`Error::Unsupported`], as there.
+pub fn check_adapter<M: HasProjections>(model: &Decoder<M>) -> Result<()> {
+    describe(model, "").map(drop)
+}
+
 /// Put the adapters of a PEFT folder on `model` and replace the modules that it saves in full.
 /// Both, and nothing else, train from here on. Dropout of the adapters is not taken over.
 ///

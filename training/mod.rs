@@ -2,6 +2,7 @@
 
 mod adamw;
 mod burn_train;
+pub mod checkpoint;
 mod config;
 pub mod eval;
 mod gradients;

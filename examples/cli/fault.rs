@@ -35,6 +35,10 @@ fn kind(error: &Error) -> &'static str {
         Error::Logits { .. } => "logits",
         Error::Memory { .. } => "memory",
         Error::Kernel(_) => "kernel",
+        Error::Locked { .. } => "locked",
+        Error::Checkpoint { .. } => "checkpoint",
+        Error::Changed { .. } => "changed",
+        Error::Interrupted { .. } => "interrupted",
         _ => "other",
     }
 }
@@ -64,6 +68,16 @@ impl From<Error> for Fault {
             Error::Template { place, reason, remedy } => {
                 plain(format!("{place}: {reason}"), Some(remedy))
             }
+            Error::Checkpoint { path, reason, remedy } => {
+                plain(format!("{}: {reason}", path.display()), Some(remedy))
+            }
+            Error::Changed { what, differences, remedy } => {
+                plain(format!("{what}:\n{}", differences.join("\n")), Some(remedy))
+            }
+            Error::Interrupted { step, checkpoint: Some(dir) } => plain(
+                format!("interrupted after step {step}; everything is in {}", dir.display()),
+                Some("the same command with --resume goes on from there".into()),
+            ),
             Error::Parse { file, message, text: Some(text), span } => Self {
                 message,
                 help: None,

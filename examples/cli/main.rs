@@ -25,6 +25,9 @@ use device::DeviceName;
 use longburn::{Error, Result};
 use std::process::ExitCode;
 
+/// Exit status after SIGINT, as shells have it.
+const INTERRUPTED: u8 = 130;
+
 /// Long-context techniques for language models: train, measure, generate.
 #[derive(Parser)]
 #[command(
@@ -37,7 +40,8 @@ Examples:
   longburn inspect MODEL
   longburn train recipe.toml --out runs/first
 
-Exit status: 0 done, 1 failed (the message says why), 2 the command line was not understood."
+Exit status: 0 done, 1 failed (the message says why), 2 the command line was not
+understood, 130 interrupted (a training run has saved itself then)."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -113,8 +117,9 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
+            let interrupted = matches!(error, Error::Interrupted { .. });
             fault::show(error, globals.json);
-            ExitCode::FAILURE
+            if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::FAILURE }
         }
     }
 }

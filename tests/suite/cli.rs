@@ -2,11 +2,13 @@
 
 mod bad_input;
 mod chat;
+mod compat;
 mod extend;
 mod machine;
 mod merge;
 mod models;
 mod plan;
+mod resume;
 mod train;
 
 use assert_cmd::Command;

@@ -4,6 +4,7 @@ use super::sections::{Recipe, Rows};
 use crate::attention::{LongLoraConfig, MixerConfig};
 use crate::datasets::Pack;
 use crate::models::ModelConfig;
+use crate::training::checkpoint::KEEP;
 use crate::{Error, Result};
 
 /// Longest rows and positions, tokens: far above any model, far below what overflows.
@@ -47,6 +48,13 @@ impl Recipe {
         }
         if let Some(protocol) = self.eval.as_ref().and_then(|eval| eval.protocol) {
             protocol.check().map_err(|e| self.within("eval.protocol", e))?;
+        }
+        if self.checkpoints.keep < KEEP {
+            let (keep, expected) = (self.checkpoints.keep, format!("at least {KEEP}"));
+            return Err(self.bad("checkpoints.keep", keep, expected));
+        }
+        if self.checkpoints.evaluate && self.eval.is_none() {
+            return Err(self.bad("checkpoints.evaluate", true, "false without [eval]"));
         }
         if self.output.merge && self.lora.is_none() {
             return Err(self.bad("output.merge", true, "false without [lora]"));

@@ -8,8 +8,11 @@ mod check;
 mod data;
 mod evaluate;
 mod extend;
+mod options;
 mod output;
+mod resume;
 mod run;
+mod saving;
 mod sections;
 mod toml;
 mod watch;
@@ -17,10 +20,12 @@ mod watch;
 pub use chat::ChatSection;
 pub use evaluate::Evaluation;
 pub use extend::interpolated;
-pub use run::{RunOptions, RunSummary, run_recipe, run_recipe_with};
+pub use options::{RunOptions, RunSummary};
+pub use resume::MAY_CHANGE;
+pub use run::{run_recipe, run_recipe_with};
 pub use sections::{
-    DataKind, DataSection, EvalSection, ExtendMethod, ExtendSection, ModelSection, NewModel,
-    OutputSection, Recipe, Rows, TrainSection,
+    CheckpointSection, DataKind, DataSection, EvalSection, ExtendMethod, ExtendSection,
+    ModelSection, NewModel, OutputSection, Recipe, Rows, TrainSection,
 };
 pub use watch::MemoryReport;
 

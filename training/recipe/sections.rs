@@ -5,6 +5,7 @@ use crate::attention::MixerConfig;
 use crate::datasets::Pack;
 use crate::models::lora::LoraConfig;
 use crate::models::weights::SaveDtype;
+use crate::training::checkpoint::KEEP;
 use crate::training::eval::Protocol;
 use crate::training::plan::parse_bytes;
 use crate::training::{AdamW, EmptyStep, ParamGroup, Schedule, Strategy, TrainConfig};
@@ -66,6 +67,9 @@ pub struct Recipe {
     /// What is measured, before and after.
     #[serde(default)]
     pub eval: Option<EvalSection>,
+    /// What is saved on the way.
+    #[serde(default)]
+    pub checkpoints: CheckpointSection,
     /// Where everything goes.
     pub output: OutputSection,
     /// The file this was read from.
@@ -339,11 +343,31 @@ fn yes() -> bool {
     true
 }
 
+/// `[checkpoints]`: places in the run that `--resume` can go on from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointSection {
+    /// Steps from one save to the next; with 0, only the end of the run is saved, and where it
+    /// is interrupted.
+    pub every: u64,
+    /// Newest checkpoints that are kept, at least 2.
+    pub keep: usize,
+    /// With `[eval]`, measure the held-out documents before each save, and keep the checkpoint
+    /// with the least loss, too.
+    pub evaluate: bool,
+}
+
+impl Default for CheckpointSection {
+    fn default() -> Self {
+        Self { every: 500, keep: KEEP, evaluate: false }
+    }
+}
+
 /// `[output]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OutputSection {
-    /// Folder of the run, new or empty.
+    /// Folder of the run; new or empty, unless a run is resumed.
     pub dir: PathBuf,
     /// Number format of the weights in `model/`.
     #[serde(default = "f32")]
