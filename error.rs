@@ -1,6 +1,6 @@
 //! The one error type of the library: what was wrong, where, and what to do about it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Result with [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -71,6 +71,16 @@ pub enum Error {
     /// A data source is unusable.
     #[error("data: {0}")]
     Data(String),
+    /// A chat template is broken or hostile, or refuses the messages.
+    #[error("{place}: {reason} (remedy: {remedy})")]
+    Template {
+        /// The file, its field, the line.
+        place: String,
+        /// What is wrong.
+        reason: String,
+        /// What to do.
+        remedy: String,
+    },
     /// Shapes or sizes handed to a library function do not fit.
     #[error("{what}: {reason}")]
     Shape {
@@ -88,7 +98,10 @@ pub enum Error {
         remedy: String,
     },
     /// Training met a loss or gradient that is NaN or infinite; no weight was changed.
-    #[error("step {step}: {what} is {value}; the update was not applied (batch: {batch})")]
+    #[error(
+        "step {step}: {what} is {value}; the update was not applied (batch: {batch}; remedy: a \
+         lower learning rate, or `skip_nonfinite` where single steps may be lost)"
+    )]
     NonFinite {
         /// Optimizer step, from 1.
         step: u64,
@@ -98,6 +111,23 @@ pub enum Error {
         value: f64,
         /// Which data produced it.
         batch: String,
+    },
+    /// A training run would take more memory than it may.
+    #[error(
+        "step {step}: {batch} is predicted to take {predicted}, the budget is {budget} \
+         (remedy: {remedy})"
+    )]
+    Memory {
+        /// Optimizer step, from 1.
+        step: u64,
+        /// Shape of what is computed.
+        batch: String,
+        /// Peak of the plan.
+        predicted: String,
+        /// What there is.
+        budget: String,
+        /// What would make it fit, with the peak of each change.
+        remedy: String,
     },
     /// A model that is being evaluated computes no usable number.
     #[error("evaluation: {what} is {value} (remedy: {remedy})")]
@@ -112,6 +142,42 @@ pub enum Error {
     /// A training run cannot go on.
     #[error("training: {0}")]
     Training(String),
+    /// Another process works in the folder of a run.
+    #[error("{}: {holder} works in this folder (remedy: wait for it to end, or choose another folder)", dir.display())]
+    Locked {
+        /// The folder.
+        dir: PathBuf,
+        /// Who has it.
+        holder: String,
+    },
+    /// A checkpoint of a run cannot be written or read.
+    #[error("{}: {reason} (remedy: {remedy})", path.display())]
+    Checkpoint {
+        /// Its folder or file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// A run is resumed with something else than it was begun with; *all* differences are listed.
+    #[error("{what}:\n  {}\n(remedy: {remedy})", differences.join("\n  "))]
+    Changed {
+        /// What has changed.
+        what: String,
+        /// One line each: name, what it was, what it is.
+        differences: Vec<String>,
+        /// What to do.
+        remedy: String,
+    },
+    /// A run was asked to stop, and did so between two steps.
+    #[error("interrupted after step {step}; {}", kept_text(checkpoint.as_deref()))]
+    Interrupted {
+        /// Optimizer steps done.
+        step: u64,
+        /// Where the run can go on from; none where no step was done.
+        checkpoint: Option<PathBuf>,
+    },
     /// A model gave logits that no token can be chosen from.
     #[error(
         "generation, new token {step}: the logit of id {token} is {value} (remedy: check the \
@@ -157,13 +223,22 @@ impl Error {
     }
 }
 
+fn kept_text(checkpoint: Option<&Path>) -> String {
+    match checkpoint {
+        Some(dir) => format!("everything is in {} (remedy: go on from there)", dir.display()),
+        None => "there is nothing to go on from".into(),
+    }
+}
+
 fn mismatch_text(
     what: &str,
     missing: &[String],
     unexpected: &[String],
     misshaped: &[String],
 ) -> String {
-    let mut text = format!("{what}: tensors do not match the model");
+    let mut text = format!(
+        "{what}: tensors do not match the model (remedy: use weights and configuration of one model)"
+    );
     for (title, list) in
         [("missing", missing), ("unexpected", unexpected), ("wrong shape", misshaped)]
     {

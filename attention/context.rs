@@ -1,7 +1,7 @@
 //! What a mixer is told beside its input, and what it returns beside its output.
 
 use super::State;
-use crate::positional::RopeTable;
+use crate::positional::{Rope, RopeTable};
 use burn::tensor::Tensor;
 use longburn_kernels::{Implementation, TokenMeta};
 
@@ -41,6 +41,9 @@ pub struct MixContext<'a> {
     pub tokens: &'a TokenMeta,
     /// Rotary tables for the new tokens; none for a model without rotary positions.
     pub rope: Option<&'a RopeTable>,
+    /// Set where a cache is to hold keys as they were before rotation. All of them are then rotated
+    /// in every call, with the frequencies of the length that the sequence has by then.
+    pub unrotated_cache: Option<&'a Rope>,
     /// Index of the layer, from 0.
     pub layer: usize,
     /// What the pass is for.

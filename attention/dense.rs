@@ -3,6 +3,7 @@
 
 use super::{AttnProjections, KvCache, MixContext, MixOutput, SequenceMixer, State, Tap};
 use crate::Result;
+use crate::positional::Positions;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use longburn_kernels::{AttentionOptions, Branch, Mask, MaskSpec, masked_attention};
@@ -68,14 +69,27 @@ pub(crate) fn attend(
     ctx: &MixContext<'_>,
     state: Option<State>,
 ) -> Result<MixOutput> {
-    let new = proj.project(x_BTD, ctx)?;
+    let mut new = proj.project_unrotated(x_BTD, ctx)?;
+    if let Some(rope) = ctx.rope {
+        new.q = rope.rotate(new.q);
+        if ctx.unrotated_cache.is_none() {
+            new.k = rope.rotate(new.k);
+        }
+    }
     let cache = match state {
         Some(State::Kv(cache)) => cache.append(new.k, new.v, ctx.tokens)?,
         None => KvCache { k: new.k, v: new.v, tokens: ctx.tokens.clone() },
     };
     let spec = MaskSpec::causal().with_window(window);
     let mask = Mask::new(spec, ctx.tokens.clone(), cache.tokens.clone(), proj.heads())?;
-    let branch = Branch { q: new.q, k: cache.k.clone(), mask };
+    let k = match ctx.unrotated_cache {
+        Some(rope) => {
+            let table = rope.table(&Positions::of(&cache.tokens), &cache.k.device());
+            table.rotate(cache.k.clone())
+        }
+        None => cache.k.clone(),
+    };
+    let branch = Branch { q: new.q, k, mask };
     let options = AttentionOptions::default().with_implementation(ctx.implementation);
     let out = masked_attention(&[branch], cache.v.clone(), &options)?.out;
     let mut taps = new.taps;

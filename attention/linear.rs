@@ -44,7 +44,7 @@ impl LinearConfig {
     }
 }
 
-/// Normal numbers from the initialisation stream `index`.
+/// Normal numbers from the initialisation stream `index`; zeros for a standard deviation of 0.
 pub(crate) fn normal(
     shape: [usize; 2],
     std: f64,
@@ -52,6 +52,9 @@ pub(crate) fn normal(
     index: u32,
     device: &Device,
 ) -> Tensor<2> {
+    if std == 0.0 {
+        return Tensor::zeros(shape, device);
+    }
     let mut rng = streams.rng(Purpose::Init, 0, 0, index);
     let data: Vec<f32> = (0..shape[0] * shape[1]).map(|_| (rng.normal() * std) as f32).collect();
     Tensor::from_data(TensorData::new(data, shape), device)

@@ -118,6 +118,19 @@ impl AttnProjections {
     /// # Errors
     /// When the token attributes are not for this many rows and tokens.
     pub fn project(&self, x_BTD: Tensor<3>, ctx: &MixContext<'_>) -> Result<Projected> {
+        let mut new = self.project_unrotated(x_BTD, ctx)?;
+        if let Some(rope) = ctx.rope {
+            (new.q, new.k) = (rope.rotate(new.q), rope.rotate(new.k));
+        }
+        Ok(new)
+    }
+
+    /// The same without the rotation.
+    pub(crate) fn project_unrotated(
+        &self,
+        x_BTD: Tensor<3>,
+        ctx: &MixContext<'_>,
+    ) -> Result<Projected> {
         let [b, t, _] = x_BTD.dims();
         if (ctx.tokens.batch(), ctx.tokens.len()) != (b, t) {
             return Err(Error::shape(
@@ -142,9 +155,6 @@ impl AttnProjections {
         let mut taps = Taps::default();
         if ctx.taps.contains(&Tap::QueriesAndKeys) {
             (taps.q, taps.k) = (Some(q.clone()), Some(k.clone()));
-        }
-        if let Some(rope) = ctx.rope {
-            (q, k) = (rope.rotate(q), rope.rotate(k));
         }
         Ok(Projected { q, k, v, taps })
     }

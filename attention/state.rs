@@ -15,7 +15,7 @@ pub enum State {
 /// Keys and values of earlier tokens, with what masks need to know of them.
 #[derive(Clone, Debug)]
 pub struct KvCache {
-    /// `[B, K, S, D]`, rotated
+    /// `[B, K, S, D]`, rotated unless [`MixContext::unrotated_cache`](super::MixContext) is set
     pub k: Tensor<4>,
     /// `[B, K, S, E]`
     pub v: Tensor<4>,

@@ -1,6 +1,6 @@
 //! Tokenised documents, and documents set aside for evaluation.
 
-use super::{Amount, DataReport, Document, TokenIds, Tokenizer};
+use super::{Amount, Conversation, DataReport, Document, TokenIds, Tokenizer};
 use crate::{Error, Result};
 
 /// A document as token ids.
@@ -58,24 +58,36 @@ pub fn with_tokens(
     (out, report)
 }
 
+/// What has a name: a document, as text or as tokens, a conversation.
+pub trait Named {
+    /// The name.
+    fn name(&self) -> &str;
+}
+
+impl Named for Document {
+    fn name(&self) -> &str {
+        &self.id
+    }
+}
+
+impl Named for Conversation {
+    fn name(&self) -> &str {
+        &self.id
+    }
+}
+
+impl Named for Encoded {
+    fn name(&self) -> &str {
+        &self.document.id
+    }
+}
+
 /// Split whole documents into training and held-out ones: in order of their names, every
 /// `every`-th is held out, or the last one where there are fewer.
 ///
 /// # Errors
 /// With fewer than two documents, or `every` below 2.
-pub fn split(documents: Vec<Document>, every: usize) -> Result<(Vec<Document>, Vec<Document>)> {
-    split_by(documents, every, |document| &document.id)
-}
-
-/// [`split`] of anything that has a name.
-///
-/// # Errors
-/// Those of [`split`].
-pub fn split_by<T>(
-    mut documents: Vec<T>,
-    every: usize,
-    name: impl Fn(&T) -> &str,
-) -> Result<(Vec<T>, Vec<T>)> {
+pub fn split<T: Named>(mut documents: Vec<T>, every: usize) -> Result<(Vec<T>, Vec<T>)> {
     if every < 2 {
         return Err(Error::config("split", "every", every, "at least 2"));
     }
@@ -85,7 +97,7 @@ pub fn split_by<T>(
             if documents.is_empty() { "no document" } else { "one document" }
         )));
     }
-    documents.sort_by(|a, b| name(a).cmp(name(b)));
+    documents.sort_by(|a, b| a.name().cmp(b.name()));
     let held = every.min(documents.len());
     let (mut train, mut held_out) = (Vec::new(), Vec::new());
     for (i, document) in documents.into_iter().enumerate() {

@@ -2,6 +2,7 @@
 
 mod batch;
 mod cache;
+mod chat;
 mod documents;
 mod fingerprint;
 mod ids;
@@ -15,7 +16,10 @@ mod tokenizer;
 
 pub use batch::{IGNORE, Row, Side, TokenBatch};
 pub use cache::{Cached, TokenCache};
-pub use documents::{Encoded, TokenDocument, split, split_by, tokenize, with_tokens};
+pub use chat::{
+    ChatRows, ChatTemplate, Conversation, ConversationTokens, Message, encode_conversations,
+};
+pub use documents::{Encoded, Named, TokenDocument, split, tokenize, with_tokens};
 pub use fingerprint::{FileStamp, fingerprint};
 pub use ids::TokenIds;
 pub use mixture::{Mixture, MixtureCursor, PartCursor};

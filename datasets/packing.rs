@@ -5,7 +5,7 @@
 //! except its first, also where a row ends between them.
 
 use super::batch::shifted;
-use super::{Amount, DataReport, Row, Side, TokenBatch, TokenDocument};
+use super::{Amount, DataReport, IGNORE, Row, Side, TokenBatch, TokenDocument};
 use crate::streams::{Draw, Purpose, Streams};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -146,6 +146,7 @@ impl PackConfig {
             streams,
             order: usable.clone(),
             documents,
+            targets: None,
             usable,
             cursor,
             report,
@@ -173,6 +174,8 @@ pub struct PackedSource {
     batch: usize,
     streams: Streams,
     documents: Arc<[TokenDocument]>,
+    /// Per document, which of its tokens are to be predicted; all where not given.
+    targets: Option<Arc<[Vec<bool>]>>,
     /// Documents that the packing can use, in their own order.
     usable: Vec<usize>,
     /// The same in the order of this epoch.
@@ -182,6 +185,22 @@ pub struct PackedSource {
 }
 
 impl PackedSource {
+    /// Predict some tokens only: `targets[d][t]` says whether token `t` of document `d` is one.
+    ///
+    /// # Errors
+    /// When the lists differ from the documents in number or length.
+    pub fn with_targets(mut self, targets: impl Into<Arc<[Vec<bool>]>>) -> Result<Self> {
+        let targets = targets.into();
+        let fits = |(document, of): (&TokenDocument, &Vec<bool>)| document.ids.len() == of.len();
+        if targets.len() != self.documents.len()
+            || !self.documents.iter().zip(targets.iter()).all(fits)
+        {
+            return Err(Error::shape("PackedSource", "targets do not fit the documents"));
+        }
+        self.targets = Some(targets);
+        Ok(self)
+    }
+
     /// The next batch; the last one may have fewer rows, and its last row padding. `None` after
     /// the last epoch.
     ///
@@ -300,7 +319,15 @@ impl PackedSource {
         let token = |i: usize| ids.get(i).copied().or(self.config.eos);
         let taken: Vec<u32> = range.clone().filter_map(token).collect();
         let next = (range.end < self.total(document)).then(|| token(range.end)).flatten();
-        row.labels.extend(shifted(&taken, next));
+        let mut labels = shifted(&taken, next);
+        if let Some(targets) = &self.targets {
+            for (label, at) in labels.iter_mut().zip(range.start + 1..) {
+                if targets[document].get(at) == Some(&false) {
+                    *label = IGNORE;
+                }
+            }
+        }
+        row.labels.extend(labels);
         let (first, segment) =
             if self.config.segments { (0, piece) } else { (row.ids.len() as i32, 0) };
         row.pos.extend(first..first + taken.len() as i32);

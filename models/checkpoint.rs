@@ -1,8 +1,8 @@
 //! Decoders from and to folders in Hugging Face form.
 
-use super::keymap::{KeyMap, LlamaKeys, map_params, params, read_params};
+use super::keymap::{map_params, params, read_params};
 use super::weights::{HostTensor, SaveDtype, WeightFiles, save_weights, write_atomic};
-use super::{Decoder, ModelConfig};
+use super::{Blocks, Decoder, ModelConfig, stored};
 use crate::attention::{AttnProjections, Mixer, MixerConfig, SequenceMixer};
 use crate::{Error, Result};
 use burn::tensor::Device;
@@ -49,8 +49,7 @@ impl<M: SequenceMixer> Decoder<M> {
     ) -> Result<Self> {
         let files = WeightFiles::open(dir)?;
         check_sizes(config, &files)?;
-        let model = Self::with_mixer(config, 0, device, mixer)?;
-        model.load_weights(&files)
+        Self::build(config, None, device, mixer)?.load_weights(&files)
     }
 
     /// Replace all stored weights by those of `files`.
@@ -58,20 +57,17 @@ impl<M: SequenceMixer> Decoder<M> {
     /// # Errors
     /// [`Error::TensorMismatch`] with all missing, unexpected and mis-shaped names.
     pub fn load_weights(self, files: &WeightFiles) -> Result<Self> {
-        let keys = LlamaKeys;
-        let expected: BTreeMap<String, Vec<usize>> = params(&self)
+        let config = self.config();
+        let (keys, heads) = (config.architecture.keys(), config.num_attention_heads);
+        let named: BTreeMap<String, Vec<usize>> = params(&self)
             .into_iter()
             .filter_map(|p| keys.to_hf(&p.path).map(|name| (name, p.shape)))
             .collect();
-        let tied = self.lm_head.is_none();
-        // A tied head may be stored beside its embedding, and old files keep rotary tables.
-        let surplus = |name: &str| {
-            (tied && name == "lm_head.weight") || name.ends_with(".rotary_emb.inv_freq")
-        };
-        files.check_names(&expected, surplus)?;
+        files.check_names(&stored::shapes(named.clone()), |name| config.may_hold(name))?;
         let mut values = HashMap::new();
-        for name in expected.keys() {
-            values.insert(name.clone(), files.load_f32(name)?);
+        for name in named.keys() {
+            let value = stored::part_of(name, heads, |name| files.load_f32(name))?;
+            values.insert(name.clone(), value);
         }
         let value = |path: &str| keys.to_hf(path).and_then(|name| values.remove(&name));
         Ok(map_params(self, value, |_| None))
@@ -79,13 +75,15 @@ impl<M: SequenceMixer> Decoder<M> {
 
     /// Weights under their Hugging Face names, adapters left out.
     pub fn hf_tensors(&self) -> Vec<HostTensor> {
-        let keys = LlamaKeys;
-        read_params(self, |path| keys.to_hf(path).is_some())
+        let config = self.config();
+        let keys = config.architecture.keys();
+        let named = read_params(self, |path| keys.to_hf(path).is_some())
             .into_iter()
             .filter_map(|(path, shape, data)| {
                 keys.to_hf(&path).map(|name| HostTensor { name, shape, data })
             })
-            .collect()
+            .collect();
+        stored::join(named, config.num_attention_heads)
     }
 
     /// Write `config.json` and the weights in a form that `transformers` loads.
@@ -102,7 +100,7 @@ impl<M: SequenceMixer> Decoder<M> {
         }
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
         save_weights(dir, &self.hf_tensors(), options.dtype, options.max_shard_bytes)?;
-        let config = super::Blocks::config(self).to_json(options.dtype);
+        let config = self.config().to_json(options.dtype);
         let text = serde_json::to_string_pretty(&config).map_err(|e| Error::Parse {
             file: "config.json".into(),
             message: e.to_string(),
@@ -113,20 +111,26 @@ impl<M: SequenceMixer> Decoder<M> {
     }
 }
 
-/// The sizes that a configuration declares must be those of the embedding on disk, before
-/// anything of those sizes is allocated.
+/// The sizes that a configuration declares must be those of the embedding on disk, and those of
+/// all layers about what the files hold, before anything of those sizes is allocated.
 fn check_sizes(config: &ModelConfig, files: &WeightFiles) -> Result<()> {
-    let Some(shape) = files.shape("model.embed_tokens.weight") else {
-        return Ok(());
-    };
+    let name = config.architecture.keys().to_hf("embed_tokens").unwrap_or_default();
     let declared = [config.vocab_size, config.hidden_size];
-    if shape != declared {
+    if let Some(shape) = files.shape(&name).filter(|s| *s != declared) {
         return Err(Error::config(
             "config.json",
             "vocab_size, hidden_size",
             format!("{declared:?}"),
-            format!("{shape:?}, the shape of model.embed_tokens.weight"),
+            format!("{shape:?}, the shape of {name}"),
         ));
+    }
+    let elements = |shape: &[usize]| shape.iter().fold(1usize, |n, axis| n.saturating_mul(*axis));
+    let expected = config.tensor_shapes();
+    let declared = expected.values().fold(0usize, |n, shape| n.saturating_add(elements(shape)));
+    let stored = files.names().filter_map(|name| files.shape(name)).map(elements).sum::<usize>();
+    // Mixers of one's own may have fewer weights than attention, but not by so much.
+    if declared / 4 > stored {
+        files.check_names(&expected, |name| config.may_hold(name))?;
     }
     Ok(())
 }

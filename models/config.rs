@@ -5,12 +5,16 @@
 
 mod build;
 mod check;
+mod extend;
 mod fields;
 mod read;
 mod rope;
 mod shapes;
 mod write;
 
+pub use extend::Extension;
+
+use super::Activation;
 use crate::positional::RopeConfig;
 use crate::{Error, Result};
 use serde_json::{Map, Value};
@@ -30,11 +34,15 @@ pub enum Architecture {
     Qwen2,
     /// Qwen3, dense: norms on q and k, head width of its own.
     Qwen3,
+    /// GPT-NeoX and Pythia: LayerNorm, GELU without a gate, biases, rotation of a part of each
+    /// head, feed-forward layer beside attention.
+    GptNeoX,
 }
 
 impl Architecture {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
+    pub const ALL: [Self; 5] =
+        [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3, Self::GptNeoX];
 
     /// The name in the field `model_type`.
     pub fn model_type(self) -> &'static str {
@@ -43,6 +51,7 @@ impl Architecture {
             Self::Mistral => "mistral",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::GptNeoX => "gpt_neox",
         }
     }
 
@@ -53,6 +62,7 @@ impl Architecture {
             Self::Mistral => "Mistral",
             Self::Qwen2 => "Qwen2",
             Self::Qwen3 => "Qwen3",
+            Self::GptNeoX => "GPTNeoX",
         }
     }
 }
@@ -84,7 +94,7 @@ pub struct ModelConfig {
     pub num_key_value_heads: usize,
     /// Width of one head; need not be `hidden_size / num_attention_heads`.
     pub head_dim: usize,
-    /// ε of the RMS norms.
+    /// ε of the norms.
     pub rms_norm_eps: f64,
     /// Longest sequence the checkpoint is meant for, tokens.
     pub max_position_embeddings: usize,
@@ -94,8 +104,13 @@ pub struct ModelConfig {
     pub qkv_bias: bool,
     /// Bias on the output projection of attention.
     pub o_bias: bool,
-    /// Bias on the three feed-forward projections.
+    /// Bias on the feed-forward projections.
     pub mlp_bias: bool,
+    /// Of the feed-forward layer.
+    pub activation: Activation,
+    /// Attention and the feed-forward layer read the same residual stream, each through its own
+    /// norm (GPT-NeoX); else the feed-forward layer reads what attention has added to.
+    pub parallel_residual: bool,
     /// RMS norms of width `head_dim` on q and k, before rotation.
     pub qk_norm: bool,
     /// The head is the embedding.
@@ -135,7 +150,7 @@ impl ModelConfig {
         let Value::Object(raw) = value else {
             return Err(Error::Parse {
                 file: file_name.into(),
-                message: "the top level is not a JSON object".into(),
+                message: format!("the top level is not a JSON object ({REMEDY})"),
                 text: None,
                 span: None,
             });
@@ -159,6 +174,9 @@ impl ModelConfig {
     }
 }
 
+/// What helps against a file that is no JSON object.
+const REMEDY: &str = "remedy: get the file again from where the checkpoint is from";
+
 /// Texts above this size are not carried along in an error.
 const SHOWN_TEXT: usize = 1 << 16;
 
@@ -169,7 +187,7 @@ fn parse_error(error: &serde_json::Error, text: &str, file: &str) -> Error {
     let shown = text.len() <= SHOWN_TEXT;
     Error::Parse {
         file: file.into(),
-        message: error.to_string(),
+        message: format!("{error} ({REMEDY})"),
         text: shown.then(|| text.into()),
         span: shown.then_some(at..at),
     }

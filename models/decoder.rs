@@ -1,12 +1,12 @@
-//! A decoder-only transformer in the family of Llama: blocks of a sequence mixer and a gated
-//! feed-forward layer, generic over the mixer.
+//! A decoder-only transformer of the families of [`Architecture`]: blocks of a sequence mixer and
+//! a feed-forward layer, generic over the mixer.
 
-use super::ModelConfig;
 use super::mlp::{Mlp, MlpConfig};
-use crate::attention::Linear;
+use super::norm::{Norm, NormConfig};
+use super::{Architecture, ModelConfig};
 use crate::attention::{
-    AttnProjections, AttnShape, MixContext, MixOutput, Mixer, MixerConfig, Phase, RmsNorm,
-    RmsNormConfig, SequenceMixer, State, Tap, Taps,
+    AttnProjections, AttnShape, Linear, MixContext, MixOutput, Mixer, MixerConfig, Phase,
+    SequenceMixer, State, Tap, Taps,
 };
 use crate::positional::{Positions, Rope, RopeTable};
 use crate::streams::Streams;
@@ -29,7 +29,7 @@ pub struct Decoder<M: SequenceMixer = Mixer> {
     /// The blocks.
     pub layers: Vec<Block<M>>,
     /// Final norm.
-    pub norm: RmsNorm,
+    pub norm: Norm,
     /// `[V, D]`; none where the embedding is the head.
     pub lm_head: Option<Linear>,
     #[module(skip)]
@@ -38,16 +38,16 @@ pub struct Decoder<M: SequenceMixer = Mixer> {
     rope: Rope,
 }
 
-/// `x + mixer(norm(x))`, then `x + mlp(norm(x))`.
+/// `x + mixer(norm(x))`, then `x + mlp(norm(x))`; with parallel residuals both of the same x.
 #[derive(Module, Debug)]
 pub struct Block<M: SequenceMixer> {
     /// Before the mixer.
-    pub input_layernorm: RmsNorm,
+    pub input_layernorm: Norm,
     /// The mixer.
     pub self_attn: M,
     /// Before the feed-forward layer.
-    pub post_attention_layernorm: RmsNorm,
-    /// Gated feed-forward layer.
+    pub post_attention_layernorm: Norm,
+    /// Feed-forward layer.
     pub mlp: Mlp,
 }
 
@@ -58,6 +58,10 @@ pub struct ForwardOptions {
     pub phase: Phase,
     /// Return states.
     pub keep_state: bool,
+    /// Keep keys unrotated in the states and rotate all of them in every call, so that queries and
+    /// keys have the frequencies of one length. Slower; the result is another only where those
+    /// follow the length (dynamic, longrope).
+    pub unrotated_cache: bool,
     /// Attention code.
     pub implementation: Implementation,
     /// Tensors to return from every mixer.
@@ -77,6 +81,7 @@ impl ForwardOptions {
         Self {
             phase: Phase::Infer,
             keep_state: false,
+            unrotated_cache: false,
             implementation: Implementation::Auto,
             taps: Vec::new(),
             keep_hidden: false,
@@ -86,6 +91,12 @@ impl ForwardOptions {
     /// Return states for the next call.
     pub fn with_state(mut self, keep: bool) -> Self {
         self.keep_state = keep;
+        self
+    }
+
+    /// Keep keys unrotated in the states; the same for all calls of a sequence.
+    pub fn with_unrotated_cache(mut self, unrotated: bool) -> Self {
+        self.unrotated_cache = unrotated;
         self
     }
 
@@ -283,15 +294,29 @@ impl<M: SequenceMixer> Decoder<M> {
         config: &ModelConfig,
         seed: u64,
         device: &Device,
+        mixer: impl FnMut(usize, AttnProjections) -> Result<M>,
+    ) -> Result<Self> {
+        Self::build(config, Some(seed), device, mixer)
+    }
+
+    /// The same; without a seed, weights that are about to be replaced are zero, which takes a
+    /// fraction of the time.
+    pub(super) fn build(
+        config: &ModelConfig,
+        seed: Option<u64>,
+        device: &Device,
         mut mixer: impl FnMut(usize, AttnProjections) -> Result<M>,
     ) -> Result<Self> {
         config.validate()?;
-        let streams = Streams::new(seed);
+        let streams = Streams::new(seed.unwrap_or(0));
+        let drawn = if seed.is_some() { 1.0 } else { 0.0 };
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let layers = config.num_hidden_layers;
-        let std = |width: usize| 0.6 / (width as f64).sqrt();
-        let out_std = |width: usize| 1.0 / (2.0 * (width * layers) as f64).sqrt();
-        let norm = || RmsNormConfig::new(hidden, config.rms_norm_eps).init(device);
+        let std = |width: usize| drawn * 0.6 / (width as f64).sqrt();
+        let out_std = |width: usize| drawn / (2.0 * (width * layers) as f64).sqrt();
+        let layer_norm = config.architecture == Architecture::GptNeoX;
+        let norm = NormConfig::new(hidden, config.rms_norm_eps).with_bias(layer_norm);
+        let norm = || norm.init(device);
         let shape = AttnShape {
             hidden,
             heads: config.num_attention_heads,
@@ -305,7 +330,8 @@ impl<M: SequenceMixer> Decoder<M> {
             let first = STREAMS_PER_BLOCK * (layer as u32 + 1);
             let width = config.num_attention_heads * config.head_dim;
             let proj = shape.init((std(hidden), out_std(width)), &streams, first, device);
-            let mlp = MlpConfig { hidden, inner, bias: config.mlp_bias };
+            let (bias, activation) = (config.mlp_bias, config.activation);
+            let mlp = MlpConfig { hidden, inner, bias, activation };
             Ok(Block {
                 input_layernorm: norm(),
                 self_attn: mixer(layer, proj)?,
@@ -319,7 +345,7 @@ impl<M: SequenceMixer> Decoder<M> {
         };
         let head = |weight| Linear { weight: Param::from_tensor(weight), bias: None, lora: None };
         Ok(Self {
-            embed_tokens: Param::from_tensor(embedding(0, config.initializer_range)),
+            embed_tokens: Param::from_tensor(embedding(0, drawn * config.initializer_range)),
             layers: (0..layers).map(block).collect::<Result<_>>()?,
             norm: norm(),
             lm_head: (!config.tie_word_embeddings).then(|| head(embedding(1, std(hidden)))),
@@ -360,7 +386,7 @@ impl<M: SequenceMixer> Decoder<M> {
     }
 
     fn context<'a>(
-        &self,
+        &'a self,
         layer: usize,
         place: &'a Place,
         options: &'a ForwardOptions,
@@ -368,6 +394,7 @@ impl<M: SequenceMixer> Decoder<M> {
         MixContext {
             tokens: &place.tokens,
             rope: Some(&place.rope),
+            unrotated_cache: options.unrotated_cache.then_some(&self.rope),
             layer,
             phase: options.phase,
             keep_state: options.keep_state,
@@ -416,8 +443,9 @@ impl<M: SequenceMixer> Blocks for Decoder<M> {
         let ctx = self.context(index, place, options);
         let mixed =
             block.self_attn.forward(block.input_layernorm.forward(x_BTD.clone()), &ctx, state)?;
-        let x = x_BTD + mixed.y;
-        let y = x.clone() + block.mlp.forward(block.post_attention_layernorm.forward(x));
+        let x = x_BTD.clone() + mixed.y;
+        let seen = if self.config.parallel_residual { x_BTD } else { x.clone() };
+        let y = x + block.mlp.forward(block.post_attention_layernorm.forward(seen));
         Ok(MixOutput { y, ..mixed })
     }
 

@@ -1,5 +1,6 @@
 //! Hugging Face names ↔ module paths, both ways.
 
+use super::Architecture;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
 
@@ -50,6 +51,76 @@ impl KeyMap for LlamaKeys {
                 Some(format!("{layer}{PROJ}{rest}"))
             }
             _ => Some(path.into()),
+        }
+    }
+}
+
+/// Names of GPT-NeoX. The three parts of its fused projection have a name each, see
+/// [`stored`](super::stored).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NeoXKeys;
+
+/// Beginnings of module paths and of names, the more special ones first.
+const NEOX: [(&str, &str); 6] = [
+    ("self_attn.proj.q_proj.", "attention.query_key_value.q."),
+    ("self_attn.proj.k_proj.", "attention.query_key_value.k."),
+    ("self_attn.proj.v_proj.", "attention.query_key_value.v."),
+    ("self_attn.proj.o_proj.", "attention.dense."),
+    ("mlp.up_proj.", "mlp.dense_h_to_4h."),
+    ("mlp.down_proj.", "mlp.dense_4h_to_h."),
+];
+/// The same outside of the blocks.
+const NEOX_ENDS: [(&str, &str); 3] = [
+    ("embed_tokens", "gpt_neox.embed_in.weight"),
+    ("norm.", "gpt_neox.final_layer_norm."),
+    ("lm_head.", "embed_out."),
+];
+
+impl KeyMap for NeoXKeys {
+    fn to_hf(&self, path: &str) -> Option<String> {
+        if path.contains(".lora.") {
+            return None;
+        }
+        if let Some((layer, rest)) = in_block(path, "layers.") {
+            let renamed = NEOX
+                .iter()
+                .find_map(|(ours, theirs)| Some(format!("{theirs}{}", rest.strip_prefix(ours)?)));
+            let rest = renamed.unwrap_or_else(|| rest.replacen("self_attn.", "attention.", 1));
+            return Some(format!("gpt_neox.{layer}{rest}"));
+        }
+        NEOX_ENDS
+            .iter()
+            .find_map(|(ours, theirs)| Some(format!("{theirs}{}", path.strip_prefix(ours)?)))
+    }
+
+    fn to_path(&self, name: &str) -> Option<String> {
+        if let Some((layer, rest)) = in_block(name, "gpt_neox.layers.") {
+            let layer = layer.strip_prefix("gpt_neox.")?;
+            let renamed = NEOX
+                .iter()
+                .find_map(|(ours, theirs)| Some(format!("{ours}{}", rest.strip_prefix(theirs)?)));
+            let rest = renamed.unwrap_or_else(|| rest.replacen("attention.", "self_attn.", 1));
+            return Some(format!("{layer}{rest}"));
+        }
+        NEOX_ENDS
+            .iter()
+            .find_map(|(ours, theirs)| Some(format!("{ours}{}", name.strip_prefix(theirs)?)))
+    }
+}
+
+/// `layers.7.` and what follows.
+fn in_block<'a>(name: &'a str, start: &str) -> Option<(&'a str, &'a str)> {
+    let number = name.strip_prefix(start)?;
+    let dot = number.find('.')?;
+    Some(name.split_at(start.len() + dot + 1))
+}
+
+impl Architecture {
+    /// The names that its checkpoints use.
+    pub fn keys(self) -> &'static dyn KeyMap {
+        match self {
+            Self::GptNeoX => &NeoXKeys,
+            _ => &LlamaKeys,
         }
     }
 }

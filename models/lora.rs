@@ -52,32 +52,32 @@ impl Target {
         }
     }
 
-    /// The layer itself.
-    pub fn linear<M: HasProjections>(self, block: &Block<M>) -> &Linear {
+    /// The layer itself, where the block has it.
+    pub fn linear<M: HasProjections>(self, block: &Block<M>) -> Option<&Linear> {
         let (proj, mlp) = (block.self_attn.projections(), &block.mlp);
-        match self {
+        Some(match self {
             Self::Q => &proj.q_proj,
             Self::K => &proj.k_proj,
             Self::V => &proj.v_proj,
             Self::O => &proj.o_proj,
-            Self::Gate => &mlp.gate_proj,
+            Self::Gate => return mlp.gate_proj.as_ref(),
             Self::Up => &mlp.up_proj,
             Self::Down => &mlp.down_proj,
-        }
+        })
     }
 
-    /// The layer itself, to be changed in place.
-    pub fn linear_mut<M: HasProjections>(self, block: &mut Block<M>) -> &mut Linear {
+    /// The same, to be changed in place.
+    pub fn linear_mut<M: HasProjections>(self, block: &mut Block<M>) -> Option<&mut Linear> {
         let (proj, mlp) = (block.self_attn.projections_mut(), &mut block.mlp);
-        match self {
+        Some(match self {
             Self::Q => &mut proj.q_proj,
             Self::K => &mut proj.k_proj,
             Self::V => &mut proj.v_proj,
             Self::O => &mut proj.o_proj,
-            Self::Gate => &mut mlp.gate_proj,
+            Self::Gate => return mlp.gate_proj.as_mut(),
             Self::Up => &mut mlp.up_proj,
             Self::Down => &mut mlp.down_proj,
-        }
+        })
     }
 }
 
@@ -105,9 +105,9 @@ impl Role {
         let layer = module.rsplit_once('.').map_or(module, |(_, last)| last);
         match (layer, leaf) {
             (_, "embed_tokens") => Some(Self::Embedding),
+            ("norm" | "input_layernorm" | "post_attention_layernorm", _) => Some(Self::Norm),
             (_, "bias") => Some(Self::Bias),
             ("lm_head", "weight") => Some(Self::Head),
-            ("norm" | "input_layernorm" | "post_attention_layernorm", "weight") => Some(Self::Norm),
             ("q_norm" | "k_norm", "weight") => Some(Self::QkNorm),
             _ => None,
         }
@@ -240,7 +240,8 @@ impl LoraConfig {
 /// target and let the roles in `extra` train.
 ///
 /// # Errors
-/// [`Error::Config`] for unusable settings or a role that this model does not have,
+/// [`Error::Config`] for unusable settings, a rank above both sides of a layer, or a role that
+/// this model does not have,
 /// [`Error::Unsupported`] when the model already carries updates.
 pub fn apply<M: HasProjections>(mut model: Decoder<M>, config: &LoraConfig) -> Result<Decoder<M>> {
     config.validate()?;
@@ -254,11 +255,25 @@ pub fn apply<M: HasProjections>(mut model: Decoder<M>, config: &LoraConfig) -> R
         };
         return Err(Error::config("lora", "extra", role.name(), expected));
     }
+    let sides = |block: &Block<M>, target: &Target| {
+        let (from, to) = target.linear(block)?.features();
+        Some(from.max(to))
+    };
+    let widest = |block| config.targets.iter().filter_map(|t| sides(block, t)).min();
+    let most = model.layers.iter().filter_map(widest).min();
+    if let Some(most) = most.filter(|most| config.rank > *most) {
+        let expected = format!("at most {most}, the longer side of a target's weights");
+        return Err(Error::config("lora", "rank", config.rank, expected));
+    }
     let streams = Streams::new(config.seed);
     for (layer, block) in model.layers.iter_mut().enumerate() {
         for target in &config.targets {
             let index = super::decoder::STREAMS_PER_BLOCK * (layer as u32 + 1) + 8 + *target as u32;
-            let linear = target.linear_mut(block);
+            let Some(linear) = target.linear_mut(block) else {
+                let value = format!("{target:?}").to_lowercase();
+                let expected = "layers that this model has (its feed-forward layer has no gate)";
+                return Err(Error::config("lora", "targets", value, expected));
+            };
             linear.lora = Some(new_update(linear, config, &streams, index));
         }
     }
@@ -303,7 +318,7 @@ pub fn is_adapted<M: SequenceMixer>(model: &Decoder<M>) -> bool {
 pub fn merge<M: HasProjections>(mut model: Decoder<M>) -> Decoder<M> {
     for block in &mut model.layers {
         for target in Target::ALL {
-            let linear = target.linear_mut(block);
+            let Some(linear) = target.linear_mut(block) else { continue };
             let Some(lora) = linear.lora.take() else { continue };
             let wide = |x: &Param<Tensor<2>>| x.val().detach().cast(DType::F32);
             let update = wide(&lora.b).matmul(wide(&lora.a)).mul_scalar(lora.scale());

@@ -1,18 +1,23 @@
 //! Whole networks: configuration, decoder, weights in Hugging Face form, adapters, generation.
 
 pub mod checkpoint;
+mod companions;
 pub mod config;
 mod decoder;
 pub mod generate;
 pub mod keymap;
 pub mod lora;
 mod mlp;
+mod norm;
 pub mod peft;
+pub mod stored;
 pub mod weights;
 
 pub use checkpoint::SaveOptions;
-pub use config::{Architecture, ModelConfig};
+pub use companions::copy_companions;
+pub use config::{Architecture, Extension, ModelConfig};
 pub use decoder::{Block, Blocks, Decoder, ForwardOptions, Hidden, Place, ids_tensor};
-pub use generate::{GenerateConfig, Generated, generate};
+pub use generate::{GenerateConfig, Generated, generate, generate_batch};
 pub use lora::{LoraConfig, TrainableReport};
-pub use mlp::{Mlp, MlpConfig};
+pub use mlp::{Activation, Mlp, MlpConfig};
+pub use norm::{Norm, NormConfig};

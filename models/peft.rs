@@ -4,10 +4,10 @@
 
 mod config;
 
-use super::Decoder;
 use super::keymap::{KeyMap, LlamaKeys, map_params, params, read_params};
 use super::lora::{Role, Target, check_plain};
 use super::weights::{RawTensor, SaveDtype, WeightFiles, write_atomic, write_safetensors};
+use super::{Architecture, Blocks, Decoder};
 use crate::attention::{HasProjections, Linear, Lora};
 use crate::{Error, Result};
 use burn::module::Param;
@@ -33,6 +33,7 @@ const HEAD: &str = "lm_head";
 /// [`Error::Unsupported`] when the model carries no adapters, when layers differ in what they
 /// carry, or when parameters are trained that PEFT has no place for; or the disk.
 pub fn save_adapter<M: HasProjections>(model: &Decoder<M>, dir: &Path, base: &str) -> Result<()> {
+    check_family(model)?;
     let config = describe(model, base)?;
     let kept: Vec<String> = params(model)
         .into_iter()
@@ -54,6 +55,22 @@ pub fn save_adapter<M: HasProjections>(model: &Decoder<M>, dir: &Path, base: &st
     write_atomic(&dir.join(CONFIG), format!("{:#}\n", config.to_json()).as_bytes())
 }
 
+/// The base checkpoint that the adapter of a PEFT folder names: a path, or a name on a hub.
+///
+/// # Errors
+/// Those of `adapter_config.json`, as in [`load_adapter`].
+pub fn base_name(dir: &Path) -> Result<String> {
+    Ok(AdapterConfig::read(&dir.join(CONFIG))?.base_model_name_or_path)
+}
+
+/// Whether [`save_adapter`] can write this model.
+///
+/// # Errors
+/// [`Error::Unsupported`], as there.
+pub fn check_adapter<M: HasProjections>(model: &Decoder<M>) -> Result<()> {
+    describe(model, "").map(drop)
+}
+
 /// Put the adapters of a PEFT folder on `model` and replace the modules that it saves in full.
 /// Both, and nothing else, train from here on. Dropout of the adapters is not taken over.
 ///
@@ -66,6 +83,7 @@ pub fn save_adapter<M: HasProjections>(model: &Decoder<M>, dir: &Path, base: &st
 /// unexpected or of another shape; [`Error::Weights`] tells of damaged files.
 pub fn load_adapter<M: HasProjections>(model: Decoder<M>, dir: &Path) -> Result<Decoder<M>> {
     check_plain(&model)?;
+    check_family(&model)?;
     let config = AdapterConfig::read(&dir.join(CONFIG))?;
     let files = open(dir)?;
     let surplus_head = find(&files, key_of_module(HEAD));
@@ -80,8 +98,8 @@ pub fn load_adapter<M: HasProjections>(model: Decoder<M>, dir: &Path) -> Result<
     for (layer, block) in model.layers.iter().enumerate() {
         for target in Target::ALL {
             let module = module_of(layer, target);
-            if config.targets(&module) {
-                let (from, to) = target.linear(block).features();
+            if let Some(linear) = target.linear(block).filter(|_| config.targets(&module)) {
+                let (from, to) = linear.features();
                 let [a, b] = ["lora_A", "lora_B"]
                     .map(|part| find(&files, key_of_module(&format!("{module}.{part}"))));
                 expected.insert(a.clone(), vec![config.r, from]);
@@ -101,7 +119,7 @@ pub fn load_adapter<M: HasProjections>(model: Decoder<M>, dir: &Path) -> Result<
     files.check_names(&expected, |name| tied && name == surplus_head)?;
 
     for (layer, target, a, b) in updates {
-        let linear = target.linear_mut(&mut model.layers[layer]);
+        let Some(linear) = target.linear_mut(&mut model.layers[layer]) else { continue };
         let part = |key: &String| read_part(&files, key, &expected[key], linear);
         let (a, b) = (part(&a)?, part(&b)?);
         linear.lora = Some(Lora { a, b, alpha: config.lora_alpha, rslora: config.use_rslora });
@@ -112,6 +130,18 @@ pub fn load_adapter<M: HasProjections>(model: Decoder<M>, dir: &Path) -> Result<
     }
     let trains = |path: &str| path.contains(".lora.") || saved.contains_key(path);
     Ok(map_params(model, |path| values.remove(path), |path| Some(trains(path))))
+}
+
+/// GPT-NeoX keeps q, k and v as one layer on disk; PEFT puts one update on it, and here each of
+/// the three has its own.
+fn check_family<M: HasProjections>(model: &Decoder<M>) -> Result<()> {
+    if model.config().architecture != Architecture::GptNeoX {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        what: "adapters in PEFT form for gpt_neox".into(),
+        remedy: "merge them and save, or load, the whole model".into(),
+    })
 }
 
 fn read_part(
@@ -203,8 +233,8 @@ fn describe<M: HasProjections>(model: &Decoder<M>, base: &str) -> Result<Adapter
     let mut found: Option<&Lora> = None;
     let mut target_modules = Vec::new();
     for target in Target::ALL {
-        let updates: Vec<&Lora> =
-            model.layers.iter().filter_map(|block| target.linear(block).lora.as_ref()).collect();
+        let update = |block| target.linear::<M>(block)?.lora.as_ref();
+        let updates: Vec<&Lora> = model.layers.iter().filter_map(update).collect();
         if updates.is_empty() {
             continue;
         }

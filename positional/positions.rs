@@ -68,6 +68,12 @@ impl Positions {
         &self.numerators[b * self.len..(b + 1) * self.len]
     }
 
+    /// The largest position plus one, rounded down: how long the sequence is by its positions.
+    pub fn length(&self) -> usize {
+        let largest = self.numerators.iter().max().copied().unwrap_or(-1).max(-1);
+        (largest.div_euclid(i64::from(self.denominator)) + 1) as usize
+    }
+
     /// The common denominator.
     pub fn denominator(&self) -> u32 {
         self.denominator

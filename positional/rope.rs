@@ -1,45 +1,32 @@
-//! Rotary position embedding (RoFormer, arXiv 2104.09864), half layout, with the scalings
-//! linear (Position Interpolation, 2306.15595) and llama3.
+//! Rotary position embedding (RoFormer, arXiv 2104.09864), half layout, with the scalings of
+//! [`RopeKind`].
 //!
 //! Angles are computed on the host in f64 from integer positions and rounded once to f32, so
 //! that a position of one million is as exact as position one.
+//!
+//! *Length and cache.* The frequencies of `dynamic` and `longrope` depend on the current length T:
+//! the largest position of the call plus one, over all rows of the batch. One long row therefore
+//! changes every row. A cache holds keys as they were rotated when they came, so in decoding the
+//! old keys keep the frequencies of the T at which they came, and a cached text differs from the
+//! same text in one pass once T passes L. `transformers` does the same; it is the default here
+//! for that reason. With `ForwardOptions::with_unrotated_cache` the keys stay unrotated in the cache, and
+//! all are rotated in every step with the frequencies of its T, so that queries and keys agree. That
+//! is one pass for a single layer; what deeper layers cache still came of the lengths of its time.
+//! Only running the whole sequence at every step is one pass altogether.
 
-use super::Positions;
+use super::frequencies::{attention_factor, frequencies, ntk_base};
+use super::{Positions, RopeKind};
 use crate::{Error, Result};
 use burn::tensor::{Device, Tensor, TensorData};
 use longburn_kernels::fused::rotate_half;
 use serde::{Deserialize, Serialize};
-
-/// How the frequencies are scaled.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "rope_type", rename_all = "lowercase")]
-pub enum RopeKind {
-    /// θ^(−2i/d) as trained.
-    Default,
-    /// Positions divided by `factor`.
-    Linear {
-        /// Stretch, at least 1.
-        factor: f64,
-    },
-    /// Llama 3.1: long wavelengths divided by `factor`, short ones kept, a blend between.
-    Llama3 {
-        /// Stretch of the long wavelengths, at least 1.
-        factor: f64,
-        /// Wavelengths above original / this are stretched in full.
-        low_freq_factor: f64,
-        /// Wavelengths below original / this are kept.
-        high_freq_factor: f64,
-        /// Length of the pre-training, tokens.
-        original_max_position_embeddings: usize,
-    },
-}
 
 /// Configuration of [`Rope`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RopeConfig {
     /// Base θ.
     pub theta: f64,
-    /// Rotated width, even.
+    /// Rotated width d, even; channels of a head behind it pass through.
     pub dim: usize,
     /// Scaling.
     pub kind: RopeKind,
@@ -65,14 +52,41 @@ impl RopeConfig {
         let kind = match &self.kind {
             RopeKind::Default => RopeKind::Linear { factor },
             RopeKind::Linear { factor: old } => RopeKind::Linear { factor: old * factor },
-            RopeKind::Llama3 { .. } => {
+            other => {
                 return Err(Error::Unsupported {
-                    what: "position interpolation of a llama3-scaled checkpoint".into(),
-                    remedy: "extend it with its own rope type instead".into(),
+                    what: format!(
+                        "position interpolation of a checkpoint with rope type {}",
+                        other.name()
+                    ),
+                    remedy: "extend the checkpoint that its positions were scaled from".into(),
                 });
             }
         };
         Ok(self.clone().with_kind(kind))
+    }
+
+    /// Static NTK-aware scaling: θ·α^(d/(d−2)), so that the fastest pair stays as it is and the
+    /// slowest turns α times slower.
+    ///
+    /// # Errors
+    /// α below 1, fewer than 4 rotated channels, or a scaling in place.
+    pub fn ntk(&self, alpha: f64) -> Result<Self> {
+        if self.kind != RopeKind::Default {
+            let expected = "default, to change the base of";
+            return Err(Error::config("rope", "rope_type", self.kind.name(), expected));
+        }
+        if !(alpha >= 1.0 && alpha.is_finite()) {
+            return Err(Error::config("rope", "alpha", alpha, "a number of at least 1"));
+        }
+        if self.dim < 4 {
+            return Err(Error::config(
+                "rope",
+                "dim",
+                self.dim,
+                "at least 4 rotated channels (ntk)",
+            ));
+        }
+        Ok(Self { theta: ntk_base(self.theta, self.dim, alpha), ..self.clone() })
     }
 
     /// The linear factor in place (1 where there is none).
@@ -86,7 +100,8 @@ impl RopeConfig {
     /// Check and build.
     ///
     /// # Errors
-    /// θ not above 0, odd width, a factor below 1, or llama3 bounds out of order.
+    /// θ not above 0, odd width, a factor below 1, lists of another length than half the width,
+    /// or bounds out of order.
     pub fn init(&self) -> Result<Rope> {
         let bad = |field: &str, value: String, expected: &str| {
             Err(Error::config("rope", field, value, expected))
@@ -97,47 +112,8 @@ impl RopeConfig {
         if !(self.theta > 0.0 && self.theta.is_finite()) {
             return bad("rope_theta", self.theta.to_string(), "a positive number");
         }
-        let factor = match &self.kind {
-            RopeKind::Default => 1.0,
-            RopeKind::Linear { factor } | RopeKind::Llama3 { factor, .. } => *factor,
-        };
-        if !(factor >= 1.0 && factor.is_finite()) {
-            return bad("factor", factor.to_string(), "a number of at least 1");
-        }
-        if let RopeKind::Llama3 { low_freq_factor: low, high_freq_factor: high, .. } = &self.kind
-            && !(*low > 0.0 && high > low)
-        {
-            let value = format!("{high} (low_freq_factor is {low})");
-            return bad("high_freq_factor", value, "more than low_freq_factor, both above 0");
-        }
-        Ok(Rope { config: self.clone(), inv_freq: self.inv_freq() })
-    }
-
-    /// f_i, `[D/2]`, radians per position.
-    fn inv_freq(&self) -> Vec<f64> {
-        let base = (0..self.dim / 2).map(|i| self.theta.powf(-2.0 * i as f64 / self.dim as f64));
-        match &self.kind {
-            RopeKind::Default => base.collect(),
-            RopeKind::Linear { factor } => base.map(|f| f / factor).collect(),
-            RopeKind::Llama3 {
-                factor,
-                low_freq_factor: low,
-                high_freq_factor: high,
-                original_max_position_embeddings: length,
-            } => base
-                .map(|f| {
-                    let turns = *length as f64 * f / std::f64::consts::TAU;
-                    if turns < *low {
-                        f / factor
-                    } else if turns > *high {
-                        f
-                    } else {
-                        let keep = (turns - low) / (high - low);
-                        (1.0 - keep) * f / factor + keep * f
-                    }
-                })
-                .collect(),
-        }
+        self.kind.check(self.theta, self.dim)?;
+        Ok(Rope { config: self.clone(), attention_factor: attention_factor(&self.kind) })
     }
 }
 
@@ -145,7 +121,7 @@ impl RopeConfig {
 #[derive(Clone, Debug)]
 pub struct Rope {
     config: RopeConfig,
-    inv_freq: Vec<f64>,
+    attention_factor: f64,
 }
 
 /// Cosines and sines of one set of positions, shared by all layers.
@@ -163,26 +139,33 @@ impl Rope {
         &self.config
     }
 
-    /// f_i, `[D/2]`, radians per position.
-    pub fn inv_freq(&self) -> &[f64] {
-        &self.inv_freq
+    /// Radians per position in a sequence of `length` tokens, `[D/2]`. The length matters to the
+    /// kinds that [follow it](RopeKind::follows_length) only.
+    pub fn inv_freq(&self, length: usize) -> Vec<f64> {
+        frequencies(&self.config.kind, self.config.theta, self.config.dim, length)
     }
 
-    /// Tables for `positions`; one row where all rows are equal.
+    /// What cosines and sines are multiplied by; logits get its square.
+    pub fn attention_factor(&self) -> f64 {
+        self.attention_factor
+    }
+
+    /// Tables for `positions`, which set the length; one row where all rows are equal.
     pub fn table(&self, positions: &Positions, device: &Device) -> RopeTable {
         let rows = if positions.uniform() { positions.batch().min(1) } else { positions.batch() };
         let scale = 1.0 / positions.denominator() as f64;
+        let inv_freq = self.inv_freq(positions.length());
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
         for b in 0..rows {
             for &p in positions.row(b) {
-                for f in &self.inv_freq {
+                for f in &inv_freq {
                     let (s, c) = (p as f64 * scale * f).sin_cos();
-                    cos.push(c as f32);
-                    sin.push(s as f32);
+                    cos.push((c * self.attention_factor) as f32);
+                    sin.push((s * self.attention_factor) as f32);
                 }
             }
         }
-        let shape = [rows, 1, positions.len(), self.inv_freq.len()];
+        let shape = [rows, 1, positions.len(), inv_freq.len()];
         let tensor = |x: Vec<f32>| Tensor::from_data(TensorData::new(x, shape), device);
         RopeTable { cos: tensor(cos), sin: tensor(sin) }
     }
@@ -196,5 +179,35 @@ impl RopeTable {
     /// x_BHTD `[B, H, T, >= D]` -> the same
     pub fn rotate(&self, x_BHTD: Tensor<4>) -> Tensor<4> {
         rotate_half(x_BHTD, self.cos.clone(), self.sin.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers of Llama 3.1, computed independently.
+    #[test]
+    fn llama3_blends_between_long_and_short_wavelengths() {
+        let kind = RopeKind::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192,
+        };
+        let plain = RopeConfig::new(5e5, 128);
+        let scaled = plain.clone().with_kind(kind).init().unwrap();
+        let plain = plain.init().unwrap();
+        for (i, expected) in [
+            (28, plain.inv_freq(0)[28]),
+            (29, 0.002_166_570_8),
+            (32, 0.000_524_846_16),
+            (34, 0.000_178_507_81),
+            (35, 9.556_212_4e-5),
+            (63, 3.068_926e-7),
+        ] {
+            let got = scaled.inv_freq(0)[i];
+            assert!((got / expected - 1.0).abs() < 1e-6, "{i}: {got} {expected}");
+        }
     }
 }

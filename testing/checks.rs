@@ -72,6 +72,7 @@ impl<'a, M: SequenceMixer> Runner<'a, M> {
         let ctx = MixContext {
             tokens,
             rope: table.as_ref(),
+            unrotated_cache: None,
             layer: 0,
             phase,
             keep_state,

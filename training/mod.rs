@@ -2,11 +2,13 @@
 
 mod adamw;
 mod burn_train;
+pub mod checkpoint;
 mod config;
 pub mod eval;
 mod gradients;
 mod objective;
 mod optim;
+pub mod plan;
 pub mod recipe;
 pub mod report;
 mod schedule;

@@ -1,10 +1,8 @@
-//! Everything that a run needs to go on as if it had never stopped.
+//! What a run needs beside its model to go on as if it had never stopped.
 
 use super::optim::{Optimizer, OptimizerState};
-use crate::models::keymap::{ParamInfo, map_params, params, read_params};
-use crate::models::weights::{
-    RawTensor, SaveDtype, read_safetensors, write_atomic, write_safetensors,
-};
+use crate::models::keymap::{ParamInfo, params};
+use crate::models::weights::{read_safetensors, read_text, write_atomic, write_safetensors};
 use crate::{Error, Result};
 use burn::module::Module;
 use serde::{Deserialize, Serialize};
@@ -14,7 +12,8 @@ use std::path::Path;
 
 /// Version of the files' layout.
 const FORMAT: u32 = 1;
-const WEIGHTS: &str = "weights.safetensors";
+/// Largest `state.json` that is read, bytes.
+const MAX_STATE: u64 = 256 << 20;
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 
@@ -38,15 +37,14 @@ pub struct Counters {
     pub cursor: Value,
 }
 
-/// A run between two steps, on the host. Names are module paths, which are the same in every
-/// process.
+/// A run between two steps, on the host, without its model: weights are stored in Hugging Face
+/// form, and whoever resumes loads them first.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainState {
     /// Counts and places.
     pub counters: Counters,
-    /// Trainable parameters; frozen ones are where the model came from.
-    pub weights: BTreeMap<String, RawTensor>,
-    /// Moments and step counts of the optimizer.
+    /// Moments and step counts of the optimizer, by module path, which is the same in every
+    /// process and for every mixer.
     pub optimizer: OptimizerState,
 }
 
@@ -60,53 +58,17 @@ struct StateFile {
 }
 
 impl TrainState {
-    /// Host copies of a run's model and optimizer.
+    /// Host copy of where a run stands.
     ///
     /// # Errors
     /// When a value cannot be expressed.
-    pub(super) fn of<M: Module>(
-        counters: &Counters,
-        model: &M,
-        optimizer: &Optimizer,
-    ) -> Result<Self> {
-        let shapes = trainable(model);
-        let weight = |(path, shape, data): (String, Vec<usize>, Vec<f32>)| {
-            Ok((path, RawTensor::from_f32(shape, &data, SaveDtype::F32)?))
-        };
-        Ok(Self {
-            counters: counters.clone(),
-            weights: read_params(model, |path| shapes.contains_key(path))
-                .into_iter()
-                .map(weight)
-                .collect::<Result<_>>()?,
-            optimizer: optimizer.state()?,
-        })
+    pub(super) fn of(counters: &Counters, optimizer: &Optimizer) -> Result<Self> {
+        Ok(Self { counters: counters.clone(), optimizer: optimizer.state()? })
     }
 
-    /// Put the weights into a model with the same trainable parameters.
-    ///
-    /// # Errors
-    /// [`Error::TensorMismatch`] with everything that differs; nothing is half-restored.
-    pub fn restore<M: Module>(&self, model: M) -> Result<M> {
-        let shapes = trainable(&model);
-        let absent = |name: &&String| !self.weights.contains_key(*name);
-        let missing: Vec<_> = shapes.keys().filter(absent).cloned().collect();
-        let (mut unexpected, mut misshaped) = (vec![], vec![]);
-        let mut values = BTreeMap::new();
-        for (name, tensor) in &self.weights {
-            match shapes.get(name) {
-                None => unexpected.push(name.clone()),
-                Some(shape) if *shape != tensor.shape => {
-                    misshaped.push(format!("{name}: got {:?}, expected {shape:?}", tensor.shape));
-                }
-                Some(_) => _ = values.insert(name.as_str(), tensor.to_f32()?),
-            }
-        }
-        if missing.is_empty() && unexpected.is_empty() && misshaped.is_empty() {
-            return Ok(map_params(model, |path| values.remove(path), |_| None));
-        }
-        let what = "training state (trainable parameters)".into();
-        Err(Error::TensorMismatch { what, missing, unexpected, misshaped })
+    /// Bytes of all tensors.
+    pub fn bytes(&self) -> u64 {
+        self.optimizer.tensors.values().map(|tensor| tensor.data.len() as u64).sum()
     }
 
     /// Write into a folder, which is made if need be.
@@ -117,7 +79,6 @@ impl TrainState {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
         // Every file names its step, so that files of two states cannot pass for one.
         let step = BTreeMap::from([("step".to_string(), self.counters.step.to_string())]);
-        write_safetensors(&dir.join(WEIGHTS), &self.weights, &step)?;
         write_safetensors(&dir.join(OPTIMIZER), &self.optimizer.tensors, &step)?;
         let file = StateFile {
             format_version: FORMAT,
@@ -136,7 +97,7 @@ impl TrainState {
     /// Unreadable or damaged files, another format, or files of different steps.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(STATE);
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+        let text = read_text(&path, MAX_STATE)?;
         let file: StateFile =
             serde_json::from_str(&text).map_err(|e| unusable(&path, e.to_string()))?;
         if file.format_version != FORMAT {
@@ -145,22 +106,14 @@ impl TrainState {
             return Err(unusable(&path, reason));
         }
         let step = file.counters.step.to_string();
-        let tensors = |name: &str| {
-            let path = dir.join(name);
-            let (tensors, metadata) = read_safetensors(&path)?;
-            match metadata.get("step") {
-                Some(found) if *found == step => Ok(tensors),
-                found => {
-                    let found = found.map_or("none", String::as_str);
-                    Err(unusable(&path, format!("is of step {found}, {STATE} of step {step}")))
-                }
-            }
-        };
-        Ok(Self {
-            weights: tensors(WEIGHTS)?,
-            optimizer: OptimizerState { tensors: tensors(OPTIMIZER)?, scalars: file.optimizer },
-            counters: file.counters,
-        })
+        let path = dir.join(OPTIMIZER);
+        let (tensors, metadata) = read_safetensors(&path)?;
+        if metadata.get("step") != Some(&step) {
+            let found = metadata.get("step").map_or("none", String::as_str);
+            return Err(unusable(&path, format!("is of step {found}, {STATE} of step {step}")));
+        }
+        let optimizer = OptimizerState { tensors, scalars: file.optimizer };
+        Ok(Self { counters: file.counters, optimizer })
     }
 }
 

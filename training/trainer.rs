@@ -55,14 +55,14 @@ pub struct Step<'a, M> {
     cursor: &'a dyn Fn() -> serde_json::Value,
 }
 
-impl<M: Module> Step<'_, M> {
-    /// Everything needed to go on after this step.
+impl<M> Step<'_, M> {
+    /// What is needed beside the model to go on after this step.
     ///
     /// # Errors
     /// When a value cannot be expressed.
     pub fn state(&self) -> Result<TrainState> {
         let counters = Counters { cursor: (self.cursor)(), ..self.counters.clone() };
-        TrainState::of(&counters, self.model, self.optimizer)
+        TrainState::of(&counters, self.optimizer)
     }
 }
 
@@ -87,18 +87,18 @@ pub struct TrainOutcome<M> {
     optimizer: Optimizer,
 }
 
-impl<M: Module> TrainOutcome<M> {
+impl<M> TrainOutcome<M> {
     /// What the run counted.
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
 
-    /// Everything needed to go on.
+    /// What is needed beside the model to go on.
     ///
     /// # Errors
     /// When a value cannot be expressed.
     pub fn state(&self) -> Result<TrainState> {
-        TrainState::of(&self.counters, &self.model, &self.optimizer)
+        TrainState::of(&self.counters, &self.optimizer)
     }
 }
 
@@ -147,7 +147,7 @@ impl Trainer {
         })
     }
 
-    /// Go on from a state.
+    /// Go on from a state; the model to train must be that of the same step.
     pub fn resume(mut self, state: TrainState) -> Self {
         self.state = Some(state);
         self
@@ -333,7 +333,6 @@ impl<M: Module> Run<M> {
             return Err(Error::config("training", "seed", config.seed, expected));
         }
         optimizer.load(&model, &state.optimizer)?;
-        let model = state.restore(model)?;
         Ok(Self { model, optimizer, counters: state.counters })
     }
 

@@ -124,7 +124,8 @@ impl Mask {
             }],
             Some(groups) => groups.classes(&q, &k, heads)?,
         };
-        let sink = k.pos().iter().map(|&p| (p as i64) < spec.sinks as i64).collect();
+        // Positions are not negative (`TokenMeta::new`).
+        let sink = k.pos().iter().map(|&p| (p as usize) < spec.sinks).collect();
         Ok(Self(Arc::new(Inner { spec, q, k, heads, classes, sink })))
     }
 
@@ -159,14 +160,19 @@ impl Mask {
         &self.0.classes
     }
 
+    /// Index of the class that query head `head` belongs to.
+    pub(crate) fn class_of(&self, head: usize) -> usize {
+        let class = self.classes().iter().position(|c| c.heads.contains(&head));
+        class.expect("classes cover all heads")
+    }
+
     pub(crate) fn sink(&self) -> &[bool] {
         &self.0.sink
     }
 
     /// Whether query `t` of row `b` sees key `s` in query head `h`: the definition.
     pub fn visible(&self, b: usize, h: usize, t: usize, s: usize) -> bool {
-        let class =
-            self.classes().iter().find(|c| c.heads.contains(&h)).expect("classes cover all heads");
+        let class = &self.classes()[self.class_of(h)];
         let (i, j) = (b * self.0.q.len() + t, b * self.0.k.len() + s);
         self.rule(class.q_label[i], class.k_label[j], i, j)
     }
@@ -175,7 +181,7 @@ impl Mask {
         let (p, r) = (self.0.q.pos()[i], self.0.k.pos()[j]);
         q_label == k_label
             && (!self.0.spec.causal || r <= p)
-            && self.0.spec.window.is_none_or(|w| (p as i64 - r as i64) < w as i64 || self.0.sink[j])
+            && self.0.spec.window.is_none_or(|w| p as usize - (r as usize) < w || self.0.sink[j])
     }
 
     /// The block map at this tile size: which tiles hold nothing, everything or a part.

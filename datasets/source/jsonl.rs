@@ -107,18 +107,39 @@ pub struct JsonlSource {
 }
 
 impl JsonlSource {
-    /// Name and text of a line; a line's own `id`, where it has one, is its name.
-    fn parse(&self, line: &[u8], place: String) -> Result<Document, String> {
-        let value = json_line(line)?;
-        let field = &self.config.field;
-        match value.get(field) {
-            Some(Value::String(text)) => {
-                let id = value.get("id").and_then(Value::as_str).map_or(place, str::to_string);
-                Ok(Document { id, text: text.clone() })
+    /// The next line that is not blank, as `read` understands its JSON and its name: the line's
+    /// own `id` where it has one, else its file and number. Bad lines, and those that `read`
+    /// gives a reason against, are treated as the configuration says. `None` at the end.
+    ///
+    /// # Errors
+    /// When a file cannot be read, and for bad lines where they are not skipped.
+    pub fn next_row<T>(
+        &mut self,
+        read: impl Fn(Value, String) -> Result<T, String>,
+    ) -> Result<Option<T>> {
+        while let Some(line) = self.lines.next()? {
+            let row = match line.bytes {
+                Ok(bytes) if bytes.iter().all(u8::is_ascii_whitespace) => continue,
+                Ok(bytes) => json_line(&bytes).and_then(|value| {
+                    let own = value.get("id").and_then(Value::as_str).map(str::to_string);
+                    read(value, own.unwrap_or_else(|| format!("{}:{}", line.name, line.number)))
+                }),
+                Err(reason) => Err(reason),
+            };
+            match row {
+                Ok(row) => return Ok(Some(row)),
+                Err(_) if self.config.bad_lines == BadLines::Skip => self.report.skip("bad line"),
+                Err(reason) => {
+                    return Err(Error::Data(format!(
+                        "{}:{}: {reason} (remedy: mend the line, name the right field, or have bad \
+                         lines skipped)",
+                        line.path.display(),
+                        line.number
+                    )));
+                }
             }
-            Some(_) => Err(format!("field `{field}` is not a string")),
-            None => Err(format!("no field `{field}`")),
         }
+        Ok(None)
     }
 }
 
@@ -131,31 +152,20 @@ pub(crate) fn json_line(line: &[u8]) -> Result<Value, String> {
 
 impl DocumentSource for JsonlSource {
     fn next_document(&mut self) -> Result<Option<Document>> {
-        while let Some(line) = self.lines.next()? {
-            let document = match line.bytes {
-                Ok(bytes) if bytes.iter().all(u8::is_ascii_whitespace) => continue,
-                Ok(bytes) => self.parse(&bytes, format!("{}:{}", line.name, line.number)),
-                Err(reason) => Err(reason),
-            };
-            match document {
-                Ok(document) if document.text.trim().is_empty() => {
-                    let characters = document.text.chars().count();
-                    self.report.drop_document(EMPTY, Amount::text(characters));
-                }
-                Ok(document) => {
-                    self.report.kept += Amount::text(document.text.chars().count());
-                    return Ok(Some(document));
-                }
-                Err(_) if self.config.bad_lines == BadLines::Skip => self.report.skip("bad line"),
-                Err(reason) => {
-                    return Err(Error::Data(format!(
-                        "{}:{}: {reason} (remedy: mend the line, name the right field, or have bad \
-                         lines skipped)",
-                        line.path.display(),
-                        line.number
-                    )));
-                }
+        let field = self.config.field.clone();
+        let text = |mut value: Value, id| match value.get_mut(&field).map(Value::take) {
+            Some(Value::String(text)) => Ok(Document { id, text }),
+            Some(_) => Err(format!("field `{field}` is not a string")),
+            None => Err(format!("no field `{field}`")),
+        };
+        while let Some(document) = self.next_row(text)? {
+            let amount = Amount::text(document.text.chars().count());
+            if document.text.trim().is_empty() {
+                self.report.drop_document(EMPTY, amount);
+                continue;
             }
+            self.report.kept += amount;
+            return Ok(Some(document));
         }
         Ok(None)
     }
@@ -170,5 +180,9 @@ impl DocumentSource for JsonlSource {
 
     fn report(&self) -> &DataReport {
         &self.report
+    }
+
+    fn place(&self) -> String {
+        self.config.path.display().to_string()
     }
 }

@@ -61,6 +61,11 @@ pub trait DocumentSource {
     /// What was read and left out so far.
     fn report(&self) -> &DataReport;
 
+    /// Where the documents come from, for messages.
+    fn place(&self) -> String {
+        "the source".into()
+    }
+
     /// All documents that are left.
     ///
     /// # Errors
@@ -71,7 +76,11 @@ pub trait DocumentSource {
             documents.push(document);
         }
         if documents.is_empty() {
-            return Err(Error::Data(format!("no document in the source: {}", self.report())));
+            return Err(Error::Data(format!(
+                "no document in {}: {} (remedy: name a file or folder with text)",
+                self.place(),
+                self.report()
+            )));
         }
         Ok(documents)
     }

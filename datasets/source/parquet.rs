@@ -184,6 +184,10 @@ impl DocumentSource for ParquetSource {
     fn report(&self) -> &DataReport {
         &self.report
     }
+
+    fn place(&self) -> String {
+        self.config.path.display().to_string()
+    }
 }
 
 /// A file under way.

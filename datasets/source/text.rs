@@ -130,6 +130,10 @@ impl DocumentSource for TextSource {
     fn report(&self) -> &DataReport {
         &self.report
     }
+
+    fn place(&self) -> String {
+        self.config.path.display().to_string()
+    }
 }
 
 /// Reason under which files above the cap are skipped.

@@ -11,6 +11,7 @@ use crate::streams::{Draw, Purpose, Streams};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
+use std::ops::Range;
 use std::path::Path;
 use words::WordEncoder;
 
@@ -88,22 +89,15 @@ impl Tokenizer {
     ) -> Result<Self> {
         inner.with_truncation(None).map_err(failed)?;
         inner.with_padding(None);
-        let vocab_size = inner
-            .get_vocab(true)
-            .values()
-            .max()
-            .map(|id| *id as usize + 1)
-            .ok_or_else(|| Error::Tokenizer(format!("{name}: the vocabulary is empty")))?;
-        let [bos, eos, pad, unk] = ROLES.map(|(field, names)| {
-            let named = match config.get(field) {
-                Some(Value::String(s)) => Some(s.as_str()),
-                Some(Value::Object(token)) => token.get("content").and_then(Value::as_str),
-                _ => None,
-            };
-            match named {
-                Some(token) => inner.token_to_id(token),
-                None => names.iter().find_map(|token| inner.token_to_id(token)),
-            }
+        let vocab_size =
+            inner.get_vocab(true).values().max().map(|id| *id as usize + 1).ok_or_else(|| {
+                Error::Tokenizer(format!(
+                    "{name}: the vocabulary is empty (remedy: get the file again)"
+                ))
+            })?;
+        let [bos, eos, pad, unk] = ROLES.map(|(field, names)| match named(&config, field) {
+            Some(token) => inner.token_to_id(token),
+            None => names.iter().find_map(|token| inner.token_to_id(token)),
         });
         let special = SpecialIds { bos, eos, pad, unk };
         let words = WordEncoder::of(&inner);
@@ -121,6 +115,23 @@ impl Tokenizer {
         }
         let encoding = self.inner.encode_fast(text, add_special).map_err(failed)?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Ids of `text`, nothing added, and the bytes that each stands for: together the whole text,
+    /// each byte once. A character of several tokens belongs to the first of them, a space that a
+    /// tokenizer passes over to the token behind it.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot represent the text.
+    pub fn encode_ranges(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+        let encoding = self.inner.encode(text, false).map_err(failed)?;
+        let mut end = 0;
+        let range = |(id, (_, to)): (&u32, &(usize, usize))| {
+            let from = end;
+            end = end.max(*to);
+            (*id, from..end)
+        };
+        Ok(encoding.get_ids().iter().zip(encoding.get_offsets()).map(range).collect())
     }
 
     /// [`encode`](Self::encode) of many texts, on all threads.
@@ -157,6 +168,16 @@ impl Tokenizer {
     /// Ids of the special tokens that have a role.
     pub fn special_ids(&self) -> SpecialIds {
         self.special
+    }
+
+    /// Special tokens by their role, as chat templates know them: `bos_token`, `eos_token` ...
+    pub fn special_tokens(&self) -> Vec<(&'static str, String)> {
+        let SpecialIds { bos, eos, pad, unk } = self.special;
+        let token = |((field, _), id): ((&'static str, _), Option<u32>)| {
+            let by_id = || id.and_then(|id| self.inner.id_to_token(id));
+            Some((field, named(&self.config, field).map(str::to_string).or_else(by_id)?))
+        };
+        ROLES.into_iter().zip([bos, eos, pad, unk]).filter_map(token).collect()
     }
 
     /// Whether `id` is a special token.
@@ -248,6 +269,15 @@ impl Tokenizer {
         words.truncate(n);
         words.sort();
         Ok(words)
+    }
+}
+
+/// The token that `tokenizer_config.json` names for a role.
+fn named<'a>(config: &'a Map<String, Value>, field: &str) -> Option<&'a str> {
+    match config.get(field) {
+        Some(Value::String(token)) => Some(token),
+        Some(Value::Object(token)) => token.get("content").and_then(Value::as_str),
+        _ => None,
     }
 }
 

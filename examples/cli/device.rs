@@ -54,12 +54,8 @@ impl DeviceName {
         let device = self.named()?;
         if self != Self::Flex {
             // Burn reports a card that is not there by a panic in the first operation.
-            let hook = std::panic::take_hook();
-            std::panic::set_hook(Box::new(|_| {}));
-            let probe = || Tensor::<1>::zeros([1], &device).into_data();
-            let works = std::panic::catch_unwind(std::panic::AssertUnwindSafe(probe));
-            std::panic::set_hook(hook);
-            works.map_err(|cause| self.unusable(&*cause))?;
+            quietly(|| Tensor::<1>::zeros([1], &device).into_data())
+                .map_err(|cause| self.unusable(&*cause))?;
         }
         Ok(device)
     }
@@ -98,4 +94,13 @@ impl DeviceName {
             remedy: "check the card and its driver, or choose another --device".into(),
         }
     }
+}
+
+/// What `work` returns, or what it panicked with, unseen on standard error.
+pub fn quietly<R>(work: impl FnOnce() -> R) -> std::thread::Result<R> {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    std::panic::set_hook(hook);
+    done
 }

@@ -19,11 +19,16 @@ use tasks::Task;
 
 /// Measure a model: perplexity, loss by position, pass keys, needles, short-context tasks
 ///
-/// `longburn eval MODEL --data books --max-len 2048 --stride 1024 --by-position`,
-/// `longburn eval MODEL --needle 512,1024,2048 --data books --svg needles.svg` or
-/// `longburn eval MODEL --task lambada --data lambada.jsonl --limit 500`. The protocols of
-/// perplexity give different numbers on the same text; quote one with its protocol only.
+/// The protocols of perplexity give different numbers on the same text; quote one with its
+/// protocol only.
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  longburn eval MODEL --data books --max-len 2048 --stride 1024 --by-position
+  longburn eval MODEL --adapter runs/first/adapter --data books
+  longburn eval MODEL --passkey 512,1024,2048
+  longburn eval MODEL --needle 512,1024,2048 --data books --svg needles.svg
+  longburn eval MODEL --task lambada --data lambada.jsonl --limit 500")]
 pub struct EvalArgs {
     /// Folder of a checkpoint in Hugging Face form
     dir: PathBuf,

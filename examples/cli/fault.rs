@@ -26,10 +26,19 @@ fn kind(error: &Error) -> &'static str {
         Error::Parse { .. } => "parse",
         Error::Tokenizer(_) => "tokenizer",
         Error::Data(_) => "data",
+        Error::Template { .. } => "template",
         Error::Shape { .. } => "shape",
         Error::Unsupported { .. } => "unsupported",
         Error::NonFinite { .. } => "non_finite",
+        Error::Evaluation { .. } => "evaluation",
+        Error::Training(_) => "training",
+        Error::Logits { .. } => "logits",
+        Error::Memory { .. } => "memory",
         Error::Kernel(_) => "kernel",
+        Error::Locked { .. } => "locked",
+        Error::Checkpoint { .. } => "checkpoint",
+        Error::Changed { .. } => "changed",
+        Error::Interrupted { .. } => "interrupted",
         _ => "other",
     }
 }
@@ -56,6 +65,19 @@ impl From<Error> for Fault {
                 plain(format!("{}: {reason}", file.display()), Some(remedy))
             }
             Error::Unsupported { what, remedy } => plain(what, Some(remedy)),
+            Error::Template { place, reason, remedy } => {
+                plain(format!("{place}: {reason}"), Some(remedy))
+            }
+            Error::Checkpoint { path, reason, remedy } => {
+                plain(format!("{}: {reason}", path.display()), Some(remedy))
+            }
+            Error::Changed { what, differences, remedy } => {
+                plain(format!("{what}:\n{}", differences.join("\n")), Some(remedy))
+            }
+            Error::Interrupted { step, checkpoint: Some(dir) } => plain(
+                format!("interrupted after step {step}; everything is in {}", dir.display()),
+                Some("the same command with --resume goes on from there".into()),
+            ),
             Error::Parse { file, message, text: Some(text), span } => Self {
                 message,
                 help: None,

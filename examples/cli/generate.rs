@@ -1,121 +1,129 @@
 //! `longburn generate`
 
+mod batch;
+mod prompt;
+mod stop;
+
 use crate::{Globals, load, output};
 use clap::Args;
-use longburn::datasets::Tokenizer;
-use longburn::models::{Blocks, GenerateConfig, generate};
+use longburn::models::generate::{Finish, Generated, StopStrings};
+use longburn::models::{Blocks, GenerateConfig, generate_batch};
 use longburn::{Error, Result};
-use serde::Deserialize;
+use prompt::PromptArgs;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
-/// Continue a text
+/// Continue a text, answer in a conversation
 ///
-/// `longburn generate MODEL --prompt "Once upon a time" --max-new-tokens 64`. Greedy unless a
-/// temperature is given. The text appears as it is made; with --json it comes in one object.
+/// Greedy unless a temperature is given; sampling settings take effect in the order penalty,
+/// temperature, top-k, top-p, min-p. The text appears as it is made; with --json it comes in one
+/// object. It ends at the end-of-text ids that config.json and generation_config.json name; in a
+/// conversation, at the tokenizer's, too.
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  longburn generate MODEL --prompt 'Once upon a time' --max-new-tokens 64
+  longburn generate MODEL --chat --user 'Who are you?'
+  longburn generate MODEL --prompt-file prompt.txt --temperature 0.8 --top-p 0.95 --seed 1")]
 pub struct GenerateArgs {
     /// Folder of a checkpoint in Hugging Face form
     dir: PathBuf,
     #[command(flatten)]
-    prompt: Prompt,
+    prompt: PromptArgs,
     /// Stop after so many new tokens
     #[arg(long, default_value_t = 128, value_name = "N")]
     max_new_tokens: usize,
-    /// Divides the logits; 0 takes the most likely token
-    #[arg(long, default_value_t = 0.0, value_name = "X")]
-    temperature: f64,
-    /// Draw from the fewest tokens that hold this share of the probability
-    #[arg(long, default_value_t = 1.0, value_name = "X")]
-    top_p: f64,
-    /// Feed the prompt in pieces of so many tokens, to save memory
-    #[arg(long, value_name = "N")]
-    prefill_chunk: Option<usize>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// End the text in front of this string; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// End the text with this id, too; may be given several times
+    #[arg(long, value_name = "ID")]
+    stop_id: Vec<u32>,
     /// Go on behind the model's end-of-text ids
     #[arg(long)]
     ignore_eos: bool,
+    /// Feed the prompt in pieces of so many tokens, to save memory
+    #[arg(long, value_name = "N")]
+    prefill_chunk: Option<usize>,
     /// Folder of an adapter in PEFT form
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
 }
 
 #[derive(Args)]
-#[group(required = true, multiple = false)]
-struct Prompt {
-    /// The text to continue
-    #[arg(long, value_name = "TEXT")]
-    prompt: Option<String>,
-    /// File with the text to continue
-    #[arg(long, value_name = "FILE")]
-    prompt_file: Option<PathBuf>,
-    /// JSON file with the ids to continue, such as [1, 5, 9]
-    #[arg(long, value_name = "FILE")]
-    ids: Option<PathBuf>,
-}
-
-/// A list of ids, or a list with one such row.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Ids {
-    Flat(Vec<u32>),
-    Row([Vec<u32>; 1]),
+struct SamplingArgs {
+    /// Divides the logits; 0 takes the most likely token
+    #[arg(long, default_value_t = 0.0, value_name = "X", allow_negative_numbers = true)]
+    temperature: f64,
+    /// Draw from so many of the most likely tokens; 0 for all
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    top_k: usize,
+    /// Draw from the fewest tokens that hold this share of the probability
+    #[arg(long, default_value_t = 1.0, value_name = "X", allow_negative_numbers = true)]
+    top_p: f64,
+    /// Leave out tokens below this share of the most likely one's probability
+    #[arg(long, default_value_t = 0.0, value_name = "X", allow_negative_numbers = true)]
+    min_p: f64,
+    /// Above 1 makes tokens that were there already less likely
+    #[arg(long, default_value_t = 1.0, value_name = "X", allow_negative_numbers = true)]
+    repetition_penalty: f64,
 }
 
 impl GenerateArgs {
     pub fn run(&self, globals: &Globals) -> Result<()> {
+        let stops = StopStrings::new(&self.stop)?;
         let model = load::model(&self.dir, self.adapter.as_deref(), globals)?;
-        let tokenizer = match self.prompt.ids {
-            Some(_) => load::tokenizer(&self.dir, &model)?,
-            None => Some(load::needed_tokenizer(&self.dir, &model)?),
+        let tokenizer = match self.prompt.is_text() || !self.stop.is_empty() {
+            true => Some(load::needed_tokenizer(&self.dir, &model)?),
+            false => load::tokenizer(&self.dir, &model)?,
         };
         let config = model.config();
-        let prompt = self.prompt(tokenizer.as_ref(), config.vocab_size)?;
-        let longest = prompt.len() + self.max_new_tokens;
-        if longest > config.max_context() {
-            eprintln!(
-                "note: {longest} tokens are more than the model's context of {}",
-                config.max_context()
-            );
+        let mut stop = self.stop_id.clone();
+        if let Some(id) = stop.iter().find(|id| **id as usize >= config.vocab_size) {
+            let expected = format!("an id below {}, the model's vocabulary", config.vocab_size);
+            return Err(Error::config("command line", "stop-id", id, expected));
         }
-        let stop: &[u32] = if self.ignore_eos { &[] } else { &config.eos_token_ids };
+        if !self.ignore_eos {
+            stop.extend(stop::ids(&self.dir, config, self.prompt.is_chat(), tokenizer.as_ref())?);
+        }
         let settings = GenerateConfig::new()
             .with_max_new_tokens(self.max_new_tokens)
-            .with_temperature(self.temperature)
-            .with_top_p(self.top_p)
+            .with_temperature(self.sampling.temperature)
+            .with_top_k(self.sampling.top_k)
+            .with_top_p(self.sampling.top_p)
+            .with_min_p(self.sampling.min_p)
+            .with_repetition_penalty(self.sampling.repetition_penalty)
             .with_seed(globals.seed.unwrap_or(0))
             .with_prefill_chunk(self.prefill_chunk)
-            .with_stop(stop);
+            .with_stop(&stop);
+        settings.validate()?;
+        if let (Some(file), Some(tokenizer)) = (self.prompt.many(), &tokenizer) {
+            let job = batch::Job { model: &model, tokenizer, settings, stops };
+            return job.run(file, self.prompt.batch, globals);
+        }
+        let prompt = self.prompt.ids(&self.dir, tokenizer.as_ref(), config.vocab_size)?;
+        warn_of_length(prompt.len().saturating_add(self.max_new_tokens), config.max_context());
 
-        let mut stream = tokenizer.as_ref().map(|t| t.decode_stream(&prompt, true));
-        let mut text = String::new();
-        let mut shown = Ok(());
-        let mut show = |piece: Option<String>| -> Result<()> {
-            let Some(piece) = piece else { return Ok(()) };
-            text.push_str(&piece);
+        let mut text = stop::Text::new(tokenizer.as_ref(), &prompt, stops);
+        let mut whole = String::new();
+        let mut show = |piece: String| -> Result<()> {
+            whole.push_str(&piece);
             if globals.json { Ok(()) } else { output::print(&piece) }
         };
-        let done = generate(&model, &prompt, &settings, |id| {
-            if let (Some(stream), Ok(())) = (&mut stream, &shown) {
-                shown = stream.push(id).and_then(&mut show);
-            }
+        let done = generate_batch(&model, &[&prompt], &settings, |_, id| {
+            let (piece, flow) = text.push(id, stop.contains(&id))?;
+            show(piece)?;
+            Ok(flow)
         })?;
-        shown?;
-        if let Some(stream) = stream {
-            stream.finish().and_then(&mut show)?;
-        }
+        show(text.finish()?)?;
+        let Some(done) = done.into_iter().next() else { return Ok(()) };
         if globals.json {
-            return output::json(&json!({
-                "text": if tokenizer.is_some() { Value::from(text) } else { Value::Null },
-                "ids": done.ids,
-                "stopped": done.stopped,
-                "prompt_tokens": done.prompt_tokens,
-                "new_tokens": done.new_tokens,
-                "seconds_prefill": done.seconds_prefill,
-                "seconds_decode": done.seconds_decode,
-                "tokens_per_second": done.tokens_per_second,
-                "seed": settings.seed,
-                "device": globals.device.to_string(),
-            }));
+            let mut fields = facts(&done, tokenizer.is_some().then_some(whole));
+            fields["seed"] = settings.seed.into();
+            fields["device"] = globals.device.to_string().into();
+            return output::json(&fields);
         }
         if tokenizer.is_none() {
             output::print(&output::value(&done.ids).to_string())?;
@@ -127,23 +135,25 @@ impl GenerateArgs {
         );
         Ok(())
     }
+}
 
-    fn prompt(&self, tokenizer: Option<&Tokenizer>, vocabulary: usize) -> Result<Vec<u32>> {
-        if let Some(file) = &self.prompt.ids {
-            let ids = match load::json(file)? {
-                Ids::Flat(ids) | Ids::Row([ids]) => ids,
-            };
-            load::check_ids(&ids, vocabulary, file, 0)?;
-            return Ok(ids);
-        }
-        let text = match (&self.prompt.prompt_file, &self.prompt.prompt) {
-            (Some(file), _) => std::fs::read_to_string(file).map_err(|e| Error::io(file, e))?,
-            (None, text) => text.clone().unwrap_or_default(),
-        };
-        let ids = tokenizer.map_or(Ok(Vec::new()), |t| t.encode(&text, true))?;
-        if ids.is_empty() {
-            return Err(Error::config("command line", "prompt", "empty", "at least one token"));
-        }
-        Ok(ids)
+fn warn_of_length(longest: usize, context: usize) {
+    if longest > context {
+        eprintln!("note: {longest} tokens are more than the model's context of {context}");
     }
+}
+
+/// What programs are told of a text.
+fn facts(done: &Generated, text: Option<String>) -> Value {
+    json!({
+        "text": text,
+        "ids": done.ids,
+        "stopped": done.finish != Finish::Length,
+        "finish": done.finish,
+        "prompt_tokens": done.prompt_tokens,
+        "new_tokens": done.new_tokens,
+        "seconds_prefill": done.seconds_prefill,
+        "seconds_decode": done.seconds_decode,
+        "tokens_per_second": done.tokens_per_second,
+    })
 }

@@ -1,39 +1,55 @@
 //! `longburn inspect`
 
+use crate::usable::{runs_in, usable_for};
+use crate::verify::verify;
 use crate::{Globals, output};
 use clap::Args;
 use longburn::datasets::Tokenizer;
 use longburn::models::ModelConfig;
 use longburn::models::weights::WeightFiles;
-use longburn::positional::RopeKind;
 use longburn::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Say what a checkpoint is, whether it is whole, and what Longburn can do with it
+/// Say what a checkpoint is, whether it is whole, what Longburn can do with it and where else it
+/// runs
 ///
-/// `longburn inspect MODEL` reads config.json, the headers of the weight files and the tokenizer;
-/// no weights are loaded.
+/// Reads config.json, the headers of the weight files and the tokenizer; no weights are loaded.
+/// With --verify all bytes are read and compared with the sums in the folder's manifest.json, which
+/// checkpoints of training have.
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  longburn inspect MODEL
+  longburn inspect MODEL --verify")]
 pub struct InspectArgs {
     /// Folder of a checkpoint in Hugging Face form
     dir: PathBuf,
+    /// Compare every file with its sum in manifest.json
+    #[arg(long)]
+    verify: bool,
 }
 
 impl InspectArgs {
     pub fn run(&self, globals: &Globals) -> Result<()> {
         let config = ModelConfig::from_file(&self.dir.join("config.json"))?;
-        let facts = [
+        let weights = weights(&self.dir, &config);
+        let runs_in = runs_in(&config, weights["complete"] == true);
+        let mut facts = vec![
             ("model", model(&config)),
             ("positions", positions(&config)),
-            ("weights", weights(&self.dir, &config)),
+            ("weights", weights),
             ("tokenizer", tokenizer(&self.dir, &config)),
             ("usable_for", usable_for(&config)),
+            ("runs_in", runs_in),
         ];
+        if self.verify {
+            facts.push(("verified", verify(&self.dir)?));
+        }
         if globals.json {
-            let facts = facts.map(|(name, value)| (name.to_string(), value));
-            return output::json(&Value::Object(facts.into_iter().collect()));
+            let facts = facts.into_iter().map(|(name, value)| (name.to_string(), value));
+            return output::json(&Value::Object(facts.collect()));
         }
         let mut text = format!("{}\n", self.dir.display());
         for (name, value) in &facts {
@@ -97,15 +113,12 @@ fn weights(dir: &Path, config: &ModelConfig) -> Value {
     }
     shards.sort();
     shards.dedup();
-    let tied = config.tie_word_embeddings;
-    let surplus =
-        |name: &str| (tied && name == "lm_head.weight") || name.ends_with(".rotary_emb.inv_freq");
     let mut facts = Map::new();
     facts.insert("complete".into(), json!(true));
     facts.insert("files".into(), json!(shards.len()));
     facts.insert("tensors".into(), json!(files.names().count()));
     facts.insert("dtypes".into(), json!(dtypes));
-    match files.check_names(&config.tensor_shapes(), surplus) {
+    match files.check_names(&config.tensor_shapes(), |name| config.may_hold(name)) {
         Ok(()) => {}
         Err(Error::TensorMismatch { missing, unexpected, misshaped, .. }) => {
             facts.insert("complete".into(), json!(false));
@@ -139,23 +152,6 @@ fn tokenizer(dir: &Path, config: &ModelConfig) -> Value {
     }
 }
 
-fn usable_for(config: &ModelConfig) -> Value {
-    let mut mixers = vec!["dense"];
-    if config.num_attention_heads.is_multiple_of(2) {
-        mixers.push("longlora");
-    }
-    let extend: &[&str] = match config.rope.kind {
-        RopeKind::Default | RopeKind::Linear { .. } => &["linear"],
-        _ => &[],
-    };
-    json!({
-        "verbs": ["train", "eval", "generate", "logits"],
-        "mixers": mixers,
-        "extend": extend,
-        "lora": true,
-    })
-}
-
 /// A value in words.
 fn plain(value: &Value) -> String {
     match value {
@@ -166,7 +162,11 @@ fn plain(value: &Value) -> String {
             false => items.iter().map(plain).collect::<Vec<_>>().join(", "),
         },
         Value::Object(map) => {
-            let pairs = map.iter().map(|(k, v)| format!("{} {}", k.replace('_', " "), plain(v)));
+            let words = |v: &Value| match v {
+                Value::Object(_) => format!("({})", plain(v)),
+                other => plain(other),
+            };
+            let pairs = map.iter().map(|(k, v)| format!("{} {}", k.replace('_', " "), words(v)));
             pairs.collect::<Vec<_>>().join(", ")
         }
         other => other.to_string(),

@@ -13,10 +13,12 @@ use std::path::PathBuf;
 
 /// Write the logits of rows of ids, each row on its own
 ///
-/// `longburn logits MODEL --ids ids.json --out logits.safetensors`, where ids.json is a list of
-/// rows of any lengths, such as [[1, 5, 9], [1, 7]]. The result holds `logits.0`, `logits.1` ...,
-/// [T, V] each, in 32 bits.
+/// The ids are a list of rows of any lengths, such as [[1, 5, 9], [1, 7]]. The result holds
+/// `logits.0`, `logits.1` ..., [T, V] each, in 32 bits.
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  longburn logits MODEL --ids ids.json --out logits.safetensors")]
 pub struct LogitsArgs {
     /// Folder of a checkpoint in Hugging Face form
     dir: PathBuf,

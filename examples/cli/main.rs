@@ -1,29 +1,47 @@
 //! The `longburn` command: one file per verb.
 
+mod completions;
 mod device;
+mod doctor;
 mod eval;
+mod extend;
 mod fault;
 mod generate;
 mod inspect;
 mod load;
 mod logits;
 mod mask;
+mod merge;
 mod output;
 mod papers;
+mod plan;
+mod reference;
 mod train;
+mod usable;
+mod verify;
 
 use clap::{Args, Parser, Subcommand};
 use device::DeviceName;
 use longburn::{Error, Result};
 use std::process::ExitCode;
 
+/// Exit status after SIGINT, as shells have it.
+const INTERRUPTED: u8 = 130;
+
 /// Long-context techniques for language models: train, measure, generate.
 #[derive(Parser)]
 #[command(
     name = "longburn",
     version,
-    after_help = "Exit status: 0 done, 1 failed (the message says why), 2 the command line was \
-                  not understood."
+    long_version = doctor::LONG_VERSION.as_str(),
+    after_help = "\
+Examples:
+  longburn doctor
+  longburn inspect MODEL
+  longburn train recipe.toml --out runs/first
+
+Exit status: 0 done, 1 failed (the message says why), 2 the command line was not
+understood, 130 interrupted (a training run has saved itself then)."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -55,13 +73,20 @@ struct Globals {
 #[derive(Subcommand)]
 enum Verb {
     Train(train::TrainArgs),
+    Plan(plan::PlanArgs),
     Eval(eval::EvalArgs),
+    Extend(extend::ExtendArgs),
     Generate(generate::GenerateArgs),
     Inspect(inspect::InspectArgs),
+    Merge(merge::MergeArgs),
     Logits(logits::LogitsArgs),
     #[command(subcommand)]
     Mask(mask::MaskVerb),
     Papers(papers::PapersArgs),
+    Doctor(doctor::DoctorArgs),
+    Completions(completions::CompletionsArgs),
+    #[command(hide = true)]
+    Reference(reference::ReferenceArgs),
 }
 
 fn main() -> ExitCode {
@@ -72,12 +97,18 @@ fn main() -> ExitCode {
     let globals = &cli.globals;
     let done = set_threads(globals.threads).and_then(|()| match &cli.verb {
         Verb::Train(args) => args.run(globals),
+        Verb::Plan(args) => args.run(globals),
         Verb::Eval(args) => args.run(globals),
+        Verb::Extend(args) => args.run(globals),
         Verb::Generate(args) => args.run(globals),
         Verb::Inspect(args) => args.run(globals),
+        Verb::Merge(args) => args.run(globals),
         Verb::Logits(args) => args.run(globals),
         Verb::Mask(verb) => verb.run(globals),
         Verb::Papers(args) => args.run(globals),
+        Verb::Doctor(args) => args.run(globals),
+        Verb::Completions(args) => args.run(),
+        Verb::Reference(args) => args.run(),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -86,16 +117,23 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
+            let interrupted = matches!(error, Error::Interrupted { .. });
             fault::show(error, globals.json);
-            ExitCode::FAILURE
+            if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::FAILURE }
         }
     }
 }
 
+/// Above any machine; far more would take minutes to start.
+const MOST_THREADS: usize = 1024;
+
 fn set_threads(threads: Option<usize>) -> Result<()> {
     match threads {
         None => Ok(()),
-        Some(0) => Err(Error::config("command line", "threads", 0, "at least 1")),
+        Some(n) if n == 0 || n > MOST_THREADS => {
+            let expected = format!("from 1 to {MOST_THREADS}");
+            Err(Error::config("command line", "threads", n, expected))
+        }
         Some(n) => rayon::ThreadPoolBuilder::new().num_threads(n).build_global().map_err(|e| {
             Error::config("command line", "threads", n, format!("a pool that can be made: {e}"))
         }),

@@ -14,17 +14,26 @@ use std::path::PathBuf;
 /// Longest sequence whose mask is looked at.
 const MOST: usize = 1 << 20;
 
+/// Most heads, and widest, that are counted.
+const MOST_HEADS: usize = 1 << 16;
+
 /// Look at attention masks
 #[derive(Subcommand)]
+#[command(after_help = "\
+Examples:
+  longburn mask show recipe.toml --out mask.svg")]
 pub enum MaskVerb {
     Show(ShowArgs),
 }
 
 /// Draw a mask and count what it lets through
 ///
-/// `longburn mask show run.toml --out mask.svg` draws the mask that a recipe trains with;
-/// `longburn mask show --len 64 --group-ratio 4 --heads 4 --out mask.svg` one put together here.
+/// The mask is that which a recipe trains with, or one put together from the options here.
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  longburn mask show recipe.toml --out mask.svg
+  longburn mask show --len 64 --group-ratio 4 --heads 4 --out mask.svg")]
 pub struct ShowArgs {
     /// A recipe; its mixer, length, heads and window are taken
     recipe: Option<PathBuf>,
@@ -53,16 +62,16 @@ struct Spec {
     #[arg(long, conflicts_with = "recipe")]
     bidirectional: bool,
     /// Groups of one part in so many of the length (LongLoRA)
-    #[arg(long, value_name = "N", conflicts_with_all = ["recipe", "group_size"])]
+    #[arg(long, value_name = "N", group = "groups", conflicts_with = "recipe")]
     group_ratio: Option<usize>,
     /// Groups of so many tokens
-    #[arg(long, value_name = "N", conflicts_with = "recipe")]
+    #[arg(long, value_name = "N", group = "groups", conflicts_with = "recipe")]
     group_size: Option<usize>,
     /// Do not shift the groups of half of the heads
-    #[arg(long, conflicts_with = "recipe")]
+    #[arg(long, requires = "groups", conflicts_with = "recipe")]
     no_shift: bool,
     /// Accept a length that is no multiple of the group
-    #[arg(long, conflicts_with = "recipe")]
+    #[arg(long, requires = "groups", conflicts_with = "recipe")]
     ragged: bool,
     /// Lengths of documents packed into the row, instead of one document
     #[arg(long, value_delimiter = ',', value_name = "N,N")]
@@ -136,6 +145,12 @@ impl ShowArgs {
 
     fn of_flags(&self) -> Result<Shown> {
         let flags = &self.spec;
+        for (field, value) in [("heads", flags.heads), ("head-dim", flags.head_dim)] {
+            if value == 0 || value > MOST_HEADS {
+                let expected = format!("from 1 to {MOST_HEADS}");
+                return Err(Error::config("command line", field, value, expected));
+            }
+        }
         let base = if flags.bidirectional { MaskSpec::bidirectional() } else { MaskSpec::causal() };
         let mut spec = base.with_window(flags.window).with_sinks(flags.sinks);
         let len = self.len.unwrap_or_default();

@@ -8,6 +8,9 @@ use longburn::training::report::{Cell, Table};
 
 /// List the papers and what there is of each
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  longburn papers --implemented")]
 pub struct PapersArgs {
     /// Only those that are implemented, with what they build on
     #[arg(long)]

@@ -1,24 +1,42 @@
 //! `longburn train`
 
-use crate::{Globals, output};
+use crate::{Globals, INTERRUPTED, output};
 use clap::Args;
-use longburn::Result;
+use longburn::training::plan::parse_bytes;
 use longburn::training::report::Progress;
-use longburn::training::{Recipe, RunOptions, RunSummary, run_recipe};
+use longburn::training::{Interrupter, Recipe, RunOptions, RunSummary, run_recipe};
+use longburn::{Error, Result};
 use std::path::PathBuf;
 
 /// Run a recipe: swap, extend, adapt, train, measure, save
 ///
-/// `longburn train examples/longlora/run.toml --out runs/first`. The folder of the run holds the
-/// recipe, metrics.jsonl, loss.svg, report.html, summary.json, and the result: `model/` in Hugging
-/// Face form or `adapter/` in PEFT form.
+/// The folder of the run holds the recipe, metrics.jsonl, loss.svg, report.html, summary.json,
+/// checkpoints/, and the result: `model/` in Hugging Face form or `adapter/` in PEFT form.
+///
+/// Ctrl-C (SIGINT) or SIGTERM finishes the step, saves a checkpoint and exits with status 130; a
+/// second one exits at once. The same command with --resume goes on with the same bits as if
+/// nothing had happened.
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  longburn train recipe.toml
+  longburn train recipe.toml --out runs/second --seed 1
+  longburn train recipe.toml --resume")]
 pub struct TrainArgs {
     /// The recipe, TOML
     recipe: PathBuf,
     /// Folder of the run, instead of the recipe's
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Memory that the run may take: bytes, or such as 8GiB; the recipe's own where not given
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    device_memory: Option<u64>,
+    /// Go on from the newest checkpoint in the folder of the run; without one, begin
+    #[arg(long)]
+    resume: bool,
+    /// Resume although recipe or data have changed in what decides the result
+    #[arg(long, requires = "resume")]
+    allow_changes: bool,
 }
 
 impl TrainArgs {
@@ -27,13 +45,33 @@ impl TrainArgs {
         let options = RunOptions::new(globals.device.open()?)
             .with_seed(globals.seed)
             .with_out(self.out.clone())
-            .with_explain(globals.explain);
+            .with_explain(globals.explain)
+            .with_device_memory(self.device_memory)
+            .with_resume(self.resume)
+            .with_allow_changes(self.allow_changes)
+            .with_interrupter(stopped_by_signals()?);
         let summary = run_recipe(&recipe, &options, &Progress::new(0))?;
         match globals.json {
             true => output::json(&output::value(&summary)),
             false => output::print(&text(&summary)),
         }
     }
+}
+
+/// Stops a run at the first signal, the process at the second.
+fn stopped_by_signals() -> Result<Interrupter> {
+    let interrupter = Interrupter::new();
+    let (run, mut asked) = (interrupter.clone(), false);
+    let handler = move || {
+        if std::mem::replace(&mut asked, true) {
+            std::process::exit(INTERRUPTED.into());
+        }
+        eprintln!("stopping after this step; a second signal stops at once");
+        run.stop(Some("a signal"));
+    };
+    ctrlc::set_handler(handler)
+        .map_err(|e| Error::Training(format!("signals cannot be handled: {e}")))?;
+    Ok(interrupter)
 }
 
 fn text(summary: &RunSummary) -> String {

@@ -120,7 +120,7 @@ pub fn train(
                 let extend = &recipe.extend;
                 let shape = (extend.length, extend.batch);
                 // All arms see the same rows in the same order.
-                let mut rows = text.rows(shape, |_| extend.rows, seed + 1000)?;
+                let mut rows = text.rows(shape, |_| extend.rows, seed.wrapping_add(1000))?;
                 let title = format!("{}, {} tokens, seed {seed}", arm.title(), extend.length);
                 let training = recipe.extension(seed);
                 let model =

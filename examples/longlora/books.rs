@@ -1,5 +1,6 @@
 //! A real checkpoint extended on books, four arms and several seeds, into a Markdown page.
 
+use crate::page::print;
 use burn::tensor::Device;
 use clap::Args;
 use longburn::attention::{LongLoraConfig, MixerConfig};
@@ -9,6 +10,7 @@ use longburn::models::{Blocks, Decoder};
 use longburn::positional::RopeConfig;
 use longburn::streams::Streams;
 use longburn::training::eval::{EvalWindow, by_position};
+use longburn::training::recipe::interpolated;
 use longburn::training::report::{
     Cell, Estimate, EvalRecord, MetricsLog, Progress, Table, TrainRecord, mean_se,
     paired_difference, read_metrics,
@@ -72,6 +74,38 @@ struct Expected {
     why: String,
 }
 
+impl BooksRecipe {
+    fn check(&self, file: &str) -> Result<()> {
+        let bad = |field: &str, value: String, expected: &str| {
+            Err(Error::config(file, field, value, expected))
+        };
+        for (field, value) in [
+            ("length", self.length),
+            ("batch", self.batch),
+            ("steps", self.steps as usize),
+            ("group_ratio", self.group_ratio),
+            ("windows", self.windows),
+            ("seeds", self.seeds.len()),
+        ] {
+            if value == 0 {
+                return bad(field, "0".into(), "at least 1");
+            }
+        }
+        for (field, [from, to]) in [("early", self.early), ("late", self.late)] {
+            if from == 0 || from >= to || to > self.length {
+                let expected = "[from, to] with 0 < from < to <= length";
+                return bad(field, format!("{:?}", [from, to]), expected);
+            }
+        }
+        let known = |name: &str| ARMS.iter().any(|(arm, _)| *arm == name);
+        let mut names = self.expected.iter().flat_map(|e| [&e.lower, &e.higher]);
+        match names.find(|name| !known(name)) {
+            Some(name) => bad("expected", name.clone(), "the name of an arm"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// (name, what it is)
 const ARMS: [(&str, &str); 4] = [
     ("short", "LongLoRA's parameters trained at the checkpoint's own length, then interpolation"),
@@ -98,27 +132,31 @@ pub fn run(args: &BooksArgs) -> Result<()> {
         None => (include_str!("books.toml").into(), "books.toml".into()),
     };
     let recipe: BooksRecipe = toml::from_str(&text).map_err(|e| Error::Parse {
-        file,
+        file: file.clone(),
         message: e.to_string(),
         text: Some(text.clone()),
         span: e.span(),
     })?;
+    recipe.check(&file)?;
     let base = Decoder::load(&args.model, &MixerConfig::Dense, &Device::flex())?;
     let tokenizer = Tokenizer::from_file(&args.model)?;
     tokenizer.check_model(base.config().vocab_size)?;
-    let own = base.config().max_position_embeddings;
-    let factor = (recipe.length as f64 / own as f64).ceil();
-    let rope = base.config().rope.interpolated(factor)?;
+    // What a factor already in place reaches counts as the checkpoint's own length.
+    let own = base.config().max_context();
+    let extended = interpolated(base.config(), recipe.length)?;
+    let rope = (extended.max_position_embeddings, extended.rope);
     let progress = if args.quiet { Progress::quiet() } else { Progress::new(0) };
-    let texts = Texts {
-        train: read(&args.data, &tokenizer)?.0,
-        held_out: read(&args.held_out, &tokenizer)?.0,
+    let read = |path: &Path| -> Result<_> {
+        let (documents, account) = read(path, &tokenizer)?;
+        progress.println(&format!("{}: {account}", path.display()));
+        Ok(documents)
     };
+    let texts = Texts { train: read(&args.data)?, held_out: read(&args.held_out)? };
     std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
     let path = args.out.join("metrics.jsonl");
     let mut log = MetricsLog::open(&path)?;
     let done: Vec<String> = read_metrics(&path)?.eval(LATE).map(|e| e.run.clone()).collect();
-    let stretched = base.clone().with_rope(rope.clone(), own)?;
+    let stretched = base.clone().with_rope(rope.1.clone(), rope.0)?;
     if !done.iter().any(|d| d == UNTRAINED) {
         evaluate(&recipe, &stretched, &texts, UNTRAINED, &mut log)?;
     }
@@ -134,7 +172,7 @@ pub fn run(args: &BooksArgs) -> Result<()> {
         }
     }
     let page = page(&recipe, own, &path)?;
-    println!("{page}");
+    print(&page)?;
     match &args.page {
         Some(path) => std::fs::write(path, page).map_err(|e| Error::io(path, e)),
         None => Ok(()),
@@ -142,14 +180,16 @@ pub fn run(args: &BooksArgs) -> Result<()> {
 }
 
 fn read(path: &Path, tokenizer: &Tokenizer) -> Result<(Vec<TokenDocument>, DataReport)> {
-    tokenize(&source::open(path)?.read_all()?, tokenizer, true)
+    let mut source = source::open(path)?;
+    let (documents, account) = tokenize(&source.read_all()?, tokenizer, true)?;
+    Ok((documents, source.report().clone().then(&account)))
 }
 
 #[allow(clippy::too_many_arguments)]
 fn train(
     recipe: &BooksRecipe,
     base: &Decoder,
-    (own, rope): (usize, &RopeConfig),
+    (own, (positions, rope)): (usize, &(usize, RopeConfig)),
     texts: &Texts,
     arm: &str,
     seed: u64,
@@ -164,7 +204,7 @@ fn train(
     };
     let policy = if arm == "lora" { LoraConfig::new() } else { LoraConfig::longlora() };
     let policy = policy.with_rank(recipe.rank).with_alpha(recipe.alpha).with_seed(seed);
-    let stretch = |model: Decoder| model.with_rope(rope.clone(), own);
+    let stretch = |model: Decoder| model.with_rope(rope.clone(), *positions);
     let model = if short { base.clone() } else { stretch(base.clone())? };
     let model = lora::apply(model.swap_mixer(&mixer)?, &policy)?;
     // The short arm sees the same tokens per step, in more rows.

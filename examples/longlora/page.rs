@@ -9,6 +9,7 @@ use longburn::training::report::{
     Series, Table, mean_se, paired_difference, read_metrics,
 };
 use longburn::{Error, Result};
+use std::io::Write;
 use std::path::Path;
 
 /// Numbers over seeds, or over windows where there is one seed.
@@ -93,7 +94,12 @@ pub fn write(
     for (name, plot) in &plots {
         plot.save(out.join(format!("{name}.svg")))?;
     }
-    let mut log = MetricsLog::open(out.join("metrics.jsonl"))?;
+    let log = out.join("metrics.jsonl");
+    if all.len() > 1 {
+        // The steps of several seeds are in folders of their own, written anew as this is.
+        std::fs::write(&log, "").map_err(|e| Error::io(&log, e))?;
+    }
+    let mut log = MetricsLog::open(log)?;
     for line in Line::ALL {
         let (y, se) = summary.by_position(line);
         let size = bucket(recipe) as f64;
@@ -120,10 +126,23 @@ pub fn write(
     page(recipe, text, all, &summary, &table, &findings, &plots, seconds)
         .and_then(|report| report.save(out.join("report.html")))?;
 
-    println!("\n{}", table.to_text());
-    println!("{findings}");
-    println!("{} s; report: {}", seconds.round(), out.join("report.html").display());
-    Ok(())
+    let place = out.join("report.html");
+    print(&format!(
+        "\n{}\n{findings}\n{} s; report: {}",
+        table.to_text(),
+        seconds.round(),
+        place.display()
+    ))
+}
+
+/// Print a text and a line end; who has closed the output has seen enough.
+pub fn print(text: &str) -> Result<()> {
+    match writeln!(std::io::stdout().lock(), "{text}") {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::io("standard output", e))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn table(recipe: &Recipe, summary: &Summary<'_>) -> Table {
@@ -305,10 +324,11 @@ fn page(
         _ => "± is a standard error over seeds.",
     };
     let long_lora = Line::Arm(Arm::LongLora);
-    let command = match all.len() {
-        1 => "cargo run --example longlora",
-        _ => "cargo run --example longlora -- --full",
-    };
+    let mut command = "cargo run --example longlora".to_string();
+    for (i, argument) in std::env::args().skip(1).enumerate() {
+        command += if i == 0 { " -- " } else { " " };
+        command += &argument;
+    }
     let mut report = Report::new("LongLoRA on real text", lead)
         .fact(summary.perplexity(long_lora).to_string(), format!("LongLoRA's perplexity to {long}"))
         .fact(

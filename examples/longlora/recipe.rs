@@ -47,9 +47,7 @@ pub struct BasePart {
     pub steps: u64,
     pub lr: f64,
     pub warmup: f64,
-    pub copying: f64,
-    pub first: KeyRows,
-    pub then: KeyRows,
+    pub rows: Vec<KeyRows>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -87,6 +85,9 @@ pub struct PasskeyPart {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyRows {
+    /// Share of the steps after which the next ones follow.
+    #[serde(default = "all")]
+    until: f64,
     /// Share of the rows whose second half is their first half again.
     pub doubled: f64,
     /// Share of the others that carry a key.
@@ -113,6 +114,10 @@ struct FullPart {
     extend_steps: u64,
 }
 
+fn all() -> f64 {
+    1.0
+}
+
 impl Recipe {
     /// Read `path`, or the recipe that was compiled in.
     pub fn load(path: Option<&Path>, full: bool, seed: Option<u64>) -> Result<Self> {
@@ -137,7 +142,7 @@ impl Recipe {
             recipe.extend.steps = full.extend_steps;
         }
         if let Some(seed) = seed {
-            recipe.seeds.iter_mut().for_each(|s| *s += seed);
+            recipe.seeds.iter_mut().for_each(|s| *s = s.wrapping_add(seed));
         }
         recipe.check(&file)?;
         Ok(recipe)
@@ -165,19 +170,39 @@ impl Recipe {
         if self.seeds.is_empty() {
             return bad("seeds", &"empty", "at least one");
         }
+        for (field, value) in [
+            ("base.batch", self.base.batch),
+            ("base.steps", self.base.steps as usize),
+            ("extend.batch", self.extend.batch),
+            ("extend.steps", self.extend.steps as usize),
+            ("text.tokenizer_documents", self.text.tokenizer_documents),
+            ("passkey.words", self.passkey.words),
+            ("passkey.key_words", self.passkey.key_words),
+            ("model.layers", self.model.layers),
+        ] {
+            if value == 0 {
+                return bad(field, &value, "at least 1");
+            }
+        }
+        // A row must have room for the question and the words, a prompt for both twice.
+        if self.passkey.key_words > short / 4 {
+            return bad("passkey.key_words", &self.passkey.key_words, "a quarter of base.length");
+        }
         if self.evaluate.windows < 2 || self.evaluate.passkey_tests < 1 {
             return bad("evaluate", &"too small", "at least 2 windows and 1 pass-key test");
         }
-        let base = &self.base;
-        if !(0.0..=1.0).contains(&base.copying) {
-            return bad("base.copying", &base.copying, "0 to 1");
+        let mut from = 0.0;
+        for rows in &self.base.rows {
+            if rows.until <= from {
+                return bad("base.rows.until", &rows.until, "growing shares of the steps");
+            }
+            from = rows.until;
         }
-        let rows = [
-            ("base.first", base.first),
-            ("base.then", base.then),
-            ("extend.rows", self.extend.rows),
-        ];
-        for (part, rows) in rows {
+        if from != 1.0 {
+            return bad("base.rows.until", &from, "1.0 at last");
+        }
+        let base = self.base.rows.iter().map(|rows| ("base.rows", rows));
+        for (part, rows) in base.chain([("extend.rows", &self.extend.rows)]) {
             for (field, share) in [("doubled", rows.doubled), ("share", rows.share)] {
                 if !(0.0..=1.0).contains(&share) {
                     return bad(&format!("{part}.{field}"), &share, "0 to 1");
@@ -201,10 +226,9 @@ impl Recipe {
 
     /// What the rows of a base step (from 1) are made of.
     pub fn base_rows(&self, step: u64) -> KeyRows {
-        match step as f64 <= self.base.copying * self.base.steps as f64 {
-            true => self.base.first,
-            false => self.base.then,
-        }
+        let done = step as f64 / self.base.steps as f64;
+        let rows = &self.base.rows;
+        rows[rows.partition_point(|r| r.until < done).min(rows.len() - 1)]
     }
 
     /// How many times longer the extended model is.

@@ -83,7 +83,7 @@ impl Text {
         let per_micro = batch / 2;
         Ok(move |step: u64, micro: u32| {
             let mut rng = streams.rng(Purpose::Synthetic, step, micro, 0);
-            let KeyRows { doubled, share, repeats: [least, most] } = made_of(step);
+            let KeyRows { doubled, share, repeats: [least, most], .. } = made_of(step);
             let mut rows = Vec::with_capacity(per_micro);
             for _ in 0..per_micro {
                 let window = sampler.window(&mut rng);

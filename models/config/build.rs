@@ -1,6 +1,7 @@
 //! Configurations of new models.
 
 use super::{Architecture, ModelConfig};
+use crate::models::Activation;
 use crate::positional::RopeConfig;
 use serde_json::{Map, Value, json};
 
@@ -34,6 +35,8 @@ impl ModelConfig {
             qkv_bias: false,
             o_bias: false,
             mlp_bias: false,
+            activation: Activation::SwiGlu,
+            parallel_residual: false,
             qk_norm: false,
             tie_word_embeddings: false,
             windows: vec![None; layers.min(super::check::limit("num_hidden_layers"))],
@@ -43,6 +46,39 @@ impl ModelConfig {
             initializer_range: 0.02,
             raw: raw.map(|(k, v)| (k.to_string(), v)).into_iter().collect::<Map<String, Value>>(),
         }
+    }
+
+    /// A new GPT-NeoX: an inner width of four times the width, a quarter of each head rotated,
+    /// biases everywhere, parallel residuals; else as [`llama`](Self::llama).
+    ///
+    /// Nothing is checked before [`validate`](Self::validate), which building a model calls.
+    pub fn gpt_neox(vocab_size: usize, hidden_size: usize, layers: usize, heads: usize) -> Self {
+        let llama = Self::llama(vocab_size, hidden_size, layers, heads);
+        let raw = [
+            ("architectures", json!(["GPTNeoXForCausalLM"])),
+            ("model_type", json!("gpt_neox")),
+            ("attention_dropout", json!(0.0)),
+            ("hidden_dropout", json!(0.0)),
+            ("use_cache", json!(true)),
+        ];
+        Self {
+            architecture: Architecture::GptNeoX,
+            intermediate_size: hidden_size.saturating_mul(4),
+            rope: RopeConfig::new(10_000.0, llama.head_dim / 4),
+            qkv_bias: true,
+            o_bias: true,
+            mlp_bias: true,
+            activation: Activation::Gelu,
+            parallel_residual: true,
+            raw: raw.map(|(k, v)| (k.to_string(), v)).into_iter().collect::<Map<String, Value>>(),
+            ..llama
+        }
+    }
+
+    /// Whether the feed-forward layer stands beside attention (GPT-NeoX).
+    pub fn with_parallel_residual(mut self, parallel: bool) -> Self {
+        self.parallel_residual = parallel;
+        self
     }
 
     /// Rows of the embedding.
@@ -70,7 +106,7 @@ impl ModelConfig {
         self
     }
 
-    /// Rotary encoding; its width must be that of a head.
+    /// Rotary encoding; its width must be that of a head (GPT-NeoX: at most that).
     pub fn with_rope(mut self, rope: RopeConfig) -> Self {
         self.rope = rope;
         self

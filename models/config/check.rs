@@ -1,6 +1,8 @@
 //! What a configuration must satisfy before anything is built from it.
 
 use super::{Architecture, ModelConfig};
+use crate::models::Activation;
+use crate::positional::RopeKind;
 use crate::{Error, Result};
 
 /// Largest value of a size field: far above any model, far below what overflows.
@@ -43,7 +45,8 @@ impl ModelConfig {
             return bad("head_dim", &self.head_dim, "an even width (rotary pairs)".into());
         }
         if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
-            return bad("rms_norm_eps", &self.rms_norm_eps, "a number between 0 and 1".into());
+            let field = super::read::eps_name(self.architecture);
+            return bad(field, &self.rms_norm_eps, "a number between 0 and 1".into());
         }
         if !(0.0..=1.0).contains(&self.initializer_range) {
             let expected = "a number from 0 to 1".into();
@@ -62,9 +65,31 @@ impl ModelConfig {
     }
 
     fn check_rope(&self, file: &str) -> Result<()> {
-        if self.rope.dim != self.head_dim {
-            let expected = format!("head_dim ({})", self.head_dim);
-            return Err(Error::config(file, "rope.dim", self.rope.dim, expected));
+        let (dim, head_dim) = (self.rope.dim, self.head_dim);
+        let partly = self.architecture == Architecture::GptNeoX
+            && !matches!(self.rope.kind, RopeKind::Proportional { .. });
+        if dim > head_dim || (dim < head_dim && !partly) {
+            let most = if partly { "at most " } else { "" };
+            return Err(Error::config(
+                file,
+                "rope.dim",
+                dim,
+                format!("{most}head_dim ({head_dim})"),
+            ));
+        }
+        match &self.rope.kind {
+            RopeKind::ByParts { .. } => {
+                let expected = format!("one of {}", RopeKind::NAMES.join(", "));
+                return Err(Error::config(file, "rope_type", "by_parts", expected));
+            }
+            RopeKind::Dynamic { original_max_position_embeddings: length, .. }
+                if *length != self.max_position_embeddings =>
+            {
+                let expected = format!("the original length of dynamic scaling ({length})");
+                let found = self.max_position_embeddings;
+                return Err(Error::config(file, "max_position_embeddings", found, expected));
+            }
+            _ => {}
         }
         match self.rope.init() {
             Ok(_) => Ok(()),
@@ -92,7 +117,9 @@ impl ModelConfig {
         }
         let full = self.windows.iter().any(Option::is_none);
         match self.architecture {
-            Architecture::Llama if !sizes.is_empty() => bad(value(), "none (llama)"),
+            family @ (Architecture::Llama | Architecture::GptNeoX) if !sizes.is_empty() => {
+                bad(value(), &format!("none ({})", family.model_type()))
+            }
             Architecture::Mistral if sizes.len() > 1 || (full && !sizes.is_empty()) => {
                 bad(value(), "the same in all layers (mistral)")
             }
@@ -101,25 +128,50 @@ impl ModelConfig {
         }
     }
 
-    /// Biases and norms that the family's Python class would not have could not be written.
+    /// What the family's Python class would not have could not be written.
     fn check_family(&self, file: &str) -> Result<()> {
-        use Architecture::{Llama, Mistral, Qwen2, Qwen3};
+        use Architecture::{GptNeoX, Llama, Mistral, Qwen2, Qwen3};
         let family = self.architecture;
         let (qkv, o) = match family {
-            Llama | Qwen3 => (self.qkv_bias, self.qkv_bias),
+            Llama | Qwen3 | GptNeoX => (self.qkv_bias, self.qkv_bias),
             Qwen2 => (true, false),
             Mistral => (false, false),
         };
+        let neox = family == GptNeoX;
+        let width = self.num_attention_heads * self.head_dim;
         for (field, value, expected) in [
             ("qkv_bias", self.qkv_bias, qkv),
             ("o_bias", self.o_bias, o),
-            ("mlp_bias", self.mlp_bias, self.mlp_bias && family == Llama),
+            ("mlp_bias", self.mlp_bias, neox || (self.mlp_bias && family == Llama)),
             ("qk_norm", self.qk_norm, family == Qwen3),
+            ("parallel_residual", self.parallel_residual, neox && self.parallel_residual),
         ] {
             if value != expected {
                 let expected = format!("{expected} ({})", family.model_type());
                 return Err(Error::config(file, field, value, expected));
             }
+        }
+        if (self.activation == Activation::SwiGlu) == neox {
+            let expected = if neox { "a GELU (gpt_neox)".into() } else { "SwiGlu".to_string() };
+            return Err(Error::config(
+                file,
+                "activation",
+                format!("{:?}", self.activation),
+                expected,
+            ));
+        }
+        if neox && self.num_key_value_heads != self.num_attention_heads {
+            let expected = format!("{} (gpt_neox)", self.num_attention_heads);
+            return Err(Error::config(
+                file,
+                "num_key_value_heads",
+                self.num_key_value_heads,
+                expected,
+            ));
+        }
+        if neox && width != self.hidden_size {
+            let expected = format!("hidden_size over num_attention_heads (gpt_neox), not {width}");
+            return Err(Error::config(file, "head_dim", self.head_dim, expected));
         }
         Ok(())
     }

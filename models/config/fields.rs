@@ -62,6 +62,12 @@ impl<'a> Fields<'a> {
         self.typed(key, || "a number".into(), Value::as_f64)
     }
 
+    /// A list of numbers.
+    pub fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>> {
+        let expected = || "a list of numbers".into();
+        self.typed(key, expected, |v| v.as_array()?.iter().map(Value::as_f64).collect())
+    }
+
     /// `true` or `false`.
     pub fn boolean(&self, key: &str) -> Result<Option<bool>> {
         self.typed(key, || "true or false".into(), Value::as_bool)

@@ -3,15 +3,17 @@
 use super::check::limit;
 use super::fields::Fields;
 use super::{Architecture, ModelConfig, rope};
+use crate::models::Activation;
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 
 pub(super) fn config(raw: Map<String, Value>, file: &str) -> Result<ModelConfig> {
     let f = Fields { file, path: String::new(), map: &raw };
     let architecture = architecture(&f)?;
+    let activation = activation(&f, architecture)?;
     refuse_unsupported(&f)?;
 
-    use Architecture::{Llama, Mistral, Qwen2, Qwen3};
+    use Architecture::{GptNeoX, Llama, Mistral, Qwen2, Qwen3};
     let size = |key| f.integer(key, 1..=limit(key));
     let required = |key: &'static str| {
         size(key)?.ok_or_else(|| f.error(key, format!("an integer from 1 to {}", limit(key))))
@@ -24,34 +26,43 @@ pub(super) fn config(raw: Map<String, Value>, file: &str) -> Result<ModelConfig>
 
     // An explicit null means one key head per query head; absence means the class default.
     let num_key_value_heads = match (size("num_key_value_heads")?, architecture) {
+        (_, GptNeoX) => num_attention_heads,
         (Some(heads), _) => heads,
         (None, Mistral) if !f.has("num_key_value_heads") => 8,
         (None, Qwen2 | Qwen3) if !f.has("num_key_value_heads") => 32,
         (None, _) => num_attention_heads,
     };
     let head_dim = match (size("head_dim")?, architecture) {
-        (Some(width), _) => width,
+        (Some(width), Llama | Mistral | Qwen2 | Qwen3) => width,
         (None, Qwen3) => 128,
-        (None, _) if hidden_size % num_attention_heads == 0 => hidden_size / num_attention_heads,
-        (None, _) => {
-            let expected = format!(
-                "a multiple of num_attention_heads ({num_attention_heads}), or an explicit head_dim"
-            );
+        _ if hidden_size % num_attention_heads == 0 => hidden_size / num_attention_heads,
+        _ => {
+            let or = if architecture == GptNeoX { "" } else { ", or an explicit head_dim" };
+            let expected = format!("a multiple of num_attention_heads ({num_attention_heads}){or}");
             return Err(f.error("hidden_size", expected));
         }
     };
     let max_position_embeddings = size("max_position_embeddings")?.unwrap_or(match architecture {
-        Llama => 2048,
+        Llama | GptNeoX => 2048,
         Mistral => 131_072,
         Qwen2 | Qwen3 => 32_768,
     });
-    let attention_bias = f.boolean("attention_bias")?.unwrap_or(false);
+    let attention_bias = f.boolean("attention_bias")?.unwrap_or(architecture == GptNeoX);
     let (qkv_bias, o_bias) = match architecture {
-        Llama | Qwen3 => (attention_bias, attention_bias),
+        Llama | Qwen3 | GptNeoX => (attention_bias, attention_bias),
         Qwen2 => (true, false),
         Mistral => (false, false),
     };
-    let ends = matches!(architecture, Llama | Mistral);
+    let (bos, eos) = match architecture {
+        Llama | Mistral => (Some(1), Some(2)),
+        GptNeoX => (Some(0), Some(2)),
+        Qwen2 | Qwen3 => (None, None),
+    };
+    let default_eps = if architecture == GptNeoX { 1e-5 } else { 1e-6 };
+    let mlp_bias = match architecture {
+        Llama => f.boolean("mlp_bias")?.unwrap_or(false),
+        other => other == GptNeoX,
+    };
     let ids = |key: &str, default: Option<u32>| -> Result<Vec<u32>> {
         let absent = || if f.has(key) { Vec::new() } else { default.into_iter().collect() };
         Ok(f.token_ids(key)?.unwrap_or_else(absent))
@@ -66,17 +77,20 @@ pub(super) fn config(raw: Map<String, Value>, file: &str) -> Result<ModelConfig>
         num_attention_heads,
         num_key_value_heads,
         head_dim,
-        rms_norm_eps: f.number("rms_norm_eps")?.unwrap_or(1e-6),
+        rms_norm_eps: f.number(eps_name(architecture))?.unwrap_or(default_eps),
         max_position_embeddings,
-        rope: rope::read(&f, head_dim, max_position_embeddings)?,
+        rope: rope::read(&f, architecture, head_dim, max_position_embeddings)?,
         qkv_bias,
         o_bias,
-        mlp_bias: architecture == Llama && f.boolean("mlp_bias")?.unwrap_or(false),
+        mlp_bias,
+        activation,
+        parallel_residual: architecture == GptNeoX
+            && f.boolean("use_parallel_residual")?.unwrap_or(true),
         qk_norm: architecture == Qwen3,
         tie_word_embeddings: f.boolean("tie_word_embeddings")?.unwrap_or(false),
         windows: windows(&f, architecture, num_hidden_layers)?,
-        bos_token_id: single(&f, "bos_token_id", ids("bos_token_id", ends.then_some(1))?)?,
-        eos_token_ids: ids("eos_token_id", ends.then_some(2))?,
+        bos_token_id: single(&f, "bos_token_id", ids("bos_token_id", bos)?)?,
+        eos_token_ids: ids("eos_token_id", eos)?,
         // Early Llama conversions wrote -1 for "none".
         pad_token_id: match f.get("pad_token_id").and_then(Value::as_i64) {
             Some(-1) => None,
@@ -85,6 +99,14 @@ pub(super) fn config(raw: Map<String, Value>, file: &str) -> Result<ModelConfig>
         initializer_range: f.number("initializer_range")?.unwrap_or(0.02),
         raw,
     })
+}
+
+/// The field that holds the norms' ε.
+pub(super) fn eps_name(architecture: Architecture) -> &'static str {
+    match architecture {
+        Architecture::GptNeoX => "layer_norm_eps",
+        _ => "rms_norm_eps",
+    }
 }
 
 fn architecture(f: &Fields) -> Result<Architecture> {
@@ -112,11 +134,22 @@ fn architecture(f: &Fields) -> Result<Architecture> {
     }
 }
 
+fn activation(f: &Fields, architecture: Architecture) -> Result<Activation> {
+    let name = f.text("hidden_act")?;
+    match architecture {
+        Architecture::GptNeoX => match name.unwrap_or("gelu") {
+            "gelu" => Ok(Activation::Gelu),
+            // Three names of one formula.
+            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+            _ => Err(f.error("hidden_act", "gelu, gelu_new, gelu_fast or gelu_pytorch_tanh")),
+        },
+        _ if name.is_none_or(|name| name == "silu") => Ok(Activation::SwiGlu),
+        _ => Err(f.error("hidden_act", "silu")),
+    }
+}
+
 /// Settings that change the result and that nothing here honours.
 fn refuse_unsupported(f: &Fields) -> Result<()> {
-    if f.text("hidden_act")?.is_some_and(|act| act != "silu") {
-        return Err(f.error("hidden_act", "silu"));
-    }
     if f.get("quantization_config").is_some() {
         return Err(Error::Unsupported {
             what: format!("{}: the weights are quantised (quantization_config)", f.file),
@@ -128,13 +161,13 @@ fn refuse_unsupported(f: &Fields) -> Result<()> {
 
 /// Window of each layer.
 fn windows(f: &Fields, architecture: Architecture, layers: usize) -> Result<Vec<Option<usize>>> {
-    use Architecture::{Llama, Mistral, Qwen2, Qwen3};
+    use Architecture::{GptNeoX, Llama, Mistral, Qwen2, Qwen3};
     let size = || -> Result<_> {
         let given = f.integer("sliding_window", 1..=limit("sliding_window"))?;
         Ok(given.or((!f.has("sliding_window")).then_some(4096)))
     };
     let (window, first) = match architecture {
-        Llama => (None, 0),
+        Llama | GptNeoX => (None, 0),
         Mistral => (size()?, 0),
         Qwen2 | Qwen3 if f.boolean("use_sliding_window")?.unwrap_or(false) => {
             let first = f.integer("max_window_layers", 0..=usize::MAX)?.unwrap_or(28);
@@ -161,7 +194,7 @@ fn windows(f: &Fields, architecture: Architecture, layers: usize) -> Result<Vec<
         })
         .collect::<Result<Vec<_>>>()?;
     // Only the Qwen classes obey the list; elsewhere it may at most repeat what holds anyway.
-    if matches!(architecture, Llama | Mistral) && listed != by_rule {
+    if matches!(architecture, Llama | Mistral | GptNeoX) && listed != by_rule {
         let model_type = architecture.model_type();
         return Err(f.error("layer_types", format!("the same kind in all layers ({model_type})")));
     }

@@ -1,12 +1,26 @@
 //! What follows from a configuration without building the model.
 
-use super::ModelConfig;
+use super::{Architecture, ModelConfig};
+use crate::models::Activation;
+use crate::positional::RopeKind;
 use std::collections::BTreeMap;
 
 impl ModelConfig {
-    /// Longest context, tokens: `max_position_embeddings`, times the factor of linear scaling.
+    /// Longest context, tokens. Inference programs multiply `max_position_embeddings` by the
+    /// factor of linear and dynamic scaling; for YaRN some checkpoints have the length before
+    /// scaling there and some the length after it, so the factor counts from the original length.
     pub fn max_context(&self) -> usize {
-        (self.max_position_embeddings as f64 * self.rope.linear_factor()) as usize
+        let max = self.max_position_embeddings as f64;
+        match &self.rope.kind {
+            RopeKind::Linear { factor } | RopeKind::Dynamic { factor, .. } => {
+                (max * factor) as usize
+            }
+            RopeKind::Yarn(yarn) => {
+                let original = yarn.original_max_position_embeddings as f64;
+                max.max(original * yarn.factor) as usize
+            }
+            _ => self.max_position_embeddings,
+        }
     }
 
     /// Names and shapes of all weights as a checkpoint holds them; a tied head is not listed.
@@ -14,36 +28,64 @@ impl ModelConfig {
         let (d, inner) = (self.hidden_size, self.intermediate_size);
         let q = self.num_attention_heads * self.head_dim;
         let kv = self.num_key_value_heads * self.head_dim;
+        let norm_bias = self.architecture == Architecture::GptNeoX;
+        let gate = (self.activation == Activation::SwiGlu).then_some("mlp.gate_proj");
         let mut shapes = BTreeMap::new();
-        let mut put = |name: String, shape: &[usize]| _ = shapes.insert(name, shape.to_vec());
-        put("model.embed_tokens.weight".into(), &[self.vocab_size, d]);
-        put("model.norm.weight".into(), &[d]);
+        // By module paths, as the decoder has them.
+        let mut put = |path: String, shape: &[usize]| _ = shapes.insert(path, shape.to_vec());
+        put("embed_tokens".into(), &[self.vocab_size, d]);
         if !self.tie_word_embeddings {
             put("lm_head.weight".into(), &[self.vocab_size, d]);
         }
-        for i in 0..self.num_hidden_layers {
-            for norm in ["input_layernorm", "post_attention_layernorm"] {
-                put(format!("model.layers.{i}.{norm}.weight"), &[d]);
+        let mut norm = |path: String| {
+            put(format!("{path}.weight"), &[d]);
+            if norm_bias {
+                put(format!("{path}.bias"), &[d]);
             }
+        };
+        norm("norm".into());
+        for i in 0..self.num_hidden_layers {
+            norm(format!("layers.{i}.input_layernorm"));
+            norm(format!("layers.{i}.post_attention_layernorm"));
+        }
+        for i in 0..self.num_hidden_layers {
             for norm in ["q_norm", "k_norm"].into_iter().filter(|_| self.qk_norm) {
-                put(format!("model.layers.{i}.self_attn.{norm}.weight"), &[self.head_dim]);
+                put(format!("layers.{i}.self_attn.proj.{norm}.weight"), &[self.head_dim]);
             }
             for (layer, to, from, bias) in [
-                ("self_attn.q_proj", q, d, self.qkv_bias),
-                ("self_attn.k_proj", kv, d, self.qkv_bias),
-                ("self_attn.v_proj", kv, d, self.qkv_bias),
-                ("self_attn.o_proj", d, q, self.o_bias),
-                ("mlp.gate_proj", inner, d, self.mlp_bias),
-                ("mlp.up_proj", inner, d, self.mlp_bias),
-                ("mlp.down_proj", d, inner, self.mlp_bias),
+                (Some("self_attn.proj.q_proj"), q, d, self.qkv_bias),
+                (Some("self_attn.proj.k_proj"), kv, d, self.qkv_bias),
+                (Some("self_attn.proj.v_proj"), kv, d, self.qkv_bias),
+                (Some("self_attn.proj.o_proj"), d, q, self.o_bias),
+                (gate, inner, d, self.mlp_bias),
+                (Some("mlp.up_proj"), inner, d, self.mlp_bias),
+                (Some("mlp.down_proj"), d, inner, self.mlp_bias),
             ] {
-                put(format!("model.layers.{i}.{layer}.weight"), &[to, from]);
+                let Some(layer) = layer else { continue };
+                put(format!("layers.{i}.{layer}.weight"), &[to, from]);
                 if bias {
-                    put(format!("model.layers.{i}.{layer}.bias"), &[to]);
+                    put(format!("layers.{i}.{layer}.bias"), &[to]);
                 }
             }
         }
-        shapes
+        let keys = self.architecture.keys();
+        let named =
+            shapes.into_iter().filter_map(|(path, shape)| Some((keys.to_hf(&path)?, shape)));
+        crate::models::stored::shapes(named)
+    }
+
+    /// Whether a checkpoint of this model may hold `name` though no weight is read from it: a tied
+    /// head beside its embedding, and buffers that old files keep.
+    pub fn may_hold(&self, name: &str) -> bool {
+        let head = self.architecture.keys().to_hf("lm_head.weight");
+        let buffers: &[&str] = match self.architecture {
+            Architecture::GptNeoX => {
+                &[".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"]
+            }
+            _ => &[".rotary_emb.inv_freq"],
+        };
+        (self.tie_word_embeddings && head.is_some_and(|head| head == name))
+            || buffers.iter().any(|end| name.ends_with(end))
     }
 }
 
@@ -55,12 +97,15 @@ mod tests {
 
     #[test]
     fn shapes_are_those_of_the_model() {
-        let mut config = ModelConfig::llama(32, 24, 2, 6).with_kv_heads(2).with_head_dim(6);
+        let llama = ModelConfig::llama(32, 24, 2, 6).with_kv_heads(2).with_head_dim(6);
         let device = burn::tensor::Device::default();
         for architecture in Architecture::ALL {
-            config.architecture = architecture;
+            let mut config = match architecture {
+                Architecture::GptNeoX => ModelConfig::gpt_neox(32, 24, 2, 3),
+                _ => ModelConfig { architecture, ..llama.clone() },
+            };
             config.qk_norm = architecture == Architecture::Qwen3;
-            config.mlp_bias = architecture == Architecture::Llama;
+            config.mlp_bias |= architecture == Architecture::Llama;
             (config.qkv_bias, config.o_bias) = match architecture {
                 Architecture::Mistral => (false, false),
                 Architecture::Qwen2 => (true, false),

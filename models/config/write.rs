@@ -1,6 +1,7 @@
 //! Back to JSON: the file as read, with what has changed since.
 
 use super::{Architecture, ModelConfig, read, rope};
+use crate::models::Activation;
 use crate::models::weights::SaveDtype;
 use serde_json::{Map, Value, json};
 
@@ -11,12 +12,7 @@ impl ModelConfig {
     /// its shape (`rope_scaling` and `torch_dtype`, or `rope_parameters` and `dtype`); a new
     /// model gets the former, which transformers 4 and 5 both read.
     pub fn to_json(&self, dtype: SaveDtype) -> Value {
-        let mut map = self.raw.clone();
-        // Twice, because the default of an absent field can hang on one just written.
-        for _ in 0..2 {
-            let before = read::config(map.clone(), "").ok();
-            self.put_changes(&mut map, before.as_ref());
-        }
+        let mut map = self.changed();
         let mut names = vec!["dtype", "torch_dtype"];
         names.retain(|name| map.contains_key(*name));
         if names.is_empty() {
@@ -27,6 +23,22 @@ impl ModelConfig {
             map.insert(name.into(), json!(dtype.torch_name()));
         }
         Value::Object(map)
+    }
+
+    /// The same for weights that stay in the number format they have.
+    pub fn to_json_of_same_weights(&self) -> Value {
+        Value::Object(self.changed())
+    }
+
+    /// The file as read, with what has changed since.
+    fn changed(&self) -> Map<String, Value> {
+        let mut map = self.raw.clone();
+        // Twice, because the default of an absent field can hang on one just written.
+        for _ in 0..2 {
+            let before = read::config(map.clone(), "").ok();
+            self.put_changes(&mut map, before.as_ref());
+        }
+        map
     }
 
     /// Write into `map` every field that a reader of it would see otherwise; all of them
@@ -41,8 +53,24 @@ impl ModelConfig {
             )*};
         }
         put!(vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads);
-        put!(num_key_value_heads, head_dim, rms_norm_eps, max_position_embeddings);
-        put!(tie_word_embeddings, bos_token_id, pad_token_id, initializer_range);
+        put!(max_position_embeddings, tie_word_embeddings, bos_token_id, pad_token_id);
+        put!(initializer_range);
+        use Architecture::{GptNeoX, Llama, Qwen3};
+        if self.architecture == GptNeoX {
+            if changed(|a, b| a.parallel_residual == b.parallel_residual) {
+                map.insert("use_parallel_residual".into(), json!(self.parallel_residual));
+            }
+            if changed(|a, b| a.activation == b.activation) {
+                let tanh = self.activation == Activation::GeluTanh;
+                map.insert("hidden_act".into(), json!(if tanh { "gelu_new" } else { "gelu" }));
+            }
+        } else {
+            put!(num_key_value_heads, head_dim);
+        }
+        if changed(|a, b| a.rms_norm_eps == b.rms_norm_eps) {
+            let name = read::eps_name(self.architecture);
+            map.insert(name.into(), json!(self.rms_norm_eps));
+        }
         if changed(|a, b| a.eos_token_ids == b.eos_token_ids) {
             let ids = match self.eos_token_ids[..] {
                 [] => Value::Null,
@@ -51,18 +79,19 @@ impl ModelConfig {
             };
             map.insert("eos_token_id".into(), ids);
         }
-        use Architecture::{Llama, Qwen3};
-        if matches!(self.architecture, Llama | Qwen3) && changed(|a, b| a.qkv_bias == b.qkv_bias) {
+        if matches!(self.architecture, Llama | Qwen3 | GptNeoX)
+            && changed(|a, b| a.qkv_bias == b.qkv_bias)
+        {
             map.insert("attention_bias".into(), json!(self.qkv_bias));
         }
         if self.architecture == Llama && changed(|a, b| a.mlp_bias == b.mlp_bias) {
             map.insert("mlp_bias".into(), json!(self.mlp_bias));
         }
-        if self.architecture != Llama && changed(|a, b| a.windows == b.windows) {
+        if !matches!(self.architecture, Llama | GptNeoX) && changed(|a, b| a.windows == b.windows) {
             self.put_windows(map);
         }
         if changed(|a, b| a.rope == b.rope) {
-            rope::write(map, &self.rope);
+            rope::write(map, self);
         }
     }
 

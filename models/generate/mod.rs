@@ -1,91 +1,33 @@
-//! Text generation: prefill, then one token at a time against the state of every layer.
+//! Text generation: prefill, then one token at a time against the state of every layer, for one
+//! sequence or for several of different lengths at once.
 
+mod config;
+mod generator;
 mod sampler;
-mod stream;
+mod stop;
 
+pub use config::GenerateConfig;
+pub use generator::Generator;
 pub use sampler::Sampler;
-pub use stream::TextStream;
+pub use stop::StopStrings;
 
-use super::{Blocks, ForwardOptions, ids_tensor};
-use crate::attention::State;
+use super::Blocks;
 use crate::{Error, Result};
-use burn::tensor::DType;
 use longburn_kernels::TokenMeta;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use std::ops::ControlFlow;
 use std::time::Instant;
 
-/// How text is generated; greedy, 128 tokens at most by default.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct GenerateConfig {
-    /// Stop after this many new tokens.
-    pub max_new_tokens: usize,
-    /// Divides the logits; 0 takes the most likely token (greedy).
-    pub temperature: f64,
-    /// Draw from the fewest tokens that hold this share of the probability, above 0 to 1.
-    pub top_p: f64,
-    /// Of the draws.
-    pub seed: u64,
-    /// Ids that end the text; the one that did is part of the result.
-    pub stop: Vec<u32>,
-    /// Feed the prompt in pieces of this many tokens, to bound memory; all at once where not set.
-    pub prefill_chunk: Option<usize>,
-}
-
-impl Default for GenerateConfig {
-    fn default() -> Self {
-        Self {
-            max_new_tokens: 128,
-            temperature: 0.0,
-            top_p: 1.0,
-            seed: 0,
-            stop: Vec::new(),
-            prefill_chunk: None,
-        }
-    }
-}
-
-impl GenerateConfig {
-    /// Greedy, 128 tokens at most.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Limit the number of new tokens.
-    pub fn with_max_new_tokens(mut self, tokens: usize) -> Self {
-        self.max_new_tokens = tokens;
-        self
-    }
-
-    /// Draw at this temperature.
-    pub fn with_temperature(mut self, temperature: f64) -> Self {
-        self.temperature = temperature;
-        self
-    }
-
-    /// Draw from the most likely tokens only.
-    pub fn with_top_p(mut self, top_p: f64) -> Self {
-        self.top_p = top_p;
-        self
-    }
-
-    /// Seed the draws.
-    pub fn with_seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
-        self
-    }
-
-    /// Ids that end the text.
-    pub fn with_stop(mut self, ids: &[u32]) -> Self {
-        self.stop = ids.to_vec();
-        self
-    }
-
-    /// Feed the prompt in pieces.
-    pub fn with_prefill_chunk(mut self, tokens: Option<usize>) -> Self {
-        self.prefill_chunk = tokens;
-        self
-    }
+/// Why a text ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finish {
+    /// It has as many tokens as were asked for.
+    Length,
+    /// A stop id, the last of its ids.
+    StopId,
+    /// Whoever receives the tokens had enough: at a stop string, say.
+    Caller,
 }
 
 /// What was generated, and how fast.
@@ -93,13 +35,13 @@ impl GenerateConfig {
 pub struct Generated {
     /// New ids, without the prompt.
     pub ids: Vec<u32>,
-    /// Whether a stop id ended the text (it is the last of `ids`).
-    pub stopped: bool,
+    /// Why there are no more.
+    pub finish: Finish,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// Length of `ids`.
     pub new_tokens: usize,
-    /// Time to the first logits, s.
+    /// Time to the first logits, of the whole batch, s.
     pub seconds_prefill: f64,
     /// Time from there to the last id, s.
     pub seconds_decode: f64,
@@ -110,114 +52,140 @@ pub struct Generated {
 /// Continue `prompt`; every new id goes to `on_token` as soon as it is chosen.
 ///
 /// # Errors
-/// [`Error::Config`] for settings out of range, and what [`Generator::feed`] and
-/// [`Sampler::pick`] return.
+/// Those of [`generate_batch`].
 pub fn generate<M: Blocks>(
     model: &M,
     prompt: &[u32],
     config: &GenerateConfig,
     mut on_token: impl FnMut(u32),
 ) -> Result<Generated> {
-    let sampler = Sampler::new(config.temperature, config.top_p, config.seed)?;
-    if config.prefill_chunk == Some(0) {
-        return Err(Error::config("generate", "prefill_chunk", 0, "at least 1 token"));
+    let on_token = |_, id| {
+        on_token(id);
+        Ok(ControlFlow::Continue(()))
+    };
+    let mut rows = generate_batch(model, &[prompt], config, on_token)?;
+    rows.pop().ok_or_else(|| Error::shape("generate", "one prompt gave no row"))
+}
+
+/// Continue several prompts at once; each row is what it would be alone, up to rounding.
+///
+/// Prompts are padded on the left, which nobody sees. Every new id goes to `on_token` with its
+/// row as soon as it is chosen; a row ends at a stop id, at the limit, or when `on_token` breaks.
+/// Draws of row `r` come from the `r`-th stream of the seed, those of [`generate`] from the first.
+///
+/// # Errors
+/// [`Error::Config`] for settings out of range, [`Error::Data`] for an empty prompt, what
+/// `on_token` returns, and what [`Generator::feed_rows`] and [`Sampler::pick`] return. A mixer
+/// that refuses padding refuses prompts of different lengths.
+pub fn generate_batch<M: Blocks>(
+    model: &M,
+    prompts: &[impl AsRef<[u32]>],
+    config: &GenerateConfig,
+    mut on_token: impl FnMut(usize, u32) -> Result<ControlFlow<()>>,
+) -> Result<Vec<Generated>> {
+    let sampler = Sampler::new(config)?;
+    let mut rows: Vec<Sequence> = prompts.iter().map(|p| Sequence::new(p.as_ref())).collect();
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    if let Some(row) = rows.iter().position(|row| row.ids.is_empty()) {
+        let which = if rows.len() == 1 { String::new() } else { format!(" {row}") };
+        return Err(Error::Data(format!(
+            "prompt{which} is empty; generation needs at least one token"
+        )));
     }
     let mut generator = Generator::new(model);
     let start = Instant::now();
-    let mut logits = Vec::new();
-    for piece in prompt.chunks(config.prefill_chunk.unwrap_or(usize::MAX)) {
-        logits = generator.feed(piece)?;
-    }
-    if logits.is_empty() {
-        return Err(Error::Data("the prompt is empty; generation needs at least one token".into()));
-    }
+    let mut logits = prefill(&mut generator, &rows, config.prefill_chunk)?;
     let seconds_prefill = start.elapsed().as_secs_f64();
+
     let start = Instant::now();
-    let (mut ids, mut stopped) = (Vec::new(), false);
-    while ids.len() < config.max_new_tokens {
-        if let Some(last) = ids.last() {
-            logits = generator.feed(&[*last])?;
+    for step in 0..config.max_new_tokens {
+        if step > 0 {
+            logits = decode(&mut generator, &rows)?;
         }
-        let id = sampler.pick(&logits, ids.len() as u64)?;
-        on_token(id);
-        ids.push(id);
-        stopped = config.stop.contains(&id);
-        if stopped {
+        for (r, row) in rows.iter_mut().enumerate().filter(|(_, row)| row.finish.is_none()) {
+            let id = sampler.pick(&logits[r], &row.ids, step as u64, r as u32)?;
+            row.ids.push(id);
+            let heard = on_token(r, id)?;
+            if config.stop.contains(&id) {
+                row.finish = Some(Finish::StopId);
+            } else if heard.is_break() {
+                row.finish = Some(Finish::Caller);
+            }
+            row.seconds = start.elapsed().as_secs_f64();
+        }
+        if rows.iter().all(|row| row.finish.is_some()) {
             break;
         }
     }
-    let seconds_decode = start.elapsed().as_secs_f64();
-    let steps = ids.len().saturating_sub(1) as f64;
-    Ok(Generated {
-        stopped,
-        prompt_tokens: prompt.len(),
-        new_tokens: ids.len(),
-        seconds_prefill,
-        seconds_decode,
-        tokens_per_second: if steps > 0.0 { steps / seconds_decode } else { 0.0 },
-        ids,
-    })
+    Ok(rows.into_iter().map(|row| row.finished(seconds_prefill)).collect())
 }
 
-/// A sequence that grows: the model and what its layers remember of it.
-pub struct Generator<M: Blocks> {
-    model: M,
-    states: Vec<State>,
-    len: usize,
+/// A row while it grows.
+struct Sequence {
+    /// Prompt and new ids.
+    ids: Vec<u32>,
+    prompt: usize,
+    finish: Option<Finish>,
+    /// Of decoding, until the last id.
+    seconds: f64,
 }
 
-impl<M: Blocks> Generator<M> {
-    /// Start with nothing. The model's parameters are shared, not copied.
-    pub fn new(model: &M) -> Self {
-        Self { model: model.valid(), states: Vec::new(), len: 0 }
+impl Sequence {
+    fn new(prompt: &[u32]) -> Self {
+        Self { ids: prompt.to_vec(), prompt: prompt.len(), finish: None, seconds: 0.0 }
     }
 
-    /// Tokens fed so far.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether nothing was fed yet.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Append tokens; the logits that follow the last one, `[V]`.
-    ///
-    /// # Errors
-    /// [`Error::Data`] for no ids or ids outside the vocabulary, what a mixer refuses, and
-    /// [`Error::Unsupported`] for a mixer that returns no state. After an error the sequence
-    /// is lost.
-    pub fn feed(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
-        let vocab = self.model.config().vocab_size;
-        if ids.is_empty() {
-            return Err(Error::Data("no ids to continue from".into()));
+    fn finished(mut self, seconds_prefill: f64) -> Generated {
+        let ids = self.ids.split_off(self.prompt);
+        let steps = ids.len().saturating_sub(1) as f64;
+        Generated {
+            finish: self.finish.unwrap_or(Finish::Length),
+            prompt_tokens: self.prompt,
+            new_tokens: ids.len(),
+            seconds_prefill,
+            seconds_decode: self.seconds,
+            tokens_per_second: if steps > 0.0 { steps / self.seconds } else { 0.0 },
+            ids,
         }
-        if let Some(at) = ids.iter().position(|id| *id as usize >= vocab) {
-            return Err(Error::Data(format!(
-                "id {} at position {} is outside the model's vocabulary of {vocab}; \
-                 tokenizer and model do not belong together",
-                ids[at],
-                self.len + at,
-            )));
-        }
-        let device = self.model.head().device();
-        let tokens = TokenMeta::contiguous(1, ids.len(), self.len);
-        let options = ForwardOptions::infer().with_state(true);
-        let states = std::mem::take(&mut self.states);
-        let input = ids_tensor(ids, 1, &device);
-        let out = self.model.forward_ids(input, &tokens, &options, states)?;
-        if out.states.len() != self.model.num_blocks() {
-            return Err(Error::Unsupported {
-                what: "generation with a mixer that keeps no state".into(),
-                remedy: "return `MixOutput::state` where `MixContext::keep_state` asks for it"
-                    .into(),
-            });
-        }
-        self.states = out.states;
-        self.len += ids.len();
-        let last = out.last.narrow(1, ids.len() - 1, 1);
-        let logits = self.model.logits(last).cast(DType::F32).into_data();
-        Ok(logits.iter::<f32>().collect())
     }
 }
+
+/// Feed the prompts, side by side with their ends aligned; the logits behind each.
+fn prefill<M: Blocks>(
+    generator: &mut Generator<M>,
+    rows: &[Sequence],
+    chunk: Option<usize>,
+) -> Result<Vec<Vec<f32>>> {
+    let lengths: Vec<usize> = rows.iter().map(|row| row.prompt).collect();
+    let width = lengths.iter().copied().max().unwrap_or(0);
+    let tokens = TokenMeta::left_padded(&lengths, width)?;
+    let mut logits = Vec::new();
+    for from in (0..width).step_by(chunk.unwrap_or(width).max(1)) {
+        let to = from.saturating_add(chunk.unwrap_or(width)).min(width);
+        let column = |row: &Sequence, at: usize| {
+            at.checked_sub(width - row.prompt).map_or(PADDING, |at| row.ids[at])
+        };
+        let ids: Vec<u32> =
+            rows.iter().flat_map(|row| (from..to).map(|at| column(row, at))).collect();
+        logits = generator.feed_rows(&ids, &tokens.slice(from..to)?)?;
+    }
+    Ok(logits)
+}
+
+/// Feed the last id of every row that still grows, and padding to the others.
+fn decode<M: Blocks>(generator: &mut Generator<M>, rows: &[Sequence]) -> Result<Vec<Vec<f32>>> {
+    let (mut ids, mut pos, mut segment) = (Vec::new(), Vec::new(), Vec::new());
+    for row in rows {
+        let grows = row.finish.is_none();
+        let last = row.ids.last().copied().filter(|_| grows);
+        ids.push(last.unwrap_or(PADDING));
+        pos.push(if grows { row.ids.len() as i32 - 1 } else { 0 });
+        segment.push(if grows { 0 } else { -1 });
+    }
+    generator.feed_rows(&ids, &TokenMeta::new(rows.len(), 1, pos, segment)?)
+}
+
+/// Id of what nobody sees; every vocabulary has it.
+const PADDING: u32 = 0;

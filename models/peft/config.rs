@@ -63,10 +63,12 @@ impl AdapterConfig {
     pub fn read(path: &Path) -> Result<Self> {
         let text = read_text(path, MAX_FILE)?;
         let file = path.display().to_string();
-        let broken =
-            |message: String| Error::Parse { file: file.clone(), message, text: None, span: None };
-        let map: Map<String, Value> =
-            serde_json::from_str(&text).map_err(|e| broken(e.to_string()))?;
+        let map: Map<String, Value> = serde_json::from_str(&text).map_err(|e| Error::Parse {
+            file: file.clone(),
+            message: format!("{e} (remedy: get the file again from where the adapter is from)"),
+            text: None,
+            span: None,
+        })?;
         let fields = Fields { map: &map, file: &file };
         fields.check()?;
         Ok(Self {

@@ -6,6 +6,9 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
+/// How the names of unfinished files begin.
+const UNFINISHED: &str = ".longburn-";
+
 /// A complete, synced file that does not have its name yet; dropped, it is removed.
 pub(super) struct Staged {
     path: PathBuf,
@@ -20,7 +23,7 @@ impl Staged {
     ) -> Result<Self> {
         let failed = |e| Error::io(path, e);
         let mut builder = tempfile::Builder::new();
-        builder.prefix(".longburn-").suffix(".tmp");
+        builder.prefix(UNFINISHED).suffix(".tmp");
         // The default of 0600 would outlive the rename; this is what other files get.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
@@ -49,8 +52,13 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     sync_folder(folder(path))
 }
 
+/// Whether this is the name of a file that its writer did not finish.
+pub(crate) fn is_unfinished(name: &str) -> bool {
+    name.starts_with(UNFINISHED)
+}
+
 /// Make renames and removals in `folder` last.
-pub(super) fn sync_folder(folder: &Path) -> Result<()> {
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     #[cfg(unix)]
     match File::open(folder).and_then(|f| f.sync_all()) {
         // Some file systems cannot sync folders.

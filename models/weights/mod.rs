@@ -18,6 +18,7 @@ pub use safetensors::Dtype;
 pub use tensor::{HostTensor, RawTensor, SaveDtype};
 pub use write::{save_weights, write_safetensors};
 
+pub(crate) use atomic::{is_unfinished, sync_folder};
 pub(crate) use text::{read_text, shortened};
 
 /// Name of the file that holds all weights.

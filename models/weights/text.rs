@@ -16,15 +16,22 @@ pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String> {
     // Looked at before it is opened, which a pipe would never return from.
     let about = fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if !about.is_file() {
-        return Err(refused("is not a file".into()));
+        return Err(refused("is not a file (remedy: name the file itself)".into()));
     }
     if about.len() > limit {
-        return Err(refused(format!("has {} bytes; at most {limit} are read", about.len())));
+        let length = about.len();
+        return Err(refused(format!(
+            "has {length} bytes; at most {limit} are read (remedy: check that this is the file \
+             you mean)"
+        )));
     }
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let mut bytes = Vec::with_capacity(about.len() as usize);
     file.take(limit).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
-    String::from_utf8(bytes).map_err(|e| refused(format!("is not UTF-8: {}", e.utf8_error())))
+    String::from_utf8(bytes).map_err(|e| {
+        let error = e.utf8_error();
+        refused(format!("is not UTF-8: {error} (remedy: save it as UTF-8, or get it again)"))
+    })
 }
 
 /// `text`, cut after `limit` characters.

@@ -115,13 +115,25 @@ impl Golden {
 
     /// Compare with a float tensor by the largest difference and by RMS(got − want) / RMS(want).
     pub fn compare(&self, name: &str, got: &[f32]) -> Result<(), Failure> {
+        self.compare_within(name, name, got)
+    }
+
+    /// The same with the tolerance of another tensor, for a file that gives `name` none.
+    pub fn compare_within(
+        &self,
+        tolerance_of: &str,
+        name: &str,
+        got: &[f32],
+    ) -> Result<(), Failure> {
         let want = self.floats(name)?;
         if got.len() != want.len() {
             return Err(format!("{name}: {} values, expected {}", got.len(), want.len()).into());
         }
         let allowed = |key: &str| {
             let of = |tensor: &str| self.tolerance[tensor][key].as_f64();
-            of(name).or_else(|| of("*")).ok_or_else(|| format!("{name}: no tolerance {key}"))
+            of(tolerance_of)
+                .or_else(|| of("*"))
+                .ok_or_else(|| format!("{name}: no tolerance {key}"))
         };
         let (mut largest, mut error, mut size) = (0f64, 0f64, 0f64);
         for (got, want) in got.iter().zip(&want) {

@@ -86,6 +86,7 @@ fn context<'a>(
     MixContext {
         tokens,
         rope,
+        unrotated_cache: None,
         layer: 0,
         phase: Phase::Train,
         keep_state: false,

@@ -27,9 +27,12 @@ pub type Check = fn(&Golden) -> Result<(), Failure>;
 pub type Failure = Box<dyn std::error::Error>;
 
 /// Names that `tests/goldens.toml` may use.
-const CHECKS: [(&str, Check); 7] = [
+const CHECKS: [(&str, Check); 10] = [
     ("model", model::check),
     ("rope", rope::check),
+    ("rope_partial", rope::partial),
+    ("rope_state", rope::state),
+    ("rope_tables", rope::tables),
     ("longlora", longlora::check),
     ("lora", lora::check),
     ("passkey", eval::passkey),

@@ -16,6 +16,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen3Config,
@@ -90,10 +92,40 @@ def write_all(directory):
     )
 
     def llama(**more):
-        return LlamaForCausalLM(LlamaConfig(**sizes, **more))
+        return LlamaForCausalLM(LlamaConfig(**{**sizes, **more}))
 
     def qwen3():
         return Qwen3ForCausalLM(Qwen3Config(**sizes, head_dim=8, tie_word_embeddings=False))
+
+    def neox(parallel):
+        # A quarter of each head rotates: of 8 channels, for a whole pair.
+        own = {**sizes, "hidden_size": 32, "use_parallel_residual": parallel}
+        del own["num_key_value_heads"]
+        return GPTNeoXForCausalLM(GPTNeoXConfig(**own))
+
+    # 29 ids are more than these models were trained for, so that every table is in use.
+    scalings = dict(
+        linear=dict(factor=4.0),
+        dynamic=dict(factor=4.0),
+        yarn=dict(factor=4.0, original_max_position_embeddings=16),
+        longrope=dict(
+            factor=4.0,
+            original_max_position_embeddings=16,
+            short_factor=[1.0, 1.2, 1.5],
+            long_factor=[1.0, 2.0, 4.0],
+        ),
+        llama3=dict(
+            factor=4.0,
+            original_max_position_embeddings=16,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+        ),
+    )
+
+    def scaled(kind):
+        length = 64 if "original_max_position_embeddings" in scalings[kind] else 16
+        rope = dict(rope_type=kind, rope_theta=10000.0, **scalings[kind])
+        return llama(**dict(max_position_embeddings=length, rope_parameters=rope))
 
     def lora(targets, saved=None, **more):
         return LoraConfig(
@@ -105,6 +137,10 @@ def write_all(directory):
     saved = ["embed_tokens", "norm", "input_layernorm", "post_attention_layernorm"]
     torch.manual_seed(0)
     write(directory / "llama", llama(tie_word_embeddings=True))
+    write(directory / "gpt_neox", neox(True))
+    write(directory / "gpt_neox_sequential", neox(False))
+    for kind in scalings:
+        write(directory / f"rope_{kind}", scaled(kind))
     write(directory / "lora_untied", llama(), lora(attention, saved))
     tied = dict(tie_word_embeddings=True)
     write(directory / "lora_tied", llama(**tied), lora(attention, saved, ensure_weight_tying=True))

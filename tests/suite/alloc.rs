@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicIsize, AtomicPtr, AtomicUsize, Ordering::Relaxed};
 
 /// What [`measure`] saw, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,21 @@ pub fn measure<R: Send>(work: impl FnOnce() -> R + Send) -> Usage {
     }
 }
 
+/// What all threads of this process allocate meanwhile: for a process in which nothing else runs.
+pub fn measure_process<R>(work: impl FnOnce() -> R) -> Usage {
+    let counters: &'static Counters = Box::leak(Box::default());
+    PROCESS.store(ptr::from_ref(counters).cast_mut(), Relaxed);
+    drop(work());
+    PROCESS.store(ptr::null_mut(), Relaxed);
+    Usage {
+        peak: counters.peak.load(Relaxed).max(0) as usize,
+        largest: counters.largest.load(Relaxed),
+    }
+}
+
+/// Counters of [`measure_process`], which live on.
+static PROCESS: AtomicPtr<Counters> = AtomicPtr::new(ptr::null_mut());
+
 #[derive(Default)]
 struct Counters {
     held: AtomicIsize,
@@ -60,8 +75,11 @@ thread_local! {
 }
 
 fn count(what: impl FnOnce(&Counters)) {
-    // SAFETY: set while the thread belongs to a pool of `measure`, which outlives it.
-    if let Some(counters) = unsafe { COUNTERS.get().as_ref() } {
+    let of_thread = COUNTERS.get();
+    let counters = if of_thread.is_null() { PROCESS.load(Relaxed) } else { of_thread };
+    // SAFETY: the thread's are set while it belongs to a pool of `measure`, which outlives it;
+    // those of the process are leaked.
+    if let Some(counters) = unsafe { counters.as_ref() } {
         what(counters);
     }
 }

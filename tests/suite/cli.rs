@@ -1,8 +1,15 @@
 //! The `longburn` command, as a process.
 
 mod bad_input;
+mod chat;
+mod compat;
 mod eval;
+mod extend;
+mod machine;
+mod merge;
 mod models;
+mod plan;
+mod resume;
 mod train;
 
 use assert_cmd::Command;
@@ -62,6 +69,13 @@ impl Bench {
     fn json(&self, args: &[&str]) -> Value {
         let text = self.run(&[args, &["--json"]].concat());
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
+    }
+
+    /// Run in the folder, expect exit status 1; the message that programs get.
+    fn refusal(&self, args: &[&str]) -> String {
+        let out = longburn(self.dir.path(), &[args, &["--json"]].concat()).assert().code(1);
+        let said: Value = serde_json::from_slice(&out.get_output().stdout).unwrap();
+        said["error"]["message"].as_str().unwrap().to_string()
     }
 
     /// Run in the folder, expect exit status 1; what standard error says.

@@ -2,6 +2,7 @@
 
 mod config;
 mod faults;
+mod rope;
 mod saving;
 
 use longburn::models::weights::HostTensor;

@@ -1,10 +1,14 @@
 //! Generation: caches change nothing, and bad input is refused.
 
+mod batch;
+mod sampling;
+mod stop;
+
 use crate::tiny::{self, ids, logits, ratio};
 use burn::tensor::Device;
 use longburn::Error;
 use longburn::attention::MixerConfig;
-use longburn::models::generate::{Generator, Sampler, TextStream};
+use longburn::models::generate::{Finish, Generator, Sampler};
 use longburn::models::{Decoder, GenerateConfig, ModelConfig, generate, lora};
 
 /// Full heads, grouped heads with a tied head, norms on q and k, a window.
@@ -91,7 +95,7 @@ fn it_ends_at_a_stop_id_or_the_limit_and_hands_out_every_id() {
     let model = &models()[1];
     let mut heard = Vec::new();
     let free = generate(model, &ids(5), &greedy(10), |id| heard.push(id)).unwrap();
-    assert_eq!((free.new_tokens, free.prompt_tokens, free.stopped), (10, 5, false));
+    assert_eq!((free.new_tokens, free.prompt_tokens, free.finish), (10, 5, Finish::Length));
     assert_eq!(heard, free.ids);
     assert!(free.tokens_per_second > 0.0 && free.seconds_prefill > 0.0);
 
@@ -99,7 +103,7 @@ fn it_ends_at_a_stop_id_or_the_limit_and_hands_out_every_id() {
     let first = free.ids.iter().position(|id| *id == stop).unwrap();
     let config = greedy(10).with_stop(&[60, stop]);
     let stopped = generate(model, &ids(5), &config, |_| {}).unwrap();
-    assert!(stopped.stopped);
+    assert_eq!(stopped.finish, Finish::StopId);
     assert_eq!(stopped.ids, free.ids[..=first]);
 
     let none = generate(model, &ids(5), &greedy(0), |_| panic!("no id was asked for")).unwrap();
@@ -125,6 +129,10 @@ fn bad_input_is_refused_and_explained() {
     assert_eq!(field(greedy(3).with_temperature(f64::NAN)), "temperature");
     assert_eq!(field(greedy(3).with_top_p(0.0)), "top_p");
     assert_eq!(field(greedy(3).with_top_p(1.5)), "top_p");
+    assert_eq!(field(greedy(3).with_min_p(-0.1)), "min_p");
+    assert_eq!(field(greedy(3).with_min_p(1.1)), "min_p");
+    assert_eq!(field(greedy(3).with_repetition_penalty(0.0)), "repetition_penalty");
+    assert_eq!(field(greedy(3).with_repetition_penalty(f64::INFINITY)), "repetition_penalty");
     assert_eq!(field(greedy(3).with_prefill_chunk(Some(0))), "prefill_chunk");
 }
 
@@ -139,39 +147,13 @@ fn n1_logits_that_are_no_numbers_are_an_error() {
     let error = generate(&broken, &ids(4), &greedy(3), |_| {}).unwrap_err();
     assert!(matches!(error, Error::Logits { step: 0, .. }), "{error}");
 
-    let sampler = Sampler::new(0.0, 1.0, 0).unwrap();
+    let sampler = Sampler::new(&GenerateConfig::new()).unwrap();
+    let pick = |logits: &[f32], step| sampler.pick(logits, &[], step, 0);
     let (inf, nan) = (f32::INFINITY, f32::NAN);
     for bad in [&[0.0, nan][..], &[inf, 0.0], &[-inf, -inf], &[]] {
-        assert!(matches!(sampler.pick(bad, 3), Err(Error::Logits { step: 3, .. })), "{bad:?}");
+        assert!(matches!(pick(bad, 3), Err(Error::Logits { step: 3, .. })), "{bad:?}");
     }
-    assert_eq!(sampler.pick(&[-inf, -4.0, -4.0, -9.0], 0).unwrap(), 1);
-}
-
-/// How often each of four ids is drawn, of 4000.
-fn drawn(temperature: f64, top_p: f64) -> [u32; 4] {
-    // Probabilities 0.5, 0.3, 0.15, 0.05 at temperature 1, out of order.
-    let logits = [0.15f32, 0.5, 0.05, 0.3].map(f32::ln);
-    let sampler = Sampler::new(temperature, top_p, 5).unwrap();
-    let mut counts = [0; 4];
-    (0..4000).for_each(|step| counts[sampler.pick(&logits, step).unwrap() as usize] += 1);
-    counts
-}
-
-#[test]
-fn draws_have_the_softmax_frequencies() {
-    let near = |counts: [u32; 4], expected: [f64; 4]| {
-        for (count, share) in counts.iter().zip(expected) {
-            let spread = 4.0 * (4000.0 * share * (1.0 - share)).sqrt();
-            assert!((*count as f64 - 4000.0 * share).abs() <= spread, "{counts:?} {expected:?}");
-        }
-    };
-    near(drawn(1.0, 1.0), [0.15, 0.5, 0.05, 0.3]);
-    // Temperature 1/2 squares the probabilities.
-    near(drawn(0.5, 1.0), [0.0225, 0.25, 0.0025, 0.09].map(|p| p / 0.365));
-    near(drawn(1.0, 0.75), [0.0, 0.625, 0.0, 0.375]);
-    near(drawn(1.0, 0.45), [0.0, 1.0, 0.0, 0.0]);
-    near(drawn(1.0, 0.9), [0.15, 0.5, 0.0, 0.3].map(|p| p / 0.95));
-    near(drawn(0.0, 1.0), [0.0, 1.0, 0.0, 0.0]);
+    assert_eq!(pick(&[-inf, -4.0, -4.0, -9.0], 0).unwrap(), 1);
 }
 
 #[test]
@@ -182,29 +164,4 @@ fn draws_depend_on_seed_and_step_alone() {
         |seed| generate(model, &ids(3), &config.clone().with_seed(seed), |_| {}).unwrap().ids;
     assert_eq!(text(1), text(1));
     assert_ne!(text(1), text(2));
-}
-
-#[test]
-fn text_comes_out_whole_characters_at_a_time() {
-    // Ids are bytes; a space goes to the front of the next word, as in many tokenizers.
-    let decode = |ids: &[u32]| {
-        let bytes: Vec<u8> = ids.iter().map(|id| *id as u8).collect();
-        Ok(String::from_utf8_lossy(&bytes).trim_start().to_string())
-    };
-    let text = " Größe → ∞";
-    let mut stream = TextStream::new(b"One".map(u32::from).as_slice(), decode);
-    let mut pieces = Vec::new();
-    for byte in text.bytes() {
-        pieces.extend(stream.push(byte.into()).unwrap());
-    }
-    assert!(pieces.iter().all(|piece| !piece.contains('\u{FFFD}')), "{pieces:?}");
-    assert_eq!(pieces.concat() + &stream.finish().unwrap(), text);
-    assert_eq!(pieces.len(), text.chars().count());
-
-    // A prompt that ends within a character.
-    let mut stream = TextStream::new(&[0xC3], decode);
-    assert_eq!(stream.push(0xA9).unwrap().as_deref(), Some("é"));
-    // An incomplete end is shown as what it is.
-    assert_eq!(stream.push(0xE2).unwrap(), None);
-    assert_eq!(stream.finish().unwrap(), "\u{FFFD}");
 }

@@ -10,7 +10,7 @@ use longburn::attention::MixerConfig;
 use longburn::models::lora::{self, LoraConfig, Role, Target};
 use longburn::models::peft::{load_adapter, save_adapter};
 use longburn::models::weights::{RawTensor, SaveDtype, read_safetensors, write_safetensors};
-use longburn::models::{Decoder, ModelConfig, SaveOptions};
+use longburn::models::{Decoder, Extension, ModelConfig, SaveOptions};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -62,6 +62,19 @@ fn put_adapter(case: &Path, config: &ModelConfig, policy: &LoraConfig) {
     put_expected(case, &expected);
 }
 
+/// Every method; heads of 6 channels have three pairs.
+fn extensions() -> [Extension; 6] {
+    let (short_factor, long_factor) = (vec![1.0, 1.2, 1.5], vec![1.0, 2.0, 4.0]);
+    [
+        Extension::Linear,
+        Extension::Ntk,
+        Extension::Dynamic,
+        Extension::Yarn,
+        Extension::LongRope { short_factor, long_factor },
+        Extension::Llama3,
+    ]
+}
+
 #[test]
 fn what_is_written_for_python_is_read_back() {
     let temporary = tempfile::tempdir().unwrap();
@@ -75,6 +88,16 @@ fn what_is_written_for_python_is_read_back() {
     put_model(&case("qwen3_bf16"), &tiny::qwen3(), &narrow);
     put_model(&case("mistral"), &tiny::mistral(), &whole);
     assert!(case("llama_tied_sharded").join("model/model.safetensors.index.json").is_file());
+
+    let neox = ModelConfig::gpt_neox(61, 32, 2, 4).with_max_positions(64);
+    put_model(&case("gpt_neox"), &neox, &sharded);
+    put_model(&case("gpt_neox_sequential"), &neox.with_parallel_residual(false), &whole);
+    // Longer than the original 16 tokens, so that what depends on the length shows.
+    let short = tiny::llama(true).with_max_positions(16);
+    for method in extensions() {
+        let config = short.extended(&method, 64).unwrap();
+        put_model(&case(&format!("extended_{}", method.name())), &config, &whole);
+    }
 
     let longlora = LoraConfig::longlora().with_rank(3);
     put_adapter(&case("lora_llama"), &tiny::llama(false), &longlora);

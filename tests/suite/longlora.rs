@@ -106,6 +106,7 @@ fn mixed(config: &LongLoraConfig, x: Tensor<3>, tokens: &TokenMeta) -> longburn:
     let ctx = MixContext {
         tokens,
         rope: None,
+        unrotated_cache: None,
         layer: 0,
         phase: Phase::Train,
         keep_state: false,
@@ -273,6 +274,7 @@ fn bad_settings_are_refused() {
     let ctx = MixContext {
         tokens: &tokens,
         rope: None,
+        unrotated_cache: None,
         layer: 0,
         phase: Phase::Train,
         keep_state: true,

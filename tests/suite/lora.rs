@@ -220,6 +220,7 @@ fn unusable_settings_are_refused_by_name() {
     };
     let new = LoraConfig::new;
     assert_eq!(field(new().with_rank(0)).0, "rank");
+    assert_eq!(field(new().with_rank(usize::MAX)).0, "rank");
     assert_eq!(field(new().with_alpha(f64::NAN)).0, "alpha");
     assert_eq!(field(new().with_targets(&[])).0, "targets");
     assert_eq!(field(new().with_extra(&[Role::QkNorm])).0, "extra");

@@ -6,6 +6,12 @@
 mod alloc;
 mod backends;
 #[cfg(feature = "flex")]
+mod book;
+#[cfg(feature = "flex")]
+mod broken;
+#[cfg(feature = "flex")]
+mod chat;
+#[cfg(feature = "flex")]
 mod cli;
 #[cfg(feature = "flex")]
 mod data;
@@ -16,6 +22,8 @@ mod files;
 #[cfg(feature = "flex")]
 mod generate;
 #[cfg(feature = "flex")]
+mod gpt_neox;
+#[cfg(feature = "flex")]
 mod interop;
 #[cfg(feature = "flex")]
 mod longlora;
@@ -23,6 +31,10 @@ mod longlora;
 mod lora;
 #[cfg(feature = "flex")]
 mod mixers;
+#[cfg(feature = "flex")]
+mod plan;
+#[cfg(feature = "flex")]
+mod positional;
 #[cfg(feature = "flex")]
 mod realdata;
 #[cfg(feature = "flex")]
@@ -33,3 +45,5 @@ mod tiny;
 mod toy_extension;
 #[cfg(feature = "flex")]
 mod training;
+#[cfg(feature = "flex")]
+mod watching;

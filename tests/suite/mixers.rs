@@ -1,10 +1,11 @@
 //! Every mixer that comes with Longburn passes the conformance suite, and the suite can fail.
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 use longburn::Result;
 use longburn::attention::*;
-use longburn::positional::RopeConfig;
+use longburn::kernel::{Implementation, TokenMeta};
+use longburn::positional::{Positions, RopeConfig};
 use longburn::streams::Streams;
 use longburn::testing::{Check, CheckOptions, Outcome, check_mixer};
 
@@ -47,6 +48,35 @@ fn a_sliding_window_conforms() {
     let config = DenseConfig::new().with_window(Some(11));
     let report = check_mixer(&options(), |d| Ok(config.init(projections(d, 4, 2)))).unwrap();
     assert!(report.passed(), "{report}");
+}
+
+/// A window of 11 is the token itself and ten before it.
+#[test]
+fn a_sliding_window_reaches_as_far_as_it_says() {
+    let device = Device::flex();
+    let mixer = DenseConfig::new().with_window(Some(11)).init(projections(&device, 4, 2));
+    let tokens = TokenMeta::contiguous(1, 40, 0);
+    let rope = RopeConfig::new(10_000.0, 6).init().unwrap();
+    let table = rope.table(&Positions::of(&tokens), &device);
+    let last = |changed: Option<usize>| -> Vec<f32> {
+        let value = |i: usize| (i as f32).sin() + f32::from(changed == Some(i / 16));
+        let x: Vec<f32> = (0..40 * 16).map(value).collect();
+        let ctx = MixContext {
+            tokens: &tokens,
+            rope: Some(&table),
+            unrotated_cache: None,
+            layer: 0,
+            phase: Phase::Infer,
+            keep_state: false,
+            implementation: Implementation::Auto,
+            taps: &[],
+        };
+        let x = Tensor::from_data(TensorData::new(x, [1, 40, 16]), &device);
+        let y = mixer.forward(x, &ctx, None).unwrap().y;
+        y.narrow(1, 39, 1).into_data().iter::<f32>().collect()
+    };
+    assert_eq!(last(None), last(Some(39 - 11)));
+    assert_ne!(last(None), last(Some(39 - 10)));
 }
 
 #[test]

@@ -43,7 +43,8 @@ fn train(model: Decoder, data: &[TokenDocument], len: usize, steps: u64, lr: f64
 fn loss(model: &Decoder, held_out: &[TokenDocument]) -> f64 {
     let ids: Vec<_> = held_out.iter().map(|d| d.ids.as_slice()).collect();
     let windows = document_starts(&ids, LONG);
-    let report = by_position(model, &windows, &[SHORT..LONG], 8).unwrap();
+    let beyond = SHORT..LONG;
+    let report = by_position(model, &windows, std::slice::from_ref(&beyond), 8).unwrap();
     report.buckets[0].mean_nll
 }
 

@@ -1,7 +1,9 @@
 //! The trainer: gradients, accumulation, optimizer, faults, resuming.
 
 mod accumulation;
+mod checkpoint;
 mod faults;
+mod growth;
 mod optimizer;
 mod resume;
 mod session;

@@ -258,7 +258,7 @@ fn argmax(logits: &[f32]) -> Result<usize> {
             return Err(Error::Evaluation {
                 what: format!("the logit of id {i}"),
                 value: (*value).into(),
-                remedy: "look for NaN or infinite weights with `longburn inspect`".into(),
+                remedy: "check the weights for NaN and infinite values".into(),
             });
         }
         if *value > logits[best] {

@@ -139,6 +139,15 @@ impl Perplexity {
             }
             skipped_documents += usize::from(windows.len() == before);
         }
+        if windows.is_empty() {
+            let longest = documents.iter().map(|d| d.as_ref().len()).max().unwrap_or(0);
+            return Err(Error::Data(format!(
+                "no document is long enough for a window ({}); the longest of {} has {longest} \
+                 tokens (remedy: shorter windows, or longer documents)",
+                self.protocol,
+                documents.len()
+            )));
+        }
         let buckets = match &self.buckets {
             Some(buckets) => buckets.clone(),
             None => doubling_buckets(windows.iter().map(|w| w.ids.len()).max().unwrap_or(0)),

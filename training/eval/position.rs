@@ -3,7 +3,7 @@
 use super::score::{EvalWindow, WindowNll, score};
 use crate::Result;
 use crate::models::Blocks;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -18,7 +18,7 @@ pub struct BucketSum {
 
 /// Mean loss of the tokens at positions `start..end` of their windows; token 0 has no context and
 /// no loss.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PositionBucket {
     /// First position.
     pub start: usize,

@@ -152,7 +152,7 @@ fn summarize(
                     window.document
                 ),
                 value: (*loss).into(),
-                remedy: "look for NaN or infinite weights with `longburn inspect`".into(),
+                remedy: "check the weights for NaN and infinite values".into(),
             });
         }
         let loss = f64::from(*loss);

@@ -4,7 +4,15 @@ use super::sections::{Recipe, Rows};
 use crate::attention::{LongLoraConfig, MixerConfig};
 use crate::datasets::Pack;
 use crate::models::ModelConfig;
+use crate::training::checkpoint::KEEP;
 use crate::{Error, Result};
+
+/// Longest rows and positions, tokens: far above any model, far below what overflows.
+const LONGEST: usize = 1 << 28;
+/// Most rows of a micro-batch, and most of those in a step.
+const MOST_ROWS: usize = 1 << 20;
+/// Most threads.
+const MOST_WORKERS: usize = 1024;
 
 impl Recipe {
     pub(super) fn check(&self) -> Result<()> {
@@ -41,6 +49,13 @@ impl Recipe {
         if let Some(protocol) = self.eval.as_ref().and_then(|eval| eval.protocol) {
             protocol.check().map_err(|e| self.within("eval.protocol", e))?;
         }
+        if self.checkpoints.keep < KEEP {
+            let (keep, expected) = (self.checkpoints.keep, format!("at least {KEEP}"));
+            return Err(self.bad("checkpoints.keep", keep, expected));
+        }
+        if self.checkpoints.evaluate && self.eval.is_none() {
+            return Err(self.bad("checkpoints.evaluate", true, "false without [eval]"));
+        }
         if self.output.merge && self.lora.is_none() {
             return Err(self.bad("output.merge", true, "false without [lora]"));
         }
@@ -52,13 +67,18 @@ impl Recipe {
 
     fn check_train(&self) -> Result<()> {
         let train = &self.train;
-        for (field, value, least) in [
-            ("train.steps", train.steps as usize, 1),
-            ("train.length", train.length, 2),
-            ("train.batch", train.batch, 1),
+        if train.steps == 0 {
+            return Err(self.bad("train.steps", 0, "at least 1"));
+        }
+        for (field, value, least, most) in [
+            ("train.length", train.length, 2, LONGEST),
+            ("train.batch", train.batch, 1, MOST_ROWS),
+            ("train.micro_batches", train.micro_batches as usize, 1, MOST_ROWS),
+            ("train.workers", train.workers as usize, 1, MOST_WORKERS),
+            ("extend.to", self.extend.as_ref().map_or(1, |extend| extend.to), 1, LONGEST),
         ] {
-            if value < least {
-                return Err(self.bad(field, value, format!("at least {least}")));
+            if !(least..=most).contains(&value) {
+                return Err(self.bad(field, value, format!("from {least} to {most}")));
             }
         }
         train.config(self.seed).validate().map_err(|e| self.within("train", e))?;
@@ -85,6 +105,7 @@ impl Recipe {
     }
 
     fn check_data(&self) -> Result<()> {
+        self.check_chat()?;
         let data = &self.data;
         if data.held_out.is_some() && data.split.is_some() {
             return Err(self.bad("data.split", "set beside `held_out`", "one of the two"));
@@ -114,7 +135,7 @@ impl Recipe {
         }
         for (field, set) in [
             ("data.mix", !data.mix.is_empty()),
-            ("data.pack", data.pack != Pack::default()),
+            ("data.pack", data.pack.is_some_and(|pack| pack != Pack::Concat)),
             ("data.segments", data.segments),
             ("data.epochs", data.epochs.is_some()),
         ] {
@@ -160,10 +181,10 @@ impl Recipe {
         }
         let data = &self.data;
         let whole_rows =
-            data.rows == Rows::Windows || (data.pack == Pack::Concat && data.epochs.is_none());
-        if !mixer.ragged && (data.segments || !whole_rows) {
+            data.rows == Rows::Windows || (data.pack() == Pack::Concat && data.epochs.is_none());
+        if !mixer.ragged && (data.segments() || !whole_rows) {
             let expected = "true where documents of other lengths than train.length stand alone \
-                            (data.segments, data.pack or data.epochs)";
+                            (data.kind, data.segments, data.pack or data.epochs)";
             return Err(self.bad("mixer.ragged", false, expected));
         }
         Ok(())

@@ -1,11 +1,11 @@
 //! Documents of a recipe: read, split, tokenised, made into rows.
 
-use super::sections::{Recipe, Rows};
+use super::chat::Chats;
+use super::sections::{DataKind, Recipe, Rows};
 use crate::datasets::source::SourceOptions;
 use crate::datasets::{
-    Amount, BpeConfig, DataReport, Document, Mixture, PackConfig, PackedSource, TokenBatch,
-    TokenCache, TokenDocument, Tokenizer, WindowSampler, split, split_by, tokenize, train_bpe,
-    with_tokens,
+    Amount, BpeConfig, DataReport, Document, Mixture, Named, PackConfig, PackedSource, TokenBatch,
+    TokenCache, TokenDocument, Tokenizer, WindowSampler, split, tokenize, train_bpe, with_tokens,
 };
 use crate::streams::Streams;
 use crate::training::BatchSource;
@@ -13,23 +13,32 @@ use crate::{Error, Result};
 use serde_json::Value;
 use std::path::Path;
 
-/// Documents of a run before tokenisation: one entry per source that is mixed.
-pub(super) struct Texts(Vec<PartTexts>);
+/// Documents of a run before tokenisation: texts with one entry per source that is mixed (none
+/// where a token cache holds them), or conversations.
+pub(super) enum Texts {
+    Plain(Vec<PartTexts>),
+    Chats(Chats),
+}
 
-/// Documents of one source; with a token cache they are not read until tokens are asked for.
-#[derive(Default)]
-struct PartTexts {
+/// Documents of one source.
+pub(super) struct PartTexts {
     train: Vec<Document>,
     held_out: Vec<Document>,
     read: DataReport,
+    /// Of `held_out`, where it has files of its own.
+    held_out_read: DataReport,
 }
 
-/// Tokens of one source.
-struct PartTokens {
-    train: Vec<TokenDocument>,
-    held_out: Vec<TokenDocument>,
-    report: DataReport,
-    held_out_report: DataReport,
+/// Training and held-out documents of one source as tokens.
+pub(super) struct Tokens {
+    pub documents: Vec<TokenDocument>,
+    /// Which tokens are predicted; all where not given.
+    pub targets: Option<Vec<Vec<bool>>>,
+    /// Account of the training documents, from the files on.
+    pub report: DataReport,
+    pub held_out: Vec<TokenDocument>,
+    /// Account of the held-out ones, from the files on where they have files of their own.
+    pub held_out_report: DataReport,
 }
 
 /// A source and its share of the rows.
@@ -59,36 +68,40 @@ pub(super) enum RowSource {
 impl Texts {
     pub fn read(recipe: &Recipe) -> Result<Self> {
         let data = &recipe.data;
+        if data.kind == DataKind::Chat {
+            return Chats::read(recipe).map(Self::Chats);
+        }
         if data.cache.is_some() {
-            return Ok(Self(Vec::new()));
+            return Ok(Self::Plain(Vec::new()));
         }
         let read = |part: Part<'_>| {
             let (documents, read) = read(part.path, &part.options)?;
-            let (train, held_out) = match (&data.held_out, data.split) {
-                (Some(_), _) | (None, None) => (documents, Vec::new()),
-                (None, Some(every)) => split(documents, every)?,
-            };
-            Ok(PartTexts { train, held_out, read })
+            let (train, held_out) = recipe.split(documents)?;
+            Ok(PartTexts { train, held_out, read, held_out_read: DataReport::default() })
         };
         let mut parts = parts(recipe).map(read).collect::<Result<Vec<_>>>()?;
         if let (Some(path), Some(first)) = (&data.held_out, parts.first_mut()) {
-            first.held_out = self::read(path, &recipe.source_options())?.0;
+            (first.held_out, first.held_out_read) = self::read(path, &recipe.source_options())?;
         }
-        Ok(Self(parts))
+        Ok(Self::Plain(parts))
     }
 
     /// A vocabulary learned from the training documents.
     pub fn learn_tokenizer(&self, vocab_size: usize) -> Result<Tokenizer> {
+        let Self::Plain(parts) = self else {
+            return Err(Error::Data("no tokenizer is learned from conversations".into()));
+        };
         let special = vec!["<|endoftext|>".to_string()];
         let config = BpeConfig::new(vocab_size).with_special(special);
-        let documents = self.0.iter().flat_map(|part| &part.train);
+        let documents = parts.iter().flat_map(|part| &part.train);
         train_bpe(documents.map(|document| document.text.as_str()), &config)
     }
 
     pub fn prepare(self, recipe: &Recipe, tokenizer: &Tokenizer, seed: u64) -> Result<Data> {
-        let parts = match &recipe.data.cache {
-            Some(cache) => cached(recipe, &TokenCache::new(cache), tokenizer)?,
-            None => self.tokenize(tokenizer)?,
+        let parts = match (self, &recipe.data.cache) {
+            (Self::Chats(chats), _) => vec![chats.tokenize(recipe, tokenizer)?],
+            (Self::Plain(_), Some(cache)) => cached(recipe, &TokenCache::new(cache), tokenizer)?,
+            (Self::Plain(parts), None) => tokenized(parts, tokenizer)?,
         };
         let (mut held_out, mut sources) = (Vec::new(), Vec::new());
         let (mut report, mut held_out_report) = (DataReport::default(), DataReport::default());
@@ -96,7 +109,7 @@ impl Texts {
             report = report.beside(&part.report);
             held_out_report = held_out_report.beside(&part.held_out_report);
             held_out.extend(part.held_out);
-            sources.push((weight, part.train));
+            sources.push((weight, part.documents, part.targets));
         }
         let (held_out, limited) = limit(recipe, held_out);
         let held_out_report = held_out_report.then(&limited);
@@ -108,20 +121,25 @@ impl Texts {
         let rows = rows(recipe, tokenizer, sources, Streams::new(seed))?;
         Ok(Data { report, rows, held_out, held_out_report })
     }
-
-    fn tokenize(self, tokenizer: &Tokenizer) -> Result<Vec<PartTokens>> {
-        let part = |PartTexts { train, held_out, read }| {
-            let (train, report) = tokenize(&train, tokenizer, true)?;
-            let (held_out, held_out_report) = tokenize(&held_out, tokenizer, true)?;
-            Ok(PartTokens { train, held_out, report: read.then(&report), held_out_report })
-        };
-        self.0.into_iter().map(part).collect()
-    }
 }
 
-/// The same tokens as [`Texts::tokenize`] makes, from the disk where they are there.
-fn cached(recipe: &Recipe, cache: &TokenCache, tokenizer: &Tokenizer) -> Result<Vec<PartTokens>> {
-    let data = &recipe.data;
+fn tokenized(parts: Vec<PartTexts>, tokenizer: &Tokenizer) -> Result<Vec<Tokens>> {
+    let part = |PartTexts { train, held_out, read, held_out_read }| {
+        let (documents, report) = tokenize(&train, tokenizer, true)?;
+        let (held_out, held_out_report) = tokenize(&held_out, tokenizer, true)?;
+        Ok(Tokens {
+            documents,
+            targets: None,
+            report: read.then(&report),
+            held_out,
+            held_out_report: held_out_read.then(&held_out_report),
+        })
+    };
+    parts.into_iter().map(part).collect()
+}
+
+/// The same tokens as [`tokenized`] makes, from the disk where they are there.
+fn cached(recipe: &Recipe, cache: &TokenCache, tokenizer: &Tokenizer) -> Result<Vec<Tokens>> {
     let load = |path: &Path, options: &SourceOptions| {
         let cached = cache.documents(path, options, tokenizer, true)?;
         if let Some(reason) = &cached.rebuilt {
@@ -131,20 +149,29 @@ fn cached(recipe: &Recipe, cache: &TokenCache, tokenizer: &Tokenizer) -> Result<
     };
     let part = |part: Part<'_>| {
         let cached = load(part.path, &part.options)?;
-        let (train, held_out) = match (&data.held_out, data.split) {
-            (Some(_), _) | (None, None) => (cached.documents, Vec::new()),
-            (None, Some(every)) => split_by(cached.documents, every, |d| &d.document.id)?,
-        };
-        let (train, report) = with_tokens(train, tokenizer);
+        let (train, held_out) = recipe.split(cached.documents)?;
+        let (documents, report) = with_tokens(train, tokenizer);
         let (held_out, held_out_report) = with_tokens(held_out, tokenizer);
-        Ok(PartTokens { train, held_out, report: cached.report.then(&report), held_out_report })
+        let report = cached.report.then(&report);
+        Ok(Tokens { documents, targets: None, report, held_out, held_out_report })
     };
     let mut parts = parts(recipe).map(part).collect::<Result<Vec<_>>>()?;
-    if let (Some(path), Some(first)) = (&data.held_out, parts.first_mut()) {
-        let documents = load(path, &recipe.source_options())?.documents;
-        (first.held_out, first.held_out_report) = with_tokens(documents, tokenizer);
+    if let (Some(path), Some(first)) = (&recipe.data.held_out, parts.first_mut()) {
+        let cached = load(path, &recipe.source_options())?;
+        let (held_out, report) = with_tokens(cached.documents, tokenizer);
+        (first.held_out, first.held_out_report) = (held_out, cached.report.then(&report));
     }
     Ok(parts)
+}
+
+impl Recipe {
+    /// Training and held-out ones of what `data.train` or a source beside it holds.
+    pub(super) fn split<T: Named>(&self, documents: Vec<T>) -> Result<(Vec<T>, Vec<T>)> {
+        match (&self.data.held_out, self.data.split) {
+            (None, Some(every)) => split(documents, every),
+            _ => Ok((documents, Vec::new())),
+        }
+    }
 }
 
 /// `data.train`, whose weight is 1, and what is mixed with it.
@@ -163,30 +190,44 @@ fn parts(recipe: &Recipe) -> impl Iterator<Item = Part<'_>> {
     std::iter::once(first).chain(mixed)
 }
 
+/// Share of the rows, documents, and which of their tokens are predicted.
+type Source = (f64, Vec<TokenDocument>, Option<Vec<Vec<bool>>>);
+
 fn rows(
     recipe: &Recipe,
     tokenizer: &Tokenizer,
-    mut sources: Vec<(f64, Vec<TokenDocument>)>,
+    mut sources: Vec<Source>,
     streams: Streams,
 ) -> Result<RowSource> {
     let (data, length, batch) = (&recipe.data, recipe.train.length, recipe.train.batch);
     let special = tokenizer.special_ids();
     let config = PackConfig::new(length)
-        .with_pack(data.pack)
-        .with_segments(data.segments)
-        .with_eos(special.eos)
+        .with_pack(data.pack())
+        .with_segments(data.segments())
+        .with_eos(match data.kind {
+            DataKind::Text => special.eos,
+            // A template writes its own end of a turn.
+            DataKind::Chat => None,
+        })
         .with_pad_id(special.pad.unwrap_or(0))
         .with_shuffle(true)
         .with_epochs(data.epochs);
+    let pack = |documents, targets: Option<_>, batch| {
+        let rows = config.init(documents, batch, streams)?;
+        match targets {
+            Some(targets) => rows.with_targets(targets),
+            None => Ok(rows),
+        }
+    };
     if sources.len() > 1 {
-        let pack = |(weight, documents)| Ok((weight, config.init(documents, 1, streams)?));
-        let sources = sources.into_iter().map(pack).collect::<Result<_>>()?;
+        let part = |(weight, documents, targets)| Ok((weight, pack(documents, targets, 1)?));
+        let sources = sources.into_iter().map(part).collect::<Result<_>>()?;
         return Ok(RowSource::Mixed(Mixture::new(sources, batch)?));
     }
-    let (_, train): (f64, Vec<TokenDocument>) = sources.pop().unwrap_or_default();
+    let (_, train, targets): Source = sources.pop().unwrap_or_default();
     Ok(match data.rows {
         Rows::Windows => RowSource::Windows(WindowSampler::new(train, length, batch, streams)?),
-        Rows::Packed => RowSource::Packed(config.init(train, batch, streams)?),
+        Rows::Packed => RowSource::Packed(pack(train, targets, batch)?),
     })
 }
 

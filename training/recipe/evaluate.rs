@@ -5,10 +5,10 @@ use crate::Result;
 use crate::datasets::TokenDocument;
 use crate::models::Blocks;
 use crate::training::eval::{Perplexity, PerplexityReport, PositionBucket, Protocol};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Perplexity of the held-out documents.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// How the numbers came about.
     pub protocol: Protocol,

@@ -1,7 +1,7 @@
 //! Longer positions: LongLoRA's rule (arXiv 2309.12307, §3.1 and its training script).
 
 use crate::Result;
-use crate::models::ModelConfig;
+use crate::models::{Extension, ModelConfig};
 
 /// `config` with positions interpolated so far that it reaches `to` tokens.
 ///
@@ -12,12 +12,10 @@ use crate::models::ModelConfig;
 /// # Errors
 /// [`crate::Error::Unsupported`] for a checkpoint with another scaling than linear.
 pub fn interpolated(config: &ModelConfig, to: usize) -> Result<ModelConfig> {
-    let reach = config.max_context();
-    if to <= reach {
+    if to <= config.max_context() {
         return Ok(config.clone());
     }
-    let rope = config.rope.interpolated(to.div_ceil(reach) as f64)?;
-    Ok(config.clone().with_rope(rope))
+    config.extended(&Extension::Linear, to)
 }
 
 #[cfg(test)]

@@ -3,22 +3,31 @@
 //! Every key that is not known, every value that cannot be used and every combination that makes
 //! no sense is refused before anything is loaded, with the line it stands in.
 
+mod chat;
 mod check;
 mod data;
 mod evaluate;
 mod extend;
+mod options;
 mod output;
+mod resume;
 mod run;
+mod saving;
 mod sections;
 mod toml;
+mod watch;
 
+pub use chat::ChatSection;
 pub use evaluate::Evaluation;
 pub use extend::interpolated;
-pub use run::{RunOptions, RunSummary, run_recipe, run_recipe_with};
+pub use options::{RunOptions, RunSummary};
+pub use resume::MAY_CHANGE;
+pub use run::{run_recipe, run_recipe_with};
 pub use sections::{
-    DataSection, EvalSection, ExtendMethod, ExtendSection, MixSection, ModelSection, NewModel,
-    OutputSection, Recipe, Rows, TrainSection,
+    CheckpointSection, DataKind, DataSection, EvalSection, ExtendMethod, ExtendSection, MixSection,
+    ModelSection, NewModel, OutputSection, Recipe, Rows, TrainSection,
 };
+pub use watch::MemoryReport;
 
 use crate::{Error, Result};
 use std::path::Path;

@@ -1,23 +1,21 @@
 //! The folder of a run: recipe, metrics, plot, report, checkpoint.
 
+use super::saving::trained;
 use super::sections::Recipe;
 use super::{Evaluation, RunSummary};
+use crate::Result;
 use crate::attention::HasProjections;
 use crate::datasets::Tokenizer;
-use crate::models::weights::{SaveDtype, write_atomic};
-use crate::models::{Blocks, Decoder, SaveOptions, lora, peft};
-use crate::training::report::{Cell, Figure, MetricsLog, Plot, Report, Section, Series, Table};
-use crate::{Error, Result};
+use crate::models::weights::write_atomic;
+use crate::models::{Decoder, SaveOptions, copy_companions, lora};
+use crate::training::report::{
+    Cell, Figure, MetricsLog, Plot, Report, Section, Series, Table, read_metrics,
+};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// Files of a checkpoint's folder that go with its weights.
-const COMPANIONS: [&str; 4] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-];
+/// The evaluation before training.
+const BEFORE: &str = "before.json";
 
 /// An open run.
 pub(super) struct Folder {
@@ -28,11 +26,30 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    pub fn create(dir: &Path, recipe: &Recipe) -> Result<Self> {
-        std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+    /// Open a new run, or one that goes on after step `resumed`.
+    pub fn open(dir: &Path, recipe: &Recipe, resumed: Option<u64>) -> Result<Self> {
         write_atomic(&dir.join("recipe.toml"), recipe.text().as_bytes())?;
-        let log = MetricsLog::open(dir.join("metrics.jsonl"))?;
-        Ok(Self { dir: dir.into(), log, losses: Vec::new() })
+        let path = dir.join("metrics.jsonl");
+        let log = MetricsLog::open(&path)?;
+        let mut losses = Vec::new();
+        if let Some(step) = resumed {
+            let metrics = read_metrics(&path)?;
+            let before = metrics.train("train").into_iter().filter(|r| r.step <= step);
+            losses.extend(before.map(|record| record.loss));
+        }
+        Ok(Self { dir: dir.into(), log, losses })
+    }
+
+    /// Keep the evaluation before training for those who go on with the run.
+    pub fn save_before(&self, before: &Option<Evaluation>) -> Result<()> {
+        let value = serde_json::to_value(before).unwrap_or(Value::Null);
+        write_json(&self.dir.join(BEFORE), &value)
+    }
+
+    /// The evaluation before training, where it was measured.
+    pub fn load_before(&self) -> Option<Evaluation> {
+        let text = std::fs::read_to_string(self.dir.join(BEFORE)).ok()?;
+        serde_json::from_str(&text).ok().flatten()
     }
 
     /// Write what was trained: `model/`, or `adapter/` and, where asked for, `model/` merged.
@@ -43,23 +60,17 @@ impl Folder {
         tokenizer: &Tokenizer,
     ) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
         let (model_dir, adapter_dir) = (self.dir.join("model"), self.dir.join("adapter"));
-        let options = SaveOptions {
-            dtype: recipe.output.dtype,
-            max_shard_bytes: recipe.output.max_shard_bytes,
-        };
+        let dtype = recipe.output.dtype;
         if recipe.lora.is_none() {
-            model.save(&model_dir, &options)?;
-            companions(recipe, tokenizer, &model_dir)?;
+            trained(recipe, model, tokenizer, &model_dir, dtype)?;
             return Ok((Some(model_dir), None));
         }
-        let base = recipe.model.path.as_deref().unwrap_or(Path::new(""));
-        peft::save_adapter(model, &adapter_dir, &base.display().to_string())?;
-        // The form of an adapter has no place for positions, which training may have stretched.
-        write_json(&adapter_dir.join("config.json"), &model.config().to_json(SaveDtype::F32))?;
-        companions(recipe, tokenizer, &adapter_dir)?;
+        trained(recipe, model, tokenizer, &adapter_dir, dtype)?;
         if !recipe.output.merge {
             return Ok((None, Some(adapter_dir)));
         }
+        let max_shard_bytes = recipe.output.max_shard_bytes;
+        let options = SaveOptions { dtype, max_shard_bytes };
         lora::merge(model.clone()).save(&model_dir, &options)?;
         companions(recipe, tokenizer, &model_dir)?;
         Ok((Some(model_dir), Some(adapter_dir)))
@@ -75,7 +86,7 @@ impl Folder {
         self.report(recipe, seed, summary, &plot)?.save(self.dir.join("report.html"))
     }
 
-    fn plot(&self) -> Plot {
+    pub fn plot(&self) -> Plot {
         let steps: Vec<f64> = (1..=self.losses.len()).map(|step| step as f64).collect();
         Plot::lines("Training loss")
             .x("step")
@@ -127,6 +138,7 @@ impl Folder {
                     ("tokens", summary.tokens.to_string()),
                     ("seconds", format!("{:.1}", summary.seconds)),
                 ])
+                .pairs(summary.memory.rows())
                 .command(recipe.text()),
         ))
     }
@@ -160,22 +172,16 @@ fn evaluation(before: Option<&Evaluation>, after: &Evaluation) -> Section {
 }
 
 /// The tokenizer and what else belongs to the weights, byte for byte where there are files.
-fn companions(recipe: &Recipe, tokenizer: &Tokenizer, to: &Path) -> Result<()> {
-    let own = recipe.model.tokenizer.as_deref();
-    let own = own.map(|path| if path.is_dir() { path } else { path.parent().unwrap_or(path) });
-    let Some(from) = own.or(recipe.model.path.as_deref()) else { return tokenizer.save(to) };
-    for name in COMPANIONS {
-        let file = from.join(name);
-        match std::fs::read(&file) {
-            Ok(bytes) => write_atomic(&to.join(name), &bytes)?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(Error::io(file, e)),
-        }
+pub(super) fn companions(recipe: &Recipe, tokenizer: &Tokenizer, to: &Path) -> Result<()> {
+    let Some(from) = recipe.tokenizer_dir() else { return tokenizer.save(to) };
+    copy_companions(from, to)?;
+    if let Some(template) = recipe.data.chat.as_ref().and_then(|chat| chat.template.as_ref()) {
+        write_atomic(&to.join("chat_template.jinja"), template.as_bytes())?;
     }
     // A tokenizer file may have any name.
     if to.join("tokenizer.json").exists() { Ok(()) } else { tokenizer.save(to) }
 }
 
-fn write_json(path: &Path, value: &Value) -> Result<()> {
+pub(super) fn write_json(path: &Path, value: &Value) -> Result<()> {
     write_atomic(path, format!("{value:#}\n").as_bytes())
 }

@@ -2,108 +2,39 @@
 
 use super::data::{Data, Texts};
 use super::output::Folder;
+use super::resume::{Origin, Place, Tracked, check_vacant};
+use super::saving::{Saver, load};
 use super::sections::Recipe;
-use super::{Evaluation, interpolated};
+use super::watch::Watch;
+use super::{Evaluation, RunOptions, RunSummary, interpolated};
+use crate::Result;
 use crate::attention::{AttnProjections, HasProjections, MixerConfig};
-use crate::datasets::{DataReport, Tokenizer};
+use crate::datasets::{TokenDocument, Tokenizer};
 use crate::models::keymap::params;
-use crate::models::lora::{self, TrainableReport};
-use crate::models::{Decoder, ForwardOptions, ModelConfig};
+use crate::models::lora::TrainableReport;
+use crate::models::{Decoder, ForwardOptions, ModelConfig, peft};
+use crate::training::checkpoint::{Inputs, RunLock};
+use crate::training::plan::{RecipePlan, Resident};
 use crate::training::report::{EvalRecord, Progress, TrainRecord};
 use crate::training::{NextToken, Step, Stop, TrainOutcome, Trainer};
-use crate::{Error, Result};
-use burn::tensor::Device;
-use serde::Serialize;
+use burn::module::Module;
 use std::path::PathBuf;
 use std::time::Instant;
-
-/// What a run is told beside its recipe.
-#[derive(Clone, Debug)]
-pub struct RunOptions {
-    /// Where it computes.
-    pub device: Device,
-    /// Instead of the recipe's seed.
-    pub seed: Option<u64>,
-    /// Instead of the recipe's output folder.
-    pub out: Option<PathBuf>,
-    /// Say which code runs in every layer.
-    pub explain: bool,
-}
-
-impl RunOptions {
-    /// As the recipe says, on `device`.
-    pub fn new(device: Device) -> Self {
-        Self { device, seed: None, out: None, explain: false }
-    }
-
-    /// Replace the recipe's seed.
-    pub fn with_seed(mut self, seed: Option<u64>) -> Self {
-        self.seed = seed;
-        self
-    }
-
-    /// Replace the recipe's output folder.
-    pub fn with_out(mut self, out: Option<PathBuf>) -> Self {
-        self.out = out;
-        self
-    }
-
-    /// Say which code runs in every layer.
-    pub fn with_explain(mut self, explain: bool) -> Self {
-        self.explain = explain;
-        self
-    }
-}
-
-/// What a run did; `summary.json` in its folder.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct RunSummary {
-    /// Folder of the run.
-    pub dir: PathBuf,
-    /// Checkpoint in Hugging Face form, where one was written.
-    pub model: Option<PathBuf>,
-    /// Adapter in PEFT form, where one was written.
-    pub adapter: Option<PathBuf>,
-    /// Optimizer steps done.
-    pub steps: u64,
-    /// Whether all steps of the recipe are done; else the data ended before.
-    pub finished: bool,
-    /// Tokens that went through the model in training.
-    pub tokens: u64,
-    /// Wall time of training, s.
-    pub seconds: f64,
-    /// `tokens / seconds`
-    pub tokens_per_second: f64,
-    /// Loss of the first step, nats per token.
-    pub first_loss: f64,
-    /// Loss of the last step, nats per token.
-    pub last_loss: f64,
-    /// What trains.
-    pub trainable: TrainableReport,
-    /// The model before training.
-    pub before: Option<Evaluation>,
-    /// The model after training.
-    pub after: Option<Evaluation>,
-    /// What became of the training documents.
-    pub data: DataReport,
-    /// What became of the held-out documents.
-    pub held_out: DataReport,
-}
 
 /// Run a recipe with the mixer that it names.
 ///
 /// # Errors
 /// Whatever the recipe's files, the data, the model or the disk give reason for; what was
-/// measured until then is in the run's folder.
+/// measured until then is in the run's folder. [`crate::Error::Interrupted`] when the options'
+/// interrupter stopped it.
 pub fn run_recipe(
     recipe: &Recipe,
     options: &RunOptions,
     progress: &Progress,
 ) -> Result<RunSummary> {
-    let run = Run::prepare(recipe, options, progress)?;
-    let windows = run.config.windows.clone();
-    run.train(|layer, proj| {
-        recipe.mixer.init(proj, windows[layer]).map_err(|e| recipe.within("mixer", e))
+    let (run, start) = Run::prepare(recipe, options, progress)?;
+    run.train(start, |layer, proj| {
+        recipe.mixer.init(proj, run.config.windows[layer]).map_err(|e| recipe.within("mixer", e))
     })
 }
 
@@ -122,7 +53,8 @@ pub fn run_recipe_with<M: HasProjections>(
         let expected = "no [mixer] section in a run that brings its own";
         return Err(recipe.bad("mixer.name", recipe.mixer.name(), expected));
     }
-    Run::prepare(recipe, options, progress)?.train(mixer)
+    let (run, start) = Run::prepare(recipe, options, progress)?;
+    run.train(start, mixer)
 }
 
 /// A run whose files have been read and found to fit together.
@@ -134,7 +66,23 @@ struct Run<'a> {
     dir: PathBuf,
     config: ModelConfig,
     tokenizer: Tokenizer,
+    inputs: Inputs,
+}
+
+/// What a run uses up.
+struct Start {
     data: Data,
+    /// The folder, which a resumed run takes before it reads anything.
+    place: Option<Place>,
+    origin: Option<Origin>,
+    plan: Option<RecipePlan>,
+}
+
+/// What follows the training.
+struct Hooks<'a, 'r> {
+    folder: &'a mut Folder,
+    saver: &'a mut Saver<'r>,
+    watch: &'a mut Watch,
 }
 
 impl<'a> Run<'a> {
@@ -142,36 +90,54 @@ impl<'a> Run<'a> {
         recipe: &'a Recipe,
         options: &'a RunOptions,
         progress: &'a Progress,
-    ) -> Result<Self> {
+    ) -> Result<(Self, Start)> {
         let seed = options.seed.unwrap_or(recipe.seed);
         let dir = options.out.as_ref().unwrap_or(&recipe.output.dir).clone();
-        if std::fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_some()) {
-            let expected = "a new or empty folder, so that nothing is overwritten";
-            return Err(match &options.out {
-                Some(_) => Error::config("command line", "out", dir.display(), expected),
-                None => recipe.bad("output.dir", dir.display(), expected),
-            });
+        let (place, origin) = match options.resume {
+            true => Place::resume(&dir, recipe)?.unzip(),
+            false => (None, None),
+        };
+        let origin = origin.flatten();
+        if place.is_none() {
+            RunLock::check(&dir)?;
+            check_vacant(&dir, recipe, options)?;
+        }
+        if let Some(origin) = &origin {
+            origin.check_recipe(recipe, seed, options.allow_changes)?;
+            progress.println(&format!("resuming from {}", origin.checkpoint.dir.display()));
+        } else if options.resume {
+            progress.println(&format!("no checkpoint in {}: a new run begins", dir.display()));
         }
         let config = recipe.model_config()?;
+        let plan = recipe.checked_plan(options.device_memory)?;
+        let inputs = Inputs::of(&recipe.input_paths())?;
+        if let Some(origin) = &origin {
+            origin.check_inputs(&inputs, options.allow_changes)?;
+        }
         let mut stage = progress.stage("Data", None, "documents");
         let texts = Texts::read(recipe)?;
-        let tokenizer = match (&recipe.model.tokenizer, &recipe.model.path) {
-            (Some(path), _) | (None, Some(path)) => Tokenizer::from_file(path)?,
-            (None, None) => texts.learn_tokenizer(config.vocab_size)?,
+        let tokenizer = match (&recipe.model.tokenizer, &recipe.model.path, &origin) {
+            (Some(path), ..) | (None, Some(path), _) => Tokenizer::from_file(path)?,
+            (None, None, Some(origin)) => Tokenizer::from_file(&origin.checkpoint.dir)?,
+            (None, None, None) => texts.learn_tokenizer(config.vocab_size)?,
         };
         tokenizer.check_model(config.vocab_size)?;
         let data = texts.prepare(recipe, &tokenizer, seed)?;
         stage.advance(data.report.kept.documents + data.held_out_report.kept.documents);
         stage.finish();
         progress.println(&format!("training documents: {}", data.closing_report()));
-        Ok(Self { recipe, options, progress, seed, dir, config, tokenizer, data })
+        let run = Self { recipe, options, progress, seed, dir, config, tokenizer, inputs };
+        Ok((run, Start { data, place, origin, plan }))
     }
 
     fn train<M: HasProjections>(
-        mut self,
+        &self,
+        start: Start,
         mixer: impl FnMut(usize, AttnProjections) -> Result<M>,
     ) -> Result<RunSummary> {
-        let model = self.model(mixer)?;
+        let Start { mut data, place, origin, plan } = start;
+        let memory = Resident::read();
+        let model = self.model(origin.as_ref(), mixer)?;
         let trainable = TrainableReport::of(&model);
         self.progress.println(&trainable.to_string());
         if self.options.explain {
@@ -179,13 +145,36 @@ impl<'a> Run<'a> {
                 self.progress.println(&line);
             }
         }
-        let mut folder = Folder::create(&self.dir, self.recipe)?;
+        let place = match place {
+            Some(place) => place,
+            None => Place::new_run(&self.dir, self.recipe, self.options)?,
+        };
+        let resumed = origin.as_ref().map(|origin| origin.checkpoint.step());
+        let mut folder = Folder::open(&self.dir, self.recipe, resumed)?;
+        let mut watch = Watch::start(self.recipe, plan, memory, &self.dir, self.progress)?;
         folder.log.note("seed", self.seed)?;
-        let measured = self.recipe.eval.as_ref().is_some_and(|eval| eval.before);
-        let before = if measured { self.evaluate("before", &model, &mut folder)? } else { None };
+        let before = match resumed {
+            Some(step) => {
+                folder.log.note("resumed", step)?;
+                folder.load_before()
+            }
+            None if self.recipe.eval.as_ref().is_some_and(|eval| eval.before) => {
+                let before = self.evaluate("before", &model, &data.held_out, &mut folder)?;
+                folder.save_before(&before)?;
+                before
+            }
+            None => None,
+        };
+        let mut saver =
+            Saver::new(self.recipe, self.seed, &self.tokenizer, &place, origin.as_ref());
+        if self.options.interrupter.should_stop() {
+            return Err(saver.interrupted());
+        }
 
+        let tokens_before = origin.as_ref().map_or(0, |origin| origin.state.counters.tokens);
         let started = Instant::now();
-        let outcome = match self.fit(model, &mut folder) {
+        let mut hooks = Hooks { folder: &mut folder, saver: &mut saver, watch: &mut watch };
+        let outcome = match self.fit(model, origin, &mut data, &mut hooks) {
             Ok(outcome) => outcome,
             Err(error) => {
                 folder.log.note("error", error.to_string())?;
@@ -193,31 +182,42 @@ impl<'a> Run<'a> {
             }
         };
         let seconds = started.elapsed().as_secs_f64();
-        let counters = outcome.counters().clone();
+        let memory = watch.finish(&mut folder.log, self.progress)?;
+        let counters = outcome.counters();
+        // The last step of the recipe has been saved by the observer.
         let finished = outcome.stop == Stop::Finished;
         if !finished {
+            let saved = saver.save(&outcome.model, outcome.state()?, None);
+            if let Stop::Interrupted(_) = outcome.stop {
+                saved?;
+                return Err(saver.interrupted());
+            }
+            self.tell_unsaved(saved, counters.step, &mut folder)?;
             let line = format!("the data ended after step {}", counters.step);
             self.progress.println(&line);
         }
         // Saved before it is measured, so that a failing evaluation cannot cost the training.
         let (model, adapter) = folder.save(self.recipe, &outcome.model, &self.tokenizer)?;
-        let after = self.evaluate("after", &outcome.model, &mut folder)?;
+        let after = self.evaluate("after", &outcome.model, &data.held_out, &mut folder)?;
         let summary = RunSummary {
             dir: self.dir.clone(),
             model,
             adapter,
+            checkpoint: saver.newest.map(|(_, dir)| dir),
+            resumed,
             steps: counters.step,
             finished,
             tokens: counters.tokens,
             seconds,
-            tokens_per_second: counters.tokens as f64 / seconds,
+            tokens_per_second: (counters.tokens - tokens_before) as f64 / seconds,
             first_loss: folder.losses.first().copied().unwrap_or(f64::NAN),
             last_loss: folder.losses.last().copied().unwrap_or(f64::NAN),
+            memory,
             trainable,
             before,
             after,
-            data: self.data.closing_report(),
-            held_out: self.data.held_out_report.clone(),
+            data: data.closing_report(),
+            held_out: data.held_out_report.clone(),
         };
         folder.close(self.recipe, self.seed, &summary)?;
         self.progress.println(&format!("training documents: {}", summary.data));
@@ -226,29 +226,39 @@ impl<'a> Run<'a> {
 
     fn model<M: HasProjections>(
         &self,
+        origin: Option<&Origin>,
         mixer: impl FnMut(usize, AttnProjections) -> Result<M>,
     ) -> Result<Decoder<M>> {
-        let device = &self.options.device;
         let mut stage = self.progress.stage("Model", None, "parameters");
-        let model = match &self.recipe.model.path {
-            Some(path) => Decoder::load_with(path, &self.config, device, mixer)?,
-            None => Decoder::with_mixer(&self.config, self.seed, device, mixer)?,
-        };
+        let from = origin.map(|origin| &*origin.checkpoint.dir);
+        let device = &self.options.device;
+        let model = load(self.recipe, self.seed, &self.config, from, device, mixer)?;
         stage.advance(params(&model).iter().map(|p| p.numel() as u64).sum());
         stage.finish();
-        match &self.recipe.lora {
-            Some(config) => lora::apply(model, config).map_err(|e| self.recipe.within("lora", e)),
-            None => Ok(model),
+        if self.recipe.lora.is_some() {
+            // Better refused now than at the first save.
+            peft::check_adapter(&model)?;
         }
+        Ok(model)
     }
 
     fn fit<M: HasProjections>(
-        &mut self,
+        &self,
         model: Decoder<M>,
-        folder: &mut Folder,
+        origin: Option<Origin>,
+        data: &mut Data,
+        Hooks { folder, saver, watch }: &mut Hooks<'_, '_>,
     ) -> Result<TrainOutcome<Decoder<M>>> {
-        let trainer = Trainer::new(self.recipe.train.config(self.seed))?;
-        let mut stage = self.progress.stage("Training", Some(self.recipe.train.steps), "steps");
+        let mut trainer = Trainer::new(self.recipe.train.config(self.seed))?
+            .with_interrupter(self.options.interrupter.clone());
+        let mut left = self.recipe.train.steps;
+        if let Some(origin) = origin {
+            left = left.saturating_sub(origin.checkpoint.step());
+            trainer = trainer.resume(origin.state);
+        }
+        let mut stage = self.progress.stage("Training", Some(left), "steps");
+        let Data { rows, held_out, .. } = data;
+        watch.training();
         let mut observe = |step: &Step<'_, Decoder<M>>| {
             let report = step.report;
             folder.losses.push(report.loss);
@@ -262,20 +272,69 @@ impl<'a> Run<'a> {
                 tokens_per_second: Some(report.tokens_per_second),
                 extra: report.metrics.clone(),
             })?;
-            stage.message(format!("loss {:.4}", report.loss));
+            stage.message(watch.step(report, || folder.plot())?);
             stage.work(report.tokens, "tokens");
             stage.advance(1);
-            Ok(())
+            if !saver.due(report.step) {
+                return Ok(());
+            }
+            let score = match self.recipe.checkpoints.evaluate {
+                true => self.score(step, held_out, folder)?,
+                false => None,
+            };
+            let saved = saver.save(step.model, step.state()?, score);
+            self.tell_unsaved(saved, report.step, folder)
         };
-        let outcome = trainer.fit(model, &NextToken, &mut self.data.rows, &mut observe)?;
+        let mut rows = Tracked { rows, inputs: &self.inputs };
+        let outcome = trainer.fit(model, &NextToken, &mut rows, &mut observe)?;
         stage.finish();
         Ok(outcome)
+    }
+
+    /// A run goes on without the checkpoint that it could not save: the earlier ones are intact,
+    /// and the next may find room.
+    fn tell_unsaved(&self, saved: Result<()>, step: u64, folder: &mut Folder) -> Result<()> {
+        let Err(error) = saved else { return Ok(()) };
+        self.progress.println(&format!("warning: no checkpoint of step {step}: {error}"));
+        folder.log.note("checkpoint failed", format!("step {step}: {error}"))
+    }
+
+    /// Loss of the held-out documents in the middle of training. A failure is told, and costs
+    /// nothing else.
+    fn score<M: HasProjections>(
+        &self,
+        step: &Step<'_, Decoder<M>>,
+        held_out: &[TokenDocument],
+        folder: &mut Folder,
+    ) -> Result<Option<f64>> {
+        let at = step.report.step;
+        match self.recipe.evaluate(&step.model.valid(), held_out) {
+            Ok(evaluation) => {
+                if let Some(e) = &evaluation {
+                    folder.log.eval(EvalRecord {
+                        run: "train".into(),
+                        name: "held_out_nll".into(),
+                        x: vec![at as f64],
+                        y: vec![e.mean_nll],
+                        se: e.se.into_iter().collect(),
+                    })?;
+                }
+                Ok(evaluation.map(|e| e.mean_nll))
+            }
+            Err(error) => {
+                let line = format!("warning: no evaluation after step {at}: {error}");
+                self.progress.println(&line);
+                folder.log.note("evaluation failed", line)?;
+                Ok(None)
+            }
+        }
     }
 
     fn evaluate<M: HasProjections>(
         &self,
         when: &str,
         model: &Decoder<M>,
+        held_out: &[TokenDocument],
         folder: &mut Folder,
     ) -> Result<Option<Evaluation>> {
         if self.recipe.eval.is_none() {
@@ -283,7 +342,7 @@ impl<'a> Run<'a> {
         }
         let title = format!("Evaluation {when} training");
         let mut stage = self.progress.stage(&title, None, "tokens");
-        let evaluation = self.recipe.evaluate(model, &self.data.held_out)?;
+        let evaluation = self.recipe.evaluate(model, held_out)?;
         if let Some(e) = &evaluation {
             stage.advance(e.tokens as u64);
             stage.finish();

@@ -1,14 +1,17 @@
 //! The sections of a recipe.
 
+use super::ChatSection;
 use crate::attention::MixerConfig;
 use crate::datasets::Pack;
 use crate::datasets::source::{BadLines, SourceOptions};
 use crate::models::lora::LoraConfig;
 use crate::models::weights::SaveDtype;
+use crate::training::checkpoint::KEEP;
 use crate::training::eval::Protocol;
+use crate::training::plan::parse_bytes;
 use crate::training::{AdamW, EmptyStep, ParamGroup, Schedule, Strategy, TrainConfig};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A training run in full. Paths count from the folder in which the program runs.
 ///
@@ -55,7 +58,7 @@ pub struct Recipe {
     /// How a sequence becomes a sequence.
     #[serde(default)]
     pub mixer: MixerConfig,
-    /// Low-rank adaptation; without it all parameters train.
+    /// Low-rank adaptation; without it all parameters train. Its seed counts from the run's.
     #[serde(default)]
     pub lora: Option<LoraConfig>,
     /// The text.
@@ -65,6 +68,9 @@ pub struct Recipe {
     /// What is measured, before and after.
     #[serde(default)]
     pub eval: Option<EvalSection>,
+    /// What is saved on the way.
+    #[serde(default)]
+    pub checkpoints: CheckpointSection,
     /// Where everything goes.
     pub output: OutputSection,
     /// The file this was read from.
@@ -148,7 +154,11 @@ pub enum ExtendMethod {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSection {
-    /// A text file, a `.jsonl` (or `.jsonl.zst`) or `.parquet` file, or a folder of one kind.
+    /// What there is to learn from.
+    #[serde(default)]
+    pub kind: DataKind,
+    /// A text file, a `.jsonl` (or `.jsonl.zst`) or `.parquet` file, or a folder of one kind; for
+    /// conversations one of `.jsonl`.
     pub train: PathBuf,
     /// Sources that are mixed with `train`, for packed rows.
     #[serde(default)]
@@ -176,15 +186,46 @@ pub struct DataSection {
     /// How rows are made of documents.
     #[serde(default)]
     pub rows: Rows,
-    /// For packed rows, what becomes of documents that do not fit.
+    /// For packed rows, what becomes of documents that do not fit; where not set, texts are joined
+    /// and conversations truncated.
     #[serde(default)]
-    pub pack: Pack,
-    /// For packed rows, whether attention and positions know the documents.
+    pub pack: Option<Pack>,
+    /// For packed rows, whether attention and positions know the documents; always for
+    /// conversations.
     #[serde(default)]
     pub segments: bool,
     /// For packed rows, passes over the documents; without end where not set.
     #[serde(default)]
     pub epochs: Option<u64>,
+    /// For `kind = "chat"`: how rows are conversations, and conversations text.
+    #[serde(default)]
+    pub chat: Option<ChatSection>,
+}
+
+impl DataSection {
+    /// What becomes of documents that do not fit.
+    pub fn pack(&self) -> Pack {
+        self.pack.unwrap_or(match self.kind {
+            DataKind::Text => Pack::Concat,
+            DataKind::Chat => Pack::Truncate,
+        })
+    }
+
+    /// Whether attention and positions know the documents of a row.
+    pub fn segments(&self) -> bool {
+        self.segments || self.kind == DataKind::Chat
+    }
+}
+
+/// What there is to learn from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataKind {
+    /// Documents, every token of which is predicted.
+    #[default]
+    Text,
+    /// Conversations, of which the assistant's tokens are.
+    Chat,
 }
 
 /// `[[data.mix]]`: a source beside `data.train`.
@@ -263,6 +304,23 @@ pub struct TrainSection {
     /// How gradients come about.
     #[serde(default)]
     pub strategy: Strategy,
+    /// Memory that the run may take, bytes: a number, or a text such as "8GiB". A run whose plan
+    /// exceeds it is refused.
+    #[serde(default, deserialize_with = "device_memory")]
+    pub device_memory: Option<u64>,
+}
+
+fn device_memory<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a number of bytes above 0, or a text such as \"8GiB\"")]
+    enum Form {
+        Bytes(std::num::NonZeroU64),
+        Text(String),
+    }
+    match Form::deserialize(from)? {
+        Form::Bytes(bytes) => Ok(Some(bytes.get())),
+        Form::Text(text) => parse_bytes(&text).map(Some).map_err(serde::de::Error::custom),
+    }
 }
 
 fn one() -> usize {
@@ -271,6 +329,15 @@ fn one() -> usize {
 
 fn one_u32() -> u32 {
     1
+}
+
+impl Recipe {
+    /// Folder of the tokenizer, where it is not learned.
+    pub(super) fn tokenizer_dir(&self) -> Option<&Path> {
+        let own = self.model.tokenizer.as_deref();
+        let own = own.map(|path| if path.is_dir() { path } else { path.parent().unwrap_or(path) });
+        own.or(self.model.path.as_deref())
+    }
 }
 
 impl TrainSection {
@@ -315,11 +382,31 @@ fn yes() -> bool {
     true
 }
 
+/// `[checkpoints]`: places in the run that `--resume` can go on from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointSection {
+    /// Steps from one save to the next; with 0, only the end of the run is saved, and where it
+    /// is interrupted.
+    pub every: u64,
+    /// Newest checkpoints that are kept, at least 2.
+    pub keep: usize,
+    /// With `[eval]`, measure the held-out documents before each save, and keep the checkpoint
+    /// with the least loss, too.
+    pub evaluate: bool,
+}
+
+impl Default for CheckpointSection {
+    fn default() -> Self {
+        Self { every: 500, keep: KEEP, evaluate: false }
+    }
+}
+
 /// `[output]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OutputSection {
-    /// Folder of the run, new or empty.
+    /// Folder of the run; new or empty, unless a run is resumed.
     pub dir: PathBuf,
     /// Number format of the weights in `model/`.
     #[serde(default = "f32")]
@@ -330,6 +417,17 @@ pub struct OutputSection {
     /// With `[lora]`: beside `adapter/`, write the whole model with the updates merged.
     #[serde(default)]
     pub merge: bool,
+    /// Write `tensorboard/` with the training curves, for TensorBoard.
+    #[serde(default)]
+    pub tensorboard: bool,
+    /// While the run is under way, `report.html` is written every so many seconds, and reloads
+    /// itself; with 0, only at the end.
+    #[serde(default = "refresh")]
+    pub refresh_seconds: u64,
+}
+
+fn refresh() -> u64 {
+    10
 }
 
 fn f32() -> SaveDtype {

@@ -4,7 +4,8 @@ use std::fmt;
 use std::path::Path;
 
 use super::{Plot, Table, escape};
-use crate::{Error, Result};
+use crate::Result;
+use crate::models::weights::write_atomic;
 
 /// A report page under way; [`Report::save`] writes it.
 ///
@@ -17,6 +18,7 @@ pub struct Report {
     facts: Vec<(String, String)>,
     sections: Vec<Section>,
     footnotes: Vec<(String, String)>,
+    refresh: Option<u32>,
 }
 
 impl Report {
@@ -40,6 +42,12 @@ impl Report {
     /// A footnote, numbered in the order of these calls.
     pub fn footnote(mut self, name: impl Into<String>, text: impl Into<String>) -> Self {
         self.footnotes.push((name.into(), text.into()));
+        self
+    }
+
+    /// The page loads itself anew every so many seconds, as that of a run under way does.
+    pub fn refreshed_every(mut self, seconds: u32) -> Self {
+        self.refresh = Some(seconds);
         self
     }
 
@@ -67,16 +75,16 @@ impl Report {
             }
             body += "</ol>\n</footer>\n";
         }
-        page(&escape(&self.title), &body)
+        page(&escape(&self.title), self.refresh, &body)
     }
 
-    /// Writes the page to a file.
+    /// Writes the page to a file, in one piece: who reads it sees the old page or the new one.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        std::fs::write(path, self.render()).map_err(|e| Error::io(path, e))
+        write_atomic(path, self.render().as_bytes())
     }
 
     fn block(&self, block: &Block) -> String {
@@ -327,14 +335,17 @@ fn pairs(class: &str, list: &[(String, String)], inline: impl Fn(&str) -> String
     format!("<dl class=\"{class}\">\n{rows}</dl>\n")
 }
 
-fn page(title: &str, body: &str) -> String {
+fn page(title: &str, refresh: Option<u32>, body: &str) -> String {
+    let refresh = refresh.map_or(String::new(), |seconds| {
+        format!("<meta http-equiv=\"refresh\" content=\"{seconds}\">\n")
+    });
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <meta name=\"color-scheme\" content=\"light dark\">\n\
          <meta http-equiv=\"Content-Security-Policy\" \
          content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
-         <title>{title}</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n{body}</main>\n\
+         {refresh}<title>{title}</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n{body}</main>\n\
          </body>\n</html>\n",
         include_str!("report.css")
     )

@@ -1,6 +1,7 @@
 //! Metrics on disk, plots, tables, progress, and the report page.
 
 mod html;
+mod live;
 mod mask;
 mod metrics;
 mod number;
@@ -8,8 +9,10 @@ mod plot;
 mod progress;
 mod stats;
 mod table;
+mod tensorboard;
 
 pub use html::{Figure, Finding, Findings, Report, Section, Status};
+pub use live::LivePage;
 pub use mask::{MaskDrawing, MaskSummary};
 pub use metrics::{
     EvalRecord, Metrics, MetricsLog, NoteRecord, Record, TornLine, TrainRecord, read_metrics,
@@ -18,6 +21,7 @@ pub use plot::{Heatmap, Plot, Series};
 pub use progress::{Progress, Stage};
 pub use stats::{Estimate, mean_se, paired_difference};
 pub use table::{Cell, Table};
+pub use tensorboard::EventWriter;
 
 /// Escapes text for HTML and SVG, in content and in quoted attributes.
 ///

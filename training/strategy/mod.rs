@@ -40,6 +40,16 @@ pub enum Strategy {
     Recompute,
 }
 
+impl Strategy {
+    /// The name that recipes use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Recompute => "recompute",
+        }
+    }
+}
+
 impl<M: Blocks, O: Objective<M>> TrainStrategy<M, O> for Strategy {
     fn accumulate(
         &self,

@@ -64,12 +64,10 @@ struct Side<'a> {
 
 impl<'a> Side<'a> {
     fn all(plan: &'a Plan) -> Vec<Self> {
-        let side = |mask: &'a Mask| {
-            let mut class_of = vec![0; mask.heads()];
-            for (c, class) in mask.classes().iter().enumerate() {
-                class_of[class.heads.clone()].fill(c);
-            }
-            Side { mask, blocks: mask.blocks(TILE.0, TILE.1), class_of }
+        let side = |mask: &'a Mask| Side {
+            mask,
+            blocks: mask.blocks(TILE.0, TILE.1),
+            class_of: (0..mask.heads()).map(|head| mask.class_of(head)).collect(),
         };
         plan.0.masks.iter().map(side).collect()
     }

@@ -99,14 +99,26 @@ pub fn attention_backward(
             reason: "the reference is differentiated by autodiff; choose another".into(),
         });
     }
-    if output.out.dims() != dout.dims() {
-        return Err(Error::shape(
-            "attention_backward",
-            format!("out is {:?}, dout {:?}", output.out.dims(), dout.dims()),
-        ));
+    let [b, h, t, _] = branches[0].q.dims();
+    let ([batch, .., e], dtype) = (v.dims(), v.dtype());
+    for (name, x) in [("out", &output.out), ("dout", &dout)] {
+        if x.dims() != [b, h, t, e] || x.dtype() != dtype {
+            let reason = format!(
+                "{name} is {:?} {:?}, expected {:?} {dtype:?}",
+                x.dims(),
+                x.dtype(),
+                [b, h, t, e]
+            );
+            return Err(Error::shape("attention_backward", reason));
+        }
+    }
+    let lse = &output.lse;
+    if lse.dims() != [b, h, t] || lse.dtype() != DType::F32 {
+        let reason =
+            format!("lse is {:?} {:?}, expected {:?} F32", lse.dims(), lse.dtype(), [b, h, t]);
+        return Err(Error::shape("attention_backward", reason));
     }
     let (q, k) = stack(branches);
-    let batch = v.dims()[0];
     let (dq, dk, dv) = <Dispatch as AttentionOps>::attention_gradients(
         q.inner().into_dispatch(),
         k.inner().into_dispatch(),

@@ -236,6 +236,23 @@ fn cases() -> Vec<Case> {
         value_dim: 8,
         masks: vec![near, far],
     });
+    // Within documents in groups, where heads are of two classes; from the second document to the
+    // first without, where they are of one.
+    let tokens = TokenMeta::packed(&[vec![70, 60]], 130).unwrap();
+    let grouped = causal().with_groups(groups(GroupSize::Fixed(16), true));
+    let within = Mask::new(grouped, tokens.clone(), tokens, 6).unwrap();
+    let of = |pos, document: [i32; 2]| {
+        let segment = (0..130).map(|i| document[i / 70]).collect();
+        TokenMeta::new(1, 130, vec![pos; 130], segment).unwrap()
+    };
+    let across = Mask::new(causal(), of(1, [-1, 0]), of(0, [0, -1]), 6).unwrap();
+    for (name, masks) in [
+        ("two classes of heads, then one", vec![within.clone(), across.clone()]),
+        ("one class of heads, then two", vec![across, within]),
+    ] {
+        let (queries, keys, dim, value_dim) = (130, 130, 8, 8);
+        cases.push(Case { name, batch: 1, heads: 6, kv: 3, queries, keys, dim, value_dim, masks });
+    }
     cases
 }
 
@@ -426,4 +443,46 @@ fn what_does_not_fit_is_refused() {
     });
     let tokens = TokenMeta::contiguous(1, 4, 0);
     assert!(Mask::new(odd, tokens.clone(), tokens, 3).is_err(), "odd number of heads");
+    assert!(TokenMeta::packed(&[vec![usize::MAX, 5]], 64).is_err());
+    assert!(TokenMeta::new(1 << 63, 2, vec![], vec![]).is_err());
+}
+
+#[test]
+fn a_backward_pass_needs_what_the_forward_pass_gave() {
+    let x = |shape| Tensor::<4>::zeros(shape, &device());
+    let kv = || x([1, 2, 8, 4]);
+    let branch = [Branch { q: x([1, 4, 8, 4]), k: kv(), mask: Mask::causal(1, 8, 4) }];
+    let options = AttentionOptions::default();
+    let good = masked_attention(&branch, kv(), &options).unwrap();
+    let go = |output: &AttentionOutput, dout| {
+        attention_backward(&branch, kv(), output, dout, &options).map(drop)
+    };
+    assert!(go(&good, good.out.clone()).is_ok());
+    let short = good.out.clone().narrow(2, 0, 7);
+    assert!(go(&good, short.clone()).unwrap_err().to_string().contains("dout is [1, 4, 7, 4]"));
+    let output = AttentionOutput { out: short.clone(), ..good.clone() };
+    assert!(go(&output, short).unwrap_err().to_string().contains("out is [1, 4, 7, 4]"));
+    let output = AttentionOutput { lse: good.lse.clone().narrow(1, 0, 2), ..good.clone() };
+    assert!(go(&output, good.out.clone()).unwrap_err().to_string().contains("lse is [1, 2, 8]"));
+    let output = AttentionOutput { lse: good.lse.clone().cast(DType::F64), ..good.clone() };
+    assert!(go(&output, good.out.clone()).is_err());
+}
+
+/// What exceeds the sequence, by however much, is the same as what reaches just as far.
+#[test]
+fn settings_beyond_the_sequence_change_nothing() {
+    let tokens = TokenMeta::contiguous(1, 20, 0);
+    let pairs = |spec| Mask::new(spec, tokens.clone(), tokens.clone(), 2).unwrap().pairs();
+    let whole = pairs(MaskSpec::causal());
+    for far in [20, 1 << 40, 1 << 63, usize::MAX] {
+        assert_eq!(pairs(MaskSpec::causal().with_window(Some(far))), whole, "window {far}");
+        assert_eq!(pairs(MaskSpec::causal().with_window(Some(3)).with_sinks(far)), whole);
+    }
+    let groups = |size| Groups { size, shift: false, ragged: true };
+    for far in [20, 1 << 63, usize::MAX] {
+        let spec = MaskSpec::causal().with_groups(groups(GroupSize::Ratio(far)));
+        assert_eq!(pairs(spec), 2 * 10 * 3, "groups of two");
+        let spec = MaskSpec::causal().with_groups(groups(GroupSize::Fixed(far)));
+        assert_eq!(pairs(spec), whole);
+    }
 }

@@ -4,7 +4,7 @@
 //! over the same tiles, which recomputes the scores from (q, k, lse).
 
 use super::Plan;
-use crate::{BlockKind, BlockMap, Mask, mask::HeadClass};
+use crate::{BlockKind, BlockMap, Mask};
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use std::ops::Range;
 
@@ -18,27 +18,25 @@ const LOW: f32 = -1e30;
 struct Run {
     heads: Range<usize>,
     kv: Range<usize>,
-    class: usize,
+    /// Their class in the mask of each branch.
+    classes: Vec<usize>,
 }
 
-/// Runs of a mask's head classes: whole classes where they align with the key heads, else one
-/// key head at a time.
-fn runs(classes: &[HeadClass], heads: usize, kv: usize) -> Vec<Run> {
+/// Runs of heads that are of one class in every mask: whole where they align with the key heads,
+/// else one key head at a time.
+fn runs(masks: &[Mask], heads: usize, kv: usize) -> Vec<Run> {
     let group = heads / kv;
+    let classes_of = |head| masks.iter().map(|mask| mask.class_of(head)).collect::<Vec<_>>();
     let mut runs = Vec::new();
-    for (class, part) in classes.iter().enumerate() {
-        let Range { start, end } = part.heads;
-        if start % group == 0 && end % group == 0 {
-            runs.push(Run { heads: start..end, kv: start / group..end / group, class });
-            continue;
-        }
-        let mut head = start;
-        while head < end {
-            let one = head / group;
-            let stop = ((one + 1) * group).min(end);
-            runs.push(Run { heads: head..stop, kv: one..one + 1, class });
-            head = stop;
-        }
+    let mut head = 0;
+    while head < heads {
+        let classes = classes_of(head);
+        let end = (head..heads).find(|h| classes_of(*h) != classes).unwrap_or(heads);
+        let (first, aligned) = (head / group, head % group == 0 && end % group == 0);
+        let kv = if aligned { first..end / group } else { first..first + 1 };
+        let stop = end.min(kv.end * group);
+        runs.push(Run { heads: head..stop, kv, classes });
+        head = stop;
     }
     runs
 }
@@ -150,7 +148,7 @@ pub(super) fn forward(
     let wide = q.dtype() == DType::F64;
     let float = if wide { DType::F64 } else { DType::F32 };
     let (mut outs, mut lses) = (Vec::new(), Vec::new());
-    for run in runs(plan.0.masks[0].classes(), heads, kv) {
+    for run in runs(&plan.0.masks, heads, kv) {
         let h = run.heads.len();
         for qi in 0..t.div_ceil(TILE.0) {
             let rows = part(qi, TILE.0, t);
@@ -162,13 +160,13 @@ pub(super) fn forward(
             for (i, side) in sides.iter().enumerate() {
                 let b = i * batch..(i + 1) * batch;
                 for ki in 0..s.div_ceil(TILE.1) {
-                    let kind = side.kind(run.class, qi, ki);
+                    let kind = side.kind(run.classes[i], qi, ki);
                     if kind == BlockKind::Skip {
                         continue;
                     }
                     let columns = part(ki, TILE.1, s);
                     let hidden = (kind == BlockKind::Partial)
-                        .then(|| side.hidden(run.class, &rows, &columns));
+                        .then(|| side.hidden(run.classes[i], &rows, &columns));
                     let x = scores(
                         cut(&q, b.clone(), &run.heads, &rows),
                         cut(&k, b.clone(), &run.kv, &columns),
@@ -240,7 +238,7 @@ pub(super) fn backward(
     let (q_tiles, k_tiles) = (t.div_ceil(TILE.0), s.div_ceil(TILE.1));
     let zeros =
         |h: usize, n: usize, w: usize| Tensor::<4>::zeros([batch, h, n, w], (&device, float));
-    let all_runs = runs(plan.0.masks[0].classes(), heads, kv);
+    let all_runs = runs(&plan.0.masks, heads, kv);
     let mut dq: Vec<Option<Tensor<4>>> = vec![None; branches * all_runs.len() * q_tiles];
     let mut dk: Vec<Option<Tensor<4>>> = vec![None; branches * kv * k_tiles];
     let mut dv: Vec<Option<Tensor<4>>> = vec![None; kv * k_tiles];
@@ -253,13 +251,13 @@ pub(super) fn backward(
                 let values = cut(&v, 0..batch, &run.kv, &columns);
                 let (mut dk_tile, mut dv_tile) = (None, None);
                 for qi in 0..q_tiles {
-                    let kind = side.kind(run.class, qi, ki);
+                    let kind = side.kind(run.classes[i], qi, ki);
                     if kind == BlockKind::Skip {
                         continue;
                     }
                     let rows = part(qi, TILE.0, t);
                     let hidden = (kind == BlockKind::Partial)
-                        .then(|| side.hidden(run.class, &rows, &columns));
+                        .then(|| side.hidden(run.classes[i], &rows, &columns));
                     let queries = cut(&q, b.clone(), &run.heads, &rows);
                     let of_out = |x: &Tensor<4>| cut(x, 0..batch, &run.heads, &rows);
                     let x = scores(queries.clone(), keys.clone(), plan.0.scale, hidden.as_ref());

@@ -36,7 +36,7 @@ pub struct LossPlan {
 const CHUNK_FLOATS: usize = 1 << 20;
 
 /// Tokens per chunk for a vocabulary.
-pub(crate) fn chunk_len(vocabulary: usize) -> usize {
+pub fn chunk_len(vocabulary: usize) -> usize {
     (CHUNK_FLOATS / vocabulary.max(1)).clamp(16, 1024)
 }
 

@@ -36,7 +36,9 @@ impl Groups {
             GroupSize::Ratio(0) => {
                 return Err(Error::mask("groups.size", "1/0", "a ratio needs a divisor"));
             }
-            GroupSize::Ratio(parts) if self.ragged => 2 * len.div_ceil(2 * parts).max(1),
+            GroupSize::Ratio(parts) if self.ragged => {
+                2 * len.div_ceil(parts.saturating_mul(2)).max(1)
+            }
             GroupSize::Ratio(parts) if !len.is_multiple_of(parts) => {
                 return Err(Error::mask(
                     "groups.size",

@@ -28,7 +28,8 @@ impl TokenMeta {
     /// # Errors
     /// When a list does not hold `batch * len` entries or a position is negative.
     pub fn new(batch: usize, len: usize, pos: Vec<i32>, segment: Vec<i32>) -> Result<Self, Error> {
-        if pos.len() != batch * len || segment.len() != batch * len {
+        let tokens = batch.checked_mul(len);
+        if tokens != Some(pos.len()) || tokens != Some(segment.len()) {
             return Err(Error::shape(
                 "TokenMeta",
                 format!(
@@ -87,7 +88,7 @@ impl TokenMeta {
     pub fn packed(rows: &[Vec<usize>], len: usize) -> Result<Self, Error> {
         let (mut pos, mut segment) = (Vec::new(), Vec::new());
         for row in rows {
-            let used: usize = row.iter().sum();
+            let used = row.iter().fold(0usize, |sum, n| sum.saturating_add(*n));
             if used > len {
                 return Err(Error::shape("TokenMeta", format!("{used} tokens in a row of {len}")));
             }

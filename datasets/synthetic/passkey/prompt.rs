@@ -11,6 +11,9 @@ use std::path::Path;
 /// What stands for the key in a template.
 const KEY: &str = "{key}";
 
+/// Longest prompt that is made, tokens.
+const LONGEST: usize = 1 << 20;
+
 /// Sentences of a prompt: task, filler, information, filler, question, a line each.
 ///
 /// A TOML file with these four strings replaces the wording.
@@ -187,7 +190,8 @@ impl PasskeyPrompt {
     /// random key as near to `depth` (0 first, 1 last) as whole fillers allow.
     ///
     /// # Errors
-    /// A depth outside of 0 to 1, or a length without room for the sentences around the filler.
+    /// A depth outside of 0 to 1, or a length without room for the sentences around the filler or
+    /// above a million.
     pub fn sample(
         &self,
         tokenizer: &Tokenizer,
@@ -196,6 +200,9 @@ impl PasskeyPrompt {
         rng: &mut (impl RngCore + ?Sized),
     ) -> Result<PasskeySample> {
         check_depth(depth)?;
+        if len > LONGEST {
+            return Err(Error::config("passkey", "len", len, format!("at most {LONGEST} tokens")));
+        }
         let least = 10_usize.pow(self.digits - 1);
         let answer = (least + rng.below(9 * least)).to_string();
         let make = |fillers: usize| -> Result<(PasskeySample, usize)> {

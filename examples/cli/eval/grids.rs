@@ -19,6 +19,9 @@ impl EvalArgs {
     ) -> Result<PasskeyReport> {
         let config = PasskeyPromptConfig::new();
         let prompts = config.init()?;
+        if self.passkey_samples == 0 {
+            return Err(Error::config("command line", "passkey-samples", 0, "at least 1"));
+        }
         let mut items = Vec::new();
         for &length in &self.passkey {
             for i in 0..self.passkey_samples {

@@ -75,6 +75,12 @@ fn recipe_errors_point_into_the_line() {
             "even",
         ),
         ("dir = \"run\"", "dir = \"run\"\nmerge = true", "true", "[lora]"),
+        // What would take all memory.
+        ("steps = 6", "steps = 6\nbatch = 9223372036854775807", "9223372036854775807", "from 1 to"),
+        ("steps = 6", "steps = 6\nworkers = 4000000000", "4000000000", "from 1 to"),
+        ("steps = 6", "steps = 6\nmicro_batches = 4000000000", "4000000000", "from 1 to"),
+        ("length = 32", "length = 9223372036854775804", "9223372036854775804", "from 2 to"),
+        ("[eval]", "[extend]\nto = 99999999999\n[eval]", "99999999999", "from 1 to"),
     ] {
         let (found, message) = fault(old, new);
         assert_eq!(found, at, "{new}: {message}");
@@ -131,6 +137,38 @@ fn ids_are_checked_before_anything_is_computed() {
     let message = bench.fails(&["generate", "model", "--ids", "none.json"]);
     assert!(message.contains("none.json"), "{message}");
     assert!(bench.fails(&["generate", "model", "--prompt", ""]).contains("at least one token"));
+    bench.write("ids.json", "{}");
+    let message = bench.fails(&["generate", "model", "--ids", "ids.json"]);
+    assert!(message.contains("a list of ids"), "{message}");
+}
+
+#[test]
+fn numbers_that_cannot_work_are_named() {
+    let bench = Bench::new();
+    let huge = "18446744073709551615";
+    for (args, says) in [
+        (&["generate", "model", "--prompt", "x", "--temperature", "-1"][..], "temperature"),
+        (
+            &["generate", "model", "--prompt", "x", "--max-new-tokens", huge, "--top-p", "-1"],
+            "top_p",
+        ),
+        (&["eval", "model", "--passkey", huge], "at most 1048576"),
+        (&["eval", "model", "--passkey", "300", "--passkey-samples", "0"], "passkey-samples"),
+        (
+            &["eval", "model", "--data", "texts", "--protocol", "longlora", "--max-len", "9999"],
+            "9999",
+        ),
+        (&["papers", "--threads", "100000"], "from 1 to 1024"),
+        (&["mask", "show", "--len", "8", "--heads", huge], "heads"),
+        (&["mask", "show", "--len", "8", "--head-dim", "0"], "head-dim"),
+        (&["mask", "show", "--len", "8", "--segments", "18446744073709551615,5"], "row of 8"),
+    ] {
+        let message = bench.fails(args);
+        assert!(message.contains(says), "{args:?}: {message}");
+    }
+    let with = |flag| longburn(bench.dir.path(), &["mask", "show", "--len", "8", flag]);
+    with("--ragged").assert().code(2);
+    with("--no-shift").assert().code(2);
 }
 
 #[test]
@@ -189,4 +227,19 @@ fn programs_get_errors_as_json() {
     let error: serde_json::Value = serde_json::from_slice(&out.get_output().stdout).unwrap();
     assert_eq!(error["error"]["kind"], "io");
     assert!(error["error"]["message"].as_str().unwrap().contains("absent"));
+
+    // The last weight of the file is one of the final norm.
+    let weights = bench.path("model/model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let end = bytes.len() - 4;
+    bytes[end..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&weights, bytes).unwrap();
+    for (args, kind) in [
+        (["generate", "model", "--prompt", "x", "--json"], "logits"),
+        (["eval", "model", "--data", "texts", "--json"], "evaluation"),
+    ] {
+        let out = longburn(bench.dir.path(), &args).assert().code(1);
+        let error: serde_json::Value = serde_json::from_slice(&out.get_output().stdout).unwrap();
+        assert_eq!(error["error"]["kind"], kind, "{error}");
+    }
 }

@@ -42,6 +42,28 @@ fn inspect_lists_what_is_missing() {
 }
 
 #[test]
+fn a_text_ends_with_the_ids_that_the_checkpoint_names() {
+    let bench = Bench::new();
+    let generate = |more: &[&str]| {
+        let common = ["generate", "model", "--prompt", "The", "--max-new-tokens", "12"];
+        bench.json(&[&common, more].concat())
+    };
+    let free = generate(&["--ignore-eos"]);
+    let end = free["ids"][5].as_u64().unwrap();
+    let path = bench.path("model/config.json");
+    let config = std::fs::read_to_string(&path).unwrap();
+    let changed = config.replace("\"eos_token_id\": 0", &format!("\"eos_token_id\": {end}"));
+    assert_ne!(changed, config);
+    std::fs::write(&path, changed).unwrap();
+    let stopped = generate(&[]);
+    assert_eq!(stopped["stopped"], true);
+    let ids = stopped["ids"].as_array().unwrap();
+    assert_eq!(ids.last().unwrap().as_u64(), Some(end));
+    assert_eq!(ids[..], free["ids"].as_array().unwrap()[..ids.len()]);
+    assert_eq!(generate(&["--ignore-eos"])["ids"], free["ids"]);
+}
+
+#[test]
 fn logits_are_those_of_each_row_alone() {
     let bench = Bench::new();
     bench.write("ids.json", "[[1, 2, 3, 4, 5], [7], [3, 1]]");

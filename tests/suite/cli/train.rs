@@ -152,3 +152,28 @@ fn a_recipe_makes_a_new_model() {
     assert_eq!(facts["tokenizer"]["fits"], true);
     bench.run(&["generate", "run/model", "--prompt", "The", "--max-new-tokens", "2"]);
 }
+
+/// A learning rate of 0 leaves the first half of every update as it was drawn.
+#[test]
+fn the_seed_of_a_run_reaches_its_adapters() {
+    let bench = Bench::new();
+    bench.write("run.toml", &ADAPT.replace("lr = 1e-2", "lr = 0.0"));
+    let adapter = |seed: &str, out: &str| {
+        bench.run(&["train", "run.toml", "--seed", seed, "--out", out]);
+        std::fs::read(bench.path(&format!("{out}/adapter/adapter_model.safetensors"))).unwrap()
+    };
+    let first = adapter("1", "a");
+    assert_eq!(first, adapter("1", "b"));
+    assert_ne!(first, adapter("2", "c"));
+}
+
+#[test]
+fn files_of_the_held_out_documents_are_accounted_for() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.path("held")).unwrap();
+    std::fs::copy(bench.path("texts/3.txt"), bench.path("held/3.txt")).unwrap();
+    bench.write("held/empty.txt", "");
+    bench.write("run.toml", &ADAPT.replace("split = 4", "held_out = \"held\""));
+    let summary = bench.json(&["train", "run.toml"]);
+    assert_eq!(summary["held_out"]["dropped"]["empty"]["documents"], 1);
+}

@@ -205,6 +205,35 @@ fn f4_wrong_index() {
     assert!(refusal(open(&good), &paths[0]).contains("missing"));
 }
 
+/// Sizes that the files do not bear out are refused before anything of those sizes is made.
+#[test]
+fn f5_declared_sizes_are_compared_with_the_files() {
+    use longburn::attention::MixerConfig;
+    use longburn::models::{Decoder, ModelConfig, SaveOptions};
+    let dir = tempfile::tempdir().unwrap();
+    let device = burn::tensor::Device::flex();
+    let config = ModelConfig::llama(16, 8, 1, 2);
+    let model = Decoder::new(&config, &MixerConfig::Dense, 0, &device).unwrap();
+    model.save(dir.path(), &SaveOptions::default()).unwrap();
+    let path = dir.path().join("config.json");
+    let good: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    for (field, value, says) in [
+        ("num_hidden_layers", 10_000, "model.layers.9999.mlp.down_proj.weight"),
+        ("intermediate_size", 1 << 24, "expected [8, 16777216]"),
+        ("num_attention_heads", 1 << 16, "expected [262144, 8]"),
+    ] {
+        let mut wrong = good.clone();
+        wrong["head_dim"] = json!(4);
+        wrong[field] = json!(value);
+        fs::write(&path, wrong.to_string()).unwrap();
+        let start = Instant::now();
+        let error = Decoder::load(dir.path(), &MixerConfig::Dense, &device).unwrap_err();
+        assert!(start.elapsed() < Duration::from_secs(5), "{field}");
+        assert!(error.to_string().contains(says), "{field}: {:.300}", error.to_string());
+    }
+}
+
 #[test]
 fn f6_mismatch_lists_everything() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,12 +1,15 @@
 //! Writing and reading back.
 
 use super::{fixture, listing};
+use burn::tensor::Device;
 use half::{bf16, f16};
 use longburn::Error;
+use longburn::attention::MixerConfig;
 use longburn::models::weights::{
     Dtype, HostTensor, RawTensor, SaveDtype, WeightFiles, read_safetensors, save_weights,
     write_atomic, write_safetensors,
 };
+use longburn::models::{Decoder, ModelConfig, SaveOptions};
 use safetensors::tensor::TensorView;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -258,4 +261,18 @@ fn dtypes_are_stored_under_their_names() {
         assert_eq!(save.torch_name(), name);
         assert_eq!(files.metadata()["format"], "pt");
     }
+}
+
+/// The checkpoint says how far it was trained and by how much that is stretched.
+#[test]
+fn an_extended_model_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = ModelConfig::llama(16, 8, 1, 2).with_max_positions(64);
+    let model = Decoder::new(&config, &MixerConfig::Dense, 0, &Device::default()).unwrap();
+    let rope = config.rope.interpolated(4.0).unwrap();
+    let model = model.with_rope(rope.clone(), 48).unwrap();
+    model.save(dir.path(), &SaveOptions::default()).unwrap();
+    let read = ModelConfig::from_file(&dir.path().join("config.json")).unwrap();
+    assert_eq!((read.max_position_embeddings, read.max_context()), (48, 192));
+    assert_eq!(read.rope, rope);
 }

@@ -246,7 +246,7 @@ fn what_a_folder_cannot_hold_is_not_lost_silently() {
         model.layers[1].input_layernorm.weight.clone().set_require_grad(false);
     assert!(refused(&model).contains("input_layernorm"));
     let mut model = adapted(&tiny::llama(false), &LoraConfig::new());
-    Target::K.linear_mut(&mut model.layers[0]).lora = None;
+    Target::K.linear_mut(&mut model.layers[0]).unwrap().lora = None;
     assert!(refused(&model).contains("k_proj"));
     assert!(!dir.path().join("adapter_model.safetensors").exists());
 }

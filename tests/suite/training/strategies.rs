@@ -12,7 +12,9 @@ use longburn::models::keymap::{map_params, params};
 use longburn::models::lora::{self, LoraConfig};
 use longburn::models::{Blocks, Decoder, ForwardOptions, ModelConfig};
 use longburn::training::strategy::{Plain, Recompute};
-use longburn::training::{GradientSum, LossParts, NextToken, Objective, TrainStrategy};
+use longburn::training::{
+    GradientSum, LossParts, NextToken, Objective, TrainConfig, TrainStrategy, Trainer,
+};
 use longburn::{Error, Result};
 use std::collections::HashMap;
 
@@ -105,6 +107,30 @@ fn recompute_is_plain_with_auxiliary_losses() {
     let whole = NextToken.loss(&model, &batch, &ForwardOptions::train()).unwrap();
     let total = whole.total().into_scalar::<f32>();
     assert!((total - plain.0 - 20.0 * plain.1).abs() < 1e-5 * total);
+}
+
+/// A step reports the mean of its micro-batches' own terms, each by its targets.
+#[test]
+fn auxiliary_losses_are_weighted_over_micro_batches() {
+    let mixer = |_, proj| Ok(Penalised::new(proj));
+    let model = Decoder::with_mixer(&config(true), 3, &Device::flex(), mixer).unwrap();
+    let batches = [batch(1, &[13, 9]), batch(2, &[5])];
+    let (mut sum, mut weight) = (0.0, 0.0);
+    for batch in &batches {
+        let parts = NextToken.loss(&model, batch, &ForwardOptions::train()).unwrap();
+        sum += parts.weight * f64::from(parts.aux.unwrap().into_scalar::<f32>());
+        weight += parts.weight;
+    }
+    let mut reported = f64::NAN;
+    let mut data = |_: u64, micro: u32| Ok(Some(batches[micro as usize].clone()));
+    let trainer = Trainer::new(TrainConfig::new(1, 0.0).with_micro_batches(2)).unwrap();
+    let trained = trainer.fit(model, &NextToken, &mut data, &mut |step| {
+        reported = step.report.aux.unwrap();
+        Ok(())
+    });
+    trained.unwrap();
+    let expected = sum / weight;
+    assert!((reported - expected).abs() < 1e-6 * expected, "{reported} {expected}");
 }
 
 /// Next tokens, but not cut at the hidden states.

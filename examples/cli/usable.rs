@@ -1,0 +1,113 @@
+//! What can be done with a checkpoint: here, and in other programs.
+
+use crate::output;
+use burn::tensor::Device;
+use longburn::attention::{AttnShape, LongLoraConfig, MixerConfig};
+use longburn::models::lora::{Role, Target};
+use longburn::models::{Architecture, ModelConfig};
+use longburn::positional::RopeKind;
+use longburn::streams::Streams;
+use serde_json::{Map, Value, json};
+
+/// Widths of heads that all attention code of vLLM takes.
+const COMMON_WIDTHS: [usize; 3] = [64, 128, 256];
+
+/// Verbs, mixers with the length they go to, ways to extend, layers that adapt.
+pub fn usable_for(config: &ModelConfig) -> Value {
+    let extend: &[&str] = match config.rope.kind {
+        RopeKind::Default => &["linear", "ntk", "dynamic", "yarn", "longrope", "llama3"],
+        RopeKind::Linear { .. } => &["linear"],
+        _ => &[],
+    };
+    // GPT-NeoX's feed-forward layer has no gate.
+    let gated = config.architecture != Architecture::GptNeoX;
+    let targets = Target::ALL.into_iter().filter(|t| gated || *t != Target::Gate);
+    let targets: Vec<_> = targets.map(|target| output::value(&target)).collect();
+    json!({
+        "verbs": ["train", "eval", "generate", "logits", "merge"],
+        "mixers": mixers(config),
+        "extend": extend,
+        "lora": { "targets": targets, "extra": roles(config) },
+    })
+}
+
+/// Each mixer, tried on projections with this model's heads.
+fn mixers(config: &ModelConfig) -> Value {
+    let shape = AttnShape {
+        hidden: 2,
+        heads: config.num_attention_heads,
+        kv_heads: config.num_key_value_heads,
+        head_dim: 2,
+        qkv_bias: false,
+        o_bias: false,
+        qk_norm: None,
+    };
+    let proj = shape.init((0.0, 0.0), &Streams::new(0), 0, &Device::default());
+    let window = config.windows.iter().flatten().next().copied();
+    let mut found = Map::new();
+    for (mixer, use_for) in [
+        (MixerConfig::Dense, "training and inference"),
+        (MixerConfig::LongLora(LongLoraConfig::new()), "training; inference is dense"),
+    ] {
+        let entry = match mixer.init(proj.clone(), window) {
+            Ok(_) => json!({ "for": use_for, "max_length": config.max_context() }),
+            Err(error) => json!({ "problem": error.to_string() }),
+        };
+        found.insert(mixer.name().into(), entry);
+    }
+    Value::Object(found)
+}
+
+/// Parameters that can train in full beside low-rank updates.
+fn roles(config: &ModelConfig) -> Vec<Value> {
+    let mut roles: Vec<Role> = config
+        .tensor_shapes()
+        .keys()
+        .filter_map(|name| Role::of(&config.architecture.keys().to_path(name)?))
+        .collect();
+    roles.sort_unstable();
+    roles.dedup();
+    roles.iter().map(output::value).collect()
+}
+
+/// Where else the folder runs as it is. `complete` says that no weight is missing.
+pub fn runs_in(config: &ModelConfig, complete: bool) -> Value {
+    if !complete {
+        let no = "no: weights are missing or of the wrong shape";
+        return json!({ "longburn": no, "transformers": no, "vllm": no });
+    }
+    json!({
+        "longburn": "yes",
+        "transformers": format!("yes, {} or later", transformers(config)),
+        "vllm": vllm(config),
+    })
+}
+
+/// The first version of transformers that reads the family and the shape of its config.json.
+fn transformers(config: &ModelConfig) -> &'static str {
+    let raw = config.raw();
+    if raw.contains_key("rope_parameters") && !raw.contains_key("rope_theta") {
+        return "5.0";
+    }
+    match config.architecture {
+        Architecture::Qwen3 => "4.51",
+        // Its rope type llama3 came with 4.43.
+        _ => "4.43",
+    }
+}
+
+fn vllm(config: &ModelConfig) -> String {
+    let class = format!("{}ForCausalLM", config.architecture.class_prefix());
+    let named = config.raw().get("architectures").and_then(Value::as_array);
+    if !named.is_some_and(|list| list.iter().any(|name| name == &class)) {
+        return format!("no: config.json does not name `architectures` [\"{class}\"]");
+    }
+    let windows = config.windows.iter().flatten().count();
+    if windows > 0 && windows < config.num_hidden_layers {
+        return "depends on its version: only some layers have a window".into();
+    }
+    if !COMMON_WIDTHS.contains(&config.head_dim) {
+        return format!("depends on its attention code: heads of width {}", config.head_dim);
+    }
+    "yes".into()
+}

@@ -1,0 +1,133 @@
+//! Files of a folder against the sums that its `manifest.json` has of them.
+
+use longburn::{Error, Result};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Component, Path};
+
+const MANIFEST: &str = "manifest.json";
+/// Largest manifest that is read, bytes.
+const MAX_FILE: u64 = 16 << 20;
+/// Version of the manifest that is understood.
+const FORMAT: u64 = 1;
+
+#[derive(Deserialize)]
+struct Manifest {
+    format_version: u64,
+    step: u64,
+    files: Vec<Listed>,
+}
+
+#[derive(Deserialize)]
+struct Listed {
+    name: String,
+    len: u64,
+    sha256: String,
+}
+
+/// Compare every file that the manifest lists; without a manifest, say so.
+///
+/// # Errors
+/// [`Error::Weights`] with all files that differ or are missing, and for an unusable manifest.
+pub fn verify(dir: &Path) -> Result<Value> {
+    let path = dir.join(MANIFEST);
+    let Some(manifest) = read(&path)? else {
+        return Ok(json!({ "manifest": "none: there are no sums to compare with" }));
+    };
+    let mut faults = Vec::new();
+    for listed in &manifest.files {
+        if let Some(fault) = fault(dir, listed)? {
+            faults.push(format!("{}: {fault}", listed.name));
+        }
+    }
+    if faults.is_empty() {
+        let bytes: u64 = manifest.files.iter().map(|file| file.len).sum();
+        return Ok(json!({
+            "manifest": MANIFEST,
+            "step": manifest.step,
+            "files": manifest.files.len(),
+            "bytes": bytes,
+            "equal": true,
+        }));
+    }
+    Err(Error::Weights {
+        file: dir.into(),
+        reason: format!(
+            "{} of {} files are not what {MANIFEST} lists: {}",
+            faults.len(),
+            manifest.files.len(),
+            faults.join("; ")
+        ),
+        remedy: "go back to another checkpoint, or copy the files again from where they are whole"
+            .into(),
+    })
+}
+
+fn read(path: &Path) -> Result<Option<Manifest>> {
+    let damaged = |reason: String| Error::Weights {
+        file: path.into(),
+        reason,
+        remedy: "copy the folder again from where it is whole, or remove the file and go without"
+            .into(),
+    };
+    let length = match std::fs::metadata(path) {
+        Ok(about) => about.len(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io(path, e)),
+    };
+    if length > MAX_FILE {
+        return Err(damaged(format!("has {length} bytes; at most {MAX_FILE} are read")));
+    }
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let manifest: Manifest =
+        serde_json::from_slice(&bytes).map_err(|e| damaged(format!("is no manifest: {e}")))?;
+    if manifest.format_version != FORMAT {
+        let version = manifest.format_version;
+        return Err(damaged(format!("has `format_version` {version}; expected {FORMAT}")));
+    }
+    match manifest.files.iter().find(|file| !is_plain(&file.name)) {
+        Some(file) => {
+            let name = &file.name;
+            Err(damaged(format!("has `files.name` {name:?}; expected a plain file name")))
+        }
+        None => Ok(Some(manifest)),
+    }
+}
+
+/// Whether `name` stays within its folder.
+fn is_plain(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
+}
+
+/// What is wrong with a file, if anything.
+fn fault(dir: &Path, listed: &Listed) -> Result<Option<String>> {
+    let path = dir.join(&listed.name);
+    let length = match std::fs::metadata(&path) {
+        Ok(about) if about.is_file() => about.len(),
+        Ok(_) => return Ok(Some("is not a file".into())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Some("is missing".into())),
+        Err(e) => return Err(Error::io(path, e)),
+    };
+    if length != listed.len {
+        return Ok(Some(format!("has {length} bytes, not {}", listed.len)));
+    }
+    let found = sha256(&path)?;
+    let differs = !found.eq_ignore_ascii_case(&listed.sha256);
+    Ok(differs.then(|| format!("has sha256 {found}, not {}", listed.sha256)))
+}
+
+fn sha256(path: &Path) -> Result<String> {
+    let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer).map_err(|e| Error::io(path, e))? {
+            0 => break,
+            n => hash.update(&buffer[..n]),
+        }
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -1,0 +1,110 @@
+//! Longer positions without training: the configuration that each method leads to.
+
+use super::ModelConfig;
+use crate::positional::{LongRope, RopeKind, Yarn};
+use crate::{Error, Result};
+
+/// A way to stretch the positions of a checkpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Extension {
+    /// Position Interpolation. The factor is a whole number of times the one in place, and
+    /// `max_position_embeddings` stays what it was, as inference programs expect of it (they
+    /// multiply it by the factor).
+    Linear,
+    /// Static NTK: another θ, and nothing else, so that any program can read it.
+    Ntk,
+    /// Dynamic NTK: as trained up to the present length, then θ grows with the length at hand.
+    Dynamic,
+    /// YaRN with the paper's bounds.
+    Yarn,
+    /// LongRoPE with divisors found elsewhere.
+    LongRope {
+        /// Divisors up to the present length, one per rotary pair.
+        short_factor: Vec<f64>,
+        /// Divisors beyond it.
+        long_factor: Vec<f64>,
+    },
+    /// Llama 3.1's blend with its bounds, 1 and 4.
+    Llama3,
+}
+
+impl Extension {
+    /// The name on the command line.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Linear => "linear",
+            Self::Ntk => "ntk",
+            Self::Dynamic => "dynamic",
+            Self::Yarn => "yarn",
+            Self::LongRope { .. } => "longrope",
+            Self::Llama3 => "llama3",
+        }
+    }
+}
+
+impl ModelConfig {
+    /// This model reaching `to` tokens by `method`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when it reaches as far already or the method's settings do not fit, and
+    /// [`Error::Unsupported`] when its positions are scaled already (linear on linear is not:
+    /// the factors multiply).
+    pub fn extended(&self, method: &Extension, to: usize) -> Result<Self> {
+        let reach = self.max_context();
+        if to <= reach {
+            let expected = format!("more than the {reach} tokens that the model reaches already");
+            return Err(Error::config("extend", "to", to, expected));
+        }
+        let most = super::check::limit("max_position_embeddings");
+        if to > most {
+            return Err(Error::config("extend", "to", to, format!("at most {most}")));
+        }
+        let mut config = self.clone();
+        if *method == Extension::Linear {
+            config.rope = self.rope.interpolated(to.div_ceil(reach) as f64)?;
+            return Ok(config);
+        }
+        if self.rope.kind != RopeKind::Default {
+            return Err(Error::Unsupported {
+                what: format!(
+                    "extending a checkpoint with rope type {} by {}",
+                    self.rope.kind.name(),
+                    method.name()
+                ),
+                remedy: "extend the checkpoint that its positions were scaled from".into(),
+            });
+        }
+        let original = self.max_position_embeddings;
+        let factor = to as f64 / original as f64;
+        let kind = match method {
+            Extension::Linear | Extension::Ntk => RopeKind::Default,
+            Extension::Dynamic => {
+                RopeKind::Dynamic { factor, original_max_position_embeddings: original }
+            }
+            Extension::Yarn => RopeKind::Yarn(Yarn::new(factor, original)),
+            Extension::LongRope { short_factor, long_factor } => RopeKind::LongRope(LongRope {
+                factor,
+                original_max_position_embeddings: original,
+                short_factor: short_factor.clone(),
+                long_factor: long_factor.clone(),
+                attention_factor: None,
+            }),
+            Extension::Llama3 => RopeKind::Llama3 {
+                factor,
+                low_freq_factor: 1.0,
+                high_freq_factor: 4.0,
+                original_max_position_embeddings: original,
+            },
+        };
+        if *method == Extension::Ntk {
+            config.rope = self.rope.ntk(factor)?;
+        }
+        // Dynamic NTK takes its original length from this field.
+        if *method != Extension::Dynamic {
+            config.max_position_embeddings = to;
+        }
+        config.rope.kind = kind;
+        config.rope.init()?;
+        Ok(config)
+    }
+}

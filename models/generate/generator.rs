@@ -1,0 +1,88 @@
+//! A model and what its layers remember.
+
+use crate::attention::State;
+use crate::models::{Blocks, ForwardOptions, ids_tensor};
+use crate::{Error, Result};
+use burn::tensor::DType;
+use longburn_kernels::TokenMeta;
+
+/// Sequences that grow, one row each: the model and what its layers remember of them.
+pub struct Generator<M: Blocks> {
+    model: M,
+    states: Vec<State>,
+    len: usize,
+}
+
+impl<M: Blocks> Generator<M> {
+    /// Start with nothing. The model's parameters are shared, not copied.
+    pub fn new(model: &M) -> Self {
+        Self { model: model.valid(), states: Vec::new(), len: 0 }
+    }
+
+    /// Tokens fed so far, per row and padding included.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing was fed yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Append tokens to a single sequence; the logits that follow the last one, `[V]`.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for no ids, and those of [`feed_rows`](Self::feed_rows).
+    pub fn feed(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+        if ids.is_empty() {
+            return Err(Error::Data("no ids to continue from".into()));
+        }
+        let tokens = TokenMeta::contiguous(1, ids.len(), self.len);
+        Ok(self.feed_rows(ids, &tokens)?.swap_remove(0))
+    }
+
+    /// Append tokens to every row, as `tokens` describes them; the logits that follow the last
+    /// one of each, `[B]` of `[V]`. What follows padding is of no use.
+    ///
+    /// # Shapes
+    /// ids `[B * T]`
+    ///
+    /// # Errors
+    /// [`Error::Data`] for ids outside the vocabulary, [`Error::Shape`] where `ids` and `tokens`
+    /// differ in size or hold nothing, what a mixer refuses, and [`Error::Unsupported`] for a
+    /// mixer that returns no state. After an error the sequences are lost.
+    pub fn feed_rows(&mut self, ids: &[u32], tokens: &TokenMeta) -> Result<Vec<Vec<f32>>> {
+        let (rows, len) = (tokens.batch(), tokens.len());
+        if ids.is_empty() || ids.len() != rows * len {
+            let reason = format!("{} ids for {rows} rows of {len}", ids.len());
+            return Err(Error::shape("Generator", reason));
+        }
+        let vocab = self.model.config().vocab_size;
+        if let Some(at) = ids.iter().position(|id| *id as usize >= vocab) {
+            return Err(Error::Data(format!(
+                "id {} at position {} is outside the model's vocabulary of {vocab}; \
+                 tokenizer and model do not belong together",
+                ids[at],
+                self.len + at % len,
+            )));
+        }
+        let device = self.model.head().device();
+        let options = ForwardOptions::infer().with_state(true);
+        let states = std::mem::take(&mut self.states);
+        let input = ids_tensor(ids, rows, &device);
+        let out = self.model.forward_ids(input, tokens, &options, states)?;
+        if out.states.len() != self.model.num_blocks() {
+            return Err(Error::Unsupported {
+                what: "generation with a mixer that keeps no state".into(),
+                remedy: "return `MixOutput::state` where `MixContext::keep_state` asks for it"
+                    .into(),
+            });
+        }
+        self.states = out.states;
+        self.len += len;
+        let last = out.last.narrow(1, len - 1, 1);
+        let logits = self.model.logits(last).cast(DType::F32).into_data();
+        let logits: Vec<f32> = logits.iter::<f32>().collect();
+        Ok(logits.chunks(logits.len() / rows).map(<[f32]>::to_vec).collect())
+    }
+}

@@ -1,0 +1,162 @@
+//! The memory plan beside what a counting allocator measures.
+
+use super::alloc;
+use burn::tensor::Device;
+use longburn::attention::MixerConfig;
+use longburn::datasets::{Side, TokenBatch};
+use longburn::models::lora::{self, LoraConfig, Role, Target};
+use longburn::models::{Decoder, ModelConfig};
+use longburn::training::plan::{PlanConfig, Resident};
+use longburn::training::{NextToken, Strategy, TrainConfig, Trainer};
+
+/// Peak of model, optimizer and three steps, bytes.
+fn measured(config: &PlanConfig) -> u64 {
+    let config = config.clone();
+    alloc::measure(move || three_steps(&config)).peak as u64
+}
+
+fn three_steps(config: &PlanConfig) -> Decoder {
+    let PlanConfig { model, mixer, lora, length, batch, .. } = config.clone();
+    let vocab = model.vocab_size;
+    let train = TrainConfig::new(3, 1e-3)
+        .with_strategy(config.strategy)
+        .with_micro_batches(config.micro_batches)
+        .with_workers(config.workers);
+    let mut decoder = Decoder::new(&model, &mixer, 1, &Device::flex()).unwrap();
+    if let Some(lora) = &lora {
+        decoder = lora::apply(decoder, lora).unwrap();
+    }
+    let mut data = |step: u64, micro: u32| {
+        let first = step as usize + micro as usize;
+        let row = |n: usize| (0..length).map(move |i| ((i * 7 + n + first) % vocab) as u32);
+        let rows = (0..batch).map(|n| row(n).collect()).collect();
+        TokenBatch::from_rows(rows, Side::Right, 0).map(Some)
+    };
+    let trainer = Trainer::new(train).unwrap();
+    trainer.fit(decoder, &NextToken, &mut data, &mut |_| Ok(())).unwrap().model
+}
+
+/// The plan is within 15 % of the measurement, either way.
+#[track_caller]
+fn check(name: &str, config: PlanConfig) {
+    // As many threads as `measure` has.
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let config = config.with_threads(threads);
+    for strategy in [Strategy::Plain, Strategy::Recompute] {
+        let config = config.clone().with_strategy(strategy);
+        compare(name, &config, measured(&config));
+    }
+}
+
+#[track_caller]
+fn compare(name: &str, config: &PlanConfig, measured: u64) {
+    let plan = config.init().unwrap();
+    let off = plan.peak as f64 / measured as f64 - 1.0;
+    println!(
+        "{name}, {}: planned {}, measured {measured}, {:+.1} % ({})",
+        config.strategy.name(),
+        plan.peak,
+        100.0 * off,
+        plan.moment
+    );
+    assert!(off.abs() <= 0.15, "{name}, {:?}: {plan}\nmeasured {measured}", config.strategy);
+}
+
+fn llama(vocab: usize, hidden: usize, layers: usize, inner: usize) -> ModelConfig {
+    ModelConfig::llama(vocab, hidden, layers, 4)
+        .with_kv_heads(2)
+        .with_intermediate(inner)
+        .with_max_positions(4096)
+}
+
+#[test]
+fn plan_is_what_is_measured_where_activations_outweigh_weights() {
+    check("long rows", PlanConfig::new(llama(300, 64, 3, 168), 1536));
+    check("several rows", PlanConfig::new(llama(300, 64, 2, 168), 384).with_batch(3));
+    check("narrow mlp", PlanConfig::new(llama(60, 72, 3, 40), 1024));
+    check("wide mlp", PlanConfig::new(llama(60, 72, 3, 400), 1024));
+    let one_head = ModelConfig::llama(200, 32, 3, 1).with_max_positions(2048);
+    check("one head", PlanConfig::new(one_head, 1024));
+}
+
+#[test]
+fn plan_is_what_is_measured_where_weights_outweigh_activations() {
+    check("short rows", PlanConfig::new(llama(500, 160, 3, 512), 16));
+    check("large vocabulary", PlanConfig::new(llama(8000, 96, 2, 256), 200));
+    check("large tied vocabulary", PlanConfig::new(llama(8000, 96, 2, 256).with_tied(true), 100));
+}
+
+#[test]
+fn plan_is_what_is_measured_with_lora() {
+    let dense = PlanConfig::new(llama(500, 72, 3, 168), 1024);
+    let with = |lora| dense.clone().with_lora(Some(lora));
+    check("lora", with(LoraConfig::new()));
+    check("lora, embedding and norms", with(LoraConfig::longlora()));
+    let all = LoraConfig::new().with_targets(&Target::ALL).with_rank(32).with_extra(&[Role::Head]);
+    check("lora everywhere, and the head", with(all));
+    check("lora on q alone", with(LoraConfig::new().with_targets(&[Target::Q])));
+}
+
+#[test]
+fn plan_is_what_is_measured_over_micro_batches_and_with_other_mixers() {
+    let dense = PlanConfig::new(llama(500, 72, 3, 168), 512);
+    check("micro-batches", dense.clone().with_micro_batches(3, 1));
+    check("longlora", dense.clone().with_mixer(MixerConfig::LongLora(Default::default())));
+    let mut normed = dense.clone();
+    normed.model = super::tiny::qwen3();
+    normed.model.max_position_embeddings = 4096;
+    check("norms on q and k", normed.with_length(1536));
+}
+
+/// Two micro-batches at the same time, the third after them.
+fn with_workers(strategy: Strategy) -> PlanConfig {
+    PlanConfig::new(llama(500, 72, 3, 168), 512).with_micro_batches(3, 2).with_strategy(strategy)
+}
+
+/// Tells the process that `plan_is_what_is_measured_with_workers` starts what to measure.
+const CHILD: &str = "LONGBURN_TEST_PLAN";
+
+/// The threads of workers are made by the trainer, and so unknown to `measure`.
+#[test]
+fn plan_is_what_is_measured_with_workers() {
+    for strategy in [Strategy::Plain, Strategy::Recompute] {
+        let out = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "plan::child_of_plan_is_what_is_measured_with_workers",
+                "--exact",
+                "--nocapture",
+            ])
+            .env(CHILD, strategy.name())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(out.stdout).unwrap();
+        let peak = text.lines().find_map(|line| line.split_once("peak: ")).unwrap().1;
+        compare("workers", &with_workers(strategy), peak.parse().unwrap());
+    }
+}
+
+#[test]
+fn child_of_plan_is_what_is_measured_with_workers() {
+    let Ok(name) = std::env::var(CHILD) else { return };
+    let strategy = [Strategy::Plain, Strategy::Recompute].into_iter().find(|s| s.name() == name);
+    let config = with_workers(strategy.unwrap());
+    println!("\npeak: {}", alloc::measure_process(|| three_steps(&config)).peak);
+}
+
+#[test]
+fn what_a_step_computes_at_once_is_counted_so_many_times() {
+    let one = PlanConfig::new(llama(500, 72, 3, 168), 512).with_micro_batches(4, 1);
+    let four = one.clone().with_micro_batches(4, 4).init().unwrap();
+    let one = one.init().unwrap();
+    let activations = |plan: &longburn::training::plan::MemoryPlan| plan.total().activations;
+    assert_eq!(activations(&four), 4 * activations(&one));
+    assert_eq!(four.total().optimizer, one.total().optimizer);
+}
+
+#[test]
+fn resident_memory_is_read() {
+    let Some(before) = Resident::read() else {
+        return println!("skipped: the system does not say what is resident");
+    };
+    assert!(before.now > 1 << 20 && before.peak >= before.now, "{before:?}");
+}

@@ -1,0 +1,204 @@
+//! What a training run will hold in memory, computed before it runs and without a device.
+//!
+//! The plan walks through one step of the trainer in the order in which it allocates and frees
+//! (`step`, `block`), and takes the fullest moment. It counts tensors of f32, as the CPU computes;
+//! not counted are the program itself, the text, token attributes and masks (some 20 bytes per
+//! token and block), and what the system's allocator keeps of freed memory.
+
+mod block;
+mod layout;
+mod ledger;
+mod recipe;
+mod remedy;
+mod resident;
+mod step;
+mod text;
+
+pub use ledger::{Part, PartBytes};
+pub use recipe::RecipePlan;
+pub use remedy::Remedy;
+pub use resident::Resident;
+pub use text::{bytes, parse_bytes};
+
+use crate::attention::{LongLoraForm, MixerConfig};
+use crate::models::ModelConfig;
+use crate::models::lora::LoraConfig;
+use crate::training::Strategy;
+use crate::{Error, Result};
+use layout::Layout;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Working space of the matrix products, bytes per thread: a slab of the size of the second-level
+/// cache, commonly 512 KiB to 2 MiB, and one for small products.
+const SLAB: u64 = (512 + 64) << 10;
+
+/// What is planned: a model and the shape of a training step.
+///
+/// ```
+/// use longburn::models::ModelConfig;
+/// use longburn::training::plan::PlanConfig;
+/// use longburn::training::Strategy;
+/// let model = ModelConfig::llama(32_000, 512, 8, 8);
+/// let plain = PlanConfig::new(model, 8192);
+/// let recompute = plain.clone().with_strategy(Strategy::Recompute);
+/// assert!(recompute.init()?.peak < plain.init()?.peak / 3);
+/// # Ok::<(), longburn::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlanConfig {
+    /// The model.
+    pub model: ModelConfig,
+    /// The mixer of its blocks.
+    pub mixer: MixerConfig,
+    /// Low-rank adaptation; without it all parameters train.
+    pub lora: Option<LoraConfig>,
+    /// Tokens per row.
+    pub length: usize,
+    /// Rows per micro-batch.
+    pub batch: usize,
+    /// Micro-batches per step.
+    pub micro_batches: u32,
+    /// Micro-batches computed at the same time.
+    pub workers: u32,
+    /// How gradients come about.
+    pub strategy: Strategy,
+    /// Threads of the CPU, each of which has working space of its own.
+    pub threads: usize,
+}
+
+impl PlanConfig {
+    /// One row of `length` tokens at a time, all parameters, one graph.
+    pub fn new(model: ModelConfig, length: usize) -> Self {
+        Self {
+            model,
+            mixer: MixerConfig::Dense,
+            lora: None,
+            length,
+            batch: 1,
+            micro_batches: 1,
+            workers: 1,
+            strategy: Strategy::Plain,
+            threads: rayon::current_num_threads(),
+        }
+    }
+
+    /// The mixer.
+    pub fn with_mixer(mut self, mixer: MixerConfig) -> Self {
+        self.mixer = mixer;
+        self
+    }
+
+    /// Low-rank adaptation, or none.
+    pub fn with_lora(mut self, lora: Option<LoraConfig>) -> Self {
+        self.lora = lora;
+        self
+    }
+
+    /// Tokens per row.
+    pub fn with_length(mut self, length: usize) -> Self {
+        self.length = length;
+        self
+    }
+
+    /// Rows per micro-batch.
+    pub fn with_batch(mut self, batch: usize) -> Self {
+        self.batch = batch;
+        self
+    }
+
+    /// Micro-batches per step, and how many of them at the same time.
+    pub fn with_micro_batches(mut self, micro_batches: u32, workers: u32) -> Self {
+        (self.micro_batches, self.workers) = (micro_batches, workers);
+        self
+    }
+
+    /// How gradients come about.
+    pub fn with_strategy(mut self, strategy: Strategy) -> Self {
+        self.strategy = strategy;
+        self
+    }
+
+    /// Threads of the CPU.
+    pub fn with_threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// Compute the plan.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a size of 0; [`Error::Unsupported`] for a mixer whose memory is not
+    /// known here (LongLoRA's rolled form).
+    pub fn init(&self) -> Result<MemoryPlan> {
+        for (field, value) in [
+            ("length", self.length),
+            ("batch", self.batch),
+            ("micro_batches", self.micro_batches as usize),
+            ("workers", self.workers as usize),
+        ] {
+            if value == 0 {
+                return Err(Error::config("plan", field, 0, "at least 1"));
+            }
+        }
+        if matches!(&self.mixer, MixerConfig::LongLora(m) if m.form == LongLoraForm::Rolled) {
+            return Err(Error::Unsupported {
+                what: "a memory plan of LongLoRA's rolled form".into(),
+                remedy: "use form = \"segment\"".into(),
+            });
+        }
+        let layout = Layout::new(&self.model, self.lora.as_ref());
+        let ledger = step::step(self, &layout);
+        let working = SLAB * self.threads as u64;
+        let kv = 2 * layout.kv * layout.blocks as u64 * 4;
+        Ok(MemoryPlan {
+            peak: ledger::sum(&ledger.at_peak) + working,
+            moment: ledger.moment,
+            parts: BTreeMap::from(Part::ALL.map(|part| (part, ledger.at_peak[part as usize]))),
+            working,
+            block: step::kept_by_block(self, &layout),
+            kv_cache: kv * self.length as u64,
+            length: self.length,
+            batch: self.batch,
+            workers: self.workers.min(self.micro_batches),
+            strategy: self.strategy,
+        })
+    }
+}
+
+/// What a training step holds when it holds most, bytes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct MemoryPlan {
+    /// All of it.
+    pub peak: u64,
+    /// When.
+    pub moment: String,
+    /// By part of the model, at that moment.
+    pub parts: BTreeMap<Part, PartBytes>,
+    /// Working space of the matrix products.
+    pub working: u64,
+    /// What the graph of *one* block keeps of one micro-batch, by part.
+    pub block: BTreeMap<Part, u64>,
+    /// Keys and values of one row of `length` tokens in generation; not part of the peak.
+    pub kv_cache: u64,
+    /// Tokens per row.
+    pub length: usize,
+    /// Rows per micro-batch.
+    pub batch: usize,
+    /// Micro-batches at the same time.
+    pub workers: u32,
+    /// How gradients come about.
+    pub strategy: Strategy,
+}
+
+impl MemoryPlan {
+    /// The sums over all parts.
+    pub fn total(&self) -> PartBytes {
+        self.parts.values().fold(PartBytes::default(), |sum, part| PartBytes {
+            parameters: sum.parameters + part.parameters,
+            gradients: sum.gradients + part.gradients,
+            optimizer: sum.optimizer + part.optimizer,
+            activations: sum.activations + part.activations,
+        })
+    }
+}

@@ -1,0 +1,156 @@
+//! A training step as an account: what is allocated and freed, in the order in which it happens.
+
+use super::PlanConfig;
+use super::block::Walk;
+use super::layout::{Layout, Weights};
+use super::ledger::{Ledger, Part, Use};
+use crate::kernel::loss::chunk_len;
+use crate::training::Strategy;
+use std::collections::BTreeMap;
+
+/// Longest run of rows that the matrix product packs at a time.
+const PANEL: u64 = 512;
+
+/// A step in which the optimizer has its moments already.
+pub(super) fn step(config: &PlanConfig, layout: &Layout) -> Ledger {
+    let tokens = (config.batch * config.length) as u64;
+    let workers = u64::from(config.workers.min(config.micro_batches)).max(1);
+    let mut walk = Walk { layout, ledger: Ledger::default(), tokens, workers };
+    let all = weights(layout);
+    for (part, weights) in &all {
+        walk.ledger.keep(*part, Use::Parameters, weights.all);
+        walk.ledger.keep(*part, Use::Optimizer, 2 * weights.trained);
+        if u64::from(config.micro_batches) > workers {
+            // The sum over the micro-batches before.
+            walk.ledger.keep(*part, Use::Gradients, weights.trained);
+        }
+    }
+    // Cosines and sines, one row for all.
+    let angles = 2 * config.length as u64 * (layout.head_dim / 2) * workers;
+    walk.ledger.keep(Part::Attention, Use::Activations, angles);
+    match config.strategy {
+        Strategy::Plain => walk.plain(),
+        Strategy::Recompute => walk.recompute(),
+    }
+    walk.ledger.free(Part::Attention, Use::Activations, angles);
+    debug_assert_eq!(walk.ledger.activations(), 0, "every activation is freed once");
+
+    // One set of gradients is left; the optimizer scales them one tensor at a time.
+    let extra = workers - 1 + u64::from(u64::from(config.micro_batches) > workers);
+    for (part, weights) in &all {
+        walk.ledger.free(*part, Use::Gradients, extra * weights.trained);
+    }
+    walk.ledger.keep(Part::Norms, Use::Gradients, layout.largest());
+    walk.ledger.moment(|| "update of the weights".into());
+    walk.ledger
+}
+
+/// Weights by part.
+pub(super) fn weights(layout: &Layout) -> Vec<(Part, Weights)> {
+    let mut all = vec![
+        (Part::Embedding, layout.embedding),
+        (Part::Loss, layout.head.unwrap_or_default()),
+        (Part::Norms, layout.norm),
+    ];
+    for _ in 0..layout.blocks {
+        all.push((Part::Attention, layout.attention()));
+        all.push((Part::Mlp, layout.mlp()));
+        all.extend([(Part::Norms, layout.norm); 2]);
+    }
+    all
+}
+
+impl Walk<'_> {
+    fn plain(&mut self) {
+        let l = self.layout;
+        let mut tracked = l.embedding.trained > 0;
+        let mut inputs = Vec::with_capacity(l.blocks);
+        for _ in 0..l.blocks {
+            inputs.push(tracked);
+            tracked = self.forward(tracked);
+        }
+        self.top(tracked);
+        for (block, tracked) in inputs.into_iter().enumerate().rev() {
+            self.backward(tracked, &format!("block {block}"));
+        }
+        self.bottom();
+        self.free(Part::Norms, l.hidden);
+    }
+
+    fn recompute(&mut self) {
+        let l = self.layout;
+        // Inputs of the blocks, and of the final norm, which is held to the end.
+        for _ in 0..=l.blocks {
+            self.keep(Part::Norms, l.hidden);
+        }
+        // `top` accounts for the input that the final norm keeps; here it is the one above.
+        self.free(Part::Norms, l.hidden);
+        self.top(true);
+        self.keep(Part::Norms, l.hidden);
+        for block in (0..l.blocks).rev() {
+            // The block's input is in its graph from here on.
+            self.free(Part::Norms, l.hidden);
+            self.forward(true);
+            // ⟨y, dy⟩: both and their product.
+            self.keep(Part::Norms, 2 * l.hidden);
+            self.ledger.moment(|| format!("forward again, block {block}"));
+            self.free(Part::Norms, 2 * l.hidden);
+            self.backward(true, &format!("block {block}"));
+        }
+        self.bottom();
+        self.free(Part::Norms, 2 * l.hidden);
+    }
+
+    /// Final norm and loss, forward and backward; what is left is the gradient of the residual
+    /// stream.
+    fn top(&mut self, tracked: bool) {
+        let l = self.layout;
+        let of_weights = if l.head_trains() { self.workers * l.vocab * l.hidden } else { 0 };
+        let of_norm = if tracked || l.norm.trained > 0 { l.hidden } else { 0 };
+        self.keep(Part::Norms, of_norm);
+        // The hidden states and their gradient, which the forward pass computes with the loss.
+        self.keep(Part::Loss, 2 * l.hidden);
+        let head = if l.tied { Part::Embedding } else { Part::Loss };
+        self.ledger.keep(head, Use::Gradients, of_weights);
+        let rows = (chunk_len(l.vocab as usize) as u64).min(self.tokens);
+        let mut logits = rows * l.vocab;
+        if l.head_trains() {
+            // The product that gives the head's gradient packs the logits.
+            logits += l.vocab * rows.div_ceil(rows.div_ceil(PANEL));
+        }
+        let logits = logits * self.workers;
+        self.ledger.keep(Part::Loss, Use::Activations, logits);
+        self.ledger.moment(|| "loss".into());
+        self.ledger.free(Part::Loss, Use::Activations, logits);
+        // Both gradients are scaled, each into a new tensor.
+        self.ledger.keep(head, Use::Gradients, of_weights);
+        self.ledger.moment(|| "backward, loss".into());
+        self.ledger.free(head, Use::Gradients, of_weights);
+        self.free(Part::Loss, l.hidden);
+        // The hidden states' gradient becomes that of the residual stream.
+        self.learn(Part::Norms, l.norm);
+        self.free(Part::Loss, l.hidden);
+        self.free(Part::Norms, of_norm);
+        self.keep(Part::Norms, l.hidden);
+    }
+
+    /// Gradient of the embedding: zeros with the tokens' rows added, which is a copy.
+    fn bottom(&mut self) {
+        let table = self.workers * self.layout.embedding.trained;
+        self.ledger.keep(Part::Embedding, Use::Gradients, 2 * table);
+        self.ledger.moment(|| "backward, embedding".into());
+        // Where the embedding is the head, the sum replaces the loss's share.
+        let left = if self.layout.tied { 2 } else { 1 };
+        self.ledger.free(Part::Embedding, Use::Gradients, left * table);
+    }
+}
+
+/// What the graph of one block keeps, in bytes, for a block that is not the first.
+pub(super) fn kept_by_block(config: &PlanConfig, layout: &Layout) -> BTreeMap<Part, u64> {
+    let tokens = (config.batch * config.length) as u64;
+    let walk = Walk { layout, ledger: Ledger::default(), tokens, workers: 1 };
+    let kept = walk.kept(true);
+    let of = |part| kept.iter().filter(|(p, _)| *p == part).map(|(_, width)| width).sum::<u64>();
+    let parts = [Part::Attention, Part::Mlp, Part::Norms];
+    BTreeMap::from(parts.map(|part| (part, 4 * tokens * of(part))))
+}

@@ -1,0 +1,261 @@
+//! Where a run is resumed, and whether it is still the same run.
+
+use super::RunOptions;
+use super::data::RowSource;
+use super::sections::Recipe;
+use crate::datasets::TokenBatch;
+use crate::models::weights::{is_unfinished, read_text};
+use crate::training::checkpoint::{Checkpoint, Checkpoints, Inputs, RunLock};
+use crate::training::{BatchSource, TrainState};
+use crate::{Error, Result};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Fields of a recipe that may change when a run is resumed: they do not decide what the steps
+/// that are left compute, or, as the number of steps and the strategy, are changed on purpose.
+pub const MAY_CHANGE: [&str; 11] = [
+    "title",
+    "expected",
+    "train.steps",
+    "train.workers",
+    "train.strategy",
+    "train.device_memory",
+    "train.skip_nonfinite",
+    "train.empty_step",
+    "eval",
+    "checkpoints",
+    "output",
+];
+
+/// The recipe as it was run, in a checkpoint's folder.
+pub(super) const RECIPE: &str = "recipe.json";
+const MAX_RECIPE: u64 = 1 << 20;
+/// Folder of the checkpoints in that of the run.
+const FOLDER: &str = "checkpoints";
+/// What a run writes first.
+const MARK: &str = "recipe.toml";
+
+/// The folder of a run, this process's alone.
+pub(super) struct Place {
+    pub checkpoints: Checkpoints,
+    _lock: RunLock,
+}
+
+/// A checkpoint to go on from.
+pub(super) struct Origin {
+    pub checkpoint: Checkpoint,
+    pub state: TrainState,
+}
+
+impl Place {
+    /// Take the folder, which is made if need be, and clear it of what killed writers left.
+    fn take(dir: &Path, recipe: &Recipe) -> Result<Self> {
+        fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+        let lock = RunLock::acquire(dir)?;
+        for folder in [dir.to_path_buf(), dir.join("model"), dir.join("adapter")] {
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                if is_unfinished(&entry.file_name().to_string_lossy()) {
+                    fs::remove_file(entry.path()).map_err(|e| Error::io(entry.path(), e))?;
+                }
+            }
+        }
+        let checkpoints = Checkpoints::open(dir.join(FOLDER))?.with_keep(recipe.checkpoints.keep);
+        Ok(Self { checkpoints, _lock: lock })
+    }
+
+    /// Take a folder for a new run.
+    ///
+    /// # Errors
+    /// As [`check_vacant`], which is asked again now that no one else can write here.
+    pub fn new_run(dir: &Path, recipe: &Recipe, options: &RunOptions) -> Result<Self> {
+        let place = Self::take(dir, recipe)?;
+        check_vacant(dir, recipe, options)?;
+        Ok(place)
+    }
+
+    /// Take the folder of a run that stopped, with the checkpoint to go on from. None where there
+    /// is no run; without a checkpoint where it stopped before its first save.
+    pub fn resume(dir: &Path, recipe: &Recipe) -> Result<Option<(Self, Option<Origin>)>> {
+        if !dir.join(MARK).is_file() && !dir.join(FOLDER).is_dir() {
+            return Ok(None);
+        }
+        let place = Self::take(dir, recipe)?;
+        let Some(checkpoint) = place.checkpoints.newest()? else {
+            return Ok(Some((place, None)));
+        };
+        let state = TrainState::read(&checkpoint.dir)?;
+        Ok(Some((place, Some(Origin { checkpoint, state }))))
+    }
+}
+
+/// Rows whose cursor tells, too, which files they were made of.
+pub(super) struct Tracked<'a> {
+    pub rows: &'a mut RowSource,
+    pub inputs: &'a Inputs,
+}
+
+impl BatchSource<TokenBatch> for Tracked<'_> {
+    fn batch(&mut self, step: u64, micro: u32) -> Result<Option<TokenBatch>> {
+        self.rows.batch(step, micro)
+    }
+
+    fn cursor(&self) -> Value {
+        json!({ "rows": self.rows.cursor(), "inputs": self.inputs })
+    }
+
+    fn seek(&mut self, cursor: &Value) -> Result<()> {
+        self.rows.seek(&cursor["rows"])
+    }
+}
+
+impl Recipe {
+    /// Files and folders that decide what the run computes.
+    pub(super) fn input_paths(&self) -> Vec<PathBuf> {
+        let mut paths = vec![self.data.train.clone()];
+        paths.extend(self.data.mix.iter().map(|mix| mix.path.clone()));
+        paths.extend(self.data.held_out.clone());
+        paths.extend(self.model.tokenizer.clone());
+        let Some(model) = &self.model.path else { return paths };
+        paths.extend(["config.json", "tokenizer.json"].map(|name| model.join(name)));
+        if self.lora.is_some() {
+            // What stays frozen comes from there at every start.
+            let weights = fs::read_dir(model).into_iter().flatten().flatten();
+            let weights = weights.map(|entry| entry.path());
+            paths.extend(weights.filter(|p| p.extension().is_some_and(|e| e == "safetensors")));
+        }
+        paths.retain(|path| path.exists());
+        paths
+    }
+}
+
+/// Nothing of value lies where a new run wants to write.
+///
+/// # Errors
+/// [`Error::Config`] or [`Error::Parse`] that names the field that chose the folder.
+pub(super) fn check_vacant(dir: &Path, recipe: &Recipe, options: &RunOptions) -> Result<()> {
+    let names = fs::read_dir(dir).into_iter().flatten().flatten();
+    let names: Vec<String> =
+        names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let left_over = |name: &String| {
+        // The empty folder of checkpoints is made with the lock.
+        let empty = || fs::read_dir(dir.join(FOLDER)).is_ok_and(|mut e| e.next().is_none());
+        RunLock::is_lock(name) || is_unfinished(name) || (name == FOLDER && empty())
+    };
+    if names.iter().all(left_over) {
+        return Ok(());
+    }
+    let expected = if names.iter().any(|name| name == MARK) {
+        "a new or empty folder, so that nothing is overwritten: this one holds a run (--resume \
+         goes on with it, --out writes elsewhere)"
+    } else {
+        "a new or empty folder, so that nothing is overwritten"
+    };
+    Err(match &options.out {
+        Some(_) => Error::config("command line", "out", dir.display(), expected),
+        None => recipe.bad("output.dir", dir.display(), expected),
+    })
+}
+
+impl Origin {
+    /// The recipe is the one that the run was begun with, as far as it decides the result.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] with all fields that differ.
+    pub fn check_recipe(&self, recipe: &Recipe, seed: u64, allow: bool) -> Result<()> {
+        let path = self.checkpoint.dir.join(RECIPE);
+        let text = read_text(&path, MAX_RECIPE)?;
+        let old: Recipe = serde_json::from_str(&text).map_err(|e| Error::Checkpoint {
+            path: path.clone(),
+            reason: format!("is not a recipe of this version: {e}"),
+            remedy: "go on with the version of Longburn that the run was begun with".into(),
+        })?;
+        let differences = differences(&old, &as_run(recipe, seed))?;
+        let remedy = format!(
+            "set them back, or allow it: --allow-changes; {} may always change",
+            MAY_CHANGE.join(", ")
+        );
+        changed("the recipe is not the one that the run was begun with", differences, remedy, allow)
+    }
+
+    /// The files that the run reads are the ones that it was begun with.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] with all files that differ.
+    pub fn check_inputs(&self, now: &Inputs, allow: bool) -> Result<()> {
+        let cursor = &self.state.counters.cursor;
+        let old: Inputs =
+            serde_json::from_value(cursor["inputs"].clone()).map_err(|e| Error::Checkpoint {
+                path: self.checkpoint.dir.clone(),
+                reason: format!("names no input files: {e}"),
+                remedy: "go on from another checkpoint".into(),
+            })?;
+        let remedy = "restore the files, or allow it: --allow-changes; the rest of the run then \
+                      trains on something else"
+            .into();
+        let what = "the data are not those that the run was begun with";
+        changed(what, old.differences(now), remedy, allow)
+    }
+}
+
+/// Nothing where nothing differs, an error, or a warning where it is allowed.
+fn changed(what: &str, differences: Vec<String>, remedy: String, allow: bool) -> Result<()> {
+    if differences.is_empty() {
+        return Ok(());
+    }
+    if allow {
+        tracing::warn!("{what}: {}", differences.join("; "));
+        return Ok(());
+    }
+    Err(Error::Changed { what: what.into(), differences, remedy })
+}
+
+/// The recipe with what the command line replaced in it.
+pub(super) fn as_run(recipe: &Recipe, seed: u64) -> Recipe {
+    Recipe { seed, ..recipe.clone() }
+}
+
+/// Fields in which two recipes differ and must not, with both values.
+fn differences(old: &Recipe, new: &Recipe) -> Result<Vec<String>> {
+    let (old, new) = (fields(old)?, fields(new)?);
+    let may_change = |field: &str| {
+        let rest = |whole: &&str| field.strip_prefix(whole);
+        MAY_CHANGE.iter().filter_map(rest).any(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    let mut names: Vec<&String> = old.keys().chain(new.keys()).collect();
+    names.sort();
+    names.dedup();
+    let shown = |value: Option<&Value>| match value {
+        None | Some(Value::Null) => "not set".into(),
+        Some(value) => value.to_string(),
+    };
+    Ok(names
+        .into_iter()
+        .filter(|name| !may_change(name))
+        .map(|name| (name, shown(old.get(name)), shown(new.get(name))))
+        .filter(|(_, old, new)| old != new)
+        .map(|(name, old, new)| format!("{name} was {old}, is {new}"))
+        .collect())
+}
+
+/// All values of a recipe by dotted path. By way of text, in which f32 has its shortest form.
+fn fields(recipe: &Recipe) -> Result<BTreeMap<String, Value>> {
+    fn walk(path: String, value: Value, into: &mut BTreeMap<String, Value>) {
+        match value {
+            Value::Object(fields) if !fields.is_empty() => {
+                for (name, value) in fields {
+                    let path = if path.is_empty() { name } else { format!("{path}.{name}") };
+                    walk(path, value, into);
+                }
+            }
+            value => _ = into.insert(path, value),
+        }
+    }
+    let text = serde_json::to_string(recipe);
+    let value = text.and_then(|text| serde_json::from_str(&text));
+    let value = value.map_err(|e| Error::Training(format!("a recipe as JSON: {e}")))?;
+    let mut found = BTreeMap::new();
+    walk(String::new(), value, &mut found);
+    Ok(found)
+}
