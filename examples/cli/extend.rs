@@ -19,10 +19,14 @@ const BUCKETS: usize = 16;
 
 /// Stretch a model's positions without training: preview a method, write the checkpoint
 ///
-/// `longburn extend MODEL --method yarn --to 2048 --text books` shows the perplexity by position
-/// before and after; `--out DIR` writes a copy of the checkpoint with the changed config.json, which
-/// `transformers` reads the same way. Compare methods on a text of your own before you trust one.
+/// With `--text` it shows the perplexity by position before and after; `--out` writes a copy of the
+/// checkpoint with the changed config.json, which `transformers` reads the same way. Compare methods
+/// on a text of your own before you trust one.
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  longburn extend MODEL --method yarn --to 2048 --text books
+  longburn extend MODEL --method linear --to 2048 --out longer")]
 pub struct ExtendArgs {
     /// Folder of a checkpoint in Hugging Face form
     dir: PathBuf,

@@ -17,7 +17,7 @@ use std::path::Path;
 /// where a token cache holds them), or conversations.
 pub(super) enum Texts {
     Plain(Vec<PartTexts>),
-    Chats(Chats),
+    Chats(Box<Chats>),
 }
 
 /// Documents of one source.
@@ -69,7 +69,7 @@ impl Texts {
     pub fn read(recipe: &Recipe) -> Result<Self> {
         let data = &recipe.data;
         if data.kind == DataKind::Chat {
-            return Chats::read(recipe).map(Self::Chats);
+            return Ok(Self::Chats(Box::new(Chats::read(recipe)?)));
         }
         if data.cache.is_some() {
             return Ok(Self::Plain(Vec::new()));

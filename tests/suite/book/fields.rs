@@ -20,6 +20,7 @@ name = "longlora"
 [data]
 train = "texts"
 split = 4
+mix = [{ path = "more", weight = 1.0 }]
 [train]
 steps = 8
 length = 64
@@ -33,12 +34,13 @@ dir = "run"
 "#;
 
 /// Fields of [`LEAST`] that stand there although they are not required.
-const OPTIONAL: [&str; 9] = [
+const OPTIONAL: [&str; 10] = [
     "model.path",
     "model.new",
     "extend",
     "mixer",
     "data.split",
+    "data.mix",
     "train.schedule",
     "train.groups",
     "eval",
@@ -65,7 +67,7 @@ const fn section(
 const SECTIONS: &str = "training/recipe/sections.rs";
 
 /// In the order of the page.
-const PAGE: [Section; 14] = [
+const PAGE: [Section; 17] = [
     section("", "The recipe itself", SECTIONS, "struct Recipe"),
     section("model", "`[model]`", SECTIONS, "struct ModelSection"),
     section("model.new", "`[model.new]`", SECTIONS, "struct NewModel"),
@@ -78,12 +80,15 @@ const PAGE: [Section; 14] = [
     ),
     section("lora", "`[lora]`", "models/lora.rs", "struct LoraConfig"),
     section("data", "`[data]`", SECTIONS, "struct DataSection"),
+    section("data.mix", "`[[data.mix]]`", SECTIONS, "struct MixSection"),
+    section("data.chat", "`[data.chat]`", "training/recipe/chat.rs", "struct ChatSection"),
     section("train", "`[train]`", SECTIONS, "struct TrainSection"),
     section("train.adamw", "`[train.adamw]`", "training/adamw.rs", "struct AdamW"),
     section("train.groups", "`[[train.groups]]`", "training/optim.rs", "struct ParamGroup"),
     section("train.schedule", "`train.schedule`", "training/schedule.rs", "enum Schedule"),
     section("eval", "`[eval]`", SECTIONS, "struct EvalSection"),
     section("eval.protocol", "`eval.protocol`", "training/eval/perplexity.rs", "enum Protocol"),
+    section("checkpoints", "`[checkpoints]`", SECTIONS, "struct CheckpointSection"),
     section("output", "`[output]`", SECTIONS, "struct OutputSection"),
 ];
 
@@ -340,6 +345,6 @@ fn doc_comments_are_read_with_their_fields() {
     let found: BTreeMap<String, String> = read_item(&PAGE[2]).remove(0).2.into_iter().collect();
     assert_eq!(found["heads"], "Query heads.");
     assert!(!found.contains_key("file"));
-    let names: Vec<_> = read_item(&PAGE[12]).into_iter().map(|(name, ..)| name.unwrap()).collect();
+    let names: Vec<_> = read_item(&PAGE[14]).into_iter().map(|(name, ..)| name.unwrap()).collect();
     assert_eq!(names, ["strided", "longlora"]);
 }
