@@ -12,6 +12,10 @@ use std::path::PathBuf;
 /// `longburn plan run.toml --length 32768 --device-memory 16GiB` prints the peak by part of the
 /// model and what would lower it. It needs the recipe and the checkpoint's config.json only.
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  longburn plan recipe.toml
+  longburn plan recipe.toml --length 8192 --strategy recompute --device-memory 16GiB")]
 pub struct PlanArgs {
     /// The recipe, TOML
     recipe: PathBuf,

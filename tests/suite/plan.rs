@@ -37,6 +37,26 @@ fn three_steps(config: &PlanConfig) -> Decoder {
 }
 
 /// The plan is within 15 % of the measurement, either way.
+/// Run a test in a process of its own: Burn keeps the graphs of all threads in one place, and what
+/// is freed there for a test beside would be counted here.
+fn alone(test: &str, work: impl FnOnce()) {
+    if std::env::var_os(ALONE).is_some() {
+        return work();
+    }
+    let out = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([&format!("plan::{test}"), "--exact", "--nocapture"])
+        .env(ALONE, "1")
+        .output()
+        .unwrap();
+    let text = [out.stdout, out.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    println!("{}", text.join("\n"));
+    assert!(out.status.success());
+    assert!(text[0].contains("1 passed"), "the test did not run");
+}
+
+/// Tells a process that it was started by [`alone`].
+const ALONE: &str = "LONGBURN_TEST_ALONE";
+
 #[track_caller]
 fn check(name: &str, config: PlanConfig) {
     // As many threads as `measure` has.
@@ -71,41 +91,53 @@ fn llama(vocab: usize, hidden: usize, layers: usize, inner: usize) -> ModelConfi
 
 #[test]
 fn plan_is_what_is_measured_where_activations_outweigh_weights() {
-    check("long rows", PlanConfig::new(llama(300, 64, 3, 168), 1536));
-    check("several rows", PlanConfig::new(llama(300, 64, 2, 168), 384).with_batch(3));
-    check("narrow mlp", PlanConfig::new(llama(60, 72, 3, 40), 1024));
-    check("wide mlp", PlanConfig::new(llama(60, 72, 3, 400), 1024));
-    let one_head = ModelConfig::llama(200, 32, 3, 1).with_max_positions(2048);
-    check("one head", PlanConfig::new(one_head, 1024));
+    alone("plan_is_what_is_measured_where_activations_outweigh_weights", || {
+        check("long rows", PlanConfig::new(llama(300, 64, 3, 168), 1536));
+        check("several rows", PlanConfig::new(llama(300, 64, 2, 168), 384).with_batch(3));
+        check("narrow mlp", PlanConfig::new(llama(60, 72, 3, 40), 1024));
+        check("wide mlp", PlanConfig::new(llama(60, 72, 3, 400), 1024));
+        let one_head = ModelConfig::llama(200, 32, 3, 1).with_max_positions(2048);
+        check("one head", PlanConfig::new(one_head, 1024));
+    });
 }
 
 #[test]
 fn plan_is_what_is_measured_where_weights_outweigh_activations() {
-    check("short rows", PlanConfig::new(llama(500, 160, 3, 512), 16));
-    check("large vocabulary", PlanConfig::new(llama(8000, 96, 2, 256), 200));
-    check("large tied vocabulary", PlanConfig::new(llama(8000, 96, 2, 256).with_tied(true), 100));
+    alone("plan_is_what_is_measured_where_weights_outweigh_activations", || {
+        check("short rows", PlanConfig::new(llama(500, 160, 3, 512), 16));
+        check("large vocabulary", PlanConfig::new(llama(8000, 96, 2, 256), 200));
+        check(
+            "large tied vocabulary",
+            PlanConfig::new(llama(8000, 96, 2, 256).with_tied(true), 100),
+        );
+    });
 }
 
 #[test]
 fn plan_is_what_is_measured_with_lora() {
-    let dense = PlanConfig::new(llama(500, 72, 3, 168), 1024);
-    let with = |lora| dense.clone().with_lora(Some(lora));
-    check("lora", with(LoraConfig::new()));
-    check("lora, embedding and norms", with(LoraConfig::longlora()));
-    let all = LoraConfig::new().with_targets(&Target::ALL).with_rank(32).with_extra(&[Role::Head]);
-    check("lora everywhere, and the head", with(all));
-    check("lora on q alone", with(LoraConfig::new().with_targets(&[Target::Q])));
+    alone("plan_is_what_is_measured_with_lora", || {
+        let dense = PlanConfig::new(llama(500, 72, 3, 168), 1024);
+        let with = |lora| dense.clone().with_lora(Some(lora));
+        check("lora", with(LoraConfig::new()));
+        check("lora, embedding and norms", with(LoraConfig::longlora()));
+        let all =
+            LoraConfig::new().with_targets(&Target::ALL).with_rank(32).with_extra(&[Role::Head]);
+        check("lora everywhere, and the head", with(all));
+        check("lora on q alone", with(LoraConfig::new().with_targets(&[Target::Q])));
+    });
 }
 
 #[test]
 fn plan_is_what_is_measured_over_micro_batches_and_with_other_mixers() {
-    let dense = PlanConfig::new(llama(500, 72, 3, 168), 512);
-    check("micro-batches", dense.clone().with_micro_batches(3, 1));
-    check("longlora", dense.clone().with_mixer(MixerConfig::LongLora(Default::default())));
-    let mut normed = dense.clone();
-    normed.model = super::tiny::qwen3();
-    normed.model.max_position_embeddings = 4096;
-    check("norms on q and k", normed.with_length(1536));
+    alone("plan_is_what_is_measured_over_micro_batches_and_with_other_mixers", || {
+        let dense = PlanConfig::new(llama(500, 72, 3, 168), 512);
+        check("micro-batches", dense.clone().with_micro_batches(3, 1));
+        check("longlora", dense.clone().with_mixer(MixerConfig::LongLora(Default::default())));
+        let mut normed = dense.clone();
+        normed.model = super::tiny::qwen3();
+        normed.model.max_position_embeddings = 4096;
+        check("norms on q and k", normed.with_length(1536));
+    });
 }
 
 /// Two micro-batches at the same time, the third after them.

@@ -171,7 +171,7 @@ impl Origin {
             reason: format!("is not a recipe of this version: {e}"),
             remedy: "go on with the version of Longburn that the run was begun with".into(),
         })?;
-        let differences = differences(&old, &as_run(recipe, seed))?;
+        let differences = differences(&as_run(&old, old.seed), &as_run(recipe, seed))?;
         let remedy = format!(
             "set them back, or allow it: --allow-changes; {} may always change",
             MAY_CHANGE.join(", ")
@@ -213,7 +213,10 @@ fn changed(what: &str, differences: Vec<String>, remedy: String, allow: bool) ->
 
 /// The recipe with what the command line replaced in it.
 pub(super) fn as_run(recipe: &Recipe, seed: u64) -> Recipe {
-    Recipe { seed, ..recipe.clone() }
+    let mut run = Recipe { seed, ..recipe.clone() };
+    // Said or not, what holds is what counts.
+    run.data.pack = Some(run.data.pack());
+    run
 }
 
 /// Fields in which two recipes differ and must not, with both values.

@@ -317,9 +317,10 @@ fn device_memory<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<u64
         Bytes(std::num::NonZeroU64),
         Text(String),
     }
-    match Form::deserialize(from)? {
-        Form::Bytes(bytes) => Ok(Some(bytes.get())),
-        Form::Text(text) => parse_bytes(&text).map(Some).map_err(serde::de::Error::custom),
+    match Option::<Form>::deserialize(from)? {
+        None => Ok(None),
+        Some(Form::Bytes(bytes)) => Ok(Some(bytes.get())),
+        Some(Form::Text(text)) => parse_bytes(&text).map(Some).map_err(serde::de::Error::custom),
     }
 }
 

@@ -79,7 +79,8 @@ fn inspect_says_what_runs_where() {
     let mixers = &facts["usable_for"]["mixers"];
     assert_eq!(mixers["dense"]["max_length"], 32);
     assert_eq!(mixers["longlora"]["max_length"], 32);
-    assert_eq!(facts["usable_for"]["extend"], json!(["linear"]));
+    let methods = ["linear", "ntk", "dynamic", "yarn", "longrope", "llama3"];
+    assert_eq!(facts["usable_for"]["extend"], json!(methods));
     assert_eq!(facts["usable_for"]["lora"]["targets"][0], "q");
     // The head is the embedding, and there are no norms of q and k.
     assert_eq!(facts["usable_for"]["lora"]["extra"], json!(["embedding", "norm"]));
