@@ -81,7 +81,7 @@ impl Report {
     /// Writes the page to a file, in one piece: who reads it sees the old page or the new one.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`crate::Error::Io`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         write_atomic(path, self.render().as_bytes())
