@@ -41,7 +41,7 @@ fn train(model: Decoder, data: &[TokenDocument], len: usize, steps: u64, lr: f64
 }
 
 fn loss(model: &Decoder, held_out: &[TokenDocument]) -> f64 {
-    let ids: Vec<_> = held_out.iter().map(|d| d.ids.as_slice()).collect();
+    let ids: Vec<_> = held_out.iter().map(|d| &d.ids[..]).collect();
     let windows = document_starts(&ids, LONG);
     let beyond = SHORT..LONG;
     let report = by_position(model, &windows, std::slice::from_ref(&beyond), 8).unwrap();
