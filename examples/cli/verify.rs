@@ -1,32 +1,13 @@
 //! Files of a folder against the sums that its `manifest.json` has of them.
 
+use longburn::training::checkpoint::{FORMAT, Manifest, ManifestFile, digest};
 use longburn::{Error, Result};
-use serde::Deserialize;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
-use std::fs::File;
-use std::io::Read;
-use std::path::{Component, Path};
+use std::path::Path;
 
 const MANIFEST: &str = "manifest.json";
 /// Largest manifest that is read, bytes.
 const MAX_FILE: u64 = 16 << 20;
-/// Version of the manifest that is understood.
-const FORMAT: u64 = 1;
-
-#[derive(Deserialize)]
-struct Manifest {
-    format_version: u64,
-    step: u64,
-    files: Vec<Listed>,
-}
-
-#[derive(Deserialize)]
-struct Listed {
-    name: String,
-    len: u64,
-    sha256: String,
-}
 
 /// Compare every file that the manifest lists; without a manifest, say so.
 ///
@@ -88,7 +69,7 @@ fn read(path: &Path) -> Result<Option<Manifest>> {
         let version = manifest.format_version;
         return Err(damaged(format!("has `format_version` {version}; expected {FORMAT}")));
     }
-    match manifest.files.iter().find(|file| !is_plain(&file.name)) {
+    match manifest.files.iter().find(|file| !file.is_plain()) {
         Some(file) => {
             let name = &file.name;
             Err(damaged(format!("has `files.name` {name:?}; expected a plain file name")))
@@ -97,14 +78,8 @@ fn read(path: &Path) -> Result<Option<Manifest>> {
     }
 }
 
-/// Whether `name` stays within its folder.
-fn is_plain(name: &str) -> bool {
-    let mut parts = Path::new(name).components();
-    matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
-}
-
 /// What is wrong with a file, if anything.
-fn fault(dir: &Path, listed: &Listed) -> Result<Option<String>> {
+fn fault(dir: &Path, listed: &ManifestFile) -> Result<Option<String>> {
     let path = dir.join(&listed.name);
     let length = match std::fs::metadata(&path) {
         Ok(about) if about.is_file() => about.len(),
@@ -115,19 +90,7 @@ fn fault(dir: &Path, listed: &Listed) -> Result<Option<String>> {
     if length != listed.len {
         return Ok(Some(format!("has {length} bytes, not {}", listed.len)));
     }
-    let found = sha256(&path)?;
+    let (_, found) = digest(&path)?;
     let differs = !found.eq_ignore_ascii_case(&listed.sha256);
     Ok(differs.then(|| format!("has sha256 {found}, not {}", listed.sha256)))
-}
-
-fn sha256(path: &Path) -> Result<String> {
-    let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut buffer).map_err(|e| Error::io(path, e))? {
-            0 => break,
-            n => hash.update(&buffer[..n]),
-        }
-    }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -41,6 +41,14 @@ pub struct ManifestFile {
     pub sha256: String,
 }
 
+impl ManifestFile {
+    /// Whether the name stays within the folder.
+    pub fn is_plain(&self) -> bool {
+        let mut parts = Path::new(&self.name).components();
+        matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
+    }
+}
+
 impl Manifest {
     /// List what lies in `dir`, and make it last.
     pub(super) fn of(dir: &Path, step: u64, score: Option<f64>) -> Result<Self> {
@@ -95,11 +103,7 @@ impl Manifest {
         }
         let manifest: Self = serde_json::from_value(value).map_err(damaged)?;
         // A manifest must not lead out of its folder.
-        let plain = |name: &str| {
-            let mut parts = Path::new(name).components();
-            matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
-        };
-        match manifest.files.iter().find(|file| !plain(&file.name)) {
+        match manifest.files.iter().find(|file| !file.is_plain()) {
             Some(file) => Err(broken(&path, format!("lists `{}`, no plain file name", file.name))),
             None => Ok(manifest),
         }
@@ -138,8 +142,11 @@ fn broken(path: &Path, reason: String) -> Error {
     Error::Checkpoint { path: path.into(), reason, remedy }
 }
 
-/// Length and SHA-256 of a file.
-fn digest(path: &Path) -> Result<(u64, String)> {
+/// Length, bytes, and SHA-256, hexadecimal, of a file.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn digest(path: &Path) -> Result<(u64, String)> {
     let read = || {
         let mut file = fs::File::open(path)?;
         let (mut sha, mut len) = (Sha256::new(), 0);
