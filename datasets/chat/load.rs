@@ -19,20 +19,21 @@ impl ChatTemplate {
     /// [`Error::Template`] when there is none, none of that name, or it is no template.
     pub fn load(dir: &Path, name: Option<&str>) -> Result<Self> {
         let wanted = name.unwrap_or("default");
-        let mut named: Vec<(String, String, String)> = Vec::new();
-        let file = dir.join("chat_template.jinja");
-        if let Some(text) = read_file(&file, MAX_SOURCE)? {
-            named.push(("default".into(), file.display().to_string(), text));
-        } else {
-            let file = dir.join("tokenizer_config.json");
-            if let Some(text) = read_file(&file, MAX_CONFIG)? {
-                named = in_config(&text, &file)?;
+        let mut file = dir.join("chat_template.jinja");
+        let named: Vec<(String, String, String)> = match read_file(&file, MAX_SOURCE)? {
+            Some(text) => vec![("default".into(), file.display().to_string(), text)],
+            None => {
+                file = dir.join("tokenizer_config.json");
+                let text = read_file(&file, MAX_CONFIG)?;
+                text.map_or(Ok(Vec::new()), |text| in_config(&text, &file))?
             }
-        }
+        };
         if named.is_empty() {
             return Err(Error::Template {
                 place: dir.display().to_string(),
-                reason: "has no chat template".into(),
+                reason: "has no chat template: neither chat_template.jinja nor the field \
+                         `chat_template` in tokenizer_config.json"
+                    .into(),
                 remedy: "give one; a base model has none of its own".into(),
             });
         }
@@ -41,7 +42,7 @@ impl ChatTemplate {
         match named.into_iter().find(|(name, ..)| name == wanted) {
             Some((_, place, source)) => Self::new(source, place),
             None => Err(Error::Template {
-                place: dir.display().to_string(),
+                place: file.display().to_string(),
                 reason: format!("has no chat template `{wanted}`"),
                 remedy: format!("name one of: {known}"),
             }),

@@ -112,7 +112,10 @@ impl ChatRows {
             conversations.push(conversation);
         }
         if conversations.is_empty() {
-            return Err(Error::Data(format!("{}: no conversation: {report}", path.display())));
+            return Err(Error::Data(format!(
+                "{}: no conversation: {report} (remedy: give rows in which the assistant answers)",
+                path.display()
+            )));
         }
         Ok((conversations, source.report().clone().then(&report)))
     }

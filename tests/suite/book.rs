@@ -3,7 +3,9 @@
 //! `LONGBURN_BLESS=1 cargo test --test suite book` rewrites what is generated.
 
 mod fields;
+mod links;
 mod session;
+mod walk;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -44,29 +46,18 @@ fn summary() -> Vec<String> {
 }
 
 #[test]
-fn every_page_is_in_the_summary_and_every_link_leads_somewhere() {
+fn every_page_is_in_the_summary() {
     let listed: BTreeSet<String> = summary().into_iter().collect();
     let mut found = BTreeSet::new();
-    let mut dead = Vec::new();
     for entry in walkdir::WalkDir::new(docs()) {
         let path = entry.unwrap().into_path();
-        if path.extension().is_none_or(|e| e != "md") {
-            continue;
+        if path.extension().is_some_and(|e| e == "md") {
+            let name = path.strip_prefix(docs()).unwrap().to_string_lossy().replace('\\', "/");
+            found.insert(name);
         }
-        let name = path.strip_prefix(docs()).unwrap().to_string_lossy().replace('\\', "/");
-        let text = fs::read_to_string(&path).unwrap();
-        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            let file = target.split('#').next().unwrap();
-            let elsewhere = target.contains("://") || file.is_empty();
-            if !elsewhere && !path.parent().unwrap().join(file).exists() {
-                dead.push(format!("{name}: {target}"));
-            }
-        }
-        found.insert(name);
     }
     found.remove("SUMMARY.md");
     assert_eq!(found, listed);
-    assert!(dead.is_empty(), "{dead:?}");
     let config: toml::Table = page("book.toml").parse().unwrap();
     assert_eq!(config["book"]["src"].as_str(), Some("."));
 }

@@ -3,8 +3,10 @@
 
 use crate::tiny;
 use burn::tensor::Device;
-use longburn::datasets::Tokenizer;
 use longburn::datasets::source::{DocumentSource, JsonlSourceConfig};
+use longburn::datasets::{
+    BpeConfig, ChatRows, ChatTemplate, Message, Tokenizer, encode_conversations, train_bpe,
+};
 use longburn::models::lora::{self, LoraConfig};
 use longburn::models::weights::WeightFiles;
 use longburn::models::{ModelConfig, peft};
@@ -16,6 +18,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 const SHARD: &str = "model-00001-of-00002.safetensors";
+
+/// A chat template that wants user and assistant in turns.
+const IN_TURNS: &str = "{% for m in messages %}\
+    {% if m.role not in ['user', 'assistant'] %}\
+    {{ raise_exception('the role ' ~ m.role ~ ' is not known') }}\
+    {% elif (m.role == 'user') != (loop.index0 % 2 == 0) %}\
+    {{ raise_exception('user and assistant speak in turns') }}{% endif %}\
+    <{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
 
 /// A word of which one is in every message that says what to do.
 const REMEDIES: [&str; 4] = ["remedy: ", "expected ", "missing field", "needs "];
@@ -68,18 +78,46 @@ fn feed(kind: &str, file: &Path, scratch: &Path) -> (String, Result<()>) {
         }
         "manifests" => {
             fs::write(scratch.join("data"), "abc").unwrap();
-            (put("manifest.json"), verified(scratch))
+            (put("manifest.json"), command(&["inspect", "--verify"], scratch))
+        }
+        "generation" => {
+            fs::write(scratch.join("ids.json"), "[1]").unwrap();
+            let ids = scratch.join("ids.json").display().to_string();
+            (put("generation_config.json"), command(&["generate", "--ids", &ids], scratch))
+        }
+        "templates" => {
+            let jinja = name.ends_with(".jinja");
+            let name = put(if jinja { "chat_template.jinja" } else { "tokenizer_config.json" });
+            let turn = |role: &str| Message::new(role, "Hello");
+            let turns = ["user", "assistant", "user", "assistant"].map(turn);
+            let template = ChatTemplate::load(scratch, None);
+            (name, outcome(template.and_then(|template| template.render_spans(&turns))))
+        }
+        "chat_rows" => {
+            let tokenizer = train_bpe(["user assistant"].iter(), &BpeConfig::new(260)).unwrap();
+            let template = ChatTemplate::new(IN_TURNS, "template").unwrap();
+            let rows = ChatRows::new().read(file);
+            let encode = |(rows, _): (Vec<_>, _)| {
+                encode_conversations(&rows, &template, &tokenizer, 64)
+            };
+            (name, outcome(rows.and_then(encode)))
+        }
+        "messages" => {
+            let template = ChatTemplate::new(IN_TURNS, &name).unwrap();
+            let read = Message::parse_list(&fs::read_to_string(file).unwrap(), &name);
+            (name, outcome(read.and_then(|messages| template.render(&messages, true))))
         }
         other => panic!("no way to feed {other}"),
     }
 }
 
-/// What the command says of a folder's manifest.
-fn verified(dir: &Path) -> Result<()> {
+/// What the command says of the folder, in which a good checkpoint is put beside what is there.
+fn command(args: &[&str], dir: &Path) -> Result<()> {
     let tiny = tiny::model(&tiny::llama(false), &Device::flex());
     tiny.save(dir, &Default::default()).unwrap();
     let out = assert_cmd::Command::new(env!("CARGO_BIN_EXE_longburn"))
-        .args(["inspect", "--verify", "--json"])
+        .args(args)
+        .arg("--json")
         .arg(dir)
         .output()
         .unwrap();

@@ -8,6 +8,8 @@ mod passkey;
 mod sources;
 mod tokenizer;
 
+pub(crate) use faults::{write_parquet, zstd};
+
 use longburn::datasets::{BpeConfig, TokenDocument, Tokenizer, train_bpe};
 use std::fs;
 use std::sync::OnceLock;

@@ -18,7 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// A file with the columns `id` and `text`, a row group for each list.
-pub(super) fn write_parquet(path: &Path, groups: &[&[Option<&str>]], compression: Compression) {
+pub(crate) fn write_parquet(path: &Path, groups: &[&[Option<&str>]], compression: Compression) {
     let schema = "message rows { required int64 id; optional binary text (UTF8); \
                   repeated binary tags (UTF8); }";
     let schema = Arc::new(parse_message_type(schema).unwrap());
@@ -45,7 +45,7 @@ pub(super) fn write_parquet(path: &Path, groups: &[&[Option<&str>]], compression
     writer.close().unwrap();
 }
 
-pub(super) fn zstd() -> Compression {
+pub(crate) fn zstd() -> Compression {
     Compression::ZSTD(ZstdLevel::try_new(3).unwrap())
 }
 
