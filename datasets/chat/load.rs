@@ -74,7 +74,7 @@ fn read_file(path: &Path, limit: usize) -> Result<Option<String>> {
 fn in_config(text: &str, file: &Path) -> Result<Vec<(String, String, String)>> {
     let config: Value = serde_json::from_str(text).map_err(|e| Error::Parse {
         file: file.display().to_string(),
-        message: e.to_string(),
+        message: format!("{e} (remedy: take the file of the checkpoint's origin)"),
         text: None,
         span: None,
     })?;

@@ -91,9 +91,11 @@ impl Message {
     /// [`Error::Parse`] for what is no JSON, [`Error::Data`] with the field for what is no
     /// conversation.
     pub fn parse_list(text: &str, file: &str) -> Result<Vec<Self>> {
+        const REMEDY: &str =
+            r#"(remedy: write a list such as [{"role": "user", "content": "Hello"}])"#;
         let value: Value = serde_json::from_str(text).map_err(|e| Error::Parse {
             file: file.into(),
-            message: format!("not JSON: {e}"),
+            message: format!("not JSON: {e} {REMEDY}"),
             text: None,
             span: None,
         })?;
@@ -102,12 +104,7 @@ impl Message {
             list => Ok(list),
         };
         let messages = list.and_then(|list| Self::read_list(list, "messages"));
-        messages.map_err(|reason: String| {
-            Error::Data(format!(
-                "{file}: {reason} (remedy: write a list such as \
-                 [{{\"role\": \"user\", \"content\": \"Hello\"}}])"
-            ))
-        })
+        messages.map_err(|reason: String| Error::Data(format!("{file}: {reason} {REMEDY}")))
     }
 }
 

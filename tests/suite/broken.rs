@@ -97,9 +97,8 @@ fn feed(kind: &str, file: &Path, scratch: &Path) -> (String, Result<()>) {
             let tokenizer = train_bpe(["user assistant"].iter(), &BpeConfig::new(260)).unwrap();
             let template = ChatTemplate::new(IN_TURNS, "template").unwrap();
             let rows = ChatRows::new().read(file);
-            let encode = |(rows, _): (Vec<_>, _)| {
-                encode_conversations(&rows, &template, &tokenizer, 64)
-            };
+            let encode =
+                |(rows, _): (Vec<_>, _)| encode_conversations(&rows, &template, &tokenizer, 64);
             (name, outcome(rows.and_then(encode)))
         }
         "messages" => {

@@ -34,9 +34,13 @@ fn targets(page: &str) -> Vec<String> {
     let mut found = Vec::new();
     for line in prose(page) {
         let plain: String = line.split('`').step_by(2).collect();
-        found.extend(plain.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(
-            |(target, _)| target.to_string(),
-        ));
+        found.extend(
+            plain
+                .split("](")
+                .skip(1)
+                .filter_map(|rest| rest.split_once(')'))
+                .map(|(target, _)| target.to_string()),
+        );
     }
     found
 }

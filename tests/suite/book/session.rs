@@ -22,6 +22,10 @@ const GENERATED: [&str; 3] = ["reference.md", "papers.md", "results/longlora.md"
 /// Pages whose commands a test of their own runs, and looks at what they leave.
 const OWN_TEST: [&str; 1] = ["walk.md"];
 
+/// Pages that are followed with a real checkpoint, too; all but the first with the feature `slow`.
+const REAL: [&str; 7] =
+    ["extend.md", "data.md", "memory.md", "resume.md", "eval.md", "chat.md", "merge.md"];
+
 const TEXT: &str = "Once upon a time there was a river that ran past the mill, and the miller \
                     counted seven sacks of flour before he walked home along the bank. ";
 
@@ -58,13 +62,20 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// With the repository's own pages as `docs/`.
+    /// With the repository's own pages as `docs/`, and short texts in two packed forms.
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("docs")).unwrap();
         for name in ["design.md", "install.md", "first-run.md", "extend.md", "papers.md"] {
             fs::copy(super::docs().join(name), dir.path().join("docs").join(name)).unwrap();
         }
+        let stories: Vec<String> = (3..12).map(|n| TEXT.repeat(n)).collect();
+        let lines = stories.iter().map(|text| serde_json::json!({ "text": text }).to_string());
+        let lines = lines.collect::<Vec<_>>().join("\n");
+        let lines = ::zstd::encode_all(lines.as_bytes(), 3).unwrap();
+        fs::write(dir.path().join("stories.jsonl.zst"), lines).unwrap();
+        let rows: Vec<Option<&str>> = stories.iter().map(|text| Some(text.as_str())).collect();
+        write_parquet(&dir.path().join("stories.parquet"), &[&rows], zstd());
         Self { dir }
     }
 
@@ -82,13 +93,6 @@ impl Session {
             fs::write(path(&format!("books/{i}.txt")), text).unwrap();
         }
         let special = vec!["<|endoftext|>".to_string()];
-        let stories: Vec<String> = (3..12).map(|n| TEXT.repeat(n)).collect();
-        let lines = stories.iter().map(|text| serde_json::json!({ "text": text }).to_string());
-        let lines = lines.collect::<Vec<_>>().join("\n");
-        let lines = ::zstd::encode_all(lines.as_bytes(), 3).unwrap();
-        fs::write(path("stories.jsonl.zst"), lines).unwrap();
-        let rows: Vec<Option<&str>> = stories.iter().map(|text| Some(text.as_str())).collect();
-        write_parquet(&path("stories.parquet"), &[&rows], zstd());
         let tokenizer =
             train_bpe(texts.iter(), &BpeConfig::new(300).with_special(special)).unwrap();
         let config =
@@ -192,7 +196,11 @@ fn the_commands_run_on_a_real_checkpoint() {
     let Some(root) = std::env::var_os("LONGBURN_REALDATA") else {
         return skipped("the book on a real checkpoint", "LONGBURN_REALDATA");
     };
-    Session::real(Path::new(&root)).run("extend.md");
+    for name in REAL {
+        if name == REAL[0] || cfg!(feature = "slow") {
+            Session::real(Path::new(&root)).run(name);
+        }
+    }
 }
 
 #[test]

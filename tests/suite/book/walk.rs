@@ -61,9 +61,8 @@ fn walk(session: &Session) {
     assert_eq!(steps(&run).len() as u64, STEPS);
     assert_eq!(steps(&run), steps(&whole));
     assert_same_files(&run.join("adapter"), &whole.join("adapter"));
-    let json = |commands: &str| -> Value {
-        serde_json::from_str(&session.shell(commands, PAGE)).unwrap()
-    };
+    let json =
+        |commands: &str| -> Value { serde_json::from_str(&session.shell(commands, PAGE)).unwrap() };
     session.shell("longburn merge runs/whole/adapter --out runs/whole/merged", PAGE);
     assert_same_files(&run.join("merged"), &whole.join("merged"));
     let says = |run: &str| {
