@@ -104,6 +104,11 @@ fn every_link_leads_somewhere() {
                 dead.push(format!("{name}: {target}: no such file"));
             } else if page.starts_with(super::docs()) && !to.starts_with(super::docs()) {
                 dead.push(format!("{name}: {target}: not in the book"));
+            } else if page.starts_with(super::docs())
+                && to.ends_with("README.md")
+                && !page.ends_with("SUMMARY.md")
+            {
+                dead.push(format!("{name}: {target}: mdBook calls it index.html"));
             } else if !heading.is_empty()
                 && !anchors(&fs::read_to_string(&to).unwrap()).contains(heading)
             {
