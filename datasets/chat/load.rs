@@ -31,10 +31,10 @@ impl ChatTemplate {
         if named.is_empty() {
             return Err(Error::Template {
                 place: dir.display().to_string(),
-                reason: "has no chat template: neither chat_template.jinja nor the field \
-                         `chat_template` in tokenizer_config.json"
+                reason: "has no chat template".into(),
+                remedy: "give one in chat_template.jinja, or in the field `chat_template` of \
+                         tokenizer_config.json; a base model has none of its own"
                     .into(),
-                remedy: "give one; a base model has none of its own".into(),
             });
         }
         let names: Vec<&str> = named.iter().map(|(name, ..)| name.as_str()).collect();
