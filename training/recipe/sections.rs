@@ -1,6 +1,6 @@
 //! The sections of a recipe.
 
-use super::ChatSection;
+use super::{ChatSection, ExtendSection};
 use crate::attention::MixerConfig;
 use crate::datasets::Pack;
 use crate::datasets::source::{BadLines, SourceOptions};
@@ -128,26 +128,6 @@ pub struct NewModel {
 
 fn theta() -> f64 {
     10_000.0
-}
-
-/// `[extend]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ExtendSection {
-    /// Length that the model is to reach, tokens.
-    pub to: usize,
-    /// How positions get there.
-    #[serde(default)]
-    pub method: ExtendMethod,
-}
-
-/// How positions are extended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ExtendMethod {
-    /// Position interpolation: see [`super::interpolated`].
-    #[default]
-    Linear,
 }
 
 /// `[data]`
