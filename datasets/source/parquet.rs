@@ -335,7 +335,7 @@ impl OpenFile {
 }
 
 /// Run a decoder on bytes from outside; where it panics on them, that is an error like any other.
-fn guarded<T>(decode: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, String> {
+pub(super) fn guarded<T>(decode: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(decode)) {
         Ok(result) => result.map_err(|e| e.to_string()),
         Err(_) => Err("the decoder gave up on it".into()),

@@ -1,6 +1,6 @@
 //! From a recipe to a trained checkpoint with its metrics and its report.
 
-use super::data::{Data, Texts};
+use super::data::{Data, HeldOut, Texts};
 use super::output::Folder;
 use super::resume::{Origin, Place, Tracked, check_vacant};
 use super::saving::{Saver, load};
@@ -8,7 +8,7 @@ use super::sections::Recipe;
 use super::watch::Watch;
 use super::{Evaluation, RunOptions, RunSummary};
 use crate::attention::{AttnProjections, HasProjections, MixerConfig};
-use crate::datasets::{TokenDocument, Tokenizer};
+use crate::datasets::Tokenizer;
 use crate::models::keymap::params;
 use crate::models::lora::TrainableReport;
 use crate::models::{Decoder, ForwardOptions, ModelConfig, peft};
@@ -304,7 +304,7 @@ impl<'a> Run<'a> {
     fn score<M: HasProjections>(
         &self,
         step: &Step<'_, Decoder<M>>,
-        held_out: &[TokenDocument],
+        held_out: &[HeldOut],
         folder: &mut Folder,
     ) -> Result<Option<f64>> {
         let at = step.report.step;
@@ -334,7 +334,7 @@ impl<'a> Run<'a> {
         &self,
         when: &str,
         model: &Decoder<M>,
-        held_out: &[TokenDocument],
+        held_out: &[HeldOut],
         folder: &mut Folder,
     ) -> Result<Option<Evaluation>> {
         if self.recipe.eval.is_none() {

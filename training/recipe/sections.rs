@@ -65,7 +65,8 @@ pub struct Recipe {
     pub data: DataSection,
     /// The loop.
     pub train: TrainSection,
-    /// What is measured, before and after.
+    /// What is measured, before and after: perplexity of the held-out documents, in conversations
+    /// of the assistant's tokens.
     #[serde(default)]
     pub eval: Option<EvalSection>,
     /// What is saved on the way.
@@ -138,7 +139,7 @@ pub struct DataSection {
     #[serde(default)]
     pub kind: DataKind,
     /// A text file, a `.jsonl` (or `.jsonl.zst`) or `.parquet` file, or a folder of one kind; for
-    /// conversations one of `.jsonl`.
+    /// conversations not of text files.
     pub train: PathBuf,
     /// Sources that are mixed with `train`, for packed rows.
     #[serde(default)]
@@ -341,7 +342,8 @@ impl TrainSection {
     }
 }
 
-/// `[eval]`: perplexity of the held-out documents.
+/// `[eval]`: perplexity of the held-out documents; of conversations, that of the assistant's
+/// tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvalSection {
