@@ -96,7 +96,9 @@ pub fn check_adapter<M: HasProjections>(model: &Decoder<M>) -> Result<()> {
 pub fn load_adapter<M: HasProjections>(model: Decoder<M>, dir: &Path) -> Result<Decoder<M>> {
     check_plain(&model)?;
     let names = names(&model);
-    let config = AdapterConfig::read(&dir.join(CONFIG))?;
+    let mut config = AdapterConfig::read(&dir.join(CONFIG))?;
+    let older = names.older_head();
+    config.modules_to_save.iter_mut().filter(|m| **m == older).for_each(|m| *m = names.head());
     let files = open(dir)?;
     let surplus_head = find(&files, weight_of(&names.head()));
     let (mut model, tied) = match heads_part(&model, &config, &files)? {
@@ -132,7 +134,14 @@ pub fn load_adapter<M: HasProjections>(model: Decoder<M>, dir: &Path) -> Result<
     for p in params(&model) {
         let Some(module) = names.saveable(&p.path) else { continue };
         if let Some(key) = names.key(&p.path).filter(|_| config.saves(&module)) {
-            let key = find(&files, key);
+            let key = match find(&files, key) {
+                key if module == names.head() && files.shape(&key).is_none() => {
+                    Some(find(&files, weight_of(&older)))
+                        .filter(|old| files.shape(old).is_some())
+                        .unwrap_or(key)
+                }
+                key => key,
+            };
             expected.insert(key.clone(), p.shape);
             saved.insert(p.path, key);
         }
@@ -183,17 +192,18 @@ fn read_fused(files: &WeightFiles, config: &AdapterConfig, dir: &Path) -> Result
         Err(Error::config(file.display().to_string(), field, value, expected))
     };
     let Some(fused) = Fused::read(files.metadata()) else {
-        let value = files.metadata()[fused::METADATA].clone();
+        let value = files.metadata().get(fused::METADATA).cloned().unwrap_or_default();
         return wrong(value, "q, k and v, or two or one of them in this order".into());
     };
     if let Some((_, parts)) = fused.to_metadata() {
         let module = "query_key_value";
         let (rank, alpha) = (config.rank(module), config.alpha(module));
         let wanted = fused.alpha(config.lora_alpha, config.use_rslora);
-        if rank != fused.times() * config.r || (alpha / wanted - 1.0).abs() > 1e-9 {
+        let sum = config.r.saturating_mul(fused.times());
+        if rank != sum || (alpha / wanted - 1.0).abs() > 1e-9 {
             return wrong(
                 format!("{parts}, with a rank of {rank} and an alpha of {alpha}"),
-                format!("a rank of {} and an alpha of {wanted}", fused.times() * config.r),
+                format!("a rank of {sum} and an alpha of {wanted}"),
             );
         }
     }

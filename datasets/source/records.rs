@@ -54,7 +54,7 @@ pub(crate) fn parquet_rows<T>(
 }
 
 fn object<'a>(columns: impl Iterator<Item = (&'a String, &'a Field)>) -> Result<Value, String> {
-    let column = |(name, field): (&String, &Field)| Ok((name.clone(), value(field)?));
+    let column = |(name, field): (&String, &Field)| Ok::<_, String>((name.clone(), value(field)?));
     columns.map(column).collect::<Result<Map<_, _>, String>>().map(Value::Object)
 }
 

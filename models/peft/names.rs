@@ -35,6 +35,15 @@ impl Names {
         format!("{}.{leaf}", without_leaf(&name).0)
     }
 
+    /// Name of the parameter at `path` in the model that PEFT wraps. It is that of checkpoints but
+    /// for GPT-NeoX's head, which `transformers` 5 calls as in all families.
+    fn name(self, path: &str) -> Option<String> {
+        match path {
+            "lm_head.weight" => Some(path.into()),
+            _ => self.0.to_hf(path),
+        }
+    }
+
     /// The embedding.
     pub fn embedding(self) -> String {
         self.module("embed_tokens")
@@ -45,8 +54,14 @@ impl Names {
         self.module("lm_head.weight")
     }
 
+    /// The same as `transformers` 4 has it.
+    pub fn older_head(self) -> String {
+        let name = self.0.to_hf("lm_head.weight").unwrap_or_default();
+        without_leaf(&name).0.into()
+    }
+
     fn module(self, path: &str) -> String {
-        let name = self.0.to_hf(path).unwrap_or_default();
+        let name = self.name(path).unwrap_or_default();
         without_leaf(&name).0.into()
     }
 
@@ -54,7 +69,7 @@ impl Names {
     pub fn saveable(self, path: &str) -> Option<String> {
         match Role::of(path)? {
             Role::Embedding | Role::Norm | Role::QkNorm | Role::Head => {
-                self.0.to_hf(path).map(|name| without_leaf(&name).0.into())
+                self.name(path).map(|name| without_leaf(&name).0.into())
             }
             Role::Bias => None,
         }
@@ -70,7 +85,7 @@ impl Names {
             }
         }
         self.saveable(path)?;
-        self.0.to_hf(path).map(|name| format!("{PREFIX}{name}"))
+        self.name(path).map(|name| format!("{PREFIX}{name}"))
     }
 }
 

@@ -152,7 +152,7 @@ def write_all(directory):
     write(
         directory / "lora_gpt_neox_sequential",
         neox(False),
-        lora(["query_key_value", "dense"], ["embed_out"], **own),
+        lora(["query_key_value", "dense"], ["lm_head"], **own),
     )
     write(directory / "lora_qwen3", qwen3(), lora("all-linear", ["norm"], use_rslora=True))
 

@@ -237,6 +237,30 @@ fn updates_of_three_layers_are_one_in_a_peft_folder() {
     }
 }
 
+/// The head is called `lm_head` by transformers 5, `embed_out` by 4 and in checkpoints.
+#[test]
+fn a_trained_head_is_found_under_either_name() {
+    let base = model(true);
+    let policy = LoraConfig::new().with_rank(2).with_extra(&[Role::Head]);
+    let adapted = lora::apply(base.clone(), &policy).unwrap();
+    let wanted = |path: &str| path.contains(".lora.") || path == "lm_head.weight";
+    let adapted = tiny::scattered(adapted, 7, wanted);
+    let dir = tempfile::tempdir().unwrap();
+    peft::save_adapter(&adapted, dir.path(), "base").unwrap();
+    let (mut tensors, metadata, mut config) = adapter(dir.path());
+    assert_eq!(config["modules_to_save"], json!(["lm_head"]));
+    let head = tensors.remove("base_model.model.lm_head.weight").unwrap();
+    let back = peft::load_adapter(base.clone(), dir.path()).unwrap();
+    assert_eq!(logits(&back, &ids(20)), logits(&adapted, &ids(20)));
+
+    tensors.insert("base_model.model.embed_out.weight".into(), head);
+    write_safetensors(&dir.path().join("adapter_model.safetensors"), &tensors, &metadata).unwrap();
+    config["modules_to_save"] = json!(["embed_out"]);
+    std::fs::write(dir.path().join("adapter_config.json"), config.to_string()).unwrap();
+    let back = peft::load_adapter(base, dir.path()).unwrap();
+    assert_eq!(logits(&back, &ids(20)), logits(&adapted, &ids(20)));
+}
+
 /// What PEFT computes of its own folders, on the stored layer: W + s·B·A.
 #[test]
 fn an_update_of_the_fused_layer_is_one_of_each_part() {

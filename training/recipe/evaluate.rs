@@ -35,7 +35,8 @@ impl From<PerplexityReport> for Evaluation {
             se: report.se,
             tokens: report.tokens,
             skipped_documents: report.skipped_documents,
-            by_position: report.by_position,
+            // A conversation may have nothing to score near its beginning.
+            by_position: report.by_position.into_iter().filter(|b| b.count > 0).collect(),
         }
     }
 }

@@ -228,7 +228,7 @@ fn a_recipe_trains_on_conversations() {
 fn evaluation_scores_what_the_assistant_says() {
     let bench = bench();
     let rows = |from: usize, to: usize| -> String {
-        let answer = |i: usize| "seven sacks ".repeat(1 + i % 3);
+        let answer = |i: usize| "seven ".repeat(1 + i % 3);
         let row = |i| json!({"question": format!("river {i}"), "answer": answer(i)}).to_string();
         (from..to).map(row).collect::<Vec<_>>().join("\n")
     };

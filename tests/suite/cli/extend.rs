@@ -82,7 +82,7 @@ fn recipes_extend_by_the_same_methods() {
         let lora = if lora { "[lora]\nrank = 2\n" } else { "" };
         format!(
             "[model]\npath = \"model\"\n[extend]\nto = 64\nmethod = \"{method}\"\n{factors}{lora}\
-             [data]\ntrain = \"texts\"\n[train]\nsteps = 1\nlength = 48\nlr = 1e-3\n\
+             [data]\ntrain = \"texts\"\n[train]\nsteps = 1\nlength = 40\nlr = 1e-3\n\
              [output]\ndir = \"run-{method}\"\n"
         )
     };
@@ -134,7 +134,8 @@ fn recipes_extend_by_the_same_methods() {
     let message = bench.refusal(&["train", "run.toml", "--resume"]);
     assert!(message.contains("factors.json has other contents"), "{message}");
     bench.write("factors.json", r#"{"long_factor": [1.0, 1.5]}"#);
-    let message = refused(recipe("longrope", false));
+    bench.write("bad.toml", &recipe("longrope", false));
+    let message = bench.refusal(&["train", "bad.toml"]);
     assert!(message.contains("factors.json") && message.contains("4 numbers"), "{message}");
 }
 
@@ -205,7 +206,7 @@ fn wrong_wishes_are_named() {
         assert!(error.contains(says), "{args:?}: {error}");
     }
     bench.write("factors.json", r#"{"long_factor": [1.0, 2.0]}"#);
-    let error = bench.fails(&args("longrope", &[]));
+    let error = bench.refusal(&args("longrope", &[]));
     assert!(error.contains("long_factor") && error.contains("4 numbers"), "{error}");
     bench.write("factors.json", r#"{"long_factor": "all"}"#);
     assert!(bench.fails(&args("longrope", &[])).contains("factors.json"));
