@@ -116,7 +116,7 @@ fn recipes_extend_by_the_same_methods() {
 
     let refused = |text: String| {
         bench.write("bad.toml", &text);
-        bench.fails(&["train", "bad.toml"])
+        bench.refusal(&["train", "bad.toml"])
     };
     let without = recipe("longrope", false).replace("factors = \"factors.json\"\n", "");
     let message = refused(without);
