@@ -13,6 +13,7 @@ pub mod attention;
 pub mod datasets;
 mod error;
 pub mod models;
+mod paths;
 pub mod positional;
 pub mod streams;
 pub mod testing;

@@ -122,6 +122,22 @@ impl TokenBatch {
         Ok(Self { ids, labels, tokens: TokenMeta::new(batch, len, pos, segment)?, source })
     }
 
+    /// The next `batch` rows, or as many as there are; `None` of none.
+    ///
+    /// # Errors
+    /// As [`stack`](Self::stack).
+    pub(super) fn fill(
+        batch: usize,
+        pad_id: u32,
+        mut next_row: impl FnMut() -> Option<Row>,
+    ) -> Result<Option<Self>> {
+        let rows: Vec<Row> = std::iter::from_fn(&mut next_row).take(batch).collect();
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        Self::stack(rows, Side::Right, pad_id).map(Some)
+    }
+
     /// Sequences of any lengths, one document each; every token but the last has a target.
     ///
     /// # Errors

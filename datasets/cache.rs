@@ -11,6 +11,7 @@ use crate::{Error, Result};
 use crc32c::{crc32c, crc32c_append};
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -47,7 +48,7 @@ pub struct Cached {
 #[derive(Serialize)]
 struct Key<'a> {
     format: u32,
-    files: Vec<FileStamp>,
+    files: BTreeMap<String, FileStamp>,
     tokenizer: String,
     add_special: bool,
     options: &'a SourceOptions,

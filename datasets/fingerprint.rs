@@ -4,58 +4,69 @@ use super::source::{SourceFile, files_under};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
-/// Bytes at either end of a file that are hashed.
-const END: u64 = 64 << 10;
+/// Bytes at the beginning and at the end of a file that are looked at.
+const END: u64 = 1 << 20;
 
-/// What tells a file from others of its name.
+/// What can be told of a file without reading all of it. This form stands in checkpoints.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct FileStamp {
-    /// Path below the folder that was named, or the file's name.
-    pub name: String,
-    /// Bytes.
-    pub size: u64,
-    /// Time of the last change, nanoseconds since 1970.
+    /// Length, bytes.
+    pub len: u64,
+    /// When it was last written, nanoseconds since 1970.
     pub modified: u64,
-    /// SHA-256 of the first and last 64 KiB, hexadecimal.
-    pub ends: String,
+    /// SHA-256 of its first and last mebibyte, hexadecimal.
+    pub sha256: String,
 }
 
 impl FileStamp {
-    /// Stamp one file under a name.
+    /// Stamp one file.
     ///
     /// # Errors
-    /// When the file cannot be read.
-    pub fn of(path: &Path, name: impl Into<String>) -> Result<Self> {
+    /// When it cannot be read.
+    pub fn of(path: &Path) -> Result<Self> {
         let io = |e| Error::io(path, e);
         let mut file = File::open(path).map_err(io)?;
-        let metadata = file.metadata().map_err(io)?;
-        let modified = metadata.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+        let about = file.metadata().map_err(io)?;
+        let len = about.len();
         let mut bytes = Vec::new();
         file.by_ref().take(END).read_to_end(&mut bytes).map_err(io)?;
-        let rest = metadata.len().saturating_sub(END);
-        file.seek(SeekFrom::Start(metadata.len() - rest.min(END))).map_err(io)?;
-        file.take(END).read_to_end(&mut bytes).map_err(io)?;
-        Ok(Self {
-            name: name.into(),
-            size: metadata.len(),
-            modified: modified.map_or(0, |t| t.as_nanos() as u64),
-            ends: hex(&Sha256::digest(&bytes)),
-        })
+        if len > END {
+            file.seek(SeekFrom::Start(END.max(len - END))).map_err(io)?;
+            file.take(END).read_to_end(&mut bytes).map_err(io)?;
+        }
+        let since = about.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let modified = since.map_or(0, |since| since.as_nanos() as u64);
+        Ok(Self { len, modified, sha256: hex(&Sha256::digest(&bytes)) })
     }
 
-    /// Stamp the files of a source: one file, or all below a folder.
+    /// Stamp the files of a source by their names: one file, or all below a folder.
     ///
     /// # Errors
     /// When there are none, or one cannot be read.
-    pub fn of_source(path: &Path) -> Result<Vec<Self>> {
+    pub fn of_source(path: &Path) -> Result<BTreeMap<String, Self>> {
         let files = files_under(path, true)?;
-        files.into_iter().map(|SourceFile { path, name }| Self::of(&path, name)).collect()
+        files.into_iter().map(|SourceFile { path, name }| Ok((name, Self::of(&path)?))).collect()
+    }
+
+    /// How the file has changed since, in words; `None` where it is the same as far as can be told.
+    pub fn difference(&self, new: &Self) -> Option<String> {
+        if self.len != new.len {
+            Some(format!("had {} bytes, has {}", self.len, new.len))
+        } else if self.sha256 != new.sha256 {
+            Some("has other contents".into())
+        } else if self.modified != new.modified && self.len > 2 * END {
+            // A copy of a small file is known to be the same, whatever its time; of a large one
+            // the middle is not.
+            Some("was written again; its length and both ends are the same".into())
+        } else {
+            None
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! the one that is furthest behind its share. Shares are therefore met at any time to within a
 //! row or so, and what a source gives in a mixture is what it gives alone, row for row.
 
-use super::{DataReport, PackCursor, PackedSource, Row, Side, TokenBatch};
+use super::{DataReport, PackCursor, PackedSource, Row, TokenBatch};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -78,17 +78,7 @@ impl Mixture {
     /// # Errors
     /// When a batch cannot be formed; not for sources that [`new`](Self::new) accepted.
     pub fn next_batch(&mut self) -> Result<Option<TokenBatch>> {
-        let mut rows = Vec::with_capacity(self.batch);
-        while rows.len() < self.batch {
-            match self.next_row() {
-                Some(row) => rows.push(row),
-                None => break,
-            }
-        }
-        if rows.is_empty() {
-            return Ok(None);
-        }
-        TokenBatch::stack(rows, Side::Right, 0).map(Some)
+        TokenBatch::fill(self.batch, 0, || self.next_row())
     }
 
     fn next_row(&mut self) -> Option<Row> {

@@ -207,17 +207,7 @@ impl PackedSource {
     /// # Errors
     /// When a batch cannot be formed; not for documents that `init` accepted.
     pub fn next_batch(&mut self) -> Result<Option<TokenBatch>> {
-        let mut rows = Vec::with_capacity(self.batch);
-        while rows.len() < self.batch {
-            match self.next_row() {
-                Some(row) => rows.push(row),
-                None => break,
-            }
-        }
-        if rows.is_empty() {
-            return Ok(None);
-        }
-        TokenBatch::stack(rows, Side::Right, self.config.pad_id).map(Some)
+        TokenBatch::fill(self.batch, self.config.pad_id, || self.next_row())
     }
 
     /// Where the source stands.

@@ -12,7 +12,7 @@ mod rope;
 mod shapes;
 mod write;
 
-pub use extend::Extension;
+pub use extend::{ExtendMethod, Extension};
 
 use super::Activation;
 use crate::positional::RopeConfig;
@@ -146,11 +146,11 @@ impl ModelConfig {
     /// As [`from_file`](Self::from_file).
     pub fn from_json_str(text: &str, file_name: &str) -> Result<Self> {
         let value: Value =
-            serde_json::from_str(text).map_err(|e| parse_error(&e, text, file_name))?;
+            serde_json::from_str(text).map_err(|e| parse_error(&e, text, file_name, REMEDY))?;
         let Value::Object(raw) = value else {
             return Err(Error::Parse {
                 file: file_name.into(),
-                message: format!("the top level is not a JSON object ({REMEDY})"),
+                message: format!("the top level is not a JSON object (remedy: {REMEDY})"),
                 text: None,
                 span: None,
             });
@@ -175,19 +175,19 @@ impl ModelConfig {
 }
 
 /// What helps against a file that is no JSON object.
-const REMEDY: &str = "remedy: get the file again from where the checkpoint is from";
+const REMEDY: &str = "get the file again from where the checkpoint is from";
 
 /// Texts above this size are not carried along in an error.
 const SHOWN_TEXT: usize = 1 << 16;
 
-fn parse_error(error: &serde_json::Error, text: &str, file: &str) -> Error {
+fn parse_error(error: &serde_json::Error, text: &str, file: &str, remedy: &str) -> Error {
     let before: usize =
         text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(str::len).sum();
     let at = (before + error.column().saturating_sub(1)).min(text.len());
     let shown = text.len() <= SHOWN_TEXT;
     Error::Parse {
         file: file.into(),
-        message: format!("{error} ({REMEDY})"),
+        message: format!("{error} (remedy: {remedy})"),
         text: shown.then(|| text.into()),
         span: shown.then_some(at..at),
     }

@@ -15,7 +15,7 @@ pub mod weights;
 
 pub use checkpoint::SaveOptions;
 pub use companions::copy_companions;
-pub use config::{Architecture, Extension, ModelConfig};
+pub use config::{Architecture, ExtendMethod, Extension, ModelConfig};
 pub use decoder::{Block, Blocks, Decoder, ForwardOptions, Hidden, Place, ids_tensor};
 pub use generate::{GenerateConfig, Generated, generate, generate_batch};
 pub use lora::{LoraConfig, TrainableReport};

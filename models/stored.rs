@@ -15,7 +15,7 @@ pub(super) const FUSED: &str = ".query_key_value.";
 pub(super) const PARTS: [&str; 3] = ["q.", "k.", "v."];
 
 /// The tensor that holds `name`, and which third of it `name` is.
-fn place(name: &str) -> (String, Option<usize>) {
+pub(super) fn place(name: &str) -> (String, Option<usize>) {
     for (index, part) in PARTS.iter().enumerate() {
         if let Some((layer, rest)) = name.split_once(&format!("{FUSED}{part}")) {
             return (format!("{layer}{FUSED}{rest}"), Some(index));
@@ -53,13 +53,19 @@ pub fn join(named: Vec<HostTensor>, heads: usize) -> Vec<HostTensor> {
         three.sort_by_key(|tensor| place(&tensor.name).1);
         let mut shape = three[0].shape.clone();
         shape[0] = three.iter().map(|tensor| tensor.shape[0]).sum();
-        let per_head = three[0].data.len() / heads.max(1);
-        let rows = |head: usize| {
-            three.iter().flat_map(move |t| &t.data[head * per_head..(head + 1) * per_head]).copied()
-        };
-        stored.push(HostTensor { name, shape, data: (0..heads).flat_map(rows).collect() });
+        let parts: Vec<&[f32]> = three.iter().map(|tensor| &tensor.data[..]).collect();
+        stored.push(HostTensor { name, shape, data: interleave(&parts, heads) });
     }
     stored
+}
+
+/// The rows of each head, part after part.
+pub(super) fn interleave(parts: &[&[f32]], heads: usize) -> Vec<f32> {
+    let per_head = parts.first().map_or(0, |part| part.len()) / heads.max(1);
+    let rows = |head: usize| {
+        parts.iter().flat_map(move |part| &part[head * per_head..(head + 1) * per_head]).copied()
+    };
+    (0..heads).flat_map(rows).collect()
 }
 
 /// The values of `name` out of the stored tensors that `load` reads.

@@ -1,9 +1,9 @@
-//! Rows of a `.jsonl` file as conversations, and conversations as tokens of which a model learns
+//! Rows of a `.jsonl` or `.parquet` file as conversations, and conversations as tokens of which a model learns
 //! those of the assistant.
 
 use super::message::kind;
 use super::{ChatTemplate, Message};
-use crate::datasets::source::JsonlSourceConfig;
+use crate::datasets::source::{JsonlSourceConfig, parquet_rows};
 use crate::datasets::{Amount, DataReport, DocumentSource, TokenDocument, Tokenizer};
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -87,18 +87,28 @@ impl ChatRows {
         Err(Error::config("chat rows", missing, "missing", expected))
     }
 
-    /// All conversations of a `.jsonl` file, or a folder of them. Those in which the assistant
-    /// says nothing are dropped and counted.
+    /// All conversations of a `.jsonl` (or `.jsonl.zst`) or `.parquet` file, or a folder of one
+    /// kind. Those in which the assistant says nothing are dropped and counted.
     ///
     /// # Errors
     /// Those of [`validate`](Self::validate); when a file cannot be read, when no conversation is
     /// left, and [`Error::Data`] with file, line and field for a row that holds none.
     pub fn read(&self, path: &Path) -> Result<(Vec<Conversation>, DataReport)> {
         self.validate()?;
-        let mut source = JsonlSourceConfig::new(path).init()?;
         let row = |value, id| Ok(Conversation { id, messages: self.messages(value)? });
+        let (all, read) = match parquet_rows(path, row)? {
+            Some(rows) => (rows, DataReport::default()),
+            None => {
+                let mut source = JsonlSourceConfig::new(path).init()?;
+                let mut rows = Vec::new();
+                while let Some(conversation) = source.next_row(row)? {
+                    rows.push(conversation);
+                }
+                (rows, source.report().clone())
+            }
+        };
         let (mut conversations, mut report) = (Vec::new(), DataReport::default());
-        while let Some(conversation) = source.next_row(row)? {
+        for conversation in all {
             let length = |m: &Message| match m.get("content") {
                 Some(Value::String(text)) => text.chars().count(),
                 _ => 0,
@@ -117,7 +127,7 @@ impl ChatRows {
                 path.display()
             )));
         }
-        Ok((conversations, source.report().clone().then(&report)))
+        Ok((conversations, read.then(&report)))
     }
 
     fn messages(&self, mut row: Value) -> Result<Vec<Message>, String> {

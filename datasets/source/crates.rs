@@ -4,11 +4,12 @@
 
 use super::{Document, EMPTY, NOT_TEXT, SourceFile, files_under, read_text};
 use crate::datasets::{Amount, DataReport};
+use crate::paths::is_plain_name;
 use crate::{Error, Result};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 /// Which crates become documents, and where they are looked for.
 #[derive(Clone, Debug)]
@@ -147,11 +148,7 @@ impl CrateSourceConfig {
         let Package { name, version, .. } = package;
         let names = [format!("{name}-{version}"), name.clone()];
         // A lock file from elsewhere must not lead out of the folders.
-        let plain = |name: &&String| {
-            let mut parts = Path::new(name.as_str()).components();
-            matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
-        };
-        let names = names.iter().filter(plain);
+        let names = names.iter().filter(|name| is_plain_name(name));
         let mut places = names.flat_map(|name| self.folders.iter().map(move |f| f.join(name)));
         places.find(|place| place.is_dir())
     }

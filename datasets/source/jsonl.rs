@@ -1,7 +1,7 @@
 //! JSON lines, one document each, plain or compressed with Zstandard.
 
 use super::lines::{Lines, is_zstd};
-use super::{BYTE_ORDER_MARK, Cursor, Document, DocumentSource, EMPTY, files_under};
+use super::{BYTE_ORDER_MARK, Cursor, Document, DocumentSource, EMPTY, SourceOptions, files_under};
 use crate::datasets::{Amount, DataReport};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -26,23 +26,9 @@ pub enum BadLines {
 pub struct JsonlSourceConfig {
     /// The file or folder.
     pub path: PathBuf,
-    /// Field that holds the text.
-    #[serde(default = "text_field")]
-    pub field: String,
-    /// Longest line accepted, bytes.
-    #[serde(default = "line_cap")]
-    pub line_cap: usize,
-    /// What becomes of bad lines.
+    /// How it is read.
     #[serde(default)]
-    pub bad_lines: BadLines,
-}
-
-pub(super) fn text_field() -> String {
-    "text".into()
-}
-
-pub(super) fn line_cap() -> usize {
-    64 << 20
+    pub options: SourceOptions,
 }
 
 pub(super) fn is_jsonl(path: &Path) -> bool {
@@ -53,29 +39,12 @@ pub(super) fn is_jsonl(path: &Path) -> bool {
 impl JsonlSourceConfig {
     /// Texts in the field `text`, lines of at most 64 MiB, bad lines are errors.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self {
-            path: path.into(),
-            field: text_field(),
-            line_cap: line_cap(),
-            bad_lines: BadLines::Fail,
-        }
+        Self { path: path.into(), options: SourceOptions::default() }
     }
 
-    /// Choose the field that holds the text.
-    pub fn with_field(mut self, field: impl Into<String>) -> Self {
-        self.field = field.into();
-        self
-    }
-
-    /// Choose the longest line accepted, bytes.
-    pub fn with_line_cap(mut self, line_cap: usize) -> Self {
-        self.line_cap = line_cap;
-        self
-    }
-
-    /// Choose what becomes of bad lines.
-    pub fn with_bad_lines(mut self, bad_lines: BadLines) -> Self {
-        self.bad_lines = bad_lines;
+    /// Choose field, longest line and what becomes of bad lines.
+    pub fn with_options(mut self, options: SourceOptions) -> Self {
+        self.options = options;
         self
     }
 
@@ -92,7 +61,7 @@ impl JsonlSourceConfig {
                 return Err(Error::Data(format!("{path} holds no .jsonl files")));
             }
         }
-        let lines = Lines::new(&self.path, files, self.line_cap);
+        let lines = Lines::new(&self.path, files, self.options.row_cap());
         Ok(JsonlSource { config: self.clone(), lines, report: DataReport::default() })
     }
 }
@@ -128,7 +97,9 @@ impl JsonlSource {
             };
             match row {
                 Ok(row) => return Ok(Some(row)),
-                Err(_) if self.config.bad_lines == BadLines::Skip => self.report.skip("bad line"),
+                Err(_) if self.config.options.bad_rows() == BadLines::Skip => {
+                    self.report.skip("bad line")
+                }
                 Err(reason) => {
                     return Err(Error::Data(format!(
                         "{}:{}: {reason} (remedy: mend the line, name the right field, or have bad \
@@ -152,7 +123,7 @@ pub(crate) fn json_line(line: &[u8]) -> Result<Value, String> {
 
 impl DocumentSource for JsonlSource {
     fn next_document(&mut self) -> Result<Option<Document>> {
-        let field = self.config.field.clone();
+        let field = self.config.options.field().to_string();
         let text = |mut value: Value, id| match value.get_mut(&field).map(Value::take) {
             Some(Value::String(text)) => Ok(Document { id, text }),
             Some(_) => Err(format!("field `{field}` is not a string")),

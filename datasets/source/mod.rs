@@ -5,6 +5,7 @@ mod jsonl;
 mod lines;
 mod options;
 mod parquet;
+mod records;
 mod text;
 
 pub use self::parquet::{ParquetSource, ParquetSourceConfig};
@@ -15,6 +16,7 @@ pub use text::{TextSource, TextSourceConfig};
 
 pub(crate) use jsonl::json_line;
 pub(crate) use lines::Lines;
+pub(crate) use records::parquet_rows;
 
 use super::DataReport;
 use crate::{Error, Result};

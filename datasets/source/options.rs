@@ -1,6 +1,6 @@
 //! What a recipe or a command line says of a source beside its path.
 
-use super::jsonl::{is_jsonl, line_cap, text_field};
+use super::jsonl::is_jsonl;
 use super::parquet::is_parquet;
 use super::{BadLines, DocumentSource, JsonlSourceConfig, ParquetSourceConfig, TextSourceConfig};
 use super::{SourceFile, files_under};
@@ -47,6 +47,21 @@ impl SourceOptions {
         self
     }
 
+    /// Field or column that holds the text.
+    pub(super) fn field(&self) -> &str {
+        self.text_field.as_deref().unwrap_or("text")
+    }
+
+    /// Longest line or row, bytes.
+    pub(super) fn row_cap(&self) -> usize {
+        self.line_cap.unwrap_or(64 << 20)
+    }
+
+    /// What becomes of bad lines and rows.
+    pub(super) fn bad_rows(&self) -> BadLines {
+        self.bad_lines.unwrap_or_default()
+    }
+
     /// A source for what a person names: a `.jsonl` (`.ndjson`, with or without `.zst`) or
     /// `.parquet` file, a folder of one of these kinds, or text (a file, or a folder with
     /// everything in it that is UTF-8 text). A path with a `text_field` that is of neither kind is
@@ -58,15 +73,10 @@ impl SourceOptions {
         let path = path.as_ref();
         let files = files_under(path, true)?;
         let all = |kind: fn(&Path) -> bool| files.iter().all(|f: &SourceFile| kind(&f.path));
-        let field = self.text_field.clone().unwrap_or_else(text_field);
-        let cap = self.line_cap.unwrap_or_else(line_cap);
-        let bad = self.bad_lines.unwrap_or_default();
         Ok(if all(is_parquet) {
-            let config = ParquetSourceConfig::new(path).with_column(field);
-            Box::new(config.with_line_cap(cap).with_bad_lines(bad).init()?)
+            Box::new(ParquetSourceConfig::new(path).with_options(self.clone()).init()?)
         } else if all(is_jsonl) || self.text_field.is_some() {
-            let config = JsonlSourceConfig::new(path).with_field(field);
-            Box::new(config.with_line_cap(cap).with_bad_lines(bad).init()?)
+            Box::new(JsonlSourceConfig::new(path).with_options(self.clone()).init()?)
         } else {
             let bad = self.bad_lines.unwrap_or(BadLines::Skip);
             let config = TextSourceConfig::new(path).with_bad_files(bad);

@@ -1,8 +1,7 @@
 //! Parquet files, one row of a text column per document.
 
-use super::jsonl::{line_cap, text_field};
 use super::{BadLines, Cursor, Document, DocumentSource, EMPTY, NOT_TEXT, SourceFile};
-use super::{files_under, outside};
+use super::{SourceOptions, files_under, outside};
 use crate::datasets::{Amount, DataReport};
 use crate::{Error, Result};
 use parquet::basic::Type;
@@ -24,15 +23,9 @@ const ROWS: usize = 256;
 pub struct ParquetSourceConfig {
     /// The file or folder.
     pub path: PathBuf,
-    /// Column that holds the text; a nested one by its path, with dots.
-    #[serde(default = "text_field")]
-    pub column: String,
-    /// Longest text accepted, bytes.
-    #[serde(default = "line_cap")]
-    pub line_cap: usize,
-    /// What becomes of rows that are not UTF-8 or too long.
+    /// How it is read; a nested column is named by its path, with dots.
     #[serde(default)]
-    pub bad_lines: BadLines,
+    pub options: SourceOptions,
 }
 
 pub(super) fn is_parquet(path: &Path) -> bool {
@@ -42,29 +35,12 @@ pub(super) fn is_parquet(path: &Path) -> bool {
 impl ParquetSourceConfig {
     /// Texts in the column `text`, of at most 64 MiB, bad rows are errors.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self {
-            path: path.into(),
-            column: text_field(),
-            line_cap: line_cap(),
-            bad_lines: BadLines::Fail,
-        }
+        Self { path: path.into(), options: SourceOptions::default() }
     }
 
-    /// Choose the column that holds the text.
-    pub fn with_column(mut self, column: impl Into<String>) -> Self {
-        self.column = column.into();
-        self
-    }
-
-    /// Choose the longest text accepted, bytes.
-    pub fn with_line_cap(mut self, line_cap: usize) -> Self {
-        self.line_cap = line_cap;
-        self
-    }
-
-    /// Choose what becomes of bad rows.
-    pub fn with_bad_lines(mut self, bad_lines: BadLines) -> Self {
-        self.bad_lines = bad_lines;
+    /// Choose column, longest text and what becomes of bad rows.
+    pub fn with_options(mut self, options: SourceOptions) -> Self {
+        self.options = options;
         self
     }
 
@@ -109,7 +85,8 @@ impl ParquetSource {
             let open = match &mut self.open {
                 Some(open) => open,
                 closed => {
-                    let file = OpenFile::new(path, &self.config.column, self.cursor.offset)?;
+                    let file =
+                        OpenFile::new(path, self.config.options.field(), self.cursor.offset)?;
                     closed.insert(file.ok_or_else(|| outside(&self.config.path, &self.cursor))?)
                 }
             };
@@ -126,7 +103,7 @@ impl ParquetSource {
 
     /// The text of a row, or why it is bad.
     fn text(&self, row: &ByteArray) -> Result<String, String> {
-        let (len, cap) = (row.len(), self.config.line_cap);
+        let (len, cap) = (row.len(), self.config.options.row_cap());
         if len > cap {
             return Err(format!("{len} bytes, longer than the cap of {cap}"));
         }
@@ -149,14 +126,16 @@ impl DocumentSource for ParquetSource {
                     let id = format!("{name}:{}", self.cursor.line);
                     return Ok(Some(Document { id, text }));
                 }
-                Err(_) if self.config.bad_lines == BadLines::Skip => self.report.skip("bad row"),
+                Err(_) if self.config.options.bad_rows() == BadLines::Skip => {
+                    self.report.skip("bad row")
+                }
                 Err(reason) => {
                     return Err(Error::Data(format!(
                         "{}, row {}, column `{}`: {reason} (remedy: mend the row, name the right \
                          column, or have bad lines skipped)",
                         path.display(),
                         self.cursor.line,
-                        self.config.column
+                        self.config.options.field()
                     )));
                 }
             }
@@ -172,9 +151,10 @@ impl DocumentSource for ParquetSource {
         let outside = || outside(&self.config.path, cursor);
         let open = match self.files.get(cursor.file) {
             None if *cursor == (Cursor { file: self.files.len(), offset: 0, line: 0 }) => None,
-            Some(SourceFile { path, .. }) if cursor.line == cursor.offset => {
-                Some(OpenFile::new(path, &self.config.column, cursor.offset)?.ok_or_else(outside)?)
-            }
+            Some(SourceFile { path, .. }) if cursor.line == cursor.offset => Some(
+                OpenFile::new(path, self.config.options.field(), cursor.offset)?
+                    .ok_or_else(outside)?,
+            ),
             _ => return Err(outside()),
         };
         (self.open, self.cursor) = (open, *cursor);
@@ -335,7 +315,7 @@ impl OpenFile {
 }
 
 /// Run a decoder on bytes from outside; where it panics on them, that is an error like any other.
-fn guarded<T>(decode: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, String> {
+pub(super) fn guarded<T>(decode: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(decode)) {
         Ok(result) => result.map_err(|e| e.to_string()),
         Err(_) => Err("the decoder gave up on it".into()),

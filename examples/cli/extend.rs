@@ -5,11 +5,10 @@ use clap::{Args, ValueEnum};
 use longburn::attention::Mixer;
 use longburn::datasets::{TokenDocument, source, tokenize};
 use longburn::models::weights::write_atomic;
-use longburn::models::{Decoder, Extension, ModelConfig};
+use longburn::models::{Decoder, ExtendMethod, ModelConfig};
 use longburn::training::eval::{EvalWindow, PositionBucket, by_position};
 use longburn::training::report::{Cell, Plot, Progress, Series, Table};
 use longburn::{Error, Result};
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -54,7 +53,7 @@ pub struct ExtendArgs {
     out: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
+#[derive(Clone, Copy, ValueEnum)]
 enum MethodName {
     /// Position Interpolation: all positions divided by a whole number
     Linear,
@@ -70,17 +69,23 @@ enum MethodName {
     Llama3,
 }
 
-/// The file of `--factors`.
-#[derive(Deserialize)]
-struct Factors {
-    short_factor: Option<Vec<f64>>,
-    long_factor: Vec<f64>,
+impl From<MethodName> for ExtendMethod {
+    fn from(name: MethodName) -> Self {
+        match name {
+            MethodName::Linear => Self::Linear,
+            MethodName::Ntk => Self::Ntk,
+            MethodName::Dynamic => Self::Dynamic,
+            MethodName::Yarn => Self::Yarn,
+            MethodName::Longrope => Self::LongRope,
+            MethodName::Llama3 => Self::Llama3,
+        }
+    }
 }
 
 impl ExtendArgs {
     pub fn run(&self, globals: &Globals) -> Result<()> {
         let before = ModelConfig::from_file(&self.dir.join("config.json"))?;
-        let method = self.method(&before)?;
+        let method = ExtendMethod::from(self.method).init(&before, self.factors.as_deref())?;
         let after = before.extended(&method, self.to)?;
         if let Some(out) = &self.out {
             check_vacant(out)?;
@@ -115,35 +120,6 @@ impl ExtendArgs {
             result.insert("out".into(), json!(out));
         }
         if globals.json { output::json(&Value::Object(result)) } else { output::print(&text) }
-    }
-
-    fn method(&self, config: &ModelConfig) -> Result<Extension> {
-        let pairs = config.rope.dim / 2;
-        let expected = format!(
-            "a JSON file with `long_factor`, a list of {pairs} numbers, and if wanted `short_factor`"
-        );
-        let factors = match (&self.factors, self.method) {
-            (Some(path), MethodName::Longrope) => load::json::<Factors>(path)?,
-            (None, MethodName::Longrope) => {
-                return Err(Error::config("command line", "factors", "missing", expected));
-            }
-            (Some(path), _) => {
-                let expected = "nothing, unless the method is longrope";
-                return Err(Error::config("command line", "factors", path.display(), expected));
-            }
-            (None, _) => Factors { short_factor: None, long_factor: Vec::new() },
-        };
-        Ok(match self.method {
-            MethodName::Linear => Extension::Linear,
-            MethodName::Ntk => Extension::Ntk,
-            MethodName::Dynamic => Extension::Dynamic,
-            MethodName::Yarn => Extension::Yarn,
-            MethodName::Longrope => Extension::LongRope {
-                short_factor: factors.short_factor.unwrap_or_else(|| vec![1.0; pairs]),
-                long_factor: factors.long_factor,
-            },
-            MethodName::Llama3 => Extension::Llama3,
-        })
     }
 
     fn preview(&self, path: &Path, after: &ModelConfig, globals: &Globals) -> Result<Preview> {

@@ -10,7 +10,7 @@ use longburn::models::{Blocks, Decoder};
 use longburn::positional::RopeConfig;
 use longburn::streams::Streams;
 use longburn::training::eval::{EvalWindow, by_position};
-use longburn::training::recipe::interpolated;
+use longburn::training::recipe::ExtendSection;
 use longburn::training::report::{
     Cell, Estimate, EvalRecord, MetricsLog, Progress, Table, TrainRecord, mean_se,
     paired_difference, read_metrics,
@@ -143,7 +143,7 @@ pub fn run(args: &BooksArgs) -> Result<()> {
     tokenizer.check_model(base.config().vocab_size)?;
     // What a factor already in place reaches counts as the checkpoint's own length.
     let own = base.config().max_context();
-    let extended = interpolated(base.config(), recipe.length)?;
+    let extended = ExtendSection::new(recipe.length).apply(base.config())?;
     let rope = (extended.max_position_embeddings, extended.rope);
     let progress = if args.quiet { Progress::quiet() } else { Progress::new(0) };
     let read = |path: &Path| -> Result<_> {

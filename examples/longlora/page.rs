@@ -4,6 +4,7 @@ use crate::arms::Arm;
 use crate::measure::{Line, Measured, bucket};
 use crate::recipe::Recipe;
 use crate::text::Text;
+use longburn::training::eval::wilson;
 use longburn::training::report::{
     Cell, Estimate, EvalRecord, Figure, Finding, Findings, MetricsLog, Plot, Report, Section,
     Series, Table, mean_se, paired_difference, read_metrics,
@@ -42,7 +43,8 @@ impl Summary<'_> {
         }
     }
 
-    /// Share of keys found, and its standard error.
+    /// Share of keys found, and its standard error; none where all tests went the same way, which
+    /// says little of how they could have gone.
     fn rate(&self, line: Line, length: usize) -> Option<Estimate> {
         let rates: Vec<f64> = self.0.iter().filter_map(|m| m.curve(line).rate(length)).collect();
         match rates[..] {
@@ -50,10 +52,21 @@ impl Summary<'_> {
             [p] => {
                 let (_, total) = self.0[0].curve(line).keys[&length];
                 let se = (p * (1.0 - p) / total as f64).sqrt();
-                Some(Estimate { mean: p, se: Some(se), n: total })
+                Some(Estimate { mean: p, se: (se > 0.0).then_some(se), n: total })
             }
-            _ => Some(mean_se(&rates)),
+            _ => {
+                let Estimate { mean, se, n } = mean_se(&rates);
+                Some(Estimate { mean, se: se.filter(|_| mean > 0.0 && mean < 1.0), n })
+            }
         }
+    }
+
+    /// Tests with keys of one length, over all seeds.
+    fn tests(&self, length: usize) -> usize {
+        let of = |m: &Measured| {
+            m.curve(Line::Arm(Arm::LongLora)).keys.get(&length).map_or(0, |(_, n)| *n)
+        };
+        self.0.iter().map(of).sum()
     }
 
     /// Perplexity per bucket with its standard error.
@@ -323,6 +336,16 @@ fn page(
         1 => "± is a standard error over windows (perplexity) or tests (keys).",
         _ => "± is a standard error over seeds.",
     };
+    let tests = summary.tests(2 * short);
+    let errors = format!(
+        "{errors} Where no key, or every key, of the {tests} of a length was found, there is none: \
+         the true share may be {:.0} % away (Wilson, 95 %).",
+        100.0 * wilson(0, tests).1
+    );
+    let shown = match recipe.seeds[..] {
+        [_] => String::new(),
+        _ => format!(" The runs shown are those of seed {}.", recipe.seeds[0]),
+    };
     let long_lora = Line::Arm(Arm::LongLora);
     let mut command = "cargo run --example longlora".to_string();
     for (i, argument) in std::env::args().skip(1).enumerate() {
@@ -374,8 +397,10 @@ fn page(
                 ))
                 .figure(figure(
                     "loss",
-                    "Training loss, averaged over neighbouring steps. Rows \
-                    with pass keys are easier than text alone, so these are no perplexities.",
+                    &format!(
+                        "Training loss, averaged over neighbouring steps. Rows with pass keys are \
+                         easier than text alone, so these are no perplexities.{shown}"
+                    ),
                 )?),
         )
         .section(Section::new("The run").command(command).pairs([

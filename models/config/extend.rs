@@ -1,8 +1,14 @@
 //! Longer positions without training: the configuration that each method leads to.
 
 use super::ModelConfig;
+use crate::models::weights::read_text;
 use crate::positional::{LongRope, RopeKind, Yarn};
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Largest file of divisors that is read, bytes.
+const MAX_FACTORS: u64 = 1 << 20;
 
 /// A way to stretch the positions of a checkpoint.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +32,91 @@ pub enum Extension {
     },
     /// Llama 3.1's blend with its bounds, 1 and 4.
     Llama3,
+}
+
+/// The name of an [`Extension`], as recipes have it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExtendMethod {
+    /// [`Extension::Linear`]
+    #[default]
+    Linear,
+    /// [`Extension::Ntk`]
+    Ntk,
+    /// [`Extension::Dynamic`]
+    Dynamic,
+    /// [`Extension::Yarn`]
+    Yarn,
+    /// [`Extension::LongRope`]
+    LongRope,
+    /// [`Extension::Llama3`]
+    Llama3,
+}
+
+/// A file of LongRoPE's divisors.
+#[derive(Deserialize)]
+struct Factors {
+    short_factor: Option<Vec<f64>>,
+    long_factor: Vec<f64>,
+}
+
+impl ExtendMethod {
+    /// Whether the method goes with a file of divisors, or without one.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for LongRoPE without a file, and for another method with one.
+    pub fn check(self, factors: Option<&Path>) -> Result<()> {
+        match (self, factors) {
+            (Self::LongRope, None) => {
+                let expected = "a JSON file with `long_factor`, a list of one number per rotary \
+                                pair, and if wanted `short_factor`";
+                Err(Error::config("extend", "factors", "missing", expected))
+            }
+            (Self::LongRope, Some(_)) | (_, None) => Ok(()),
+            (_, Some(path)) => {
+                let expected = "nothing, unless the method is longrope";
+                Err(Error::config("extend", "factors", path.display(), expected))
+            }
+        }
+    }
+
+    /// The method with its settings for a model. `factors` is a JSON file with the lists
+    /// `long_factor` and, if wanted, `short_factor` (ones where it is not there).
+    ///
+    /// # Errors
+    /// Those of [`check`](Self::check), and of a file that cannot be read or has other lists.
+    pub fn init(self, config: &ModelConfig, factors: Option<&Path>) -> Result<Extension> {
+        self.check(factors)?;
+        Ok(match self {
+            Self::Linear => Extension::Linear,
+            Self::Ntk => Extension::Ntk,
+            Self::Dynamic => Extension::Dynamic,
+            Self::Yarn => Extension::Yarn,
+            Self::Llama3 => Extension::Llama3,
+            Self::LongRope => {
+                let path = factors.unwrap_or(Path::new(""));
+                let file = path.display().to_string();
+                let text = read_text(path, MAX_FACTORS)?;
+                let pairs = config.rope.dim / 2;
+                let remedy = format!("a list of {pairs} numbers, one per rotary pair");
+                let Factors { short_factor, long_factor } =
+                    serde_json::from_str(&text).map_err(|e| {
+                        let remedy = format!("`long_factor` is {remedy}; `short_factor` may be");
+                        super::parse_error(&e, &text, &file, &remedy)
+                    })?;
+                let short_factor = short_factor.unwrap_or_else(|| vec![1.0; pairs]);
+                for (field, list) in
+                    [("short_factor", &short_factor), ("long_factor", &long_factor)]
+                {
+                    if list.len() != pairs {
+                        let found = format!("{} numbers", list.len());
+                        return Err(Error::config(file, field, found, remedy));
+                    }
+                }
+                Extension::LongRope { short_factor, long_factor }
+            }
+        })
+    }
 }
 
 impl Extension {

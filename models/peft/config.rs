@@ -10,9 +10,8 @@ const MAX_FILE: u64 = 1 << 20;
 
 /// Settings that change what an adapter computes in a way that is not implemented; each may be
 /// absent, null, false or empty.
-const REFUSED: [&str; 18] = [
+const REFUSED: [&str; 16] = [
     "alora_invocation_tokens",
-    "alpha_pattern",
     "arrow_config",
     "exclude_modules",
     "fan_in_fan_out",
@@ -22,7 +21,6 @@ const REFUSED: [&str; 18] = [
     "layers_to_transform",
     "lora_bias",
     "monteclora_config",
-    "rank_pattern",
     "target_parameters",
     "trainable_token_indices",
     "use_bdlora",
@@ -36,11 +34,20 @@ const REFUSED: [&str; 18] = [
 pub(super) struct AdapterConfig {
     pub r: usize,
     pub lora_alpha: f64,
+    /// Names with ranks of their own, as in `target_modules`.
+    pub rank_pattern: Vec<(String, usize)>,
+    /// Names with an α of their own.
+    pub alpha_pattern: Vec<(String, f64)>,
     pub use_rslora: bool,
     pub target_modules: Vec<String>,
     pub modules_to_save: Vec<String>,
     pub ensure_weight_tying: bool,
     pub base_model_name_or_path: String,
+}
+
+/// The value of the first name that means `module`.
+fn of<T: Copy>(pattern: &[(String, T)], module: &str) -> Option<T> {
+    pattern.iter().find(|(name, _)| is_target(module, name)).map(|(_, value)| *value)
 }
 
 /// Whether `module` carries an update because of `name` in `target_modules`.
@@ -52,6 +59,16 @@ impl AdapterConfig {
     /// Whether `module` carries an update.
     pub fn targets(&self, module: &str) -> bool {
         self.target_modules.iter().any(|name| is_target(module, name))
+    }
+
+    /// Rank of the update of `module`.
+    pub fn rank(&self, module: &str) -> usize {
+        of(&self.rank_pattern, module).unwrap_or(self.r)
+    }
+
+    /// α of the update of `module`.
+    pub fn alpha(&self, module: &str) -> f64 {
+        of(&self.alpha_pattern, module).unwrap_or(self.lora_alpha)
     }
 
     /// Whether `module` is saved in full; names count as ends, not as whole components.
@@ -74,6 +91,12 @@ impl AdapterConfig {
         Ok(Self {
             r: fields.rank()?,
             lora_alpha: fields.alpha()?,
+            rank_pattern: fields.pattern("rank_pattern", "ranks of at least 1", |value| {
+                value.as_u64().filter(|rank| *rank > 0).map(|rank| rank as usize)
+            })?,
+            alpha_pattern: fields.pattern("alpha_pattern", "numbers", |value| {
+                value.as_f64().filter(|alpha| alpha.is_finite())
+            })?,
             use_rslora: fields.flag("use_rslora")?,
             target_modules: fields.names("target_modules")?,
             modules_to_save: fields.names("modules_to_save")?,
@@ -85,23 +108,27 @@ impl AdapterConfig {
     /// The file's content.
     pub fn to_json(&self) -> Value {
         // PEFT declares α as an integer; a whole number is written as one.
-        let alpha = match self.lora_alpha {
+        let number = |alpha: f64| match alpha {
             whole if whole.fract() == 0.0 && whole < 1e15 => json!(whole as i64),
             other => json!(other),
         };
+        let ranks = self.rank_pattern.iter().map(|(name, rank)| (name.clone(), json!(rank)));
+        let alphas = self.alpha_pattern.iter().map(|(name, alpha)| (name.clone(), number(*alpha)));
         let saved = (!self.modules_to_save.is_empty()).then_some(&self.modules_to_save);
         json!({
+            "alpha_pattern": alphas.collect::<Map<_, _>>(),
             "base_model_name_or_path": self.base_model_name_or_path,
             "bias": "none",
             "ensure_weight_tying": self.ensure_weight_tying,
             "fan_in_fan_out": false,
             "inference_mode": true,
             "init_lora_weights": true,
-            "lora_alpha": alpha,
+            "lora_alpha": number(self.lora_alpha),
             "lora_dropout": 0.0,
             "modules_to_save": saved,
             "peft_type": "LORA",
             "r": self.r,
+            "rank_pattern": ranks.collect::<Map<_, _>>(),
             "target_modules": self.target_modules,
             "task_type": "CAUSAL_LM",
             "use_dora": false,
@@ -190,6 +217,30 @@ impl Fields<'_> {
             Value::Null => Ok(false),
             Value::Bool(on) => Ok(*on),
             _ => self.bad(field, "true or false"),
+        }
+    }
+
+    /// Values by name. PEFT takes the names for regular expressions; plain ones are read.
+    fn pattern<T>(
+        &self,
+        field: &str,
+        expected: &str,
+        read: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Vec<(String, T)>> {
+        let plain = |name: &str| {
+            name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
+        };
+        let entry = |(name, value): (&String, &Value)| {
+            Some((name.clone(), read(value).filter(|_| plain(name))?))
+        };
+        let found = match self.get(field) {
+            Value::Null => return Ok(Vec::new()),
+            Value::Object(entries) => entries.iter().map(entry).collect(),
+            _ => None,
+        };
+        match found {
+            Some(found) => Ok(found),
+            None => self.bad(field, &format!("plain names of modules with {expected}")),
         }
     }
 

@@ -2,11 +2,12 @@
 
 use super::header::Distinct;
 use super::text::{read_text, shortened};
+use crate::paths::is_plain_name;
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Component, Path};
+use std::path::Path;
 
 /// Largest index that is read, bytes; a hundred thousand tensors take about ten million.
 const MAX_INDEX: u64 = 64 << 20;
@@ -24,7 +25,7 @@ pub(super) fn read(file: &Path) -> Result<BTreeMap<String, BTreeSet<String>>> {
     })?;
     let mut shards: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (tensor, shard) in index.weight_map.0 {
-        if !is_plain(&shard) {
+        if !is_plain_name(&shard) {
             let shard = shortened(&shard, 100);
             return Err(refused(file, format!("names the shard {shard:?}, not a plain file name")));
         }
@@ -40,13 +41,6 @@ pub(super) fn read(file: &Path) -> Result<BTreeMap<String, BTreeSet<String>>> {
 pub(super) fn text(total_size: u64, weight_map: &BTreeMap<&str, String>) -> String {
     let index = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
     format!("{index:#}\n")
-}
-
-/// Whether `name` stays within its folder, on any system.
-fn is_plain(name: &str) -> bool {
-    let mut parts = Path::new(name).components();
-    let one = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
-    one && !name.contains(['/', '\\', ':', '\0'])
 }
 
 fn refused(file: &Path, reason: String) -> Error {

@@ -146,6 +146,14 @@ def write_all(directory):
     write(directory / "lora_tied", llama(**tied), lora(attention, saved, ensure_weight_tying=True))
     write(directory / "lora_tied_apart", llama(**tied), lora(attention, saved))
     write(directory / "lora_tied_head", llama(**tied), lora(["q_proj"], ["lm_head"]))
+    neox_saved = ["embed_in", "final_layer_norm", "input_layernorm", "post_attention_layernorm"]
+    write(directory / "lora_gpt_neox", neox(True), lora("all-linear", neox_saved))
+    own = dict(rank_pattern={"query_key_value": 5}, alpha_pattern={"query_key_value": 7})
+    write(
+        directory / "lora_gpt_neox_sequential",
+        neox(False),
+        lora(["query_key_value", "dense"], ["lm_head"], **own),
+    )
     write(directory / "lora_qwen3", qwen3(), lora("all-linear", ["norm"], use_rslora=True))
 
 

@@ -97,7 +97,7 @@ fn numbered(lengths: &[usize]) -> Vec<TokenDocument> {
     lengths.iter().enumerate().map(one).collect()
 }
 
-fn message<T>(result: longburn::Result<T>) -> String {
+pub(crate) fn message<T>(result: longburn::Result<T>) -> String {
     match result {
         Ok(_) => panic!("an error was expected"),
         Err(error) => error.to_string(),

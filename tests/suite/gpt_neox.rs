@@ -7,12 +7,16 @@ use longburn::Error;
 use longburn::attention::{LongLoraConfig, MixerConfig};
 use longburn::models::keymap::{KeyMap, NeoXKeys, params};
 use longburn::models::lora::{self, LoraConfig, Role, Target};
-use longburn::models::weights::{HostTensor, SaveDtype, WeightFiles};
+use longburn::models::weights::{
+    HostTensor, RawTensor, SaveDtype, WeightFiles, read_safetensors, write_safetensors,
+};
 use longburn::models::{
     Activation, Architecture, Blocks, Decoder, GenerateConfig, ModelConfig, SaveOptions, generate,
     peft, stored,
 };
-use serde_json::json;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
 
 fn config(parallel: bool) -> ModelConfig {
     ModelConfig::gpt_neox(61, 32, 2, 4).with_parallel_residual(parallel).with_max_positions(64)
@@ -154,10 +158,173 @@ fn low_rank_updates_go_by_role() {
         }
         other => panic!("{other:?}"),
     }
-    let folder = dir.path().join("adapter");
-    let refused = peft::save_adapter(&adapted, &folder, "base").unwrap_err();
-    assert!(refused.to_string().contains("merge"), "{refused}");
-    assert!(!folder.exists());
+}
+
+fn adapter(dir: &Path) -> (BTreeMap<String, RawTensor>, BTreeMap<String, String>, Value) {
+    let (tensors, metadata) = read_safetensors(&dir.join("adapter_model.safetensors")).unwrap();
+    let config = std::fs::read_to_string(dir.join("adapter_config.json")).unwrap();
+    (tensors, metadata, serde_json::from_str(&config).unwrap())
+}
+
+const ATTENTION: &str = "base_model.model.gpt_neox.layers.1.attention.query_key_value.";
+
+/// Updates of q, k and v are written as one of the layer that holds them, and read back as they
+/// were.
+#[test]
+fn updates_of_three_layers_are_one_in_a_peft_folder() {
+    let all = [Target::Q, Target::K, Target::V, Target::O, Target::Up, Target::Down];
+    let longlora = LoraConfig::longlora().with_rank(3);
+    let two = LoraConfig::new().with_rank(2).with_targets(&[Target::Q, Target::V]);
+    for (policy, times, alpha, parts) in [
+        (longlora.clone().with_targets(&all), 3, 48.0, "q,k,v"),
+        (longlora, 3, 48.0, "q,k,v"),
+        (two.clone(), 2, 32.0, "q,v"),
+        (two.with_rslora(true), 2, 16.0 * 2f64.sqrt(), "q,v"),
+        (LoraConfig::new().with_rank(2).with_targets(&[Target::K]), 1, 16.0, "k"),
+        (LoraConfig::new().with_rank(2).with_targets(&[Target::O]), 0, 16.0, ""),
+    ] {
+        let base = model(true);
+        let adapted = lora::apply(base.clone(), &policy).unwrap();
+        let trains: Vec<String> =
+            params(&adapted).into_iter().filter(|p| p.trainable).map(|p| p.path).collect();
+        let adapted = tiny::scattered(adapted, 7, |path| trains.iter().any(|t| t == path));
+        let dir = tempfile::tempdir().unwrap();
+        peft::save_adapter(&adapted, dir.path(), "base").unwrap();
+        let back = peft::load_adapter(base, dir.path()).unwrap();
+        assert_eq!(logits(&back, &ids(20)), logits(&adapted, &ids(20)), "{policy:?}");
+        let of = |model: &Decoder| -> Vec<_> {
+            params(model).into_iter().map(|p| (p.path, p.shape, p.trainable)).collect()
+        };
+        assert_eq!(of(&back), of(&adapted), "{policy:?}");
+
+        let (tensors, metadata, config) = adapter(dir.path());
+        if times == 0 {
+            assert!(!tensors.keys().any(|name| name.contains("query_key_value")));
+            assert_eq!(config["target_modules"], json!(["dense"]));
+            continue;
+        }
+        let rank = policy.rank * times;
+        assert_eq!(tensors[&format!("{ATTENTION}lora_A.weight")].shape, [rank, 32]);
+        assert_eq!(tensors[&format!("{ATTENTION}lora_B.weight")].shape, [96, rank]);
+        assert_eq!(metadata["longburn.query_key_value"], parts);
+        if times > 1 {
+            assert_eq!(config["rank_pattern"], json!({"query_key_value": rank}));
+            let written = config["alpha_pattern"]["query_key_value"].as_f64().unwrap();
+            assert!((written - alpha).abs() < 1e-12, "{written} {alpha}");
+        }
+        assert_eq!((&config["r"], &config["lora_alpha"]), (&json!(policy.rank), &json!(16)));
+        if policy.targets == all {
+            let names = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"];
+            assert_eq!(config["target_modules"], json!(names));
+            let saved =
+                ["embed_in", "final_layer_norm", "input_layernorm", "post_attention_layernorm"];
+            assert_eq!(config["modules_to_save"], json!(saved));
+            let norm = "base_model.model.gpt_neox.final_layer_norm.bias";
+            assert_eq!(tensors[norm].shape, [32]);
+        }
+        // Without what the metadata say, it is one update of a higher rank, the same in effect.
+        write_safetensors(
+            &dir.path().join("adapter_model.safetensors"),
+            &tensors,
+            &BTreeMap::new(),
+        )
+        .unwrap();
+        let plain = peft::load_adapter(model(true), dir.path()).unwrap();
+        let updates = Target::K.linear(&plain.layers[0]).unwrap().lora.as_ref().unwrap();
+        assert_eq!(updates.rank(), rank);
+        let apart = ratio(&logits(&plain, &ids(20)), &logits(&adapted, &ids(20)));
+        assert!(apart < 1e-6, "{apart} with {policy:?}");
+    }
+}
+
+/// The head is called `lm_head` by transformers 5, `embed_out` by 4 and in checkpoints.
+#[test]
+fn a_trained_head_is_found_under_either_name() {
+    let base = model(true);
+    let policy = LoraConfig::new().with_rank(2).with_extra(&[Role::Head]);
+    let adapted = lora::apply(base.clone(), &policy).unwrap();
+    let wanted = |path: &str| path.contains(".lora.") || path == "lm_head.weight";
+    let adapted = tiny::scattered(adapted, 7, wanted);
+    let dir = tempfile::tempdir().unwrap();
+    peft::save_adapter(&adapted, dir.path(), "base").unwrap();
+    let (mut tensors, metadata, mut config) = adapter(dir.path());
+    assert_eq!(config["modules_to_save"], json!(["lm_head"]));
+    let head = tensors.remove("base_model.model.lm_head.weight").unwrap();
+    let back = peft::load_adapter(base.clone(), dir.path()).unwrap();
+    assert_eq!(logits(&back, &ids(20)), logits(&adapted, &ids(20)));
+
+    tensors.insert("base_model.model.embed_out.weight".into(), head);
+    write_safetensors(&dir.path().join("adapter_model.safetensors"), &tensors, &metadata).unwrap();
+    config["modules_to_save"] = json!(["embed_out"]);
+    std::fs::write(dir.path().join("adapter_config.json"), config.to_string()).unwrap();
+    let back = peft::load_adapter(base, dir.path()).unwrap();
+    assert_eq!(logits(&back, &ids(20)), logits(&adapted, &ids(20)));
+}
+
+/// What PEFT computes of its own folders, on the stored layer: W + s·B·A.
+#[test]
+fn an_update_of_the_fused_layer_is_one_of_each_part() {
+    let base = model(false);
+    let source = tempfile::tempdir().unwrap();
+    base.save(source.path(), &SaveOptions::default()).unwrap();
+    let (mut weights, none) = read_safetensors(&source.path().join("model.safetensors")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (rank, alpha) = (4, 6.0);
+    let value = |seed: usize, i: usize| ((i * 37 + seed * 11) % 23) as f32 / 100.0 - 0.11;
+    let mut tensors = BTreeMap::new();
+    for layer in 0..2 {
+        let name = format!("gpt_neox.layers.{layer}.attention.query_key_value");
+        let a: Vec<f32> = (0..rank * 32).map(|i| value(layer, i)).collect();
+        let b: Vec<f32> = (0..96 * rank).map(|i| value(layer + 5, i)).collect();
+        let stored = weights.get_mut(&format!("{name}.weight")).unwrap();
+        let mut w = stored.to_f32().unwrap();
+        for (i, w) in w.iter_mut().enumerate() {
+            let (row, column) = (i / 32, i % 32);
+            let product: f32 = (0..rank).map(|r| b[row * rank + r] * a[r * 32 + column]).sum();
+            *w += product * (alpha / rank as f32);
+        }
+        *stored = RawTensor::from_f32(vec![96, 32], &w, SaveDtype::F32).unwrap();
+        for (factor, shape, data) in [("lora_A", vec![rank, 32], a), ("lora_B", vec![96, rank], b)]
+        {
+            let tensor = RawTensor::from_f32(shape, &data, SaveDtype::F32).unwrap();
+            tensors.insert(format!("base_model.model.{name}.{factor}.weight"), tensor);
+        }
+    }
+    let file = dir.path().join("adapter_model.safetensors");
+    write_safetensors(&file, &tensors, &none).unwrap();
+    // The rank and alpha of the file are those of the pattern.
+    let config = json!({"peft_type": "LORA", "r": 9, "lora_alpha": 1, "target_modules":
+        ["query_key_value"], "rank_pattern": {"query_key_value": rank},
+        "alpha_pattern": {"attention.query_key_value": alpha}});
+    std::fs::write(dir.path().join("adapter_config.json"), config.to_string()).unwrap();
+    let adapted = peft::load_adapter(base.clone(), dir.path()).unwrap();
+    write_safetensors(&source.path().join("model.safetensors"), &weights, &none).unwrap();
+    let expected = Decoder::load(source.path(), &MixerConfig::Dense, &Device::flex()).unwrap();
+    let apart = ratio(&logits(&adapted, &ids(20)), &logits(&expected, &ids(20)));
+    assert!(apart < 1e-5, "{apart}");
+    assert!(ratio(&logits(&adapted, &ids(20)), &logits(&base, &ids(20))) > 1e-2);
+
+    // One A is written as one.
+    let again = tempfile::tempdir().unwrap();
+    peft::save_adapter(&adapted, again.path(), "base").unwrap();
+    let (written, metadata, config) = adapter(again.path());
+    assert_eq!(written, tensors);
+    assert!(!metadata.contains_key("longburn.query_key_value"));
+    assert_eq!((&config["r"], &config["rank_pattern"]), (&json!(rank), &json!({})));
+
+    // Blocks that are none would lose what lies outside of them.
+    for (parts, says) in [("q,k,v", "a rank of"), ("v,q", "order"), ("q,x", "order"), ("q", "zero")]
+    {
+        let claim = ("longburn.query_key_value".to_string(), parts.to_string());
+        write_safetensors(
+            &again.path().join("adapter_model.safetensors"),
+            &tensors,
+            &BTreeMap::from([claim]),
+        )
+        .unwrap();
+        let error = peft::load_adapter(base.clone(), again.path()).unwrap_err().to_string();
+        assert!(error.contains(says) && error.contains("query_key_value"), "{parts}: {error}");
+    }
 }
 
 /// Other mixers take the three projections as they are.

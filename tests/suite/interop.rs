@@ -109,6 +109,13 @@ fn what_is_written_for_python_is_read_back() {
     let heads = LoraConfig::new().with_targets(&[Target::Gate]).with_extra(&extra).with_alpha(2.5);
     put_adapter(&case("lora_qwen3_head"), &tiny::qwen3(), &heads);
     put_adapter(&case("lora_mistral"), &tiny::mistral(), &LoraConfig::new());
+    let neox = ModelConfig::gpt_neox(61, 32, 2, 4).with_max_positions(64);
+    let all = [Target::Q, Target::K, Target::V, Target::O, Target::Up, Target::Down];
+    let longlora = LoraConfig::longlora().with_rank(3).with_targets(&all);
+    put_adapter(&case("lora_gpt_neox"), &neox, &longlora);
+    let some = LoraConfig::new().with_targets(&[Target::Q, Target::V, Target::O]);
+    let some = some.with_rank(2).with_rslora(true).with_extra(&[Role::Head]);
+    put_adapter(&case("lora_gpt_neox_some"), &neox.with_parallel_residual(false), &some);
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! `manifest.json`: what a checkpoint consists of, written last.
 
 use crate::models::weights::{read_text, write_atomic};
+use crate::paths::is_plain_name;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::fs::{self, OpenOptions};
 use std::io::Read;
-use std::path::{Component, Path};
+use std::path::Path;
 
 /// Version of the layout of a checkpoint's folder that this program writes.
 pub const FORMAT: u64 = 1;
@@ -44,8 +45,7 @@ pub struct ManifestFile {
 impl ManifestFile {
     /// Whether the name stays within the folder.
     pub fn is_plain(&self) -> bool {
-        let mut parts = Path::new(&self.name).components();
-        matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
+        is_plain_name(&self.name)
     }
 }
 

@@ -9,7 +9,7 @@ mod inputs;
 mod lock;
 mod manifest;
 
-pub use inputs::{InputFile, Inputs};
+pub use inputs::Inputs;
 pub use lock::RunLock;
 pub use manifest::{FORMAT, Manifest, ManifestFile, digest};
 

@@ -2,7 +2,7 @@
 //! on the same model and text; a number is worth something only with the protocol's name.
 
 use super::position::{Part, PositionBucket, doubling_buckets, pool, weighted_mean, window_means};
-use super::score::{EvalWindow, WindowNll, score};
+use super::score::{EvalWindow, Targets, WindowNll, score};
 use crate::models::Blocks;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -74,7 +74,7 @@ pub struct PerplexityReport {
     pub token_mean_nll: f64,
     /// Scored tokens, each as often as it was scored.
     pub tokens: usize,
-    /// Documents too short for a single window of the protocol.
+    /// Documents without a window of the protocol that has a token to score.
     pub skipped_documents: usize,
     /// By position in the window.
     pub by_position: Vec<PositionBucket>,
@@ -121,6 +121,34 @@ impl Perplexity {
         model: &impl Blocks,
         documents: &[D],
     ) -> Result<PerplexityReport> {
+        self.run(model, documents, None)
+    }
+
+    /// Score some tokens only: `targets[d][t]` says whether token `t` of document `d` counts, as
+    /// training on conversations has it. A window weighs as many tokens as count in it, whatever
+    /// the protocol; one without any is left out.
+    ///
+    /// # Errors
+    /// As [`eval`](Self::eval), and when the lists differ from the documents in number or length.
+    pub fn eval_targets<D: AsRef<[u32]>>(
+        &self,
+        model: &impl Blocks,
+        documents: &[D],
+        targets: &[Vec<bool>],
+    ) -> Result<PerplexityReport> {
+        let fits = |(document, of): (&D, &Vec<bool>)| document.as_ref().len() == of.len();
+        if targets.len() != documents.len() || !documents.iter().zip(targets).all(fits) {
+            return Err(Error::shape("Perplexity", "targets do not fit the documents"));
+        }
+        self.run(model, documents, Some(targets))
+    }
+
+    fn run<D: AsRef<[u32]>>(
+        &self,
+        model: &impl Blocks,
+        documents: &[D],
+        targets: Targets<'_>,
+    ) -> Result<PerplexityReport> {
         self.protocol.check()?;
         let (mut windows, mut weights, mut skipped_documents) = (Vec::new(), Vec::new(), 0);
         for (document, ids) in documents.iter().enumerate() {
@@ -134,16 +162,21 @@ impl Perplexity {
             let before = windows.len();
             for Span { range, first, weight } in self.protocol.spans(ids.len()) {
                 let start = range.start;
-                windows.push(EvalWindow { document, start, ids: &ids[range], first });
-                weights.push(weight);
+                let window = EvalWindow { document, start, ids: &ids[range], first };
+                let counted =
+                    (first..window.ids.len()).filter(|i| window.counts(*i, targets)).count();
+                if counted > 0 {
+                    windows.push(window);
+                    weights.push(if targets.is_some() { counted as f64 } else { weight });
+                }
             }
             skipped_documents += usize::from(windows.len() == before);
         }
         if windows.is_empty() {
             let longest = documents.iter().map(|d| d.as_ref().len()).max().unwrap_or(0);
             return Err(Error::Data(format!(
-                "no document is long enough for a window ({}); the longest of {} has {longest} \
-                 tokens (remedy: shorter windows, or longer documents)",
+                "no document is long enough for a window ({}) with a token to score; the longest \
+                 of {} has {longest} tokens (remedy: shorter windows, or longer documents)",
                 self.protocol,
                 documents.len()
             )));
@@ -152,7 +185,7 @@ impl Perplexity {
             Some(buckets) => buckets.clone(),
             None => doubling_buckets(windows.iter().map(|w| w.ids.len()).max().unwrap_or(0)),
         };
-        let mut windows = score(model, &windows, &buckets, self.batch_size)?;
+        let mut windows = score(model, &windows, targets, &buckets, self.batch_size)?;
         for (window, weight) in windows.iter_mut().zip(weights) {
             window.weight = weight;
         }

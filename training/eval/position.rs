@@ -53,7 +53,7 @@ pub fn by_position(
     buckets: &[Range<usize>],
     batch_size: usize,
 ) -> Result<PositionReport> {
-    let windows = score(model, windows, buckets, batch_size)?;
+    let windows = score(model, windows, None, buckets, batch_size)?;
     Ok(PositionReport { buckets: pool(&windows, buckets), windows })
 }
 

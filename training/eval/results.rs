@@ -188,11 +188,10 @@ pub fn resumable<T, R: Serialize + DeserializeOwned>(
 pub fn model_stamp(dir: &Path, adapter: Option<&Path>) -> Result<Value> {
     let stamp = |dir: &Path| -> Result<Value> {
         let mut stamps = FileStamp::of_source(dir)?;
-        stamps.retain(|stamp| {
-            let plain = !stamp.name.contains('/');
-            plain && (stamp.name.ends_with(".json") || stamp.name.ends_with(".safetensors"))
+        stamps.retain(|name, _| {
+            !name.contains('/') && (name.ends_with(".json") || name.ends_with(".safetensors"))
         });
-        Ok(stamps.iter().map(undated).collect::<serde_json::Map<_, _>>().into())
+        Ok(stamps.into_iter().map(undated).collect::<serde_json::Map<_, _>>().into())
     };
     Ok(json!({ "model": stamp(dir)?, "adapter": adapter.map(stamp).transpose()? }))
 }
@@ -203,9 +202,9 @@ pub fn model_stamp(dir: &Path, adapter: Option<&Path>) -> Result<Value> {
 /// When a file cannot be read.
 pub fn data_stamp(path: &Path) -> Result<Value> {
     let stamps = FileStamp::of_source(path)?;
-    Ok(stamps.iter().map(undated).collect::<serde_json::Map<_, _>>().into())
+    Ok(stamps.into_iter().map(undated).collect::<serde_json::Map<_, _>>().into())
 }
 
-fn undated(stamp: &FileStamp) -> (String, Value) {
-    (stamp.name.clone(), format!("{} bytes, {}", stamp.size, &stamp.ends[..16]).into())
+fn undated((name, stamp): (String, FileStamp)) -> (String, Value) {
+    (name, format!("{} bytes, {}", stamp.len, &stamp.sha256[..16]).into())
 }

@@ -21,6 +21,16 @@ pub struct EvalWindow<'a> {
     pub first: usize,
 }
 
+/// Per document, which of its tokens count; all where not given.
+pub(super) type Targets<'a> = Option<&'a [Vec<bool>]>;
+
+impl EvalWindow<'_> {
+    /// Whether the loss of the window's `position`-th token counts.
+    pub(super) fn counts(&self, position: usize, targets: Targets<'_>) -> bool {
+        targets.is_none_or(|targets| targets[self.document][self.start + position])
+    }
+}
+
 /// Loss of one window.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct WindowNll {
@@ -47,7 +57,8 @@ impl WindowNll {
     }
 }
 
-/// Losses of all windows, in their order, with a weight of one per token.
+/// Losses of all windows, in their order, with a weight of one per token that counts; `targets`
+/// are as long as the documents.
 ///
 /// Windows of equal length go through the model together, `batch_size` at a time.
 ///
@@ -57,6 +68,7 @@ impl WindowNll {
 pub(super) fn score(
     model: &impl Blocks,
     windows: &[EvalWindow<'_>],
+    targets: Targets<'_>,
     buckets: &[Range<usize>],
     batch_size: usize,
 ) -> Result<Vec<WindowNll>> {
@@ -72,7 +84,7 @@ pub(super) fn score(
             let losses = batch_losses(&model, windows, batch)?;
             let per_window = windows[batch[0]].ids.len() - windows[batch[0]].first;
             for (&i, losses) in batch.iter().zip(losses.chunks(per_window)) {
-                scored.push((i, summarize(&windows[i], losses, buckets)?));
+                scored.push((i, summarize(&windows[i], losses, targets, buckets)?));
             }
         }
     }
@@ -139,11 +151,15 @@ fn batch_losses(
 fn summarize(
     window: &EvalWindow<'_>,
     losses: &[f32],
+    targets: Targets<'_>,
     buckets: &[Range<usize>],
 ) -> Result<WindowNll> {
     let mut by_position = vec![BucketSum::default(); buckets.len()];
-    let mut sum = 0f64;
+    let (mut sum, mut tokens) = (0f64, 0);
     for (position, loss) in (window.first..).zip(losses) {
+        if !window.counts(position, targets) {
+            continue;
+        }
         if !loss.is_finite() {
             return Err(Error::Evaluation {
                 what: format!(
@@ -157,6 +173,7 @@ fn summarize(
         }
         let loss = f64::from(*loss);
         sum += loss;
+        tokens += 1;
         for (bucket, range) in by_position.iter_mut().zip(buckets) {
             if range.contains(&position) {
                 bucket.nll += loss;
@@ -168,9 +185,9 @@ fn summarize(
         document: window.document,
         start: window.start,
         len: window.ids.len(),
-        tokens: losses.len(),
-        mean_nll: sum / losses.len() as f64,
-        weight: losses.len() as f64,
+        tokens,
+        mean_nll: sum / tokens as f64,
+        weight: tokens as f64,
         by_position,
     })
 }

@@ -1,6 +1,6 @@
 //! Conversations of a recipe: `[data]` with `kind = "chat"`.
 
-use super::data::Tokens;
+use super::data::{HeldOut, Tokens};
 use super::sections::{DataKind, Recipe, Rows};
 use crate::datasets::{
     ChatRows, ChatTemplate, Conversation, ConversationTokens, DataReport, Pack, Tokenizer,
@@ -149,7 +149,9 @@ impl Chats {
         let (held_out, held_out_report) = encode(&self.held_out)?;
         let part = |ConversationTokens { document, targets }| (document, targets);
         let (documents, targets) = train.into_iter().map(part).unzip::<_, _, Vec<_>, Vec<_>>();
-        let held_out = held_out.into_iter().map(|tokens| tokens.document).collect();
+        let counted =
+            |ConversationTokens { document, targets }| HeldOut { document, targets: Some(targets) };
+        let held_out = held_out.into_iter().map(counted).collect();
         Ok(Tokens {
             documents,
             targets: Some(targets),

@@ -81,6 +81,10 @@ impl Recipe {
                 return Err(self.bad(field, value, format!("from {least} to {most}")));
             }
         }
+        if let Some(extend) = &self.extend {
+            let checked = extend.method.check(extend.factors.as_deref());
+            checked.map_err(|e| self.within("extend", e))?;
+        }
         train.config(self.seed).validate().map_err(|e| self.within("train", e))?;
         match &self.extend {
             Some(extend) if extend.to < train.length => {

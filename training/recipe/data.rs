@@ -29,6 +29,19 @@ pub(super) struct PartTexts {
     held_out_read: DataReport,
 }
 
+/// A document that is measured on.
+pub(super) struct HeldOut {
+    pub document: TokenDocument,
+    /// Which of its tokens count; all where not given.
+    pub targets: Option<Vec<bool>>,
+}
+
+impl HeldOut {
+    fn all(documents: Vec<TokenDocument>) -> Vec<Self> {
+        documents.into_iter().map(|document| Self { document, targets: None }).collect()
+    }
+}
+
 /// Training and held-out documents of one source as tokens.
 pub(super) struct Tokens {
     pub documents: Vec<TokenDocument>,
@@ -36,7 +49,7 @@ pub(super) struct Tokens {
     pub targets: Option<Vec<Vec<bool>>>,
     /// Account of the training documents, from the files on.
     pub report: DataReport,
-    pub held_out: Vec<TokenDocument>,
+    pub held_out: Vec<HeldOut>,
     /// Account of the held-out ones, from the files on where they have files of their own.
     pub held_out_report: DataReport,
 }
@@ -51,7 +64,7 @@ struct Part<'a> {
 /// What a run trains on and is measured on.
 pub(super) struct Data {
     pub rows: RowSource,
-    pub held_out: Vec<TokenDocument>,
+    pub held_out: Vec<HeldOut>,
     /// Account of the training documents, from the files to the rows.
     pub report: DataReport,
     /// Account of the held-out ones.
@@ -131,7 +144,7 @@ fn tokenized(parts: Vec<PartTexts>, tokenizer: &Tokenizer) -> Result<Vec<Tokens>
             documents,
             targets: None,
             report: read.then(&report),
-            held_out,
+            held_out: HeldOut::all(held_out),
             held_out_report: held_out_read.then(&held_out_report),
         })
     };
@@ -153,13 +166,15 @@ fn cached(recipe: &Recipe, cache: &TokenCache, tokenizer: &Tokenizer) -> Result<
         let (documents, report) = with_tokens(train, tokenizer);
         let (held_out, held_out_report) = with_tokens(held_out, tokenizer);
         let report = cached.report.then(&report);
+        let held_out = HeldOut::all(held_out);
         Ok(Tokens { documents, targets: None, report, held_out, held_out_report })
     };
     let mut parts = parts(recipe).map(part).collect::<Result<Vec<_>>>()?;
     if let (Some(path), Some(first)) = (&recipe.data.held_out, parts.first_mut()) {
         let cached = load(path, &recipe.source_options())?;
         let (held_out, report) = with_tokens(cached.documents, tokenizer);
-        (first.held_out, first.held_out_report) = (held_out, cached.report.then(&report));
+        first.held_out = HeldOut::all(held_out);
+        first.held_out_report = cached.report.then(&report);
     }
     Ok(parts)
 }
@@ -270,15 +285,17 @@ impl BatchSource<TokenBatch> for RowSource {
 }
 
 /// Documents that `[eval]` measures on, and what it leaves out.
-fn limit(recipe: &Recipe, mut documents: Vec<TokenDocument>) -> (Vec<TokenDocument>, DataReport) {
+fn limit(recipe: &Recipe, mut documents: Vec<HeldOut>) -> (Vec<HeldOut>, DataReport) {
     let eval = recipe.eval.as_ref();
     let most = eval.and_then(|eval| eval.documents).unwrap_or(usize::MAX);
     let tokens = eval.and_then(|eval| eval.tokens).unwrap_or(usize::MAX).max(2);
-    documents.sort_by(|a, b| a.id.cmp(&b.id));
+    documents.sort_by(|a, b| a.document.id.cmp(&b.document.id));
     let (mut kept, mut report) = (Vec::new(), DataReport::default());
-    for mut document in documents {
+    for HeldOut { mut document, mut targets } in documents {
         let len = document.ids.len();
-        if len < 2 {
+        targets = targets.map(|all| all.into_iter().take(tokens).collect());
+        let counts = |targets: &Vec<bool>| targets.iter().skip(1).any(|counts| *counts);
+        if len < 2 || targets.as_ref().is_some_and(|targets| !counts(targets)) {
             report.drop_document("nothing to predict", Amount::tokens(len));
         } else if kept.len() == most {
             report.drop_document("more than eval.documents", Amount::tokens(len));
@@ -288,7 +305,7 @@ fn limit(recipe: &Recipe, mut documents: Vec<TokenDocument>) -> (Vec<TokenDocume
             if len > tokens {
                 report.truncated += Amount::tokens(len - tokens);
             }
-            kept.push(document);
+            kept.push(HeldOut { document, targets });
         }
     }
     (kept, report)

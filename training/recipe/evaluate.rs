@@ -1,13 +1,13 @@
 //! What a run measures.
 
+use super::data::HeldOut;
 use super::sections::Recipe;
 use crate::Result;
-use crate::datasets::TokenDocument;
 use crate::models::Blocks;
 use crate::training::eval::{Perplexity, PerplexityReport, PositionBucket, Protocol};
 use serde::{Deserialize, Serialize};
 
-/// Perplexity of the held-out documents.
+/// Perplexity of the held-out documents; of conversations, that of the assistant's tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// How the numbers came about.
@@ -35,7 +35,8 @@ impl From<PerplexityReport> for Evaluation {
             se: report.se,
             tokens: report.tokens,
             skipped_documents: report.skipped_documents,
-            by_position: report.by_position,
+            // A conversation may have nothing to score near its beginning.
+            by_position: report.by_position.into_iter().filter(|b| b.count > 0).collect(),
         }
     }
 }
@@ -45,13 +46,18 @@ impl Recipe {
     pub(super) fn evaluate(
         &self,
         model: &impl Blocks,
-        held_out: &[TokenDocument],
+        held_out: &[HeldOut],
     ) -> Result<Option<Evaluation>> {
         let Some(eval) = &self.eval else { return Ok(None) };
         let length = self.train.length;
         let strided = Protocol::Strided { max_len: length, stride: length.div_ceil(2) };
-        let documents: Vec<_> = held_out.iter().map(|document| &document.ids[..]).collect();
-        let report = Perplexity::new(eval.protocol.unwrap_or(strided)).eval(model, &documents)?;
+        let documents: Vec<_> = held_out.iter().map(|d| &d.document.ids[..]).collect();
+        let perplexity = Perplexity::new(eval.protocol.unwrap_or(strided));
+        let targets: Option<Vec<_>> = held_out.iter().map(|d| d.targets.clone()).collect();
+        let report = match targets {
+            Some(targets) => perplexity.eval_targets(model, &documents, &targets)?,
+            None => perplexity.eval(model, &documents)?,
+        };
         Ok(Some(report.into()))
     }
 }

@@ -19,13 +19,13 @@ mod watch;
 
 pub use chat::ChatSection;
 pub use evaluate::Evaluation;
-pub use extend::interpolated;
+pub use extend::ExtendSection;
 pub use options::{RunOptions, RunSummary};
 pub use resume::MAY_CHANGE;
 pub use run::{run_recipe, run_recipe_with};
 pub use sections::{
-    CheckpointSection, DataKind, DataSection, EvalSection, ExtendMethod, ExtendSection, MixSection,
-    ModelSection, NewModel, OutputSection, Recipe, Rows, TrainSection,
+    CheckpointSection, DataKind, DataSection, EvalSection, MixSection, ModelSection, NewModel,
+    OutputSection, Recipe, Rows, TrainSection,
 };
 pub use watch::MemoryReport;
 

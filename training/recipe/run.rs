@@ -1,15 +1,14 @@
 //! From a recipe to a trained checkpoint with its metrics and its report.
 
-use super::data::{Data, Texts};
+use super::data::{Data, HeldOut, Texts};
 use super::output::Folder;
 use super::resume::{Origin, Place, Tracked, check_vacant};
 use super::saving::{Saver, load};
 use super::sections::Recipe;
 use super::watch::Watch;
-use super::{Evaluation, RunOptions, RunSummary, interpolated};
-use crate::Result;
+use super::{Evaluation, RunOptions, RunSummary};
 use crate::attention::{AttnProjections, HasProjections, MixerConfig};
-use crate::datasets::{TokenDocument, Tokenizer};
+use crate::datasets::Tokenizer;
 use crate::models::keymap::params;
 use crate::models::lora::TrainableReport;
 use crate::models::{Decoder, ForwardOptions, ModelConfig, peft};
@@ -17,6 +16,7 @@ use crate::training::checkpoint::{Inputs, RunLock};
 use crate::training::plan::{RecipePlan, Resident};
 use crate::training::report::{EvalRecord, Progress, TrainRecord};
 use crate::training::{NextToken, Step, Stop, TrainOutcome, Trainer, terminal_view_available};
+use crate::{Error, Result};
 use burn::module::Module;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -308,7 +308,7 @@ impl<'a> Run<'a> {
     fn score<M: HasProjections>(
         &self,
         step: &Step<'_, Decoder<M>>,
-        held_out: &[TokenDocument],
+        held_out: &[HeldOut],
         folder: &mut Folder,
     ) -> Result<Option<f64>> {
         let at = step.report.step;
@@ -338,7 +338,7 @@ impl<'a> Run<'a> {
         &self,
         when: &str,
         model: &Decoder<M>,
-        held_out: &[TokenDocument],
+        held_out: &[HeldOut],
         folder: &mut Folder,
     ) -> Result<Option<Evaluation>> {
         if self.recipe.eval.is_none() {
@@ -382,9 +382,17 @@ impl Recipe {
             None => self.new_config()?,
         };
         if let Some(extend) = &self.extend {
-            config = interpolated(&config, extend.to)?;
+            config = extend.apply(&config).map_err(|e| self.about_extend(e))?;
         }
         self.check_length(&config)?;
         Ok(config)
+    }
+
+    /// What is wrong with the section is said of the recipe, the rest of the file it is in.
+    fn about_extend(&self, error: Error) -> Error {
+        match error {
+            Error::Config { ref file, .. } if file == "extend" => self.within("extend", error),
+            other => other,
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The sections of a recipe.
 
-use super::ChatSection;
+use super::{ChatSection, ExtendSection};
 use crate::attention::MixerConfig;
 use crate::datasets::Pack;
 use crate::datasets::source::{BadLines, SourceOptions};
@@ -65,7 +65,8 @@ pub struct Recipe {
     pub data: DataSection,
     /// The loop.
     pub train: TrainSection,
-    /// What is measured, before and after.
+    /// What is measured, before and after: perplexity of the held-out documents, in conversations
+    /// of the assistant's tokens.
     #[serde(default)]
     pub eval: Option<EvalSection>,
     /// What is saved on the way.
@@ -130,26 +131,6 @@ fn theta() -> f64 {
     10_000.0
 }
 
-/// `[extend]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ExtendSection {
-    /// Length that the model is to reach, tokens.
-    pub to: usize,
-    /// How positions get there.
-    #[serde(default)]
-    pub method: ExtendMethod,
-}
-
-/// How positions are extended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ExtendMethod {
-    /// Position interpolation: see [`super::interpolated`].
-    #[default]
-    Linear,
-}
-
 /// `[data]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -158,7 +139,7 @@ pub struct DataSection {
     #[serde(default)]
     pub kind: DataKind,
     /// A text file, a `.jsonl` (or `.jsonl.zst`) or `.parquet` file, or a folder of one kind; for
-    /// conversations one of `.jsonl`.
+    /// conversations not of text files.
     pub train: PathBuf,
     /// Sources that are mixed with `train`, for packed rows.
     #[serde(default)]
@@ -361,7 +342,8 @@ impl TrainSection {
     }
 }
 
-/// `[eval]`: perplexity of the held-out documents.
+/// `[eval]`: perplexity of the held-out documents; of conversations, that of the assistant's
+/// tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvalSection {

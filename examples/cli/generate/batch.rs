@@ -5,7 +5,7 @@ use super::{facts, warn_of_length};
 use crate::{Globals, output};
 use longburn::attention::Mixer;
 use longburn::datasets::Tokenizer;
-use longburn::datasets::source::{DocumentSource, JsonlSourceConfig};
+use longburn::datasets::source::{DocumentSource, JsonlSourceConfig, SourceOptions};
 use longburn::models::generate::StopStrings;
 use longburn::models::{Blocks, Decoder, GenerateConfig, generate_batch};
 use longburn::{Error, Result};
@@ -87,7 +87,8 @@ impl Job<'_> {
 /// Prompts with the lines that they stand in.
 fn read(file: &Path) -> Result<Vec<(usize, String)>> {
     let prompts: Vec<(usize, String)> = if file.extension().is_some_and(|e| e == "jsonl") {
-        let mut source = JsonlSourceConfig::new(file).with_field("prompt").init()?;
+        let options = SourceOptions::new().with_text_field(Some("prompt".into()));
+        let mut source = JsonlSourceConfig::new(file).with_options(options).init()?;
         let mut prompts = Vec::new();
         while let Some(document) = source.next_document()? {
             prompts.push((source.cursor().line as usize, document.text));

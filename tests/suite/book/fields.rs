@@ -71,7 +71,7 @@ const PAGE: [Section; 17] = [
     section("", "The recipe itself", SECTIONS, "struct Recipe"),
     section("model", "`[model]`", SECTIONS, "struct ModelSection"),
     section("model.new", "`[model.new]`", SECTIONS, "struct NewModel"),
-    section("extend", "`[extend]`", SECTIONS, "struct ExtendSection"),
+    section("extend", "`[extend]`", "training/recipe/extend.rs", "struct ExtendSection"),
     section(
         "mixer",
         "`[mixer]`, `name = \"longlora\"`",

@@ -3,9 +3,17 @@
 use super::{TURNS, fault, talk, template};
 use longburn::datasets::{BpeConfig, ConversationTokens, train_bpe};
 use longburn::datasets::{
-    ChatRows, Conversation, IGNORE, Pack, PackConfig, Tokenizer, encode_conversations, split,
+    ChatRows, Conversation, IGNORE, Message, Pack, PackConfig, Tokenizer, encode_conversations,
+    split,
 };
 use longburn::streams::Streams;
+use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
 
 const LENGTH: usize = 64;
 
@@ -188,6 +196,67 @@ fn rows_come_as_lists_or_pairs_and_are_split_by_name() {
         ChatRows::new().with_messages("turns").with_system("Other").read(&file).unwrap();
     assert_eq!(read[0].messages[0].get("content").unwrap(), "Own.");
     assert_eq!(read[0].messages[1].get("weight").unwrap(), 1);
+}
+
+/// The column `messages` as data sets have it: a list of a role and a content.
+fn write_messages(path: &Path, rows: &[&[(&str, Option<&str>)]]) {
+    let schema = "message rows { optional group messages (LIST) { repeated group list { optional \
+                  group element { optional binary role (UTF8); optional binary content (UTF8); } \
+                  } } }";
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let properties = Arc::new(WriterProperties::builder().build());
+    let mut writer =
+        SerializedFileWriter::new(fs::File::create(path).unwrap(), schema, properties).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let starts: Vec<i16> =
+        rows.iter().flat_map(|row| (0..row.len()).map(|i| i16::from(i > 0))).collect();
+    let all: Vec<_> = rows.iter().copied().flatten().collect();
+    let columns: [Vec<Option<&str>>; 2] =
+        [all.iter().map(|m| Some(m.0)).collect(), all.iter().map(|m| m.1).collect()];
+    for column in columns {
+        let present: Vec<i16> = column.iter().map(|x| if x.is_some() { 4 } else { 3 }).collect();
+        let values: Vec<ByteArray> = column.iter().flatten().map(|text| (*text).into()).collect();
+        let mut out = group.next_column().unwrap().unwrap();
+        let typed = out.typed::<ByteArrayType>();
+        typed.write_batch(&values, Some(&present), Some(&starts)).unwrap();
+        out.close().unwrap();
+    }
+    group.close().unwrap();
+    writer.close().unwrap();
+}
+
+#[test]
+fn lists_of_messages_come_from_parquet() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("chat.parquet");
+    let talk = [("user", Some("How many?")), ("assistant", Some("Seven."))];
+    let long = [("system", Some("Count.")), talk[0], talk[1], talk[0], talk[1]];
+    write_messages(&file, &[&talk, &long, &talk[..1]]);
+    let (found, report) = ChatRows::new().read(&file).unwrap();
+    assert_eq!((found.len(), report.dropped["nothing said by the assistant"].documents), (2, 1));
+    assert_eq!((found[0].id.as_str(), found[1].id.as_str()), ("chat.parquet:1", "chat.parquet:2"));
+    let plain = |turns: &[(&str, Option<&str>)]| -> Vec<Message> {
+        turns.iter().map(|(role, text)| Message::new(*role, text.unwrap())).collect()
+    };
+    assert_eq!(found[0].messages, plain(&talk));
+    assert_eq!(found[1].messages, plain(&long));
+
+    let failure = |rows: ChatRows| crate::data::message(rows.read(&file));
+    let said = failure(ChatRows::new().with_messages("talk"));
+    assert!(said.contains("chat.parquet, row 1: no field `talk`"), "{said}");
+    write_messages(&file, &[&talk, &[talk[0], ("assistant", None)]]);
+    let said = failure(ChatRows::new());
+    assert!(said.contains("chat.parquet, row 2") && said.contains("content"), "{said}");
+    // Whatever its bytes, a file gives rows or an error.
+    let good = fs::read(&file).unwrap();
+    for at in (0..good.len()).step_by(3) {
+        let mut bytes = good.clone();
+        bytes[at] ^= 0x55;
+        fs::write(&file, &bytes).unwrap();
+        let _ = ChatRows::new().read(&file);
+        fs::write(&file, &good[..at]).unwrap();
+        assert!(failure(ChatRows::new()).contains("chat.parquet"));
+    }
 }
 
 #[test]

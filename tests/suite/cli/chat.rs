@@ -1,7 +1,7 @@
 //! Conversations: training on them, and answering in them.
 
 use super::Bench;
-use longburn::datasets::{ChatTemplate, Message};
+use longburn::datasets::{ChatRows, ChatTemplate, Message, encode_conversations};
 use longburn::models::{GenerateConfig, generate};
 use serde_json::{Value, json};
 
@@ -221,6 +221,101 @@ fn a_recipe_trains_on_conversations() {
     assert_eq!(summary["data"]["kept"]["documents"], 9);
     let written = std::fs::read_to_string(bench.path("own/adapter/chat_template.jinja")).unwrap();
     assert!(written.starts_with("{% for m in messages %}<{{ m.role[0] }}>"), "{written}");
+}
+
+/// Held-out conversations are scored on the assistant's tokens, those that training learns.
+#[test]
+fn evaluation_scores_what_the_assistant_says() {
+    let bench = bench();
+    let rows = |from: usize, to: usize| -> String {
+        let answer = |i: usize| "seven ".repeat(1 + i % 3);
+        let row = |i| json!({"question": format!("river {i}"), "answer": answer(i)}).to_string();
+        (from..to).map(row).collect::<Vec<_>>().join("\n")
+    };
+    bench.write("qa.jsonl", &rows(0, 9));
+    bench.write("more.jsonl", &rows(9, 14));
+    let data = "train = \"qa.jsonl\"\nheld_out = \"more.jsonl\"";
+    let recipe = TUNE.replace("train = \"qa.jsonl\"\nsplit = 4", data);
+    bench.write("run.toml", &recipe.replace("steps = 8", "steps = 1"));
+    let before = bench.json(&["train", "run.toml"])["before"].clone();
+
+    let rows = ChatRows::new().with_pair("question", "answer").with_system("Go.");
+    let (talks, _) = rows.read(&bench.path("more.jsonl")).unwrap();
+    let template = ChatTemplate::new(TEMPLATE, "t").unwrap().with_tokenizer(&bench.tokenizer);
+    let (all, _) = encode_conversations(&talks, &template, &bench.tokenizer, 32).unwrap();
+    assert_eq!(all.len(), 5);
+    let (mut sum, mut count, mut others) = (0.0, 0, 0);
+    for tokens in &all {
+        let ids = tokens.document.ids.to_vec();
+        assert!(ids.len() <= 32, "one window each");
+        let logits = crate::tiny::logits(&bench.decoder, &ids);
+        let rows = logits.chunks(logits.len() / ids.len());
+        for (row, (next, counts)) in rows.zip(ids[1..].iter().zip(&tokens.targets[1..])) {
+            if !counts {
+                others += 1;
+                continue;
+            }
+            let all: f64 = row.iter().map(|x| f64::from(*x).exp()).sum();
+            sum += all.ln() - f64::from(row[*next as usize]);
+            count += 1;
+        }
+    }
+    assert!(others > 0);
+    assert_eq!(before["tokens"], count);
+    let (got, expected) = (before["mean_nll"].as_f64().unwrap(), sum / f64::from(count));
+    assert!((got / expected - 1.0).abs() < 1e-5, "{got} {expected}");
+
+    // Cut before anything is answered, there is nothing to measure.
+    bench.write("run.toml", &recipe.replace("[eval]", "[eval]\ntokens = 4"));
+    let message = bench.fails(&["train", "run.toml", "--out", "cut"]);
+    assert!(message.contains("no held-out document"), "{message}");
+}
+
+/// The same rows compressed, or in Parquet, are the same run.
+#[test]
+fn conversations_come_compressed_and_in_parquet() {
+    let bench = bench();
+    bench.write("run.toml", &TUNE.replace("[eval]\n", ""));
+    let plain = bench.json(&["train", "run.toml", "--out", "plain"]);
+    let text = std::fs::read(bench.path("qa.jsonl")).unwrap();
+    let packed = zstd::encode_all(&text[..], 0).unwrap();
+    std::fs::write(bench.path("qa.jsonl.zst"), packed).unwrap();
+    let rows: Vec<Value> = String::from_utf8(text)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let column = |name: &str| -> Vec<String> {
+        rows.iter().map(|row| row[name].as_str().unwrap().to_string()).collect()
+    };
+    write_pairs(&bench.path("qa.parquet"), [&column("question"), &column("answer")]);
+    for file in ["qa.jsonl.zst", "qa.parquet"] {
+        bench.write("run.toml", &TUNE.replace("[eval]\n", "").replace("qa.jsonl", file));
+        let other = bench.json(&["train", "run.toml", "--out", &format!("run-{file}")]);
+        for field in ["first_loss", "last_loss", "data"] {
+            assert_eq!(other[field], plain[field], "{file}: {field}");
+        }
+    }
+}
+
+/// Two columns of strings, required.
+fn write_pairs(path: &std::path::Path, columns: [&[String]; 2]) {
+    use parquet::data_type::{ByteArray, ByteArrayType};
+    use parquet::file::{properties::WriterProperties, writer::SerializedFileWriter};
+    let schema = "message rows { required binary question (UTF8); required binary answer (UTF8); }";
+    let schema = std::sync::Arc::new(parquet::schema::parser::parse_message_type(schema).unwrap());
+    let properties = std::sync::Arc::new(WriterProperties::builder().build());
+    let file = std::fs::File::create(path).unwrap();
+    let mut writer = SerializedFileWriter::new(file, schema, properties).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    for column in columns {
+        let values: Vec<ByteArray> = column.iter().map(|text| text.as_str().into()).collect();
+        let mut out = group.next_column().unwrap().unwrap();
+        out.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
+        out.close().unwrap();
+    }
+    group.close().unwrap();
+    writer.close().unwrap();
 }
 
 #[test]

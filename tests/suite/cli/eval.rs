@@ -1,10 +1,46 @@
 //! `longburn eval` on tasks and needles, and recipes with mixed and cached data.
 
 use super::{Bench, TEXT};
+use longburn::training::eval::Perplexity;
 use serde_json::Value;
 
 fn rows(bench: &Bench, name: &str, rows: &[Value]) {
     bench.write(name, &rows.iter().map(|row| format!("{row}\n")).collect::<String>());
+}
+
+/// A tokenizer that begins every text with a token of its own: what is measured begins with it.
+#[test]
+fn texts_are_scored_behind_the_token_that_begins_them() {
+    let bench = Bench::new();
+    let tokenizer = crate::data::sentencepiece(&bench.path("model"));
+    let text = "ab a c ab ab a b c a ab c c ab a";
+    std::fs::create_dir(bench.path("held")).unwrap();
+    bench.write("held/t.txt", text);
+    let score = |special: bool| {
+        let ids = tokenizer.encode(text, special).unwrap();
+        assert_eq!(ids[0] == 1, special);
+        Perplexity::strided(16, 8).eval(&bench.decoder, &[ids]).unwrap()
+    };
+    let (expected, without) = (score(true), score(false));
+    assert_eq!(expected.tokens, without.tokens + 1);
+    assert!((expected.mean_nll - without.mean_nll).abs() > 1e-3);
+    let same = |found: &Value| {
+        assert_eq!(found["tokens"], expected.tokens);
+        let mean = found["mean_nll"].as_f64().unwrap();
+        assert!((mean / expected.mean_nll - 1.0).abs() < 1e-9, "{found}");
+    };
+    let args = ["eval", "model", "--data", "held/t.txt", "--max-len", "16", "--stride", "8"];
+    same(&bench.json(&args)["perplexity"]);
+    // In a recipe, and through a cache of its tokens.
+    for cache in ["", "cache = \"cache\"\n"] {
+        let out = if cache.is_empty() { "plain" } else { "cached" };
+        let recipe = format!(
+            "[model]\npath = \"model\"\n[data]\ntrain = \"texts\"\nheld_out = \"held\"\n{cache}\
+             [train]\nsteps = 1\nlength = 16\nlr = 1e-3\n[eval]\n[output]\ndir = \"{out}\"\n"
+        );
+        bench.write("run.toml", &recipe);
+        same(&bench.json(&["train", "run.toml"])["before"]);
+    }
 }
 
 #[test]

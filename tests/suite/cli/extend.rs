@@ -72,6 +72,73 @@ fn every_method_is_written_into_a_copy() {
     );
 }
 
+/// A recipe trains at the positions that `extend` writes, and saves them, whole or beside an
+/// adapter, so that a program that reads one reads the other.
+#[test]
+fn recipes_extend_by_the_same_methods() {
+    let bench = bench();
+    let recipe = |method: &str, lora: bool| {
+        let factors = if method == "longrope" { "factors = \"factors.json\"\n" } else { "" };
+        let lora = if lora { "[lora]\nrank = 2\n" } else { "" };
+        format!(
+            "[model]\npath = \"model\"\n[extend]\nto = 64\nmethod = \"{method}\"\n{factors}{lora}\
+             [data]\ntrain = \"texts\"\n[train]\nsteps = 1\nlength = 40\nlr = 1e-3\n\
+             [output]\ndir = \"run-{method}\"\n"
+        )
+    };
+    let config = |dir: &str| ModelConfig::from_file(&bench.path(dir).join("config.json")).unwrap();
+    let mut losses = Vec::new();
+    for (i, method) in METHODS.into_iter().enumerate() {
+        bench.run(&args(method, &["--out", method]));
+        let adapter = i % 2 == 0;
+        bench.write("run.toml", &recipe(method, adapter));
+        let summary = bench.json(&["train", "run.toml"]);
+        losses.push(summary["first_loss"].as_f64().unwrap());
+        let folder = if adapter { "adapter" } else { "model" };
+        let (trained, written) = (config(&format!("run-{method}/{folder}")), config(method));
+        assert_eq!(trained.rope, written.rope, "{method}");
+        let lengths = [&trained, &written].map(|c| (c.max_position_embeddings, c.max_context()));
+        assert_eq!(lengths[0], lengths[1], "{method}");
+        if adapter {
+            bench.run(&[
+                "merge",
+                &format!("run-{method}/adapter"),
+                "--out",
+                &format!("m-{method}"),
+            ]);
+            assert_eq!(config(&format!("m-{method}")).rope, written.rope, "{method}");
+        }
+    }
+    // Every method has positions of its own.
+    losses.sort_by(f64::total_cmp);
+    losses.dedup();
+    assert_eq!(losses.len(), METHODS.len(), "{losses:?}");
+
+    let refused = |text: String| {
+        bench.write("bad.toml", &text);
+        bench.refusal(&["train", "bad.toml"])
+    };
+    let without = recipe("longrope", false).replace("factors = \"factors.json\"\n", "");
+    let message = refused(without);
+    assert!(message.contains("extend.factors") && message.contains("rotary pair"), "{message}");
+    let message = refused(recipe("yarn", false).replace("to = 64", "to = 64\nfactors = \"f\""));
+    assert!(message.contains("extend.factors") && message.contains("longrope"), "{message}");
+    let message = refused(recipe("spiral", false));
+    assert!(message.contains("spiral") && message.contains("llama3"), "{message}");
+    let scaled = recipe("yarn", false).replace("\"model\"", "\"yarn\"").replace("64", "128");
+    assert!(refused(scaled).contains("rope type yarn"));
+    // Other divisors are another run.
+    bench.write("run.toml", &recipe("longrope", true).replace("run-", "again-"));
+    bench.run(&["train", "run.toml"]);
+    bench.write("factors.json", r#"{"long_factor": [1.0, 1.5, 2.0, 2.5]}"#);
+    let message = bench.refusal(&["train", "run.toml", "--resume"]);
+    assert!(message.contains("factors.json has other contents"), "{message}");
+    bench.write("factors.json", r#"{"long_factor": [1.0, 1.5]}"#);
+    bench.write("bad.toml", &recipe("longrope", false));
+    let message = bench.refusal(&["train", "bad.toml"]);
+    assert!(message.contains("factors.json") && message.contains("4 numbers"), "{message}");
+}
+
 #[test]
 fn preview_is_the_loss_of_both_models_by_position() {
     let bench = bench();
@@ -126,7 +193,10 @@ fn wrong_wishes_are_named() {
         (vec!["extend", "model", "--method", "yarn", "--to", "32"], "32 tokens"),
         (vec!["extend", "model", "--method", "linear", "--to", "31"], "`to` is 31"),
         (vec!["extend", "model", "--method", "ntk", "--to", "9000000000"], "at most"),
-        (vec!["extend", "model", "--method", "longrope", "--to", "64"], "a list of 4 numbers"),
+        (
+            vec!["extend", "model", "--method", "longrope", "--to", "64"],
+            "one number per rotary pair",
+        ),
         (args("yarn", &["--factors", "factors.json"]), "longrope"),
         (args("yarn", &["--out", "model"]), "expected a folder"),
         (args("yarn", &["--out", "long.txt"]), "expected a folder"),
@@ -136,7 +206,7 @@ fn wrong_wishes_are_named() {
         assert!(error.contains(says), "{args:?}: {error}");
     }
     bench.write("factors.json", r#"{"long_factor": [1.0, 2.0]}"#);
-    let error = bench.fails(&args("longrope", &[]));
+    let error = bench.refusal(&args("longrope", &[]));
     assert!(error.contains("long_factor") && error.contains("4 numbers"), "{error}");
     bench.write("factors.json", r#"{"long_factor": "all"}"#);
     assert!(bench.fails(&args("longrope", &[])).contains("factors.json"));

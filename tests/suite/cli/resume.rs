@@ -1,5 +1,7 @@
 //! A run that is stopped, in whatever way, and goes on in another process.
 
+mod kinds;
+
 use super::{Bench, longburn};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -123,6 +125,40 @@ fn sparse(every: usize) -> String {
     RECIPE.replace("every = 1\n", &format!("every = {every}\n"))
 }
 
+/// A run of `recipe`, which is given the steps between saves, killed and left as it was when step
+/// `k` had been saved; its folder.
+fn killed_after(bench: &Bench, recipe: &dyn Fn(usize) -> String, k: usize) -> PathBuf {
+    let to = format!("from-{k}");
+    let dir = bench.path(&to);
+    bench.write("run.toml", &recipe(k));
+    let mut child = start(bench, &["train", "run.toml", "--out", &to]);
+    wait_for("the save", || saved(&dir).contains(&k));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    for step in saved(&dir).into_iter().filter(|step| *step > k) {
+        fs::remove_dir_all(checkpoint(&dir, step)).unwrap();
+    }
+    dir
+}
+
+fn cursor(dir: &Path, step: usize) -> Value {
+    let state = fs::read_to_string(checkpoint(dir, step).join("state.json")).unwrap();
+    serde_json::from_str::<Value>(&state).unwrap()["counters"]["cursor"].clone()
+}
+
+/// The run killed after step `k` ends as `run`, whose summary is `whole`.
+fn assert_goes_on(bench: &Bench, recipe: &str, whole: &Value, k: usize) {
+    let to = format!("from-{k}");
+    bench.write("run.toml", recipe);
+    let summary = bench.json(&["train", "run.toml", "--resume", "--out", &to]);
+    assert_eq!(summary["resumed"], k);
+    for field in ["steps", "finished", "tokens", "first_loss", "last_loss", "trainable"] {
+        assert_eq!(summary[field], whole[field], "{field}");
+    }
+    assert_eq!((&summary["before"], &summary["after"]), (&whole["before"], &whole["after"]));
+    assert_same_bits(&bench.path("run"), &bench.path(&to));
+}
+
 #[test]
 fn r1_a_new_process_goes_on_with_the_same_bits() {
     let bench = bench();
@@ -133,31 +169,12 @@ fn r1_a_new_process_goes_on_with_the_same_bits() {
     let edge = tokens(&bench) / 16;
     assert!((2..STEPS).contains(&edge), "{edge}");
     for k in [1, 37, edge, STEPS] {
-        let to = format!("from-{k}");
-        let dir = bench.path(&to);
-        bench.write("run.toml", &sparse(k));
-        let mut child = start(&bench, &["train", "run.toml", "--out", &to]);
-        wait_for("the save", || saved(&dir).contains(&k));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        // As it was when step k had been saved.
-        for step in saved(&dir).into_iter().filter(|step| *step > k) {
-            fs::remove_dir_all(checkpoint(&dir, step)).unwrap();
-        }
+        let dir = killed_after(&bench, &sparse, k);
         if k == edge {
-            let state = fs::read_to_string(checkpoint(&dir, k).join("state.json")).unwrap();
-            let state: Value = serde_json::from_str(&state).unwrap();
-            let rows = &state["counters"]["cursor"]["rows"];
+            let rows = &cursor(&dir, k)["rows"];
             assert_eq!((&rows["index"], &rows["carry"]), (&3.into(), &0.into()));
         }
-        bench.write("run.toml", &sparse(0));
-        let summary = bench.json(&["train", "run.toml", "--resume", "--out", &to]);
-        assert_eq!(summary["resumed"], k);
-        for field in ["steps", "finished", "tokens", "first_loss", "last_loss", "trainable"] {
-            assert_eq!(summary[field], whole[field], "{field}");
-        }
-        assert_eq!((&summary["before"], &summary["after"]), (&whole["before"], &whole["after"]));
-        assert_same_bits(&run, &dir);
+        assert_goes_on(&bench, &sparse(0), &whole, k);
     }
     // Nothing but what was asked for is kept.
     assert_eq!(saved(&bench.path("from-1")), [1, STEPS]);

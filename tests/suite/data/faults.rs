@@ -84,7 +84,8 @@ fn d1_text_that_is_not_clean() {
     put("a.jsonl", &lines.concat());
     let file = folder.path().join("a.jsonl");
     let strict = JsonlSourceConfig::new(&file);
-    let mut skipping = strict.clone().with_bad_lines(BadLines::Skip).init().unwrap();
+    let lenient = SourceOptions::new().with_bad_lines(Some(BadLines::Skip));
+    let mut skipping = strict.clone().with_options(lenient).init().unwrap();
     assert_eq!(texts(&mut skipping), ["lamp", "escaped \0 NUL and \r\n", "river"]);
     assert_eq!(skipping.report().skipped["bad line"], 2);
     let mut strict = strict.init().unwrap();
@@ -107,9 +108,11 @@ fn d1_a_line_of_a_gigabyte_is_passed_over_in_little_memory() {
     writer.set_len(end).unwrap();
     let mut writer = File::options().append(true).open(&file).unwrap();
     writer.write_all(b"\n{\"text\": \"two\"}\n").unwrap();
-    let config = JsonlSourceConfig::new(&file).with_line_cap(1 << 16);
+    let short = SourceOptions::new().with_line_cap(Some(1 << 16));
+    let config = JsonlSourceConfig::new(&file).with_options(short.clone());
+    let lenient = short.with_bad_lines(Some(BadLines::Skip));
     let usage = crate::alloc::measure(|| {
-        let mut source = config.clone().with_bad_lines(BadLines::Skip).init().unwrap();
+        let mut source = config.clone().with_options(lenient.clone()).init().unwrap();
         assert_eq!(texts(&mut source), ["one", "two"]);
         assert_eq!(source.report().skipped["bad line"], 1);
     });
@@ -180,7 +183,8 @@ fn d5_damaged_parquet_names_file_row_group_and_column() {
     write_parquet(&file, &[&rows[..150], &rows[150..]], zstd());
     let good = fs::read(&file).unwrap();
     let read = |column: &str| {
-        let config = ParquetSourceConfig::new(&file).with_column(column);
+        let config = ParquetSourceConfig::new(&file)
+            .with_options(SourceOptions::new().with_text_field(Some(column.into())));
         config.init().unwrap().read_all()
     };
     assert_eq!(read("text").unwrap().len(), 300);
@@ -224,9 +228,11 @@ fn d5_damaged_parquet_names_file_row_group_and_column() {
     let mut source = SourceOptions::new().open(&file).unwrap();
     assert_eq!(self::texts(&mut *source), ["one", "two"]);
     assert_eq!(source.report().dropped["empty"].documents, 2);
-    let capped = ParquetSourceConfig::new(&file).with_line_cap(2);
+    let short = SourceOptions::new().with_line_cap(Some(2));
+    let capped = ParquetSourceConfig::new(&file).with_options(short.clone());
     let text = message(capped.clone().init().unwrap().read_all());
     assert!(text.contains("row 1, column `text`: 3 bytes, longer than the cap of 2"), "{text}");
-    let skipped = capped.with_bad_lines(BadLines::Skip).init().unwrap().read_all();
+    let lenient = short.with_bad_lines(Some(BadLines::Skip));
+    let skipped = capped.with_options(lenient).init().unwrap().read_all();
     assert!(message(skipped).contains("skipped (bad row): 2"));
 }

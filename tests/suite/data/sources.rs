@@ -2,7 +2,7 @@ use super::faults::{write_parquet, zstd};
 use super::{message, numbered, tokenizer};
 use longburn::Error;
 use longburn::datasets::source::{
-    BadLines, CrateSourceConfig, JsonlSourceConfig, TextSourceConfig, open,
+    BadLines, CrateSourceConfig, JsonlSourceConfig, SourceOptions, TextSourceConfig, open,
 };
 use longburn::datasets::{
     Cursor, Document, DocumentSource, PackConfig, Side, TokenBatch, split, tokenize,
@@ -70,7 +70,9 @@ fn jsonl_names_the_line_or_skips_it() {
         "{\"text\": \"naïve\"}",
     ];
     fs::write(&file, lines.concat()).unwrap();
-    let config = JsonlSourceConfig::new(&file).with_line_cap(64);
+    let short = SourceOptions::new().with_line_cap(Some(64));
+    let config = JsonlSourceConfig::new(&file).with_options(short.clone());
+    let lenient = short.with_bad_lines(Some(BadLines::Skip));
 
     let mut source = config.clone().init().unwrap();
     assert_eq!(source.next_document().unwrap().unwrap().id, "first");
@@ -83,17 +85,15 @@ fn jsonl_names_the_line_or_skips_it() {
     assert_eq!(source.next_document().unwrap(), None);
 
     fs::write(folder.path().join("b.jsonl"), b"{\"text\": \"two\"}\n\xff\n").unwrap();
-    let mut skipping = JsonlSourceConfig::new(folder.path())
-        .with_line_cap(64)
-        .with_bad_lines(BadLines::Skip)
-        .init()
-        .unwrap();
+    let skipping = JsonlSourceConfig::new(folder.path()).with_options(lenient.clone());
+    let mut skipping = skipping.init().unwrap();
     assert_eq!(skipping.read_all().unwrap().len(), 3);
     assert_eq!(skipping.report().skipped["bad line"], 5);
     assert_eq!(skipping.report().dropped["empty"].documents, 1);
     // A folder of nothing but .jsonl files is opened as lines, not as text.
     assert_eq!(open(folder.path()).unwrap().next_document().unwrap().unwrap().text, "one");
-    let body = config.with_field("body").with_bad_lines(BadLines::Skip).init().unwrap().read_all();
+    let body = config.with_options(lenient.with_text_field(Some("body".into())));
+    let body = body.init().unwrap().read_all();
     assert_eq!(body.unwrap()[0].text, "x");
 }
 
@@ -107,7 +107,8 @@ fn sources_go_on_where_a_cursor_stands() {
     fs::write(folder.path().join("c.jsonl"), format!("{}\n{{\"text\": \"c\"}}", "x".repeat(99)))
         .unwrap();
     let lines = JsonlSourceConfig::new(folder.path());
-    let lines = lines.with_line_cap(32).with_bad_lines(BadLines::Skip);
+    let options = SourceOptions::new().with_line_cap(Some(32));
+    let lines = lines.with_options(options.with_bad_lines(Some(BadLines::Skip)));
     let packed = tempfile::tempdir().unwrap();
     for name in ["a", "b", "c"] {
         let lines = fs::read(folder.path().join(format!("{name}.jsonl"))).unwrap();
