@@ -28,7 +28,7 @@ Examples:
   longburn extend MODEL --method yarn --to 2048 --text books
   longburn extend MODEL --method linear --to 2048 --out longer")]
 pub struct ExtendArgs {
-    /// Folder of a checkpoint in Hugging Face form
+    /// Folder of a checkpoint in Hugging Face form, or a repository of the Hub: org/name
     dir: PathBuf,
     /// How positions are stretched
     #[arg(long, value_enum)]
@@ -78,6 +78,10 @@ struct Factors {
 }
 
 impl ExtendArgs {
+    pub fn models(&mut self) -> Vec<&mut PathBuf> {
+        vec![&mut self.dir]
+    }
+
     pub fn run(&self, globals: &Globals) -> Result<()> {
         let before = ModelConfig::from_file(&self.dir.join("config.json"))?;
         let method = self.method(&before)?;

@@ -117,7 +117,7 @@ impl Recipe {
         paths.extend(self.data.mix.iter().map(|mix| mix.path.clone()));
         paths.extend(self.data.held_out.clone());
         paths.extend(self.model.tokenizer.clone());
-        let Some(model) = &self.model.path else { return paths };
+        let Some(model) = self.base() else { return paths };
         paths.extend(["config.json", "tokenizer.json"].map(|name| model.join(name)));
         if self.lora.is_some() {
             // What stays frozen comes from there at every start.
