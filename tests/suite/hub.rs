@@ -73,20 +73,6 @@ fn repo() -> RepoId {
     RepoId::parse(REPO).unwrap()
 }
 
-/// Lines that a download says.
-#[derive(Default)]
-struct Notes(Vec<String>);
-
-impl Notes {
-    fn watch(&mut self) -> impl FnMut(FetchEvent) {
-        |event| {
-            if let FetchEvent::Note(line) = event {
-                self.0.push(line);
-            }
-        }
-    }
-}
-
 fn quiet(_: FetchEvent) {}
 
 /// Names of all files and links below `dir`.

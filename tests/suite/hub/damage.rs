@@ -1,7 +1,7 @@
 //! Bytes that are not those that the Hub lists.
 
-use super::server::{Act, Server};
-use super::{Notes, REPO, below, digest, files, quiet, repo, weights};
+use super::server::{Act, Notes, Server};
+use super::{REPO, below, digest, files, quiet, repo, weights};
 use longburn::models::hub::{FetchOptions, Hub, Need};
 use longburn::{Error, HubFault};
 use std::fs;

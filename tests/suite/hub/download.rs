@@ -1,7 +1,7 @@
 //! Downloads that end well, and the cache that they leave.
 
-use super::server::{Act, Server};
-use super::{COMMIT, Notes, REPO, below, digest, files, quiet, repo, weights};
+use super::server::{Act, Notes, Server};
+use super::{COMMIT, REPO, below, digest, files, quiet, repo, weights};
 use burn::tensor::Device;
 use longburn::attention::MixerConfig;
 use longburn::models::Decoder;
@@ -148,7 +148,8 @@ fn p7_without_an_answer_a_whole_snapshot_does() {
         false => Act::Serve,
     });
     for endpoint in ["http://127.0.0.1:9", &page.endpoint] {
-        let hub = server.hub(cache.path()).with_endpoint(endpoint).init();
+        let hub = server.hub(cache.path()).with_endpoint(endpoint);
+        let hub = hub.with_patience(Duration::from_millis(300)).init();
         let mut notes = Notes::default();
         let again = hub.fetch(&repo(), &FetchOptions::new(), &mut notes.watch()).unwrap();
         assert_eq!((&again.dir, again.offline), (&fetched.dir, true));

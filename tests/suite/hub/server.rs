@@ -1,7 +1,7 @@
 //! A Hub of one repository on this machine, with faults to order.
 
 use super::{COMMIT, REPO, digest, is_large};
-use longburn::models::hub::HubConfig;
+use longburn::models::hub::{FetchEvent, HubConfig};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -31,6 +31,20 @@ pub struct Request<'a> {
     pub path: &'a str,
     pub before: usize,
     pub token: Option<&'a str>,
+}
+
+/// Lines that a download says.
+#[derive(Default)]
+pub struct Notes(pub Vec<String>);
+
+impl Notes {
+    pub fn watch(&mut self) -> impl FnMut(FetchEvent) {
+        move |event| {
+            if let FetchEvent::Note(line) = event {
+                self.0.push(line);
+            }
+        }
+    }
 }
 
 type Hook = dyn Fn(&Request<'_>) -> Act + Send + Sync;
@@ -80,7 +94,6 @@ impl Server {
 
     pub fn hub(&self, cache: &Path) -> HubConfig {
         let config = HubConfig::new().with_cache(cache).with_offline(false);
-        // Empty: no token of whoever runs the tests.
         config.with_endpoint(&self.endpoint).with_patience(Duration::from_secs(20))
     }
 
