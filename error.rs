@@ -191,9 +191,39 @@ pub enum Error {
         /// The logit.
         value: f32,
     },
+    /// A repository of the Hugging Face Hub cannot be used.
+    #[error("{repo}: {reason} (remedy: {remedy})")]
+    Hub {
+        /// Its name, with the revision where one was given.
+        repo: String,
+        /// What kind of obstacle it is.
+        fault: HubFault,
+        /// What is wrong, with the file where it is about one.
+        reason: String,
+        /// What to do.
+        remedy: String,
+    },
     /// An attention or loss kernel refused its input.
     #[error(transparent)]
     Kernel(#[from] longburn_kernels::Error),
+}
+
+/// What stands between a repository of the Hub and its use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HubFault {
+    /// No such repository, revision or file, or none that can be read.
+    Missing,
+    /// Private or gated, and no token that opens it.
+    Denied,
+    /// Too many requests.
+    Limited,
+    /// No answer, or one that broke off.
+    Network,
+    /// Bytes that are not those that the Hub lists.
+    Damaged,
+    /// Not in the cache, and downloads are switched off or not compiled in.
+    Offline,
 }
 
 impl Error {

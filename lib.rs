@@ -19,7 +19,7 @@ pub mod streams;
 pub mod testing;
 pub mod training;
 
-pub use error::{Error, Result};
+pub use error::{Error, HubFault, Result};
 pub use longburn_kernels as kernel;
 
 #[cfg(doctest)]

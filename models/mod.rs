@@ -5,6 +5,7 @@ mod companions;
 pub mod config;
 mod decoder;
 pub mod generate;
+pub mod hub;
 pub mod keymap;
 pub mod lora;
 mod mlp;

@@ -5,8 +5,9 @@ use crate::{Globals, output};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use clap::Args;
 use longburn::Result;
+use longburn::models::hub::HubConfig;
 use serde_json::{Map, Value, json};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::LazyLock;
 
 /// Burn's version, which Cargo.toml pins.
@@ -55,7 +56,8 @@ impl DoctorArgs {
             found.insert(name.to_string(), examine(name));
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let cache = hub_cache();
+        let hub = HubConfig::new().init();
+        let cache = hub.cache();
         let facts = json!({
             "versions": {
                 "longburn": env!("CARGO_PKG_VERSION"),
@@ -65,7 +67,7 @@ impl DoctorArgs {
             "features": features(),
             "devices": found,
             "cpu": { "cores": cores, "threads": rayon::current_num_threads(), "simd": simd() },
-            "cache": { "path": cache, "free_bytes": free(&cache) },
+            "cache": { "path": cache, "free_bytes": free(cache) },
             "here": { "free_bytes": free(Path::new(".")) },
         });
         match globals.json {
@@ -144,17 +146,6 @@ fn simd() -> Vec<&'static str> {
     #[cfg(target_arch = "aarch64")]
     found.push("neon");
     found
-}
-
-/// Where Python's tools and this one keep what they download.
-fn hub_cache() -> PathBuf {
-    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let home = || std::env::home_dir().unwrap_or_default().join(".cache");
-    let root = || {
-        var("HF_HOME")
-            .unwrap_or_else(|| var("XDG_CACHE_HOME").unwrap_or_else(home).join("huggingface"))
-    };
-    var("HF_HUB_CACHE").unwrap_or_else(|| root().join("hub"))
 }
 
 /// Room for this user on the disk that holds `path`, or will.

@@ -30,7 +30,7 @@ Examples:
   longburn eval MODEL --needle 512,1024,2048 --data books --svg needles.svg
   longburn eval MODEL --task lambada --data lambada.jsonl --limit 500")]
 pub struct EvalArgs {
-    /// Folder of a checkpoint in Hugging Face form
+    /// Folder of a checkpoint in Hugging Face form, or a repository of the Hub: org/name
     dir: PathBuf,
     /// Text, .jsonl, .jsonl.zst or .parquet: a file, or a folder of one kind
     #[arg(long, value_name = "PATH", required_unless_present = "passkey")]
@@ -86,7 +86,7 @@ pub struct EvalArgs {
     /// Draw needles or pass keys, length by depth, as a heat map
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
-    /// Folder of an adapter in PEFT form
+    /// Folder or repository of an adapter in PEFT form
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
 }
@@ -100,6 +100,10 @@ enum ProtocolName {
 }
 
 impl EvalArgs {
+    pub fn models(&mut self) -> Vec<&mut PathBuf> {
+        std::iter::once(&mut self.dir).chain(&mut self.adapter).collect()
+    }
+
     pub fn run(&self, globals: &Globals) -> Result<()> {
         self.check()?;
         let model = load::model(&self.dir, self.adapter.as_deref(), globals)?;

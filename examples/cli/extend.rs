@@ -27,7 +27,7 @@ Examples:
   longburn extend MODEL --method yarn --to 2048 --text books
   longburn extend MODEL --method linear --to 2048 --out longer")]
 pub struct ExtendArgs {
-    /// Folder of a checkpoint in Hugging Face form
+    /// Folder of a checkpoint in Hugging Face form, or a repository of the Hub: org/name
     dir: PathBuf,
     /// How positions are stretched
     #[arg(long, value_enum)]
@@ -83,6 +83,10 @@ impl From<MethodName> for ExtendMethod {
 }
 
 impl ExtendArgs {
+    pub fn models(&mut self) -> Vec<&mut PathBuf> {
+        vec![&mut self.dir]
+    }
+
     pub fn run(&self, globals: &Globals) -> Result<()> {
         let before = ModelConfig::from_file(&self.dir.join("config.json"))?;
         let method = ExtendMethod::from(self.method).init(&before, self.factors.as_deref())?;

@@ -1,7 +1,7 @@
 //! Errors for people and for programs.
 
 use crate::output;
-use longburn::Error;
+use longburn::{Error, HubFault};
 use miette::{Diagnostic, LabeledSpan, NamedSource, SourceCode};
 use std::fmt;
 
@@ -39,6 +39,12 @@ fn kind(error: &Error) -> &'static str {
         Error::Checkpoint { .. } => "checkpoint",
         Error::Changed { .. } => "changed",
         Error::Interrupted { .. } => "interrupted",
+        Error::Hub { fault: HubFault::Missing, .. } => "hub_missing",
+        Error::Hub { fault: HubFault::Denied, .. } => "hub_denied",
+        Error::Hub { fault: HubFault::Limited, .. } => "hub_limited",
+        Error::Hub { fault: HubFault::Network, .. } => "hub_network",
+        Error::Hub { fault: HubFault::Damaged, .. } => "hub_damaged",
+        Error::Hub { fault: HubFault::Offline, .. } => "hub_offline",
         _ => "other",
     }
 }
@@ -63,6 +69,9 @@ impl From<Error> for Fault {
         match error {
             Error::Weights { file, reason, remedy } => {
                 plain(format!("{}: {reason}", file.display()), Some(remedy))
+            }
+            Error::Hub { repo, reason, remedy, .. } => {
+                plain(format!("{repo}: {reason}"), Some(remedy))
             }
             Error::Unsupported { what, remedy } => plain(what, Some(remedy)),
             Error::Template { place, reason, remedy } => {

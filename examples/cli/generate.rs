@@ -26,7 +26,7 @@ Examples:
   longburn generate MODEL --chat --user 'Who are you?'
   longburn generate MODEL --prompt-file prompt.txt --temperature 0.8 --top-p 0.95 --seed 1")]
 pub struct GenerateArgs {
-    /// Folder of a checkpoint in Hugging Face form
+    /// Folder of a checkpoint in Hugging Face form, or a repository of the Hub: org/name
     dir: PathBuf,
     #[command(flatten)]
     prompt: PromptArgs,
@@ -47,7 +47,7 @@ pub struct GenerateArgs {
     /// Feed the prompt in pieces of so many tokens, to save memory
     #[arg(long, value_name = "N")]
     prefill_chunk: Option<usize>,
-    /// Folder of an adapter in PEFT form
+    /// Folder or repository of an adapter in PEFT form
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
 }
@@ -72,6 +72,10 @@ struct SamplingArgs {
 }
 
 impl GenerateArgs {
+    pub fn models(&mut self) -> Vec<&mut PathBuf> {
+        std::iter::once(&mut self.dir).chain(&mut self.adapter).collect()
+    }
+
     pub fn run(&self, globals: &Globals) -> Result<()> {
         let stops = StopStrings::new(&self.stop)?;
         let model = load::model(&self.dir, self.adapter.as_deref(), globals)?;

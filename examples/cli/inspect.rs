@@ -6,7 +6,9 @@ use crate::{Globals, output};
 use clap::Args;
 use longburn::datasets::Tokenizer;
 use longburn::models::ModelConfig;
+use longburn::models::hub::{Described, HubConfig, ListedFile};
 use longburn::models::weights::WeightFiles;
+use longburn::training::report::Progress;
 use longburn::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -16,42 +18,51 @@ use std::path::{Path, PathBuf};
 /// runs
 ///
 /// Reads config.json, the headers of the weight files and the tokenizer; no weights are loaded.
-/// With --verify all bytes are read and compared with the sums in the folder's manifest.json, which
-/// checkpoints of training have.
+/// Of a repository of the Hub that is not in the cache, configuration, tokenizer and the list of
+/// weights are downloaded. With --verify all bytes are read and compared with the sums in the folder's
+/// manifest.json, which checkpoints of training have, or with the digests that name them in the cache
+/// of the Hub.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   longburn inspect MODEL
-  longburn inspect MODEL --verify")]
+  longburn inspect MODEL --verify
+  longburn inspect org/name")]
 pub struct InspectArgs {
-    /// Folder of a checkpoint in Hugging Face form
+    /// Folder of a checkpoint in Hugging Face form, or a repository of the Hub: org/name
     dir: PathBuf,
-    /// Compare every file with its sum in manifest.json
+    /// Compare every file with its sum in manifest.json, or its digest in the cache of the Hub
     #[arg(long)]
     verify: bool,
 }
 
 impl InspectArgs {
     pub fn run(&self, globals: &Globals) -> Result<()> {
-        let config = ModelConfig::from_file(&self.dir.join("config.json"))?;
-        let weights = weights(&self.dir, &config);
-        let runs_in = runs_in(&config, weights["complete"] == true);
+        let mut watch = Progress::new(0).download();
+        let Described { dir, listed } = HubConfig::new().init().describe(&self.dir, &mut watch)?;
+        let config = ModelConfig::from_file(&dir.join("config.json"))?;
+        let weights = match &listed {
+            None => weights(&dir, &config),
+            Some(listed) => self.on_the_hub(listed),
+        };
+        // Of weights elsewhere nothing is known that speaks against them.
+        let runs_in = runs_in(&config, weights["complete"] != false);
         let mut facts = vec![
             ("model", model(&config)),
             ("positions", positions(&config)),
             ("weights", weights),
-            ("tokenizer", tokenizer(&self.dir, &config)),
+            ("tokenizer", tokenizer(&dir, &config)),
             ("usable_for", usable_for(&config)),
             ("runs_in", runs_in),
         ];
         if self.verify {
-            facts.push(("verified", verify(&self.dir)?));
+            facts.push(("verified", verify(&dir)?));
         }
         if globals.json {
             let facts = facts.into_iter().map(|(name, value)| (name.to_string(), value));
             return output::json(&Value::Object(facts.collect()));
         }
-        let mut text = format!("{}\n", self.dir.display());
+        let mut text = format!("{}\n", dir.display());
         for (name, value) in &facts {
             text += &format!("{}\n", name.replace('_', " "));
             if let Value::Object(fields) = value {
@@ -61,6 +72,15 @@ impl InspectArgs {
             }
         }
         output::print(&text)
+    }
+
+    fn on_the_hub(&self, listed: &[ListedFile]) -> Value {
+        json!({
+            "downloaded": false,
+            "files": listed.len(),
+            "bytes": listed.iter().map(|file| file.bytes).sum::<u64>(),
+            "to_download": format!("longburn fetch {}", self.dir.display()),
+        })
     }
 }
 

@@ -3,10 +3,19 @@
 use crate::Globals;
 use longburn::attention::{Mixer, MixerConfig};
 use longburn::datasets::Tokenizer;
+use longburn::models::hub::{HubConfig, Need};
 use longburn::models::{Blocks, Decoder, ForwardOptions, ModelConfig, peft};
+use longburn::training::report::Progress;
 use longburn::{Error, Result};
 use serde::de::DeserializeOwned;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// Put the folder that is meant in the place of a name.
+pub fn locate(name: &mut PathBuf) -> Result<()> {
+    let mut watch = Progress::new(0).download();
+    *name = HubConfig::new().init().locate(name, Need::Model, &mut watch)?;
+    Ok(())
+}
 
 /// The model of a folder, with an adapter where one is named.
 pub fn model(dir: &Path, adapter: Option<&Path>, globals: &Globals) -> Result<Decoder<Mixer>> {

@@ -20,7 +20,7 @@ use std::path::PathBuf;
 Examples:
   longburn logits MODEL --ids ids.json --out logits.safetensors")]
 pub struct LogitsArgs {
-    /// Folder of a checkpoint in Hugging Face form
+    /// Folder of a checkpoint in Hugging Face form, or a repository of the Hub: org/name
     dir: PathBuf,
     /// JSON file with a list of rows of ids
     #[arg(long, value_name = "FILE")]
@@ -28,12 +28,16 @@ pub struct LogitsArgs {
     /// File to write, safetensors
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Folder of an adapter in PEFT form
+    /// Folder or repository of an adapter in PEFT form
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
 }
 
 impl LogitsArgs {
+    pub fn models(&mut self) -> Vec<&mut PathBuf> {
+        std::iter::once(&mut self.dir).chain(&mut self.adapter).collect()
+    }
+
     pub fn run(&self, globals: &Globals) -> Result<()> {
         let rows: Vec<Vec<u32>> = load::json(&self.ids)?;
         if rows.is_empty() {

@@ -6,6 +6,7 @@ mod doctor;
 mod eval;
 mod extend;
 mod fault;
+mod fetch;
 mod generate;
 mod inspect;
 mod load;
@@ -23,6 +24,7 @@ mod verify;
 use clap::{Args, Parser, Subcommand};
 use device::DeviceName;
 use longburn::{Error, Result};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Exit status after SIGINT, as shells have it.
@@ -77,6 +79,7 @@ enum Verb {
     Eval(eval::EvalArgs),
     Extend(extend::ExtendArgs),
     Generate(generate::GenerateArgs),
+    Fetch(fetch::FetchArgs),
     Inspect(inspect::InspectArgs),
     Merge(merge::MergeArgs),
     Logits(logits::LogitsArgs),
@@ -89,18 +92,36 @@ enum Verb {
     Reference(reference::ReferenceArgs),
 }
 
+impl Verb {
+    /// Models and adapters that the command line names, by folder or by repository.
+    fn models(&mut self) -> Vec<&mut PathBuf> {
+        match self {
+            Self::Eval(args) => args.models(),
+            Self::Extend(args) => args.models(),
+            Self::Generate(args) => args.models(),
+            Self::Merge(args) => args.models(),
+            Self::Logits(args) => args.models(),
+            // The others read a recipe, look only, or need no model.
+            _ => Vec::new(),
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("LONGBURN_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,hf_hub=off"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let cli = Cli::parse();
+    let mut cli = Cli::parse();
     let globals = &cli.globals;
-    let done = set_threads(globals.threads).and_then(|()| match &cli.verb {
+    let ready = set_threads(globals.threads)
+        .and_then(|()| cli.verb.models().into_iter().try_for_each(load::locate));
+    let done = ready.and_then(|()| match &cli.verb {
         Verb::Train(args) => args.run(globals),
         Verb::Plan(args) => args.run(globals),
         Verb::Eval(args) => args.run(globals),
         Verb::Extend(args) => args.run(globals),
         Verb::Generate(args) => args.run(globals),
+        Verb::Fetch(args) => args.run(globals),
         Verb::Inspect(args) => args.run(globals),
         Verb::Merge(args) => args.run(globals),
         Verb::Logits(args) => args.run(globals),

@@ -5,9 +5,10 @@ use clap::{Args, Subcommand};
 use longburn::attention::LongLoraConfig;
 use longburn::kernel::{Mask, MaskSpec, TokenMeta};
 use longburn::models::ModelConfig;
+use longburn::models::hub::Need;
 use longburn::models::weights::write_atomic;
 use longburn::training::Recipe;
-use longburn::training::report::{MaskDrawing, MaskSummary};
+use longburn::training::report::{MaskDrawing, MaskSummary, Progress};
 use longburn::{Error, Result};
 use std::path::PathBuf;
 
@@ -121,7 +122,10 @@ struct Shown {
 impl ShowArgs {
     fn shown(&self) -> Result<Shown> {
         match &self.recipe {
-            Some(path) => self.of_recipe(&Recipe::from_file(path)?),
+            Some(path) => {
+                let recipe = Recipe::from_file(path)?;
+                self.of_recipe(&recipe.located(Need::Description, &Progress::new(0))?)
+            }
             None => self.of_flags(),
         }
     }

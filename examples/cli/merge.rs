@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// Add an adapter to its base checkpoint and write the whole model
 ///
 /// Low-rank updates are added to the weights in 32 bits; what the adapter holds in full (embedding,
-/// head, norms) takes the base's place. The base is the folder that adapter_config.json names,
+/// head, norms) takes the base's place. The base is the one that adapter_config.json names,
 /// unless --base names another. Tokenizer and generation settings come with it: the adapter's
 /// where it has its own, else the base's.
 #[derive(Args)]
@@ -21,9 +21,9 @@ Examples:
   longburn merge runs/first/adapter --out runs/first/model
   longburn merge adapter --base checkpoints/base --out merged --dtype bf16")]
 pub struct MergeArgs {
-    /// Folder of an adapter in PEFT form
+    /// Folder or repository of an adapter in PEFT form
     adapter: PathBuf,
-    /// Folder of the checkpoint that the adapter belongs to
+    /// Folder or repository of the checkpoint that the adapter belongs to
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
     /// Folder to write, new or empty
@@ -55,6 +55,10 @@ impl From<DtypeName> for SaveDtype {
 }
 
 impl MergeArgs {
+    pub fn models(&mut self) -> Vec<&mut PathBuf> {
+        std::iter::once(&mut self.adapter).chain(&mut self.base).collect()
+    }
+
     pub fn run(&self, globals: &Globals) -> Result<()> {
         if std::fs::read_dir(&self.out).is_ok_and(|mut entries| entries.next().is_some()) {
             let expected = "a new or empty folder, so that nothing is overwritten";
@@ -102,16 +106,22 @@ impl MergeArgs {
         ))
     }
 
-    /// The base that the adapter names, where it is a folder here.
+    /// The base that the adapter names, where it can be found.
     fn named_base(&self) -> Result<PathBuf> {
         let name = peft::base_name(&self.adapter)?;
-        let base = PathBuf::from(&name);
-        if !name.is_empty() && base.is_dir() {
-            return Ok(base);
-        }
+        let mut base = PathBuf::from(&name);
+        let (value, why) = match name.is_empty() {
+            true => ("empty".into(), String::new()),
+            false => match load::locate(&mut base) {
+                Ok(()) => return Ok(base),
+                Err(error) => (format!("`{name}`"), format!(" ({error})")),
+            },
+        };
         let file = self.adapter.join("adapter_config.json").display().to_string();
-        let value = if name.is_empty() { "empty".into() } else { format!("`{name}`") };
-        let expected = "the folder of a checkpoint; name the one it belongs to with --base DIR";
+        let expected = format!(
+            "the folder or repository of a checkpoint; name the one it belongs to with --base \
+             DIR{why}"
+        );
         Err(Error::config(file, "base_model_name_or_path", value, expected))
     }
 }

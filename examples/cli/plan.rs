@@ -3,7 +3,9 @@
 use crate::{Globals, output};
 use clap::{Args, ValueEnum};
 use longburn::Result;
+use longburn::models::hub::Need;
 use longburn::training::plan::{RecipePlan, bytes, parse_bytes};
+use longburn::training::report::Progress;
 use longburn::training::{Recipe, Strategy};
 use std::path::PathBuf;
 
@@ -44,6 +46,7 @@ enum StrategyName {
 impl PlanArgs {
     pub fn run(&self, globals: &Globals) -> Result<()> {
         let recipe = Recipe::from_file(&self.recipe)?;
+        let recipe = recipe.located(Need::Description, &Progress::new(0))?;
         let mut config = recipe.plan_config()?;
         config.length = self.length.unwrap_or(config.length);
         config.batch = self.batch.unwrap_or(config.batch);

@@ -1,5 +1,8 @@
-//! Files of a folder against the sums that its `manifest.json` has of them.
+//! Files of a folder against the sums that its `manifest.json` has of them, or against the digests
+//! that name them in the cache of the Hub.
 
+use crate::output;
+use longburn::models::hub::verify_snapshot;
 use longburn::training::checkpoint::{FORMAT, Manifest, ManifestFile, digest};
 use longburn::{Error, Result};
 use serde_json::{Value, json};
@@ -9,14 +12,18 @@ const MANIFEST: &str = "manifest.json";
 /// Largest manifest that is read, bytes.
 const MAX_FILE: u64 = 16 << 20;
 
-/// Compare every file that the manifest lists; without a manifest, say so.
+/// Compare every file that the manifest lists, or that lies in the cache of the Hub; say so where
+/// there is nothing to compare with.
 ///
 /// # Errors
 /// [`Error::Weights`] with all files that differ or are missing, and for an unusable manifest.
 pub fn verify(dir: &Path) -> Result<Value> {
     let path = dir.join(MANIFEST);
     let Some(manifest) = read(&path)? else {
-        return Ok(json!({ "manifest": "none: there are no sums to compare with" }));
+        return match verify_snapshot(dir)? {
+            Some(found) => Ok(output::value(&found)),
+            None => Ok(json!({ "manifest": "none: there are no sums to compare with" })),
+        };
     };
     let mut faults = Vec::new();
     for listed in &manifest.files {

@@ -1,5 +1,6 @@
 //! `adapter_config.json`.
 
+use crate::models::hub::RepoId;
 use crate::models::weights::{read_text, shortened};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -101,7 +102,10 @@ impl AdapterConfig {
             target_modules: fields.names("target_modules")?,
             modules_to_save: fields.names("modules_to_save")?,
             ensure_weight_tying: fields.flag("ensure_weight_tying")?,
-            base_model_name_or_path: fields.text("base_model_name_or_path").unwrap_or_default(),
+            base_model_name_or_path: match fields.text("base_model_name_or_path") {
+                Some(name) => with_revision(name, fields.text("revision")),
+                None => String::new(),
+            },
         })
     }
 
@@ -114,10 +118,11 @@ impl AdapterConfig {
         };
         let ranks = self.rank_pattern.iter().map(|(name, rank)| (name.clone(), json!(rank)));
         let alphas = self.alpha_pattern.iter().map(|(name, alpha)| (name.clone(), number(*alpha)));
+        let (base, revision) = without_revision(&self.base_model_name_or_path);
         let saved = (!self.modules_to_save.is_empty()).then_some(&self.modules_to_save);
         json!({
             "alpha_pattern": alphas.collect::<Map<_, _>>(),
-            "base_model_name_or_path": self.base_model_name_or_path,
+            "base_model_name_or_path": base,
             "bias": "none",
             "ensure_weight_tying": self.ensure_weight_tying,
             "fan_in_fan_out": false,
@@ -129,11 +134,31 @@ impl AdapterConfig {
             "peft_type": "LORA",
             "r": self.r,
             "rank_pattern": ranks.collect::<Map<_, _>>(),
+            "revision": revision,
             "target_modules": self.target_modules,
             "task_type": "CAUSAL_LM",
             "use_dora": false,
             "use_rslora": self.use_rslora,
         })
+    }
+}
+
+/// PEFT keeps the revision of a repository apart from its name.
+fn without_revision(base: &str) -> (&str, Option<&str>) {
+    match base.split_once('@') {
+        Some((name, revision)) if !Path::new(base).exists() && RepoId::parse(base).is_ok() => {
+            (name, Some(revision))
+        }
+        _ => (base, None),
+    }
+}
+
+fn with_revision(name: String, revision: Option<String>) -> String {
+    match revision {
+        Some(revision) if RepoId::parse(&name).is_ok() && !Path::new(&name).exists() => {
+            format!("{name}@{revision}")
+        }
+        _ => name,
     }
 }
 

@@ -37,6 +37,11 @@ pub(super) fn read(file: &Path) -> Result<BTreeMap<String, BTreeSet<String>>> {
     Ok(shards)
 }
 
+/// The shards that an index names, plain file names.
+pub(crate) fn shards(file: &Path) -> Result<Vec<String>> {
+    Ok(read(file)?.into_keys().collect())
+}
+
 /// The text of an index, tensors sorted.
 pub(super) fn text(total_size: u64, weight_map: &BTreeMap<&str, String>) -> String {
     let index = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });

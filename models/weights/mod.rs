@@ -19,9 +19,10 @@ pub use tensor::{HostTensor, RawTensor, SaveDtype};
 pub use write::{save_weights, write_safetensors};
 
 pub(crate) use atomic::{is_unfinished, sync_folder};
+pub(crate) use index::shards;
 pub(crate) use text::{read_text, shortened};
 
 /// Name of the file that holds all weights.
-const SINGLE: &str = "model.safetensors";
+pub(crate) const SINGLE: &str = "model.safetensors";
 /// Name of the file that says which shard holds which tensor.
-const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";

@@ -89,5 +89,7 @@ impl Bench {
 fn longburn(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_longburn"));
     command.current_dir(dir).env("NO_COLOR", "1").args(args);
+    // A name that is no folder is no reason to ask the Hub.
+    command.env("HF_HUB_OFFLINE", "1").env("HF_HUB_CACHE", dir.join("cache"));
     command
 }

@@ -23,6 +23,8 @@ mod files;
 mod generate;
 #[cfg(feature = "flex")]
 mod gpt_neox;
+#[cfg(all(feature = "flex", unix))]
+mod hub;
 #[cfg(feature = "flex")]
 mod interop;
 #[cfg(feature = "flex")]

@@ -3,6 +3,7 @@
 //! Every key that is not known, every value that cannot be used and every combination that makes
 //! no sense is refused before anything is loaded, with the line it stands in.
 
+mod base;
 mod chat;
 mod check;
 mod data;

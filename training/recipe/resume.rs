@@ -118,7 +118,7 @@ impl Recipe {
         paths.extend(self.data.held_out.clone());
         paths.extend(self.model.tokenizer.clone());
         paths.extend(self.extend.as_ref().and_then(|extend| extend.factors.clone()));
-        let Some(model) = &self.model.path else { return paths };
+        let Some(model) = self.base() else { return paths };
         paths.extend(["config.json", "tokenizer.json"].map(|name| model.join(name)));
         if self.lora.is_some() {
             // What stays frozen comes from there at every start.

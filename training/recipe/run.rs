@@ -9,6 +9,7 @@ use super::watch::Watch;
 use super::{Evaluation, RunOptions, RunSummary};
 use crate::attention::{AttnProjections, HasProjections, MixerConfig};
 use crate::datasets::Tokenizer;
+use crate::models::hub::Need;
 use crate::models::keymap::params;
 use crate::models::lora::TrainableReport;
 use crate::models::{Decoder, ForwardOptions, ModelConfig, peft};
@@ -32,6 +33,7 @@ pub fn run_recipe(
     options: &RunOptions,
     progress: &Progress,
 ) -> Result<RunSummary> {
+    let recipe = &recipe.located(Need::Model, progress)?;
     let (run, start) = Run::prepare(recipe, options, progress)?;
     run.train(start, |layer, proj| {
         recipe.mixer.init(proj, run.config.windows[layer]).map_err(|e| recipe.within("mixer", e))
@@ -53,6 +55,7 @@ pub fn run_recipe_with<M: HasProjections>(
         let expected = "no [mixer] section in a run that brings its own";
         return Err(recipe.bad("mixer.name", recipe.mixer.name(), expected));
     }
+    let recipe = &recipe.located(Need::Model, progress)?;
     let (run, start) = Run::prepare(recipe, options, progress)?;
     run.train(start, mixer)
 }
@@ -119,7 +122,7 @@ impl<'a> Run<'a> {
         }
         let mut stage = progress.stage("Data", None, "documents");
         let texts = Texts::read(recipe)?;
-        let tokenizer = match (&recipe.model.tokenizer, &recipe.model.path, &origin) {
+        let tokenizer = match (recipe.model.tokenizer.as_deref(), recipe.base(), &origin) {
             (Some(path), ..) | (None, Some(path), _) => Tokenizer::from_file(path)?,
             (None, None, Some(origin)) => Tokenizer::from_file(&origin.checkpoint.dir)?,
             (None, None, None) => texts.learn_tokenizer(config.vocab_size)?,
@@ -377,7 +380,7 @@ impl Recipe {
     /// # Errors
     /// When the checkpoint's configuration cannot be read or does not go with the recipe.
     pub fn model_config(&self) -> Result<ModelConfig> {
-        let mut config = match &self.model.path {
+        let mut config = match self.base() {
             Some(path) => ModelConfig::from_file(&path.join("config.json"))?,
             None => self.new_config()?,
         };

@@ -113,7 +113,7 @@ pub(super) fn load<M: HasProjections>(
     if let (Some(dir), None) = (from, &recipe.lora) {
         return Decoder::load_with(dir, config, device, mixer);
     }
-    let model = match &recipe.model.path {
+    let model = match recipe.base() {
         Some(path) => Decoder::load_with(path, config, device, mixer)?,
         None => Decoder::with_mixer(config, seed, device, mixer)?,
     };

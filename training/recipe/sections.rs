@@ -74,6 +74,9 @@ pub struct Recipe {
     pub checkpoints: CheckpointSection,
     /// Where everything goes.
     pub output: OutputSection,
+    /// Folder that `model.path` stands for, where it has been looked for.
+    #[serde(skip)]
+    pub(super) base: Option<PathBuf>,
     /// The file this was read from.
     #[serde(skip)]
     pub(super) file: String,
@@ -86,7 +89,8 @@ pub struct Recipe {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSection {
-    /// Folder of a checkpoint in Hugging Face form.
+    /// Folder of a checkpoint in Hugging Face form, or a repository of the Hub: `org/name`,
+    /// `org/name@revision`.
     #[serde(default)]
     pub path: Option<PathBuf>,
     /// Sizes of a new model with random weights.
@@ -318,7 +322,7 @@ impl Recipe {
     pub(super) fn tokenizer_dir(&self) -> Option<&Path> {
         let own = self.model.tokenizer.as_deref();
         let own = own.map(|path| if path.is_dir() { path } else { path.parent().unwrap_or(path) });
-        own.or(self.model.path.as_deref())
+        own.or(self.base())
     }
 }
 

@@ -1,5 +1,6 @@
 //! Metrics on disk, plots, tables, progress, and the report page.
 
+mod download;
 mod html;
 mod live;
 mod mask;

@@ -1,5 +1,6 @@
 //! Progress of a run's stages: bars on a terminal, a line now and then in a log.
 
+use crate::training::plan::bytes;
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,6 +12,8 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 const REDRAW: Duration = Duration::from_millis(100);
 /// How often a log gets a line.
 const LOG_EVERY: Duration = Duration::from_secs(10);
+/// The unit that is shown in sizes that fit the amount, such as 1.2 GiB.
+pub(super) const BYTES: &str = "bytes";
 /// Time constant of the smoothed rate, in seconds.
 const SMOOTHING: f64 = 8.0;
 
@@ -206,8 +209,9 @@ impl Count {
 
     fn running(&self) -> String {
         let mut parts = vec![match self.total {
+            Some(total) if self.unit == BYTES => format!("{}/{}", bytes(self.done), bytes(total)),
             Some(total) => format!("{}/{total} {}", self.done, self.unit),
-            None => format!("{} {}", self.done, self.unit),
+            None => self.amount(),
         }];
         if let Some(rate) = self.rate.filter(|rate| *rate > 0.0) {
             parts.push(self.speed(rate));
@@ -220,11 +224,18 @@ impl Count {
     }
 
     fn finished(&self, seconds: f64) -> String {
-        let mut parts = vec![format!("{} {} in {}", self.done, self.unit, clock(seconds))];
+        let mut parts = vec![format!("{} in {}", self.amount(), clock(seconds))];
         if seconds > 0.0 && self.done > 0 {
             parts.push(self.speed(self.done as f64 / seconds));
         }
         self.with_message(parts)
+    }
+
+    fn amount(&self) -> String {
+        match self.unit {
+            BYTES => bytes(self.done),
+            unit => format!("{} {unit}", self.done),
+        }
     }
 
     fn with_message(&self, mut parts: Vec<String>) -> String {
@@ -237,6 +248,7 @@ impl Count {
     /// `rate` units a second, in units of work where that was counted.
     fn speed(&self, rate: f64) -> String {
         match self.work {
+            0 if self.unit == BYTES => format!("{}/s", bytes(rate as u64)),
             0 => format!("{} {}/s", short(rate), self.unit),
             work => {
                 let per_unit = work as f64 / self.done.max(1) as f64;
@@ -282,6 +294,14 @@ mod tests {
         assert_eq!(count.running(), "400/1000 steps, 5.03 steps/s, 1:59 left");
         (count.work, count.work_unit) = (400 * 2048, "tokens");
         assert!(count.running().contains(", 10.3k tokens/s, "), "{}", count.running());
+        let download = Count {
+            total: Some(3 << 30),
+            unit: BYTES,
+            done: 3 << 29,
+            rate: Some(1e6),
+            ..Count::default()
+        };
+        assert_eq!(download.running(), "1.50 GiB/3.00 GiB, 976.6 KiB/s, 26:51 left");
         count.total = None;
         assert!(!count.running().contains("left"));
         assert_eq!(count.finished(3723.0), "400 steps in 1:02:03, 220 tokens/s");

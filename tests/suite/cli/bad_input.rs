@@ -225,7 +225,7 @@ fn programs_get_errors_as_json() {
     let bench = Bench::new();
     let out = longburn(bench.dir.path(), &["inspect", "absent", "--json"]).assert().code(1);
     let error: serde_json::Value = serde_json::from_slice(&out.get_output().stdout).unwrap();
-    assert_eq!(error["error"]["kind"], "io");
+    assert_eq!(error["error"]["kind"], "hub_offline");
     assert!(error["error"]["message"].as_str().unwrap().contains("absent"));
 
     // The last weight of the file is one of the final norm.

@@ -35,7 +35,11 @@ fn doctor_finds_the_cache_that_python_uses() {
     let bench = Bench::new();
     let cache = |variables: &[(&str, &str)]| -> String {
         let mut command = longburn(bench.dir.path(), &["doctor", "--json"]);
-        command.env_remove("HF_HUB_CACHE").env_remove("HF_HOME").env_remove("XDG_CACHE_HOME");
+        command
+            .env_remove("HUGGINGFACE_HUB_CACHE")
+            .env_remove("HF_HUB_CACHE")
+            .env_remove("HF_HOME")
+            .env_remove("XDG_CACHE_HOME");
         let out = command.envs(variables.iter().copied()).assert().success();
         let facts: Value = serde_json::from_slice(&out.get_output().stdout).unwrap();
         facts["cache"]["path"].as_str().unwrap().to_string()
