@@ -11,6 +11,11 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 use std::ops::Range;
 
+/// Tiles that are computed together: larger matrix products come nearer to the machine's peak.
+const RUN: usize = 4;
+/// Distance between two rows of scores in the forward pass.
+const WIDE: usize = RUN * TILE.1;
+
 /// A `[N, H, T, D]` f32 tensor read through its strides; channels are adjacent.
 struct View {
     tensor: FlexTensor,
@@ -76,13 +81,14 @@ impl<'a> Side<'a> {
         self.blocks.kind(b, self.class_of[head], q, k)
     }
 
-    /// Writes `hidden` wherever a query of the tile may not see a key. `x`: `[rows, TILE.1]`.
+    /// Writes −inf wherever a query of the tile may not see a key. `x`: `[rows, columns]`, rows
+    /// `stride` apart.
     fn hide(
         &self,
         (b, head): (usize, usize),
         (rows, columns): (&Range<usize>, &Range<usize>),
         x: &mut [f32],
-        hidden: f32,
+        stride: usize,
     ) {
         let class = &self.mask.classes()[self.class_of[head]];
         let (q, k) = (self.mask.queries(), self.mask.keys());
@@ -100,12 +106,12 @@ impl<'a> Side<'a> {
                     let t = b * q.len() + t;
                     let (label, pos) = (class.q_label[t], q.pos()[t]);
                     let (last, first) = (latest(pos), pos.saturating_sub(window));
-                    let row = &mut x[i * TILE.1..][..k_pos.len()];
+                    let row = &mut x[i * stride..][..k_pos.len()];
                     for j in 0..row.len() {
                         let near = (k_pos[j] <= last) & ((k_pos[j] > first) | sink[j]);
                         let seen = (k_label[j] == label)
                             & (near | (window == i32::MAX && k_pos[j] <= last));
-                        row[j] = if seen { row[j] } else { hidden };
+                        row[j] = if seen { row[j] } else { f32::NEG_INFINITY };
                     }
                 }
             },
@@ -115,6 +121,26 @@ impl<'a> Side<'a> {
 
 fn part(tile: usize, size: usize, len: usize) -> Range<usize> {
     tile * size..((tile + 1) * size).min(len)
+}
+
+/// Elements of a run of tiles.
+fn span(run: &Range<usize>, size: usize, len: usize) -> Range<usize> {
+    run.start * size..(run.end * size).min(len)
+}
+
+/// Neighbouring tiles that are computed, at most [`RUN`] at a time.
+fn runs(tiles: usize, computed: impl Fn(usize) -> bool) -> impl Iterator<Item = Range<usize>> {
+    let mut next = 0;
+    std::iter::from_fn(move || {
+        while next < tiles && !computed(next) {
+            next += 1;
+        }
+        let start = next;
+        while next < tiles && next - start < RUN && computed(next) {
+            next += 1;
+        }
+        (start < next).then_some(start..next)
+    })
 }
 
 fn tensor(data: Vec<f32>, shape: &[usize], dtype: DType) -> FlexTensor {
@@ -127,13 +153,14 @@ fn tensor(data: Vec<f32>, shape: &[usize], dtype: DType) -> FlexTensor {
     }
 }
 
-/// Scores of one tile: `x[rows, TILE.1]` = scale·q·kᵀ.
+/// Scores: `x[rows, columns]` = scale·q·kᵀ, rows `stride` apart.
 fn scores(
     (q, k): (&View, &View),
     (qb, kb): ((usize, usize), (usize, usize)),
     (rows, columns): (&Range<usize>, &Range<usize>),
     scale: f32,
     x: &mut [f32],
+    stride: usize,
 ) {
     let ((a, a_rows), (b, b_rows)) =
         (q.at(qb.0, qb.1, rows.start), k.at(kb.0, kb.1, columns.start));
@@ -143,7 +170,7 @@ fn scores(
         gemm(
             size,
             x.as_mut_ptr(),
-            (TILE.1 as isize, 1),
+            (stride as isize, 1),
             a,
             (a_rows, 1),
             b,
@@ -179,28 +206,27 @@ pub(super) fn forward(
     }
     jobs.sort_by_key(|job| std::cmp::Reverse(job.2));
     jobs.into_par_iter().for_each_init(
-        || vec![0.0f32; TILE.0 * TILE.1],
+        || vec![0.0f32; TILE.0 * WIDE],
         |x, (b, head, tile, out, lse)| {
             let rows = part(tile, TILE.0, t);
             let mut top = [f32::NEG_INFINITY; TILE.0];
             let mut sum = [0.0f32; TILE.0];
             for (i, side) in sides.iter().enumerate() {
-                for ki in 0..k_tiles {
-                    let kind = side.kind(b, head, tile, ki);
-                    if kind == BlockKind::Skip {
-                        continue;
-                    }
-                    let columns = part(ki, TILE.1, s);
+                let kind = |ki| side.kind(b, head, tile, ki);
+                for run in runs(k_tiles, |ki| kind(ki) != BlockKind::Skip) {
+                    let columns = span(&run, TILE.1, s);
                     let key_head = head * kv / heads;
                     let at = ((i * batch + b, head), (i * batch + b, key_head));
-                    scores((&q, &k), at, (&rows, &columns), plan.0.scale as f32, x);
-                    if kind == BlockKind::Partial {
-                        side.hide((b, head), (&rows, &columns), x, f32::NEG_INFINITY);
+                    scores((&q, &k), at, (&rows, &columns), plan.0.scale as f32, x, WIDE);
+                    for ki in run.filter(|ki| kind(*ki) == BlockKind::Partial) {
+                        let part = part(ki, TILE.1, s);
+                        let x = &mut x[part.start - columns.start..];
+                        side.hide((b, head), (&rows, &part), x, WIDE);
                     }
                     softmax_step(x, rows.len(), columns.len(), &mut top, &mut sum, out, e);
                     let (values, v_rows) = v.at(b, key_head, columns.start);
                     let size = (rows.len(), e, columns.len());
-                    let x_at = (TILE.1 as isize, 1);
+                    let x_at = (WIDE as isize, 1);
                     // Safe: as in `scores`; `out` holds rows × e.
                     unsafe {
                         let o = out.as_mut_ptr();
@@ -243,7 +269,7 @@ fn softmax_step(
         #[inline(always)]
         || {
             for i in 0..rows {
-                let row = &mut x[i * TILE.1..][..columns];
+                let row = &mut x[i * WIDE..][..columns];
                 let next = top[i].max(maximum(row));
                 // Nothing visible yet: all weights are zero, whatever the reference point.
                 let base = if next == f32::NEG_INFINITY { 0.0 } else { next };
@@ -354,8 +380,8 @@ struct Scratch {
 
 impl Scratch {
     fn new(t: usize) -> Self {
-        let tile = || vec![0.0f32; TILE.0 * TILE.1];
-        Self { x: tile(), dx: tile(), delta: vec![0.0; t] }
+        let run = || vec![0.0f32; RUN * TILE.0 * TILE.1];
+        Self { x: run(), dx: run(), delta: vec![0.0; t] }
     }
 
     fn delta_of(&mut self, b: usize, head: usize, out: &View, dout: &View) {
@@ -391,17 +417,15 @@ impl Job {
         let x_transposed = (1, TILE.1 as isize);
         for ki in 0..s.div_ceil(TILE.1) {
             let columns = part(ki, TILE.1, s);
-            for qi in 0..t.div_ceil(TILE.0) {
-                let kind = side.kind(self.b, self.head, qi, ki);
-                if kind == BlockKind::Skip {
-                    continue;
-                }
-                let rows = part(qi, TILE.0, t);
+            let kind = |qi| side.kind(self.b, self.head, qi, ki);
+            for run in runs(t.div_ceil(TILE.0), |qi| kind(qi) != BlockKind::Skip) {
+                let rows = span(&run, TILE.0, t);
                 let at = ((stacked, self.head), (stacked, self.key_head));
-                scores((q, k), at, (&rows, &columns), scale, &mut scratch.x);
-                if kind == BlockKind::Partial {
-                    let at = (self.b, self.head);
-                    side.hide(at, (&rows, &columns), &mut scratch.x, f32::NEG_INFINITY);
+                scores((q, k), at, (&rows, &columns), scale, &mut scratch.x, TILE.1);
+                for qi in run.filter(|qi| kind(*qi) == BlockKind::Partial) {
+                    let part = part(qi, TILE.0, t);
+                    let x = &mut scratch.x[(part.start - rows.start) * TILE.1..];
+                    side.hide((self.b, self.head), (&part, &columns), x, TILE.1);
                 }
                 let (g, g_rows) = dout.at(self.b, self.head, rows.start);
                 let (value, v_rows) = v.at(self.b, self.key_head, columns.start);
