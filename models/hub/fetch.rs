@@ -1,7 +1,6 @@
 //! What a download is asked for, and what came of it.
 
 use super::files::{ListedFile, Need};
-use super::locate::INSTALL;
 use super::{Hub, RepoId};
 use crate::{Error, HubFault, Result};
 use serde::Serialize;
@@ -147,7 +146,7 @@ impl Hub {
     #[cfg(not(feature = "hub"))]
     fn try_fetch(&self, repo: &RepoId, _: &FetchOptions, _: Watch<'_>) -> Result<Fetched> {
         let reason = "this longburn was built without the feature `hub`, which downloads".into();
-        Err(self.switched_off(repo, reason, INSTALL.into()))
+        Err(self.switched_off(repo, reason, super::locate::INSTALL.into()))
     }
 
     fn switched_off(&self, repo: &RepoId, reason: String, remedy: String) -> Error {
