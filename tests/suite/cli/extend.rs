@@ -115,7 +115,7 @@ fn recipes_extend_by_the_same_methods() {
     assert_eq!(losses.len(), METHODS.len(), "{losses:?}");
 
     let refused = |text: String| {
-        bench.write("bad.toml", &text);
+        bench.write("bad.toml", &text.replace("run-", "bad-"));
         bench.refusal(&["train", "bad.toml"])
     };
     let without = recipe("longrope", false).replace("factors = \"factors.json\"\n", "");
@@ -134,8 +134,7 @@ fn recipes_extend_by_the_same_methods() {
     let message = bench.refusal(&["train", "run.toml", "--resume"]);
     assert!(message.contains("factors.json has other contents"), "{message}");
     bench.write("factors.json", r#"{"long_factor": [1.0, 1.5]}"#);
-    bench.write("bad.toml", &recipe("longrope", false));
-    let message = bench.refusal(&["train", "bad.toml"]);
+    let message = refused(recipe("longrope", false));
     assert!(message.contains("factors.json") && message.contains("4 numbers"), "{message}");
 }
 
