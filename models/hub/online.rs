@@ -3,7 +3,7 @@
 use super::cache::blob_of;
 use super::files::{self, Need};
 use super::remote::{Remote, RemoteFile};
-use super::store::Store;
+use super::store::{self, Store};
 use super::{Digest, FetchEvent, FetchOptions, Fetched, FetchedFile, Hub, RepoId, Watch};
 use crate::models::weights::shortened;
 use crate::{Error, HubFault, Result};
@@ -21,12 +21,13 @@ pub(super) fn fetch(
     options: &FetchOptions,
     watch: Watch<'_>,
 ) -> Result<Fetched> {
-    let remote = Remote::new(hub, repo);
+    let staging = store::staging(hub, repo);
+    let remote = Remote::open(hub, repo, &staging)?;
     let commit = remote.commit(watch)?;
     let listing = remote.listing(&commit, watch)?;
     let names: Vec<&str> = listing.iter().map(|file| &*file.listed.name).collect();
     files::check(repo, &names, options.need)?;
-    let store = Store::open(hub, repo, commit.clone(), watch)?;
+    let store = Store::open(hub, repo, commit.clone(), staging, watch)?;
     let mut job = Job { repo, remote, commit: &commit, store: &store, force: options.force, watch };
 
     let named = |wanted: &dyn Fn(&str) -> bool| -> Vec<&RemoteFile> {
@@ -92,12 +93,11 @@ impl Job<'_, '_> {
         }
         let mut fault = String::new();
         for attempt in 1..=ATTEMPTS {
-            let staging = self.store.staging()?;
+            self.store.clear()?;
             if attempt == 1 && !self.force {
-                let blobs = staging.path().join(self.repo.folder()).join("blobs");
-                self.store.lend(&blobs, bytes);
+                self.store.lend(self.repo, bytes);
             }
-            let came = self.remote.download(self.commit, file, staging.path(), self.watch)?;
+            let came = self.remote.download(self.commit, file, self.watch)?;
             let blob = came.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             if !is_blob_name(blob) {
                 return Err(self.damaged(name, format!("has the unusable digest {blob:?}")));

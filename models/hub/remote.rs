@@ -35,42 +35,38 @@ pub(super) struct RemoteFile {
 pub(super) struct Remote<'a> {
     hub: &'a Hub,
     repo: &'a RepoId,
+    client: HFRepositorySync<RepoTypeModel>,
 }
 
 impl<'a> Remote<'a> {
-    pub fn new(hub: &'a Hub, repo: &'a RepoId) -> Self {
-        Self { hub, repo }
-    }
-
-    fn open(&self, cache: &Path) -> Result<HFRepositorySync<RepoTypeModel>> {
+    /// Files will come into `cache`. Nothing is asked yet.
+    pub fn open(hub: &'a Hub, repo: &'a RepoId, cache: &Path) -> Result<Self> {
         let mut client = HFClient::builder()
-            .endpoint(&self.hub.endpoint)
+            .endpoint(&hub.endpoint)
             .cache_dir(cache)
             .user_agent(concat!("longburn/", env!("CARGO_PKG_VERSION")))
             // Attempts are counted here, where a server's wish for a pause is heard.
             .retry_max_attempts(0);
-        if let Some(token) = &self.hub.token {
+        if let Some(token) = &hub.token {
             client = client.token(token);
         }
-        let (owner, name) = split_id(self.repo.id());
+        let (owner, name) = split_id(repo.id());
         match client.build_sync() {
-            Ok(client) => Ok(client.model(owner, name)),
+            Ok(client) => Ok(Self { hub, repo, client: client.model(owner, name) }),
             Err(HFError::Url(e)) => Err(Error::config(
                 "environment",
                 "HF_ENDPOINT",
-                format!("`{}`", self.hub.endpoint),
+                format!("`{}`", hub.endpoint),
                 format!("the address of a Hub, such as https://huggingface.co ({e})"),
             )),
-            Err(error) => Err(refusal(error, self.hub, self.repo, None)),
+            Err(error) => Err(refusal(error, hub, repo, None)),
         }
     }
 
     /// The commit that the revision stands for.
     pub fn commit(&self, watch: Watch<'_>) -> Result<String> {
-        let client = self.open(&self.hub.cache)?;
-        let revision = self.repo.revision().to_string();
-        let info = self.ask(None, watch, move |_| {
-            let (client, revision) = (client.clone(), revision.clone());
+        let info = self.ask(None, watch, |_| {
+            let (client, revision) = (self.client.clone(), self.repo.revision().to_string());
             move || client.info().revision(revision).send()
         })?;
         // It becomes the name of a folder.
@@ -84,9 +80,8 @@ impl<'a> Remote<'a> {
 
     /// All files at the top of the repository.
     pub fn listing(&self, commit: &str, watch: Watch<'_>) -> Result<Vec<RemoteFile>> {
-        let client = self.open(&self.hub.cache)?;
-        let entries = self.ask(None, watch, move |_| {
-            let (client, commit) = (client.clone(), commit.to_string());
+        let entries = self.ask(None, watch, |_| {
+            let (client, commit) = (self.client.clone(), commit.to_string());
             move || client.list_tree().revision(commit).send()
         })?;
         let file = |entry| match entry {
@@ -103,18 +98,11 @@ impl<'a> Remote<'a> {
         Ok(entries.into_iter().filter_map(file).collect())
     }
 
-    /// Download a file into `cache`, a folder of its own; its blob there.
-    pub fn download(
-        &self,
-        commit: &str,
-        file: &RemoteFile,
-        cache: &Path,
-        watch: Watch<'_>,
-    ) -> Result<PathBuf> {
-        let client = self.open(cache)?;
+    /// Download a file; its blob.
+    pub fn download(&self, commit: &str, file: &RemoteFile, watch: Watch<'_>) -> Result<PathBuf> {
         let name = &file.listed.name;
-        let path = self.ask(Some(name), watch, move |counter| {
-            let (client, commit, name) = (client.clone(), commit.to_string(), name.clone());
+        let path = self.ask(Some(name), watch, |counter| {
+            let (client, commit, name) = (self.client.clone(), commit.to_string(), name.clone());
             move || {
                 let download = client.download_file().filename(name).revision(commit);
                 download.progress(Counter(counter)).send()

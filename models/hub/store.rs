@@ -8,22 +8,43 @@ use crate::{Error, Result};
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use tempfile::TempDir;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How the names of folders with unfinished downloads begin.
 const STAGING: &str = ".longburn-";
 
+/// A folder for unfinished downloads, on the disk of the cache and of no other download.
+pub(super) fn staging(hub: &Hub, repo: &RepoId) -> PathBuf {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    hub.cache.join(repo.folder()).join(format!("{STAGING}{}-{number}", std::process::id()))
+}
+
 /// The folder of one repository, held against other downloads until it is dropped.
 pub(super) struct Store {
     folder: PathBuf,
+    staging: PathBuf,
     commit: String,
     _lock: File,
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // Left behind, it costs space until the next download.
+        let _ = fs::remove_dir_all(&self.staging);
+    }
 }
 
 impl Store {
     /// Take the repository's folder, made if need be; wait while another process downloads into
     /// it. What downloads that were killed left there is removed.
-    pub fn open(hub: &Hub, repo: &RepoId, commit: String, watch: Watch<'_>) -> Result<Self> {
+    pub fn open(
+        hub: &Hub,
+        repo: &RepoId,
+        commit: String,
+        staging: PathBuf,
+        watch: Watch<'_>,
+    ) -> Result<Self> {
         let folder = hub.cache.join(repo.folder());
         // Beside the locks of Python's tools, which are named by the digests of files.
         let locks = hub.cache.join(".locks").join(repo.folder());
@@ -41,17 +62,17 @@ impl Store {
             }
             Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => {
                 tracing::warn!("{}: this file system has no locks", path.display());
-                return Ok(Self { folder, commit, _lock: lock });
+                return Ok(Self { folder, staging, commit, _lock: lock });
             }
             Err(TryLockError::Error(e)) => return Err(Error::io(path, e)),
         }
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with(STAGING) {
-                // Left behind, it costs space and nothing else.
+                // What cannot be removed costs space and nothing else.
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
-        Ok(Self { folder, commit, _lock: lock })
+        Ok(Self { folder, staging, commit, _lock: lock })
     }
 
     /// The folder of the commit.
@@ -64,20 +85,23 @@ impl Store {
         self.folder.join("blobs").join(name)
     }
 
-    /// An empty folder on the same disk, gone when it is dropped.
-    pub fn staging(&self) -> Result<TempDir> {
-        let made = tempfile::Builder::new().prefix(STAGING).tempdir_in(&self.folder);
-        made.map_err(|e| Error::io(&self.folder, e))
+    /// Empty the folder of unfinished downloads.
+    pub fn clear(&self) -> Result<()> {
+        match fs::remove_dir_all(&self.staging) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io(&self.staging, e)),
+            _ => Ok(()),
+        }
     }
 
-    /// Let the blobs of `bytes` bytes be found in `dir`, too: one of them may be the file that is
-    /// wanted, known from another commit.
-    pub fn lend(&self, dir: &Path, bytes: u64) {
+    /// Let the blobs of `bytes` bytes be found among the unfinished downloads of `repo`, too: one
+    /// of them may be the file that is wanted, known from another commit.
+    pub fn lend(&self, repo: &RepoId, bytes: u64) {
+        let dir = self.staging.join(repo.folder()).join("blobs");
         for entry in fs::read_dir(self.folder.join("blobs")).into_iter().flatten().flatten() {
             let same = entry.metadata().is_ok_and(|about| about.is_file() && about.len() == bytes);
             if same {
                 // Where a disk has no links, the file is downloaded again.
-                let _ = fs::create_dir_all(dir)
+                let _ = fs::create_dir_all(&dir)
                     .and_then(|()| fs::hard_link(entry.path(), dir.join(entry.file_name())));
             }
         }

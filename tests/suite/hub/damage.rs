@@ -6,6 +6,8 @@ use longburn::models::hub::{FetchOptions, Hub, Need};
 use longburn::{Error, HubFault};
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 fn fetch(hub: &Hub) -> longburn::Result<longburn::models::hub::Fetched> {
     hub.fetch(&repo(), &FetchOptions::new(), &mut quiet)
@@ -122,15 +124,32 @@ fn f3_hub_what_is_damaged_in_the_cache_is_fetched_again() {
 
 #[test]
 fn f3_hub_a_damaged_blob_of_another_commit_is_not_taken_over() {
-    let (server, cache) = (Server::sound(files()), tempfile::tempdir().unwrap());
+    let name = weights(&files())[0].clone();
+    let lies = Arc::new(AtomicBool::new(false));
+    let (path, lying) = (format!("/cdn/{name}"), lies.clone());
+    let other = flipped(&name);
+    let server = Server::new(files(), move |request| {
+        match request.path == path && lying.load(Ordering::Relaxed) {
+            true => Act::Bytes(other.clone()),
+            false => Act::Serve,
+        }
+    });
+    let cache = tempfile::tempdir().unwrap();
     let hub = server.hub(cache.path()).init();
     let first = fetch(&hub).unwrap();
-    let name = &weights(&files())[0];
-    fs::write(first.dir.join(name).canonicalize().unwrap(), flipped(name)).unwrap();
+    let damage = || fs::write(first.dir.join(&name).canonicalize().unwrap(), flipped(&name));
+    damage().unwrap();
     let commit = "fedcba9876543210fedcba9876543210fedcba98";
     server.commit(commit, "README.md", b"new".to_vec());
     let second = fetch(&hub).unwrap();
     assert_eq!(second.commit, commit);
-    assert_eq!(fs::read(second.dir.join(name)).unwrap(), files()[name]);
-    assert_eq!(fs::read(first.dir.join(name)).unwrap(), files()[name]);
+    assert_eq!(fs::read(second.dir.join(&name)).unwrap(), files()[&name]);
+    assert_eq!(fs::read(first.dir.join(&name)).unwrap(), files()[&name]);
+
+    // Where nothing better comes, it is left to nobody.
+    damage().unwrap();
+    lies.store(true, Ordering::Relaxed);
+    server.commit("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "README.md", b"newer".to_vec());
+    assert!(matches!(fetch(&hub), Err(Error::Hub { fault: HubFault::Damaged, .. })));
+    assert!(!first.dir.join(&name).exists() && !second.dir.join(&name).exists());
 }

@@ -55,7 +55,9 @@ pub struct Server {
 }
 
 struct State {
-    endpoint: String,
+    /// The same server by another name, as large storage has: clients keep their token to
+    /// themselves there.
+    elsewhere: String,
     files: Mutex<BTreeMap<String, Vec<u8>>>,
     commit: Mutex<String>,
     log: Mutex<Vec<String>>,
@@ -70,7 +72,7 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let state = Arc::new(State {
-            endpoint: endpoint.clone(),
+            elsewhere: endpoint.replace("127.0.0.1", "localhost"),
             files: Mutex::new(files),
             commit: Mutex::new(COMMIT.into()),
             log: Mutex::default(),
@@ -185,7 +187,7 @@ impl State {
                 commit,
                 ("X-Linked-Etag", etag),
                 ("X-Linked-Size", bytes.len().to_string()),
-                ("Location", format!("{}/cdn/{name}?signature=secret", self.endpoint)),
+                ("Location", format!("{}/cdn/{name}?signature=secret", self.elsewhere)),
             ];
             return out.send(302, &headers, b"", usize::MAX);
         }
