@@ -12,7 +12,7 @@ pub struct MeasureArgs {
     /// Who does the same in turn; may be given several times
     #[arg(long, value_name = "NAME")]
     pub peer: Vec<PeerName>,
-    /// Samples per side; at least 5, and as many more of these as a minute allows
+    /// Samples per side; fewer, down to 5, where they would take more than a minute
     #[arg(long, default_value_t = 11, value_name = "N")]
     pub repeats: usize,
     /// Python that has torch, for peers in Python
