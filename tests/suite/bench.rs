@@ -57,8 +57,9 @@ fn a_row_tells_everything_and_its_ratios_are_the_peers_over_ours() {
     assert!(row["machine"]["cores"].as_u64().unwrap() >= 1);
     near(number(&row, "flops_per_second"), number(&row, "flops") / number(&row, "seconds"));
     let ceiling = &row["ceiling"];
-    let roof = (number(ceiling, "bytes_per_second") * number(&row, "flops") / number(&row, "bytes"))
-        .min(number(ceiling, "gemm_flops_per_second"));
+    let roof = (number(ceiling, "bytes_per_second") * number(&row, "flops")
+        / number(&row, "bytes"))
+    .min(number(ceiling, "gemm_flops_per_second"));
     near(number(&row, "share"), number(&row, "flops_per_second") / roof);
 
     let peers = row["peers"].as_array().unwrap();
@@ -166,8 +167,7 @@ fn a_list_of_lengths_gives_a_row_each_and_a_file_holds_what_is_printed() {
     let sizes = ["--len", "3,64", "--heads", "2", "--head-dim", "8,4", "--no-memory"];
     let rows = rows(&[&["attention", "--out", out.to_str().unwrap()][..], &sizes].concat());
     let shapes: Vec<&str> = rows.iter().map(|row| row["shape"].as_str().unwrap()).collect();
-    let expected =
-        ["B1 H2 K2 D8 T3", "B1 H2 K2 D8 T64", "B1 H2 K2 D4 T3", "B1 H2 K2 D4 T64"];
+    let expected = ["B1 H2 K2 D8 T3", "B1 H2 K2 D8 T64", "B1 H2 K2 D4 T3", "B1 H2 K2 D4 T64"];
     assert_eq!(shapes, expected);
     let written: Value = serde_json::from_str(&std::fs::read_to_string(out).unwrap()).unwrap();
     assert_eq!(written["rows"].as_array().unwrap(), &rows);

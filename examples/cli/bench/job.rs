@@ -213,6 +213,7 @@ impl Job {
                     return Err(Error::config("command line", "heads", job.heads, expected));
                 }
                 job.config().validate()?;
+                job.mask.mixer()?;
                 mask(job.mask, job.batch, job.len, job.heads).map(drop)
             }
             Self::Growth(job) if job.early >= job.steps => {
@@ -291,20 +292,19 @@ impl MaskKind {
         }
     }
 
-    /// The mixer of a model, and the window of its layers.
+    /// The mixer of a model.
     ///
     /// # Errors
-    /// For sinks, which no mixer has.
-    pub fn mixer(self) -> Result<(MixerConfig, Option<usize>)> {
+    /// For windows, which a Llama does not have.
+    pub fn mixer(self) -> Result<MixerConfig> {
         match self {
-            Self::Dense => Ok((MixerConfig::Dense, None)),
-            Self::Window { window, sinks: 0 } => Ok((MixerConfig::Dense, Some(window))),
+            Self::Dense => Ok(MixerConfig::Dense),
             Self::Window { .. } => Err(Error::Unsupported {
-                what: "a model whose attention has sinks".into(),
-                remedy: "leave --sinks out, or measure `longburn bench attention`".into(),
+                what: "a Llama with a window".into(),
+                remedy: "measure windows by `longburn bench attention`".into(),
             }),
             Self::Longlora { parts } => {
-                Ok((MixerConfig::LongLora(LongLoraConfig::new().with_group_ratio(parts)), None))
+                Ok(MixerConfig::LongLora(LongLoraConfig::new().with_group_ratio(parts)))
             }
         }
     }
@@ -324,13 +324,9 @@ impl std::fmt::Display for MaskKind {
 impl ModelJob {
     /// The decoder: a Llama.
     pub fn config(&self) -> ModelConfig {
-        let mut config = ModelConfig::llama(self.vocab, self.width, self.layers, self.heads)
+        ModelConfig::llama(self.vocab, self.width, self.layers, self.heads)
             .with_kv_heads(self.kv_heads)
-            .with_max_positions(self.len.max(2048));
-        if let Ok((_, window)) = self.mask.mixer() {
-            config.windows = vec![window; self.layers];
-        }
-        config
+            .with_max_positions(self.len.max(2048))
     }
 }
 

@@ -89,9 +89,10 @@ fn files_that_do_not_belong_together_are_refused() {
     let b = folder.write("b.json", &[row("dense, forward", "T2", &[1.0], &[])]);
     let broken = folder.0.path().join("broken.json");
     std::fs::write(&broken, "{\"rows\": [{\"what\": 3}]}").unwrap();
-    for (other, kind, says) in
-        [(b.as_str(), "data", "no row in common"), (broken.to_str().unwrap(), "parse", "broken.json")]
-    {
+    for (other, kind, says) in [
+        (b.as_str(), "data", "no row in common"),
+        (broken.to_str().unwrap(), "parse", "broken.json"),
+    ] {
         let out = bench(&["compare", &a, other, "--json"]).assert().code(1);
         let said: Value = serde_json::from_slice(&out.get_output().stdout).unwrap();
         assert_eq!(said["error"]["kind"], kind);
@@ -108,7 +109,10 @@ fn the_page_says_plainly_what_was_reached() {
     let page = said(&["page", "--from", &folder.write("a.json", &slow)]);
     let line = |what: &str| page.lines().find(|l| l.contains(what)).unwrap().to_string();
     let stock = line("against stock Burn");
-    assert!(stock.contains("≥ 10") && stock.contains("12.00") && stock.contains("| met"), "{stock}");
+    assert!(
+        stock.contains("≥ 10") && stock.contains("12.00") && stock.contains("| met"),
+        "{stock}"
+    );
     // Peak of memory: 4 where 20 is asked for.
     assert!(line("peak of memory of stock").contains("**not met**"), "{page}");
     assert!(line("PyTorch SDPA, T 1 k").contains("**not met**"), "{page}");
@@ -131,8 +135,7 @@ fn the_page_of_a_folder_has_a_drawing_where_there_are_several_lengths() {
         .map(|shape| row(both, shape, &[0.5], &[("torch", 1.2)]));
     folder.write("a.json", &rows);
     let (page, image) = (folder.0.path().join("page.md"), folder.0.path().join("page.svg"));
-    let [from, page, image] =
-        [folder.0.path(), &page, &image].map(|path| path.to_str().unwrap());
+    let [from, page, image] = [folder.0.path(), &page, &image].map(|path| path.to_str().unwrap());
     assert_eq!(said(&["page", "--from", from, "--out", page, "--image", image]), "");
     assert!(std::fs::read_to_string(page).unwrap().contains("(images/performance.svg)"));
     let svg = std::fs::read_to_string(image).unwrap();

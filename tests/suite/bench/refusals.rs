@@ -15,7 +15,11 @@ fn refusal(args: &[&str]) -> (String, String) {
 fn sizes_and_masks_that_cannot_be_are_named() {
     for (args, kind, says) in [
         (&["attention", "--len", "0"][..], "config", &["`len`", "is 0"][..]),
-        (&["attention", "--len", "8", "--heads", "6", "--kv-heads", "4"], "config", &["kv-heads", "6"]),
+        (
+            &["attention", "--len", "8", "--heads", "6", "--kv-heads", "4"],
+            "config",
+            &["kv-heads", "6"],
+        ),
         (&["attention", "--len", "8", "--batch", "0"], "config", &["`batch`"]),
         (&["attention", "--len", "9", "--mask", "longlora"], "kernel", &["9", "4"]),
         (&["attention", "--len", "8", "--mask", "window", "--window", "0"], "kernel", &["window"]),
@@ -24,9 +28,9 @@ fn sizes_and_masks_that_cannot_be_are_named() {
         (&["matmul", "--m", "1", "--k", "1", "--n", "99999999999"], "config", &["`n`"]),
         (&["block", "--len", "8", "--width", "10", "--heads", "4"], "config", &["`heads`", "10"]),
         (
-            &["block", "--len", "8", "--mask", "window", "--sinks", "2"],
+            &["block", "--len", "8", "--mask", "window", "--window", "4"],
             "unsupported",
-            &["sinks"],
+            &["window", "bench attention"],
         ),
         (&["growth", "--steps", "5", "--early", "5"], "config", &["`early`", "5 steps"]),
         (&["generate", "no-such-folder"], "io", &["no-such-folder"]),

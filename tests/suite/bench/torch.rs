@@ -65,7 +65,10 @@ fn pytorch_computes_the_same() {
     let model = ["--len", "64", "--width", "32", "--heads", "4"];
     for (case, peer) in [
         (attention.to_vec(), "torch"),
-        ([&attention[..], &["--mask", "window", "--window", "9", "--sinks", "2"]].concat(), "torch"),
+        (
+            [&attention[..], &["--mask", "window", "--window", "9", "--sinks", "2"]].concat(),
+            "torch",
+        ),
         ([&attention[..], &["--mask", "longlora"]].concat(), "torch"),
         ([&PRODUCT[..], &["--layout", "tn", "--batch", "2"]].concat(), "torch"),
         (vec!["linear-loss", "--tokens", "40", "--width", "16", "--vocab", "60"], "torch"),

@@ -23,7 +23,7 @@ const RATE: f64 = 1e-3;
 /// # Errors
 /// What configurations and mixers refuse.
 pub fn decoder(job: &ModelJob, device: &Device) -> Result<Decoder> {
-    Decoder::new(&job.config(), &job.mask.mixer()?.0, 0, device)
+    Decoder::new(&job.config(), &job.mask.mixer()?, 0, device)
 }
 
 pub fn block(job: &ModelJob, device: &Device) -> Result<Box<dyn Work>> {
