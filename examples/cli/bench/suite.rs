@@ -131,6 +131,9 @@ fn attention(cases: &mut Vec<Case>, short: impl Fn(usize) -> usize) {
             push(len, head_dim, MaskKind::Dense, true, peers);
         }
     }
+    // Where peers would take minutes a run, or all memory.
+    push(32_768, 64, MaskKind::Dense, false, &[]);
+    push(65_536, 64, MaskKind::Window { window: short(1024), sinks: 4 }, true, &[]);
     for len in [8192, 16_384] {
         for mask in [
             MaskKind::Window { window: short(512), sinks: 4 },

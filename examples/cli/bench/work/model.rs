@@ -82,7 +82,7 @@ fn train(
     let model = decoder(job, device)?;
     let batch = batch(job)?;
     let started = Cell::new(Instant::now());
-    let mut data = |_: u64, _: u32| {
+    let mut data = |_: u64, _: u32| -> Result<Option<TokenBatch>> {
         // Whoever measures has had enough once the channel is closed.
         if leave.recv().is_err() {
             return Ok(None);
