@@ -28,9 +28,44 @@ use burn_train::{
     SupervisedLearningStrategy, SupervisedTraining, SupervisedTrainingEventProcessor, TrainLoader,
     TrainOutput, TrainStep, TrainingComponents, TrainingItem, TrainingStrategy, ValidLoader,
 };
+use std::io::IsTerminal;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+
+/// burn-train's view in the terminal: curves of loss and learning rate, and `q` to stop.
+///
+/// # Errors
+/// When this program was built without feature `tui`, or standard output is no terminal.
+pub(super) fn terminal_view(interrupter: &Interrupter) -> Result<Box<dyn MetricsRenderer>> {
+    terminal_view_available()?;
+    #[cfg(feature = "tui")]
+    {
+        use burn_train::renderer::tui::TuiMetricsRendererWrapper;
+        Ok(Box::new(TuiMetricsRendererWrapper::new(interrupter.clone(), None)))
+    }
+    #[cfg(not(feature = "tui"))]
+    {
+        let _ = interrupter;
+        Ok(Box::new(Quiet))
+    }
+}
+
+/// Whether [`Trainer::with_terminal_view`](super::Trainer::with_terminal_view) would work here.
+///
+/// # Errors
+/// When this program was built without feature `tui`, or standard output is no terminal.
+pub fn terminal_view_available() -> Result<()> {
+    let bad = |value: &str, expected| Error::config("training", "terminal view", value, expected);
+    if !cfg!(feature = "tui") {
+        let expected = "a build with it: cargo install --path . --features tui";
+        return Err(bad("not built in", expected));
+    }
+    if !std::io::stdout().is_terminal() {
+        return Err(bad("asked for", "standard output to be a terminal, not a file or a pipe"));
+    }
+    Ok(())
+}
 
 /// burn-train at work in a thread of its own, for the length of one run.
 pub(super) struct Session {
@@ -67,10 +102,10 @@ impl Session {
         Self { reports, thread }
     }
 
-    /// Pass a step on.
-    pub(super) fn report(&self, report: &StepReport) {
-        // The receiver lives as long as the thread; where that died, `finish` says so.
-        let _ = self.reports.send(report.clone());
+    /// Pass a step on; `false` when nobody receives it any more, of which `finish` gives the
+    /// reason.
+    pub(super) fn report(&self, report: &StepReport) -> bool {
+        self.reports.send(report.clone()).is_ok()
     }
 
     /// End it.

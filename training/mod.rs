@@ -18,7 +18,7 @@ pub mod strategy;
 mod trainer;
 mod window;
 
-pub use self::burn_train::{Interrupter, MetricsRenderer};
+pub use self::burn_train::{Interrupter, MetricsRenderer, terminal_view_available};
 pub use adamw::AdamW;
 pub use config::{EmptyStep, TrainConfig};
 pub use gradients::GradientSum;

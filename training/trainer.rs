@@ -1,6 +1,6 @@
 //! The loop: micro-batches → summed gradients → checks → one update → a report.
 
-use super::burn_train::Session;
+use super::burn_train::{Session, terminal_view};
 use super::optim::Optimizer;
 use super::state::{Counters, TrainState, trainable};
 use super::window::{Measured, Window, at_once};
@@ -129,6 +129,7 @@ pub struct Trainer {
     config: TrainConfig,
     state: Option<TrainState>,
     interrupter: Interrupter,
+    terminal_view: bool,
     renderer: Option<Box<dyn MetricsRenderer>>,
     options: ForwardOptions,
 }
@@ -142,6 +143,7 @@ impl Trainer {
             config,
             state: None,
             interrupter: Interrupter::new(),
+            terminal_view: false,
             renderer: None,
             options: ForwardOptions::train(),
         })
@@ -162,6 +164,13 @@ impl Trainer {
     /// Show loss and learning rate by one of burn-train's renderers; by default nothing is shown.
     pub fn with_renderer(mut self, renderer: Box<dyn MetricsRenderer>) -> Self {
         self.renderer = Some(renderer);
+        self
+    }
+
+    /// Show them by burn-train's view in the terminal, from which the run can be stopped, too.
+    /// Needs feature `tui` and a terminal; see [`super::terminal_view_available`].
+    pub fn with_terminal_view(mut self, show: bool) -> Self {
+        self.terminal_view = show;
         self
     }
 
@@ -216,10 +225,15 @@ impl Trainer {
             data.seek(&state.counters.cursor)?;
         }
         let run = Run::begin(&self.config, model.train(), state)?;
-        let renderer = self.renderer.take();
+        let renderer = match self.terminal_view {
+            true => Some(terminal_view(&self.interrupter)?),
+            false => self.renderer.take(),
+        };
         let session = Session::start(self.interrupter.clone(), renderer, self.config.steps);
         let ended = self.steps(run, objective, strategy, data, &mut |step| {
-            session.report(step.report);
+            if !session.report(step.report) {
+                self.interrupter.stop(Some("the view of the training was closed"));
+            }
             observer(step)
         });
         let finished = session.finish();

@@ -37,6 +37,9 @@ pub struct TrainArgs {
     /// Resume although recipe or data have changed in what decides the result
     #[arg(long, requires = "resume")]
     allow_changes: bool,
+    /// Show curves in the terminal, where `q` stops the run; needs a build with feature tui
+    #[arg(long)]
+    tui: bool,
 }
 
 impl TrainArgs {
@@ -49,8 +52,11 @@ impl TrainArgs {
             .with_device_memory(self.device_memory)
             .with_resume(self.resume)
             .with_allow_changes(self.allow_changes)
-            .with_interrupter(stopped_by_signals()?);
-        let summary = run_recipe(&recipe, &options, &Progress::new(0))?;
+            .with_interrupter(stopped_by_signals()?)
+            .with_terminal_view(self.tui);
+        // Bars would be drawn over the view.
+        let progress = if self.tui { Progress::quiet() } else { Progress::new(0) };
+        let summary = run_recipe(&recipe, &options, &progress)?;
         match globals.json {
             true => output::json(&output::value(&summary)),
             false => output::print(&text(&summary)),

@@ -11,6 +11,7 @@ mod models;
 mod plan;
 mod resume;
 mod train;
+mod view;
 
 use assert_cmd::Command;
 use longburn::attention::MixerConfig;

@@ -28,6 +28,8 @@ pub struct RunOptions {
     pub allow_changes: bool,
     /// Stops the run after the step that it is in, with a checkpoint.
     pub interrupter: Interrupter,
+    /// Show training by burn-train's view in the terminal.
+    pub terminal_view: bool,
 }
 
 impl RunOptions {
@@ -42,6 +44,7 @@ impl RunOptions {
             resume: false,
             allow_changes: false,
             interrupter: Interrupter::new(),
+            terminal_view: false,
         }
     }
 
@@ -86,6 +89,12 @@ impl RunOptions {
         self.interrupter = interrupter;
         self
     }
+
+    /// Show training by burn-train's view in the terminal; needs feature `tui`.
+    pub fn with_terminal_view(mut self, show: bool) -> Self {
+        self.terminal_view = show;
+        self
+    }
 }
 
 impl fmt::Debug for RunOptions {
@@ -98,6 +107,7 @@ impl fmt::Debug for RunOptions {
             .field("device_memory", &self.device_memory)
             .field("resume", &self.resume)
             .field("allow_changes", &self.allow_changes)
+            .field("terminal_view", &self.terminal_view)
             .finish_non_exhaustive()
     }
 }

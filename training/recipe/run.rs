@@ -16,7 +16,7 @@ use crate::models::{Decoder, ForwardOptions, ModelConfig, peft};
 use crate::training::checkpoint::{Inputs, RunLock};
 use crate::training::plan::{RecipePlan, Resident};
 use crate::training::report::{EvalRecord, Progress, TrainRecord};
-use crate::training::{NextToken, Step, Stop, TrainOutcome, Trainer};
+use crate::training::{NextToken, Step, Stop, TrainOutcome, Trainer, terminal_view_available};
 use burn::module::Module;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -91,6 +91,9 @@ impl<'a> Run<'a> {
         options: &'a RunOptions,
         progress: &'a Progress,
     ) -> Result<(Self, Start)> {
+        if options.terminal_view {
+            terminal_view_available()?;
+        }
         let seed = options.seed.unwrap_or(recipe.seed);
         let dir = options.out.as_ref().unwrap_or(&recipe.output.dir).clone();
         let (place, origin) = match options.resume {
@@ -250,7 +253,8 @@ impl<'a> Run<'a> {
         Hooks { folder, saver, watch }: &mut Hooks<'_, '_>,
     ) -> Result<TrainOutcome<Decoder<M>>> {
         let mut trainer = Trainer::new(self.recipe.train.config(self.seed))?
-            .with_interrupter(self.options.interrupter.clone());
+            .with_interrupter(self.options.interrupter.clone())
+            .with_terminal_view(self.options.terminal_view);
         let mut left = self.recipe.train.steps;
         if let Some(origin) = origin {
             left = left.saturating_sub(origin.checkpoint.step());
