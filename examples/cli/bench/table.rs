@@ -52,7 +52,7 @@ pub fn text(row: &Row) -> String {
         rest += &format!(", {speed:.1} tokens/s");
     }
     if let Some(growth) = row.growth {
-        rest += &format!(" per step, memory grows {growth:.3} times");
+        rest += &format!(", peak grows {growth:.3} times");
     }
     line("longburn", row.seconds, row.peak_bytes, rest);
     for peer in &row.peers {
