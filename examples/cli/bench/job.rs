@@ -216,6 +216,9 @@ impl Job {
                 job.mask.mixer()?;
                 mask(job.mask, job.batch, job.len, job.heads).map(drop)
             }
+            Self::Generate(job) => {
+                ModelConfig::from_file(&job.folder.join("config.json")).map(drop)
+            }
             Self::Growth(job) if job.early >= job.steps => {
                 let expected = format!("below the {} steps of the run", job.steps);
                 Err(Error::config("command line", "early", job.early, expected))
