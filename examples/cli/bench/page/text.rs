@@ -33,8 +33,8 @@ const METHOD: &str = "
   forward, 2.5 times that backward (scores again, and four gradients). Products count 2·m·k·n. A block
   and a training step count products, forward and twice backward, and attention; norms, rotation,
   activation and the update are not counted.
-- *Ceiling.* In the same run the machine multiplies two f32 matrices of 2048², by every program that takes part (the fastest
-  counts), and sweeps `a = b + s·c` over arrays of 64 MiB. The roofline is the smaller of that product's
+- *Ceiling.* In the same run the machine multiplies two f32 matrices of 2048², by every program that
+  takes part (the fastest counts), and sweeps `a = b + s·c` over arrays of 64 MiB. The roofline is the smaller of that product's
   speed and bandwidth times operations per byte, where bytes are inputs and outputs, read or written
   once; *share* is what was reached of it.
 - *Peak.* Most memory beyond inputs (for a training step: beyond weights and moments), as the system
@@ -142,10 +142,13 @@ fn targets(rows: &[&Row]) -> String {
     table.to_markdown()
 }
 
+/// What a row has in a column.
+type Column = fn(&Row) -> Option<String>;
+
 fn table(rows: &[&Row]) -> String {
     let mut titles = vec!["Case", "Sizes", "Time"];
     let has = |of: fn(&Row) -> bool| rows.iter().any(|row| of(row));
-    let columns: [(&str, bool, fn(&Row) -> Option<String>); 6] = [
+    let columns: [(&str, bool, Column); 6] = [
         ("GFLOP/s", has(|row| row.flops > 0.0), |row| {
             (row.flops > 0.0).then(|| format!("{:.1}", row.flops_per_second / 1e9))
         }),
