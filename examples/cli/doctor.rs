@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 /// Burn's version, which Cargo.toml pins.
-const BURN: &str = "0.22.1";
+pub const BURN: &str = "0.22.1";
 
 /// Features of this build, as Cargo.toml names them.
 const FEATURES: [(&str, bool); 5] = [
@@ -131,7 +131,7 @@ fn product(device: &Device, dtype: DType) -> bool {
 }
 
 /// Vector instructions that the CPU code chooses from when it runs.
-fn simd() -> Vec<&'static str> {
+pub fn simd() -> Vec<&'static str> {
     let mut found = Vec::new();
     #[cfg(target_arch = "x86_64")]
     for (name, there) in [

@@ -1,5 +1,6 @@
 //! The `longburn` command: one file per verb.
 
+mod bench;
 mod completions;
 mod device;
 mod doctor;
@@ -85,6 +86,8 @@ enum Verb {
     Logits(logits::LogitsArgs),
     #[command(subcommand)]
     Mask(mask::MaskVerb),
+    #[command(subcommand)]
+    Bench(bench::BenchVerb),
     Papers(papers::PapersArgs),
     Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionsArgs),
@@ -126,6 +129,7 @@ fn main() -> ExitCode {
         Verb::Merge(args) => args.run(globals),
         Verb::Logits(args) => args.run(globals),
         Verb::Mask(verb) => verb.run(globals),
+        Verb::Bench(verb) => verb.run(globals),
         Verb::Papers(args) => args.run(globals),
         Verb::Doctor(args) => args.run(globals),
         Verb::Completions(args) => args.run(),

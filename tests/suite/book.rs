@@ -73,6 +73,19 @@ fn the_reference_is_that_of_the_command() {
     committed("reference.md", &longburn(&["reference"]));
 }
 
+/// Made from the files of results that are committed, whatever machine this is.
+#[test]
+fn the_page_of_performance_is_that_of_the_results() {
+    let results = docs().join("results/performance");
+    let image = tempfile::tempdir().unwrap();
+    let drawn = image.path().join("performance.svg");
+    let [from, to] = [results.to_str().unwrap(), drawn.to_str().unwrap()];
+    committed("performance.md", &longburn(&["bench", "page", "--from", from, "--image", to]));
+    if let Ok(svg) = fs::read_to_string(&drawn) {
+        committed("images/performance.svg", &svg);
+    }
+}
+
 /// Verbs of the reference page, without `longburn`.
 fn verbs() -> Vec<Vec<String>> {
     let text = longburn(&["reference"]);

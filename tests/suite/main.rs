@@ -6,6 +6,8 @@
 mod alloc;
 mod backends;
 #[cfg(feature = "flex")]
+mod bench;
+#[cfg(feature = "flex")]
 mod book;
 #[cfg(feature = "flex")]
 mod broken;

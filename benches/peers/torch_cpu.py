@@ -1,0 +1,456 @@
+"""PyTorch on the CPU beside `longburn bench`, which starts this script and tells it, line by line,
+what to do:
+
+    {"job": {...}, "code": "sdpa", "threads": 2, "folder": null, "tiny": null}
+        -> {"ready": true, "version": "torch ...", "probe": [["out", [...]], ...]}
+    {"run": 3}
+        -> {"seconds": 0.012}          per run, over three runs
+
+With "tiny" (the same job in small) the answer is {"peak_bytes": ...} and the script ends. By hand:
+
+    python benches/peers/torch_cpu.py --threads 2 --repeats 5 --job '{"what": "matmul",
+        "batch": 1, "m": 512, "k": 512, "n": 512, "layout": "nn"}'
+
+prints name, version, seconds (the median) and samples, as a row of `longburn bench` has them.
+Inputs come from the formula of examples/cli/bench/inputs.rs, weights from a folder in Hugging
+Face form (without one, of a model of that shape: by the formula, too).
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+
+try:
+    import torch
+    import torch.nn.functional as F
+except ImportError as error:
+    print(json.dumps({"error": str(error)}), flush=True)
+    sys.exit(1)
+
+PROBED = 512
+
+
+def hashed(count, salt):
+    h = (torch.arange(count, dtype=torch.int64) * 2654435761 + salt * 2246822519) & 0xFFFFFFFF
+    for _ in range(2):
+        h ^= h >> 16
+        h = (h * 0x045D9F3B) & 0xFFFFFFFF
+    return h ^ (h >> 16)
+
+
+def tensor(shape, salt, scale=1.0):
+    count = math.prod(shape)
+    h = hashed(count, salt)
+    unit = (h >> 8).to(torch.float32) / (1 << 23) - 1.0
+    return (unit * 1.7320508 * scale).reshape(shape)
+
+
+def ids(count, limit, salt):
+    return hashed(count, salt) % limit
+
+
+def probe(named):
+    found = []
+    for name, x in named:
+        flat = x.detach().reshape(-1)
+        count = min(flat.numel(), PROBED)
+        places = torch.arange(count) * flat.numel() // count
+        found.append([name, flat[places].tolist()])
+    return found
+
+
+# Attention
+
+
+def visible(mask, length):
+    """Which pairs count, [T, T]; none where SDPA's own causal form says it."""
+    if mask["name"] == "dense":
+        return None
+    i = torch.arange(length)
+    causal = i[None, :] <= i[:, None]
+    if mask["name"] == "window":
+        near = i[:, None] - i[None, :] < mask["window"]
+        return causal & (near | (i[None, :] < mask["sinks"]))
+    raise ValueError(f"no boolean mask for {mask}")
+
+
+def grouped(q, k, v, parts):
+    """LongLoRA's shifted groups without a leak: half of the heads in whole groups, the others in
+    half a group, whole groups, half a group."""
+    batch, heads, length, width = q.shape
+    size, half = length // parts, heads // 2
+
+    def attend(chosen, start, stop, group):
+        def cut(x):
+            piece = x[:, chosen, start:stop]
+            return piece.reshape(batch, -1, group, width)
+
+        out = F.scaled_dot_product_attention(cut(q), cut(k), cut(v), is_causal=True)
+        return out.reshape(batch, half, stop - start, width)
+
+    first, second = slice(0, half), slice(half, heads)
+    edge = size // 2
+    shifted = [attend(second, 0, edge, edge)]
+    if parts > 1:
+        shifted.append(attend(second, edge, length - edge, size))
+    shifted.append(attend(second, length - edge, length, edge))
+    return torch.cat([attend(first, 0, length, size), torch.cat(shifted, 2)], 1)
+
+
+def attention(mask, length, code="sdpa"):
+    """A function of q, k, v, as a user of PyTorch would write it."""
+    if code == "flex":
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        compiled = torch.compile(flex_attention)
+        if mask["name"] == "window":
+            window, sinks = mask["window"], mask["sinks"]
+
+            def rule(b, h, i, j):
+                return (j <= i) & ((i - j < window) | (j < sinks))
+        elif mask["name"] == "dense":
+
+            def rule(b, h, i, j):
+                return j <= i
+        else:
+            raise ValueError(f"no rule for {mask}")
+        blocks = create_block_mask(rule, None, None, length, length, device="cpu")
+        return lambda q, k, v: compiled(
+            q, k, v, block_mask=blocks, enable_gqa=q.shape[1] != k.shape[1]
+        )
+    if mask["name"] == "longlora":
+
+        def run(q, k, v):
+            repeat = q.shape[1] // k.shape[1]
+            if repeat > 1:
+                k, v = (x.repeat_interleave(repeat, 1) for x in (k, v))
+            return grouped(q, k, v, mask["parts"])
+
+        return run
+    allowed = visible(mask, length)
+
+    def run(q, k, v):
+        gqa = q.shape[1] != k.shape[1]
+        if allowed is None:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, enable_gqa=gqa)
+
+    return run
+
+
+def attention_job(job, code, _):
+    of_queries = (job["batch"], job["heads"], job["len"], job["head_dim"])
+    of_keys = (job["batch"], job["kv_heads"], job["len"], job["head_dim"])
+    q, k, v = tensor(of_queries, 1), tensor(of_keys, 2), tensor(of_keys, 3)
+    run = attention(job["mask"], job["len"], code)
+    if not job["backward"]:
+
+        def forward():
+            with torch.no_grad():
+                return [("out", run(q, k, v))]
+
+        return forward
+    dout = tensor(of_queries, 4)
+    for leaf in (q, k, v):
+        leaf.requires_grad_()
+
+    def both():
+        for leaf in (q, k, v):
+            leaf.grad = None
+        out = run(q, k, v)
+        out.backward(dout)
+        return [("out", out), ("dv", v.grad), ("dq", q.grad), ("dk", k.grad)]
+
+    return both
+
+
+# Products and losses
+
+
+def matmul_job(job, *_):
+    batch, m, k, n, layout = (job[key] for key in ("batch", "m", "k", "n", "layout"))
+    a = tensor((batch, k, m) if layout == "tn" else (batch, m, k), 1)
+    b = tensor((batch, n, k) if layout == "nt" else (batch, k, n), 2)
+    if batch == 1:
+        a, b = a[0], b[0]
+
+    def run():
+        with torch.no_grad():
+            left = a.mT if layout == "tn" else a
+            right = b.mT if layout == "nt" else b
+            return [("product", left @ right)]
+
+    return run
+
+
+def loss_job(job, *_):
+    tokens, width, vocab = job["tokens"], job["width"], job["vocab"]
+    x = tensor((tokens, width), 1).requires_grad_()
+    w = tensor((vocab, width), 2, 1.0 / math.sqrt(width)).requires_grad_()
+    labels = ids(tokens, vocab, 3)
+
+    def run():
+        x.grad = w.grad = None
+        loss = F.cross_entropy(F.linear(x, w), labels, reduction="sum")
+        loss.backward()
+        return [("loss", loss), ("dx", x.grad), ("dw", w.grad)]
+
+    return run
+
+
+# Models
+
+
+class Llama:
+    """A decoder out of the functions that PyTorch has for it; weights by Hugging Face's names."""
+
+    def __init__(self, job, code, folder):
+        self.heads, self.kv = job["heads"], job["kv_heads"]
+        self.layers, self.width = job["layers"], job["width"]
+        self.head = self.width // self.heads
+        self.weights = {
+            name: w.requires_grad_() for name, w in weights(job, folder).items()
+        }
+        self.attend = attention(job["mask"], job["len"], code)
+        frequencies = 10000.0 ** -(torch.arange(0, self.head, 2, dtype=torch.float64) / self.head)
+        angles = torch.arange(job["len"], dtype=torch.float64)[:, None] * frequencies
+        angles = torch.cat([angles, angles], 1)
+        self.cos, self.sin = angles.cos().float(), angles.sin().float()
+
+    def norm(self, x, name):
+        return F.rms_norm(x, (self.width,), self.weights[name + ".weight"], 1e-5)
+
+    def linear(self, x, name):
+        return F.linear(x, self.weights[name + ".weight"])
+
+    def rotate(self, x):
+        left, right = x.chunk(2, -1)
+        return x * self.cos + torch.cat([-right, left], -1) * self.sin
+
+    def block(self, x, layer):
+        at = f"model.layers.{layer}."
+        batch, length, _ = x.shape
+
+        def split(name, heads):
+            y = self.linear(normed, at + f"self_attn.{name}_proj")
+            return y.view(batch, length, heads, self.head).transpose(1, 2)
+
+        normed = self.norm(x, at + "input_layernorm")
+        q, k, v = split("q", self.heads), split("k", self.kv), split("v", self.kv)
+        mixed = self.attend(self.rotate(q), self.rotate(k), v)
+        mixed = mixed.transpose(1, 2).reshape(batch, length, self.width)
+        x = x + self.linear(mixed, at + "self_attn.o_proj")
+        normed = self.norm(x, at + "post_attention_layernorm")
+        gate = F.silu(self.linear(normed, at + "mlp.gate_proj"))
+        up = self.linear(normed, at + "mlp.up_proj")
+        return x + self.linear(gate * up, at + "mlp.down_proj")
+
+    def loss(self, rows):
+        x = F.embedding(rows, self.weights["model.embed_tokens.weight"])
+        for layer in range(self.layers):
+            x = self.block(x, layer)
+        logits = self.linear(self.norm(x, "model.norm"), "lm_head")
+        vocab = logits.shape[-1]
+        return F.cross_entropy(logits[:, :-1].reshape(-1, vocab), rows[:, 1:].reshape(-1))
+
+
+def weights(job, folder):
+    if folder:
+        from safetensors.torch import load_file
+
+        return load_file(f"{folder}/model.safetensors")
+    width, vocab = job["width"], job["vocab"]
+    inner = -(-(width * 8 // 3) // 8) * 8
+    of_keys = width // job["heads"] * job["kv_heads"]
+    shapes = {"model.embed_tokens": (vocab, width), "lm_head": (vocab, width)}
+    named = {"model.norm.weight": torch.ones(width)}
+    for layer in range(job["layers"]):
+        at = f"model.layers.{layer}."
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            named[f"{at}{name}.weight"] = torch.ones(width)
+        for name, shape in {
+            "self_attn.q_proj": (width, width),
+            "self_attn.k_proj": (of_keys, width),
+            "self_attn.v_proj": (of_keys, width),
+            "self_attn.o_proj": (width, width),
+            "mlp.gate_proj": (inner, width),
+            "mlp.up_proj": (inner, width),
+            "mlp.down_proj": (width, inner),
+        }.items():
+            shapes[at + name] = shape
+    for salt, (name, shape) in enumerate(sorted(shapes.items())):
+        named[name + ".weight"] = tensor(shape, salt, 0.5 / math.sqrt(shape[1]))
+    return named
+
+
+def block_job(job, code, folder):
+    model = Llama(job, code, folder)
+    shape = (job["batch"], job["len"], job["width"])
+    x, dout = tensor(shape, 1).requires_grad_(), tensor(shape, 2)
+    at = "model.layers.0."
+    used = [w for name, w in model.weights.items() if name.startswith(at)]
+
+    def run():
+        for leaf in [x, *used]:
+            leaf.grad = None
+        y = model.block(x, 0)
+        y.backward(dout)
+        gate = model.weights[at + "mlp.gate_proj.weight"].grad
+        return [("out", y), ("dx", x.grad), ("dgate", gate)]
+
+    return run
+
+
+class TrainStep:
+    def __init__(self, job, code, folder):
+        self.model = Llama(job, code, folder)
+        self.rows = ids(job["batch"] * job["len"], job["vocab"], 5).view(job["batch"], -1)
+        self.optimizer = torch.optim.AdamW(
+            self.model.weights.values(),
+            lr=1e-3,
+            betas=(0.9, 0.95),
+            eps=1e-8,
+            weight_decay=0.0,
+            fused=True,
+        )
+
+    def __call__(self):
+        loss = self.model.loss(self.rows)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return [("losses", loss)]
+
+    def probe(self):
+        return [["losses", [self()[0][1].item() for _ in range(3)]]]
+
+
+class Generate:
+    def __init__(self, job, *_):
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        self.version = f"transformers {transformers.__version__}, torch {torch.__version__}"
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(
+            job["folder"], dtype=torch.float32, attn_implementation="sdpa"
+        ).eval()
+        self.prompt = ids(job["prompt"], self.model.config.vocab_size, 5)[None]
+        self.new = job["new"]
+
+    def __call__(self):
+        with torch.no_grad():
+            self.model.generate(
+                self.prompt,
+                attention_mask=torch.ones_like(self.prompt),
+                max_new_tokens=self.new,
+                min_new_tokens=self.new,
+                do_sample=False,
+                use_cache=True,
+                pad_token_id=0,
+            )
+
+    def probe(self):
+        with torch.no_grad():
+            return probe([("logits", self.model(self.prompt).logits[0, -1])])
+
+
+JOBS = {
+    "attention": attention_job,
+    "matmul": matmul_job,
+    "linear-loss": loss_job,
+    "block": block_job,
+    "train-step": TrainStep,
+    "generate": Generate,
+}
+
+
+def resident(field):
+    with open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith(field):
+                return int(line.split()[1]) << 10
+    return None
+
+
+def most(run):
+    """Most memory of a run beyond what there was; none where the system does not say."""
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+        reset = True
+    except OSError:
+        reset = False
+    try:
+        before, peak = resident("VmRSS"), resident("VmHWM")
+        run()
+        after = resident("VmHWM")
+    except OSError:
+        return None
+    return max(after - before, 0) if reset or after > peak else None
+
+
+def prepare(order):
+    job = order["job"]
+    if job["what"] not in JOBS:
+        raise ValueError(f"no such job: {job['what']}")
+    return JOBS[job["what"]](job, order.get("code", "sdpa"), order.get("folder"))
+
+
+def timed(run, times):
+    start = time.perf_counter()
+    for _ in range(times):
+        run()
+    return (time.perf_counter() - start) / times
+
+
+def first(order):
+    torch.set_num_threads(order["threads"])
+    if order.get("tiny"):
+        prepare({**order, "job": order["tiny"]})()
+        run = prepare(order)
+        if order["job"]["what"] == "train-step":
+            run()  # makes the moments
+        return {"peak_bytes": most(run)}, None
+    run = prepare(order)
+    found = run.probe() if hasattr(run, "probe") else probe(run())
+    version = getattr(run, "version", f"torch {torch.__version__}")
+    return {"ready": True, "version": version, "probe": found}, run
+
+
+def serve():
+    run = None
+    for line in sys.stdin:
+        order = json.loads(line)
+        try:
+            if "run" in order:
+                answer = {"seconds": timed(run, order["run"])}
+            else:
+                answer, run = first(order)
+        except Exception as error:  # whoever asked has to hear of it
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), flush=True)
+
+
+def by_hand():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--job", required=True, type=json.loads)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--code", default="sdpa", choices=["sdpa", "flex"])
+    parser.add_argument("--folder")
+    args = parser.parse_args()
+    ready, run = first(vars(args))
+    timed(run, 1)
+    samples = [timed(run, 1) for _ in range(args.repeats)]
+    peer = {"name": "torch", "version": ready["version"], "seconds": statistics.median(samples)}
+    print(json.dumps({**peer, "samples": samples}))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        by_hand()
+    else:
+        serve()

@@ -1,0 +1,148 @@
+//! Options that the measuring verbs share.
+
+use super::job::{Job, MaskKind};
+use super::torch::Torch;
+use clap::{Args, ValueEnum};
+use longburn::{Error, Result};
+use std::path::PathBuf;
+
+/// Against whom, how often, and where to.
+#[derive(Args, Clone, Debug)]
+pub struct MeasureArgs {
+    /// Who does the same in turn; may be given several times
+    #[arg(long, value_name = "NAME")]
+    pub peer: Vec<PeerName>,
+    /// Samples per side; fewer, down to 5, where they would take more than a minute
+    #[arg(long, default_value_t = 11, value_name = "N")]
+    pub repeats: usize,
+    /// Python that has torch, for peers in Python
+    #[arg(long, default_value = "python3", value_name = "PATH")]
+    pub python: PathBuf,
+    /// Leave the peaks of memory out, which take a process per side
+    #[arg(long)]
+    pub no_memory: bool,
+    /// Write the rows to this file, too
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Rows and columns of the product that the ceiling is taken from
+    #[arg(long, default_value_t = 2048, value_name = "N", hide = true)]
+    pub ceiling_side: usize,
+}
+
+impl MeasureArgs {
+    /// # Errors
+    /// [`Error::Config`]
+    pub fn check(&self) -> Result<()> {
+        for (field, value) in [("repeats", self.repeats), ("ceiling-side", self.ceiling_side)] {
+            if value == 0 || value > 1 << 14 {
+                let expected = format!("from 1 to {}", 1 << 14);
+                return Err(Error::config("command line", field, value, expected));
+            }
+        }
+        Ok(())
+    }
+
+    /// How peers in Python are started.
+    pub fn torch(&self) -> Torch {
+        Torch { python: self.python.clone(), threads: rayon::current_num_threads() }
+    }
+}
+
+/// Another program, or another way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PeerName {
+    /// Tensor operations and autodiff of Burn alone (attention, linear-loss)
+    Stock,
+    /// Longburn without the mask's gaps: what sparsity saves (attention, block, train-step)
+    Dense,
+    /// PyTorch: scaled_dot_product_attention and its own ops (all but generate)
+    Torch,
+    /// PyTorch without the mask's gaps (attention, block, train-step)
+    TorchDense,
+    /// PyTorch's compiled FlexAttention (attention, forward)
+    TorchFlex,
+    /// transformers' generate with a cache (generate)
+    Transformers,
+}
+
+impl PeerName {
+    /// As the command line has it.
+    pub fn name(self) -> String {
+        self.to_possible_value().map(|v| v.get_name().to_string()).unwrap_or_default()
+    }
+
+    /// Whether it is a process in Python.
+    pub fn in_python(self) -> bool {
+        !matches!(self, Self::Stock | Self::Dense)
+    }
+
+    /// Whether it computes all causal pairs, whatever the mask.
+    pub fn is_dense(self) -> bool {
+        matches!(self, Self::Dense | Self::TorchDense)
+    }
+
+    /// Whether it does such a job.
+    pub fn does(self, job: &Job) -> bool {
+        match self {
+            Self::Stock => matches!(job, Job::Attention(_) | Job::LinearLoss(_)),
+            Self::Dense | Self::TorchDense => job.dense().is_some(),
+            Self::Torch => !matches!(job, Job::Generate(_) | Job::Growth(_)),
+            Self::TorchFlex => matches!(job, Job::Attention(attention) if !attention.backward
+                && !matches!(attention.mask, MaskKind::Longlora { .. })),
+            Self::Transformers => matches!(job, Job::Generate(_)),
+        }
+    }
+
+    /// # Errors
+    /// [`Error::Unsupported`], with those that do.
+    pub fn check(self, job: &Job) -> Result<()> {
+        if self.does(job) {
+            return Ok(());
+        }
+        let others: Vec<String> =
+            Self::value_variants().iter().filter(|p| p.does(job)).map(|p| p.name()).collect();
+        let remedy = match others.as_slice() {
+            [] => "leave --peer out".into(),
+            names => format!("choose from {}", names.join(", ")),
+        };
+        let what = format!("peer {} for {}, {}", self.name(), job.what(), job.case());
+        Err(Error::Unsupported { what, remedy })
+    }
+}
+
+/// Which causal pairs count.
+#[derive(Args, Clone, Debug)]
+pub struct MaskArgs {
+    /// Which causal pairs count
+    #[arg(long, default_value = "dense", value_name = "NAME")]
+    mask: MaskName,
+    /// Last positions that a query sees (window)
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    window: usize,
+    /// First positions that stay visible (window)
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    sinks: usize,
+    /// Groups of one part in so many of the length (longlora)
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    groups: usize,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum MaskName {
+    /// All
+    Dense,
+    /// The last ones and the first few
+    Window,
+    /// Shifted groups
+    Longlora,
+}
+
+impl MaskArgs {
+    pub fn kind(&self) -> MaskKind {
+        match self.mask {
+            MaskName::Dense => MaskKind::Dense,
+            MaskName::Window => MaskKind::Window { window: self.window, sinks: self.sinks },
+            MaskName::Longlora => MaskKind::Longlora { parts: self.groups },
+        }
+    }
+}

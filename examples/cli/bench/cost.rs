@@ -1,0 +1,150 @@
+//! Operations and bytes of a job, counted from its shapes and the mask's visible pairs.
+
+use super::job::{AttentionJob, GenerateJob, Job, ModelJob};
+use longburn::Result;
+use longburn::kernel::Mask;
+use longburn::models::ModelConfig;
+use longburn::training::report::MaskDrawing;
+
+/// Bytes of an f32.
+const F32: f64 = 4.0;
+
+/// The backward pass of attention over its forward pass: five products of tiles (scores again,
+/// and the gradients of v, the weights, q and k) where the forward pass has two.
+const BACKWARD: f64 = 2.5;
+
+/// What a job takes at least.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    /// Multiplications and additions, visible pairs only.
+    pub flops: f64,
+    /// Every tensor that goes in or comes out, once per time that it must be read or written.
+    pub bytes: f64,
+    /// Visible query-key pairs over all rows and heads (of one layer).
+    pub pairs: Option<u64>,
+    /// Those over all pairs.
+    pub density: Option<f64>,
+    /// Those over the pairs of the dense causal mask.
+    pub causal_share: Option<f64>,
+}
+
+impl Cost {
+    /// # Errors
+    /// What masks refuse, and a checkpoint that cannot be read.
+    pub fn of(job: &Job) -> Result<Self> {
+        Ok(match job {
+            Job::Attention(job) => attention(job)?,
+            Job::Matmul(j) => {
+                let (b, m, k, n) = (j.batch as f64, j.m as f64, j.k as f64, j.n as f64);
+                Self {
+                    flops: 2.0 * b * m * k * n,
+                    bytes: F32 * b * (m * k + k * n + m * n),
+                    ..Self::default()
+                }
+            }
+            Job::LinearLoss(j) => {
+                let (n, d, v) = (j.tokens as f64, j.width as f64, j.vocab as f64);
+                // Logits, and the gradients of both factors; x and W in, their gradients out.
+                Self {
+                    flops: 6.0 * n * d * v,
+                    bytes: F32 * 2.0 * (n * d + v * d),
+                    ..Self::default()
+                }
+            }
+            Job::Block(job) => model(&ModelJob { layers: 1, ..job.clone() }, false)?,
+            Job::TrainStep(job) => model(job, true)?,
+            Job::Generate(job) => generate(job)?,
+            Job::Growth(_) => Self::default(),
+        })
+    }
+}
+
+fn attention(job: &AttentionJob) -> Result<Cost> {
+    let mask = job.mask()?;
+    let passes = if job.backward { 1.0 + BACKWARD } else { 1.0 };
+    let rows = (job.batch * job.len * job.head_dim) as f64;
+    let (of_queries, of_keys) = (rows * job.heads as f64, rows * job.kv_heads as f64);
+    // q, k, v, out; backward the same again with the gradient of out, and three gradients.
+    let mut elements = 2.0 * of_queries + 2.0 * of_keys;
+    if job.backward {
+        elements += 3.0 * of_queries + 2.0 * of_keys + of_queries + 2.0 * of_keys;
+    }
+    let counted = pairs(&mask);
+    Ok(Cost {
+        flops: passes * 4.0 * counted as f64 * job.head_dim as f64,
+        bytes: F32 * elements,
+        ..shares(&mask, counted)
+    })
+}
+
+fn pairs(mask: &Mask) -> u64 {
+    MaskDrawing::new(mask, 1).summary.pairs
+}
+
+fn shares(mask: &Mask, pairs: u64) -> Cost {
+    let rows = (mask.queries().batch() * mask.heads()) as f64;
+    let len = mask.queries().len() as f64;
+    Cost {
+        pairs: Some(pairs),
+        density: Some(pairs as f64 / (rows * len * len)),
+        causal_share: Some(pairs as f64 / (rows * len * (len + 1.0) / 2.0)),
+        ..Cost::default()
+    }
+}
+
+/// Weights of a model that a token is multiplied by, the head apart.
+fn products(config: &ModelConfig) -> f64 {
+    let (width, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
+    let of_heads = |heads: usize| (heads * config.head_dim) as f64;
+    let (q, kv) = (of_heads(config.num_attention_heads), of_heads(config.num_key_value_heads));
+    config.num_hidden_layers as f64 * (width * (2.0 * q + 2.0 * kv) + 3.0 * width * inner)
+}
+
+/// Matrix products and attention; norms, rotation and the like are not counted.
+fn model(job: &ModelJob, whole: bool) -> Result<Cost> {
+    let config = job.config();
+    let layer = AttentionJob {
+        len: job.len,
+        batch: job.batch,
+        heads: job.heads,
+        kv_heads: job.kv_heads,
+        head_dim: config.head_dim,
+        mask: job.mask,
+        backward: true,
+    };
+    let attention = attention(&layer)?;
+    let tokens = (job.batch * job.len) as f64;
+    let head = (job.vocab * job.width) as f64;
+    let weights = products(&config) + if whole { head } else { 0.0 };
+    // Forward, and backward to inputs and to weights.
+    let flops = 6.0 * tokens * weights + job.layers as f64 * attention.flops;
+    let bytes = if whole {
+        // Weights are read forward and backward; gradients written and read; the update reads and
+        // writes weights and two moments. The embedding is a table of its own.
+        F32 * (weights * 2.0 + (weights + head) * (2.0 + 6.0))
+    } else {
+        // Weights read twice, their gradients written; x, y and their gradients.
+        F32 * (3.0 * weights + 4.0 * tokens * job.width as f64)
+    };
+    Ok(Cost { flops, bytes, ..attention })
+}
+
+/// The prompt in one pass, then one pass per new token, the last of which is not fed.
+fn generate(job: &GenerateJob) -> Result<Cost> {
+    let config = ModelConfig::from_file(&job.folder.join("config.json"))?;
+    let head = (config.vocab_size * config.hidden_size) as f64;
+    let weights = products(&config);
+    let (prompt, new) = (job.prompt as f64, job.new as f64);
+    let fed = prompt + new - 1.0;
+    let pairs = fed * (fed + 1.0) / 2.0;
+    let width = (config.num_attention_heads * config.head_dim) as f64;
+    let of_cache = (config.num_key_value_heads * config.head_dim) as f64;
+    let layers = config.num_hidden_layers as f64;
+    let decoded = (prompt + 1.0 + fed) / 2.0 * (new - 1.0);
+    Ok(Cost {
+        flops: 2.0 * weights * fed + 2.0 * head * new + 4.0 * layers * pairs * width,
+        // All weights once per pass, and the keys and values that each new token looks at.
+        bytes: F32 * ((weights + head) * new + 2.0 * layers * of_cache * decoded),
+        ..Cost::default()
+    })
+}

@@ -1,0 +1,47 @@
+//! Inputs that every side of a comparison makes for itself, to the last bit: a hash of the
+//! element's number. `benches/peers/torch_cpu.py` holds the same formula.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use rayon::prelude::*;
+
+/// 32 well-mixed bits.
+fn hash(index: u64, salt: u64) -> u32 {
+    let mut h = (index * 2_654_435_761 + salt * 2_246_822_519) as u32;
+    for _ in 0..2 {
+        h ^= h >> 16;
+        h = (u64::from(h) * 0x045d_9f3b) as u32;
+    }
+    h ^ (h >> 16)
+}
+
+/// Element `index` of the tensor named by `salt`: uniform, mean 0, variance 1.
+fn value(index: u64, salt: u64) -> f32 {
+    let unit = (hash(index, salt) >> 8) as f32 / (1 << 23) as f32 - 1.0;
+    unit * 1.732_050_8
+}
+
+/// A tensor of [`value`]s times `scale`.
+pub fn tensor<const D: usize>(
+    shape: [usize; D],
+    salt: u64,
+    scale: f32,
+    device: &Device,
+) -> Tensor<D> {
+    let numel = shape.iter().product::<usize>() as u64;
+    let values: Vec<f32> = (0..numel).into_par_iter().map(|i| value(i, salt) * scale).collect();
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+/// Numbers below `limit`: ids, labels.
+pub fn ids(count: usize, limit: usize, salt: u64) -> Vec<u32> {
+    (0..count as u64).map(|i| hash(i, salt) % limit as u32).collect()
+}
+
+/// At most this many elements of a result are compared.
+const PROBED: usize = 512;
+
+/// Elements spread evenly over a flat tensor.
+pub fn probe(values: &[f32]) -> Vec<f32> {
+    let count = values.len().min(PROBED);
+    (0..count).map(|i| values[i * values.len() / count]).collect()
+}

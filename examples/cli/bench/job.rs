@@ -1,0 +1,343 @@
+//! What is measured, as data: one process describes it, another does the same.
+
+use longburn::attention::{LongLoraConfig, MixerConfig};
+use longburn::kernel::{Mask, MaskSpec, TokenMeta};
+use longburn::models::ModelConfig;
+use longburn::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Largest size that a case may have along any axis.
+const MOST: usize = 1 << 24;
+
+/// A piece of work. The JSON form is also what the scripts of peers read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "kebab-case")]
+pub enum Job {
+    Attention(AttentionJob),
+    Matmul(MatmulJob),
+    LinearLoss(LossJob),
+    /// One block of a decoder, forward and backward.
+    Block(ModelJob),
+    /// Forward, backward and AdamW of a whole decoder.
+    TrainStep(ModelJob),
+    Generate(GenerateJob),
+    Growth(GrowthJob),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AttentionJob {
+    pub len: usize,
+    pub batch: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub mask: MaskKind,
+    pub backward: bool,
+}
+
+/// Which causal pairs count. A further pattern is a variant here and a line in [`MaskKind::spec`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "kebab-case")]
+pub enum MaskKind {
+    /// All of them.
+    Dense,
+    /// The last `window` positions and the first `sinks`.
+    Window { window: usize, sinks: usize },
+    /// Groups of one part in `parts` of the length, shifted for half of the heads.
+    Longlora { parts: usize },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MatmulJob {
+    pub batch: usize,
+    pub m: usize,
+    pub k: usize,
+    pub n: usize,
+    pub layout: Layout,
+}
+
+/// How the two factors lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layout {
+    /// `[m, k]` by `[k, n]`
+    Nn,
+    /// `[m, k]` by the transpose of `[n, k]`, as a linear layer has it
+    Nt,
+    /// The transpose of `[k, m]` by `[k, n]`, as the gradient of weights has it
+    Tn,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LossJob {
+    pub tokens: usize,
+    pub width: usize,
+    pub vocab: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelJob {
+    pub len: usize,
+    pub batch: usize,
+    pub layers: usize,
+    pub width: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub vocab: usize,
+    pub mask: MaskKind,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GenerateJob {
+    /// The checkpoint, as the row names it.
+    pub name: String,
+    pub folder: PathBuf,
+    pub prompt: usize,
+    pub new: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GrowthJob {
+    pub steps: u64,
+    /// Steps after which the first peak is read.
+    pub early: u64,
+    pub longest: usize,
+    pub width: usize,
+}
+
+impl Job {
+    /// The name that rows, tables and the command line use.
+    pub fn what(&self) -> &'static str {
+        match self {
+            Self::Attention(_) => "attention",
+            Self::Matmul(_) => "matmul",
+            Self::LinearLoss(_) => "linear-loss",
+            Self::Block(_) => "block",
+            Self::TrainStep(_) => "train-step",
+            Self::Generate(_) => "generate",
+            Self::Growth(_) => "growth",
+        }
+    }
+
+    /// What is computed, apart from sizes.
+    pub fn case(&self) -> String {
+        match self {
+            Self::Attention(job) if job.backward => format!("{}, forward + backward", job.mask),
+            Self::Attention(job) => format!("{}, forward", job.mask),
+            Self::Matmul(job) => output_name(&job.layout),
+            Self::LinearLoss(_) => "forward + backward".into(),
+            Self::Block(job) => format!("{}, forward + backward", job.mask),
+            Self::TrainStep(job) => job.mask.to_string(),
+            Self::Generate(job) => job.name.clone(),
+            Self::Growth(job) => format!("{} steps over {}", job.steps, job.early),
+        }
+    }
+
+    /// Sizes: B batch, H heads, K key heads, D head width, T tokens, L layers, W width, V words.
+    pub fn shape(&self) -> String {
+        match self {
+            Self::Attention(j) => {
+                format!("B{} H{} K{} D{} T{}", j.batch, j.heads, j.kv_heads, j.head_dim, j.len)
+            }
+            Self::Matmul(j) if j.batch == 1 => format!("{} x {} x {}", j.m, j.k, j.n),
+            Self::Matmul(j) => format!("{} of {} x {} x {}", j.batch, j.m, j.k, j.n),
+            Self::LinearLoss(j) => format!("T{} W{} V{}", j.tokens, j.width, j.vocab),
+            Self::Block(j) => {
+                format!("B{} T{} W{} H{} K{}", j.batch, j.len, j.width, j.heads, j.kv_heads)
+            }
+            Self::TrainStep(j) => format!(
+                "L{} W{} H{} K{} V{} B{} T{}",
+                j.layers, j.width, j.heads, j.kv_heads, j.vocab, j.batch, j.len
+            ),
+            Self::Generate(j) => format!("{} + {} tokens", j.prompt, j.new),
+            Self::Growth(j) => format!("W{} up to T{}", j.width, j.longest),
+        }
+    }
+
+    /// The same without the mask's gaps; none where there is no mask, or no gap.
+    pub fn dense(&self) -> Option<Self> {
+        let mut dense = self.clone();
+        let mask = match &mut dense {
+            Self::Attention(job) => &mut job.mask,
+            Self::Block(job) | Self::TrainStep(job) => &mut job.mask,
+            _ => return None,
+        };
+        let sparse = *mask != MaskKind::Dense;
+        *mask = MaskKind::Dense;
+        sparse.then_some(dense)
+    }
+
+    /// The same in small: starts threads and loads code, so that what a process takes for these
+    /// is not counted as memory of the work.
+    pub fn tiny(&self) -> Self {
+        let mut tiny = self.dense().unwrap_or_else(|| self.clone());
+        match &mut tiny {
+            Self::Attention(job) => job.len = job.len.min(64),
+            Self::Matmul(job) => {
+                (job.m, job.k, job.n) = (job.m.min(64), job.k.min(64), job.n.min(64));
+            }
+            Self::LinearLoss(job) => job.tokens = job.tokens.min(64),
+            Self::Block(job) | Self::TrainStep(job) => job.len = job.len.min(64),
+            Self::Generate(_) | Self::Growth(_) => {}
+        }
+        tiny
+    }
+
+    /// Whether its peak of memory is asked for.
+    pub fn has_memory(&self) -> bool {
+        matches!(
+            self,
+            Self::Attention(_) | Self::LinearLoss(_) | Self::Block(_) | Self::TrainStep(_)
+        )
+    }
+
+    /// # Errors
+    /// [`Error::Config`] for a size of 0 or far too large; what masks and models refuse.
+    pub fn check(&self) -> Result<()> {
+        for (field, value) in self.sizes() {
+            if value == 0 || value > MOST {
+                let expected = format!("from 1 to {MOST}");
+                return Err(Error::config("command line", field, value, expected));
+            }
+        }
+        match self {
+            Self::Attention(job) => {
+                heads(job.heads, job.kv_heads)?;
+                job.mask().map(drop)
+            }
+            Self::Block(job) | Self::TrainStep(job) => {
+                heads(job.heads, job.kv_heads)?;
+                if !job.width.is_multiple_of(job.heads) {
+                    let expected = format!("a divisor of the width {}", job.width);
+                    return Err(Error::config("command line", "heads", job.heads, expected));
+                }
+                job.config().validate()?;
+                job.mask.mixer()?;
+                mask(job.mask, job.batch, job.len, job.heads).map(drop)
+            }
+            Self::Generate(job) => {
+                ModelConfig::from_file(&job.folder.join("config.json")).map(drop)
+            }
+            Self::Growth(job) if job.early >= job.steps => {
+                let expected = format!("below the {} steps of the run", job.steps);
+                Err(Error::config("command line", "early", job.early, expected))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn sizes(&self) -> Vec<(&'static str, usize)> {
+        match self {
+            Self::Attention(j) => vec![
+                ("len", j.len),
+                ("batch", j.batch),
+                ("heads", j.heads),
+                ("kv-heads", j.kv_heads),
+                ("head-dim", j.head_dim),
+            ],
+            Self::Matmul(j) => vec![("batch", j.batch), ("m", j.m), ("k", j.k), ("n", j.n)],
+            Self::LinearLoss(j) => {
+                vec![("tokens", j.tokens), ("width", j.width), ("vocab", j.vocab)]
+            }
+            Self::Block(j) | Self::TrainStep(j) => vec![
+                ("len", j.len),
+                ("batch", j.batch),
+                ("layers", j.layers),
+                ("width", j.width),
+                ("heads", j.heads),
+                ("kv-heads", j.kv_heads),
+                ("vocab", j.vocab),
+            ],
+            Self::Generate(j) => vec![("prompt", j.prompt), ("new", j.new)],
+            Self::Growth(j) => vec![
+                ("steps", j.steps as usize),
+                ("early", j.early as usize),
+                ("longest", j.longest),
+                ("width", j.width),
+            ],
+        }
+    }
+}
+
+fn heads(heads: usize, kv_heads: usize) -> Result<()> {
+    if heads.is_multiple_of(kv_heads) {
+        return Ok(());
+    }
+    let expected = format!("a divisor of the {heads} query heads");
+    Err(Error::config("command line", "kv-heads", kv_heads, expected))
+}
+
+impl AttentionJob {
+    /// # Errors
+    /// What masks refuse.
+    pub fn mask(&self) -> Result<Mask> {
+        mask(self.mask, self.batch, self.len, self.heads)
+    }
+}
+
+fn mask(kind: MaskKind, batch: usize, len: usize, heads: usize) -> Result<Mask> {
+    let tokens = TokenMeta::contiguous(batch, len, 0);
+    let mask = Mask::new(kind.spec(), tokens.clone(), tokens, heads)?;
+    Ok(mask)
+}
+
+impl MaskKind {
+    /// The rules for the kernels.
+    pub fn spec(self) -> MaskSpec {
+        match self {
+            Self::Dense => MaskSpec::causal(),
+            Self::Window { window, sinks } => {
+                MaskSpec::causal().with_window(Some(window)).with_sinks(sinks)
+            }
+            Self::Longlora { parts } => MaskSpec::causal()
+                .with_groups(LongLoraConfig::new().with_group_ratio(parts).groups()),
+        }
+    }
+
+    /// The mixer of a model.
+    ///
+    /// # Errors
+    /// For windows, which a Llama does not have.
+    pub fn mixer(self) -> Result<MixerConfig> {
+        match self {
+            Self::Dense => Ok(MixerConfig::Dense),
+            Self::Window { .. } => Err(Error::Unsupported {
+                what: "a Llama with a window".into(),
+                remedy: "measure windows by `longburn bench attention`".into(),
+            }),
+            Self::Longlora { parts } => {
+                Ok(MixerConfig::LongLora(LongLoraConfig::new().with_group_ratio(parts)))
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for MaskKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Dense => f.write_str("dense"),
+            Self::Window { window, sinks: 0 } => write!(f, "window {window}"),
+            Self::Window { window, sinks } => write!(f, "window {window}, {sinks} sinks"),
+            Self::Longlora { parts } => write!(f, "LongLoRA groups of 1/{parts}"),
+        }
+    }
+}
+
+impl ModelJob {
+    /// The decoder: a Llama.
+    pub fn config(&self) -> ModelConfig {
+        ModelConfig::llama(self.vocab, self.width, self.layers, self.heads)
+            .with_kv_heads(self.kv_heads)
+            .with_max_positions(self.len.max(2048))
+    }
+}
+
+fn output_name(layout: &Layout) -> String {
+    match layout {
+        Layout::Nn => "A·B",
+        Layout::Nt => "A·Bᵀ",
+        Layout::Tn => "Aᵀ·B",
+    }
+    .into()
+}

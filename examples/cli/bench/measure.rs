@@ -1,0 +1,306 @@
+//! The measurement: all sides in turn, medians, and a check that all compute the same.
+
+use super::args::{MeasureArgs, PeerName};
+use super::cost::Cost;
+use super::job::Job;
+use super::row::{Ceiling, Machine, Peer, Row, median};
+use super::torch::{Torch, TorchPeer};
+use super::work::{Probe, Side, Work, work};
+use super::{ceiling, machine, memory};
+use crate::Globals;
+use burn::tensor::Device;
+use longburn::models::SaveOptions;
+use longburn::{Error, Result};
+use std::path::Path;
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// A sample lasts at least so long, seconds: it repeats work that is done sooner.
+const SAMPLE: f64 = 0.05;
+/// The samples of a row may take so long, seconds, beyond the least number of them.
+const BUDGET: f64 = 60.0;
+/// Least samples per side, unless fewer are asked for.
+const LEAST: usize = 5;
+/// Between two turns: threads of the side before go to sleep.
+const PAUSE: Duration = Duration::from_millis(20);
+/// RMS of a difference over RMS, between two sides in f32: sums of another order.
+const SAME: f64 = 1e-3;
+
+/// All that measurements of one run share.
+pub struct Bench<'a> {
+    args: &'a MeasureArgs,
+    globals: &'a Globals,
+    device: Device,
+    torch: Torch,
+    ceiling: Ceiling,
+    machine: Machine,
+}
+
+enum Runner {
+    Here(Box<dyn Work>),
+    Python(TorchPeer),
+}
+
+impl Runner {
+    fn run(&mut self, times: usize) -> Result<f64> {
+        match self {
+            Self::Here(work) => work.run(times),
+            Self::Python(peer) => peer.run(times),
+        }
+    }
+}
+
+/// A peer while it is measured.
+struct Rival {
+    runner: Runner,
+    timed: Timed,
+}
+
+/// What is left of it.
+struct Timed {
+    name: PeerName,
+    version: String,
+    difference: Option<f64>,
+    samples: Vec<f64>,
+}
+
+impl<'a> Bench<'a> {
+    /// Opens the device and measures the ceiling.
+    ///
+    /// # Errors
+    /// A device or a Python that is not there, settings out of range.
+    pub fn new(args: &'a MeasureArgs, globals: &'a Globals) -> Result<Self> {
+        args.check()?;
+        let device = globals.device.open()?;
+        let torch = args.torch();
+        let in_python = args.peer.iter().any(|peer| peer.in_python());
+        let ceiling = ceiling::measure(&device, args.ceiling_side, in_python.then_some(&torch))?;
+        Ok(Self { args, globals, device, torch, ceiling, machine: machine::machine() })
+    }
+
+    /// One row with the peers that were asked for.
+    ///
+    /// # Errors
+    /// As [`row_with`](Bench::row_with).
+    pub fn row(&self, job: &Job) -> Result<Row> {
+        self.row_with(job, &self.args.peer)
+    }
+
+    /// One row; every side starts from the same inputs and weights.
+    ///
+    /// # Errors
+    /// A job that cannot be, a peer that does not do it, and [`Error::Evaluation`] where two sides
+    /// do not compute the same.
+    pub fn row_with(&self, job: &Job, peers: &[PeerName]) -> Result<Row> {
+        job.check()?;
+        let cost = Cost::of(job)?;
+        for peer in peers {
+            peer.check(job)?;
+        }
+        if let Job::Growth(_) = job {
+            return self.growth(job);
+        }
+        let saved = self.weights(job)?;
+        let folder = saved.as_ref().map(TempDir::path);
+        let mut ours = work(job, Side::Longburn, &self.device)?;
+        let found = ours.probe()?;
+        let mut rivals = Vec::new();
+        for name in peers {
+            rivals.push(self.rival(*name, job, folder, &found)?);
+        }
+        let samples = take_turns(&mut *ours, &mut rivals, self.args.repeats)?;
+        // What all hold is not needed while other processes are measured.
+        drop(ours);
+        let timed: Vec<Timed> = rivals.into_iter().map(|rival| rival.timed).collect();
+        let peak = self.peak(job, None, folder)?;
+        let mut row = self.summary(job, &cost, samples, peak);
+        for peer in timed {
+            let peak = self.peak(job, Some(peer.name), folder)?;
+            row.peers.push(peer.summary(row.seconds, row.peak_bytes, peak));
+        }
+        Ok(row)
+    }
+
+    /// The weights that all sides start from, for those in other processes.
+    fn weights(&self, job: &Job) -> Result<Option<TempDir>> {
+        let (Job::Block(model) | Job::TrainStep(model)) = job else { return Ok(None) };
+        let dir = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
+        let decoder = super::work::decoder(model, &self.device)?;
+        decoder.save(dir.path(), &SaveOptions::default())?;
+        Ok(Some(dir))
+    }
+
+    fn rival(
+        &self,
+        name: PeerName,
+        job: &Job,
+        folder: Option<&Path>,
+        found: &Probe,
+    ) -> Result<Rival> {
+        let dense = if name.is_dense() { job.dense() } else { None };
+        let job = dense.as_ref().unwrap_or(job);
+        let (runner, version, theirs) = if name.in_python() {
+            let mut peer = self.torch.start(job, code(name), folder)?;
+            let (version, probe) = (peer.version.clone(), std::mem::take(&mut peer.probe));
+            (Runner::Python(peer), version, probe)
+        } else {
+            let (side, version) = match name {
+                PeerName::Stock => (Side::Stock, format!("burn {}", crate::doctor::BURN)),
+                _ => (Side::Longburn, format!("longburn {}", env!("CARGO_PKG_VERSION"))),
+            };
+            let mut work = work(job, side, &self.device)?;
+            let probe = work.probe()?;
+            (Runner::Here(work), version, probe)
+        };
+        let difference = match name.is_dense() {
+            true => None,
+            false => Some(same(&name.name(), found, &theirs)?),
+        };
+        Ok(Rival { runner, timed: Timed { name, version, difference, samples: Vec::new() } })
+    }
+
+    fn peak(
+        &self,
+        job: &Job,
+        peer: Option<PeerName>,
+        folder: Option<&Path>,
+    ) -> Result<Option<u64>> {
+        if self.args.no_memory || !job.has_memory() {
+            return Ok(None);
+        }
+        let dense = if peer.is_some_and(PeerName::is_dense) { job.dense() } else { None };
+        let job = dense.as_ref().unwrap_or(job);
+        match peer {
+            None | Some(PeerName::Dense) => memory::peak(job, Side::Longburn, self.globals),
+            Some(PeerName::Stock) => memory::peak(job, Side::Stock, self.globals),
+            Some(name) => self.torch.memory(job, code(name), folder),
+        }
+    }
+
+    fn growth(&self, job: &Job) -> Result<Row> {
+        let said = memory::other_process(job, Side::Longburn, self.globals)?;
+        let peak = |i: usize| said["peaks"][i].as_f64();
+        let seconds = said["seconds"].as_f64().unwrap_or(f64::NAN);
+        let mut row = self.summary(job, &Cost::default(), vec![seconds], said["peaks"][1].as_u64());
+        row.growth = peak(0).zip(peak(1)).map(|(early, end)| end / early);
+        Ok(row)
+    }
+
+    fn summary(&self, job: &Job, cost: &Cost, samples: Vec<f64>, peak: Option<u64>) -> Row {
+        let seconds = median(&samples);
+        let speed = cost.flops / seconds;
+        let computes = cost.flops > 0.0;
+        let roof = || {
+            let by_memory = self.ceiling.bytes_per_second * cost.flops / cost.bytes;
+            self.ceiling.gemm_flops_per_second.min(by_memory)
+        };
+        let tokens = match job {
+            Job::TrainStep(job) => Some(job.batch * job.len),
+            Job::Generate(job) => Some(job.new),
+            _ => None,
+        };
+        Row {
+            what: job.what().into(),
+            case: job.case(),
+            shape: job.shape(),
+            dtype: "f32".into(),
+            device: self.globals.device.to_string(),
+            threads: rayon::current_num_threads(),
+            machine: self.machine.clone(),
+            seconds,
+            samples,
+            flops: cost.flops,
+            flops_per_second: speed,
+            bytes: cost.bytes,
+            peak_bytes: peak,
+            pairs: cost.pairs,
+            density: cost.density,
+            causal_share: cost.causal_share,
+            ceiling: computes.then(|| self.ceiling.clone()),
+            share: computes.then(|| speed / roof()),
+            tokens_per_second: tokens.map(|tokens| tokens as f64 / seconds),
+            growth: None,
+            peers: Vec::new(),
+        }
+    }
+}
+
+impl Timed {
+    fn summary(self, ours: f64, our_peak: Option<u64>, peak: Option<u64>) -> Peer {
+        let seconds = median(&self.samples);
+        Peer {
+            name: self.name.name(),
+            version: self.version,
+            seconds,
+            samples: self.samples,
+            peak_bytes: peak,
+            ratio: seconds / ours,
+            memory_ratio: peak.zip(our_peak).map(|(theirs, ours)| theirs as f64 / ours as f64),
+            difference: self.difference,
+        }
+    }
+}
+
+/// Which code the script is to use.
+fn code(name: PeerName) -> &'static str {
+    if name == PeerName::TorchFlex { "flex" } else { "sdpa" }
+}
+
+/// Ours, each peer, ours, each peer ...; samples of ours.
+fn take_turns(ours: &mut dyn Work, rivals: &mut [Rival], repeats: usize) -> Result<Vec<f64>> {
+    // All have run once for their results; this run tells how long they take.
+    let mut round = 0.0;
+    let mut times = |seconds: f64| {
+        let times = (SAMPLE / seconds.max(1e-9)).ceil().clamp(1.0, 1e4) as usize;
+        round += seconds * times as f64;
+        times
+    };
+    let of_ours = times(ours.run(1)?);
+    let mut of_rivals = Vec::new();
+    for rival in rivals.iter_mut() {
+        of_rivals.push(times(rival.runner.run(1)?));
+    }
+    let affordable = (BUDGET / round) as usize;
+    let repeats = repeats.min(affordable.max(LEAST));
+    let mut samples = Vec::with_capacity(repeats);
+    for _ in 0..repeats {
+        std::thread::sleep(PAUSE);
+        samples.push(ours.run(of_ours)?);
+        for (rival, times) in rivals.iter_mut().zip(&of_rivals) {
+            std::thread::sleep(PAUSE);
+            rival.timed.samples.push(rival.runner.run(*times)?);
+        }
+    }
+    Ok(samples)
+}
+
+/// Largest difference over all results.
+fn same(peer: &str, ours: &Probe, theirs: &Probe) -> Result<f64> {
+    let mut most = 0f64;
+    for (name, values) in ours {
+        let other = theirs.iter().find(|(other, _)| other == name).map(|(_, values)| values);
+        let difference = match other {
+            Some(other) if other.len() == values.len() => difference(values, other),
+            _ => f64::NAN,
+        };
+        if difference.is_nan() || difference > SAME {
+            return Err(Error::Evaluation {
+                what: format!("the difference of `{name}` between Longburn and peer {peer}"),
+                value: difference,
+                remedy: format!(
+                    "one of the two is wrong: at most {SAME} is a matter of rounding; please report it"
+                ),
+            });
+        }
+        most = most.max(difference);
+    }
+    Ok(most)
+}
+
+/// RMS of the difference over RMS of the second.
+fn difference(a: &[f32], b: &[f32]) -> f64 {
+    let square = |x: f64| x * x;
+    let apart: f64 = a.iter().zip(b).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    let size: f64 = b.iter().map(|b| square(f64::from(*b))).sum();
+    if size == 0.0 { apart.sqrt() } else { (apart / size).sqrt() }
+}

@@ -1,0 +1,192 @@
+//! The page as Markdown.
+
+use super::groups;
+use super::targets::{Bound, TARGETS, Verdict};
+use crate::bench::row::{Peer, Row};
+use crate::bench::table::time;
+use longburn::training::plan::bytes;
+use longburn::training::report::{Cell, Table};
+
+const HEAD: &str = "# Performance
+
+<!-- Generated from docs/results/performance by `longburn bench page`. -->
+
+Speed and memory on a CPU, beside plain Burn, PyTorch and `transformers`. All sides of a row run in turn
+in one process run, on the same number of threads, from the same inputs and weights; before that their
+results are compared, and a difference beyond rounding ends the measurement. A ratio is the other's time
+over Longburn's: **above 1 Longburn is faster.**
+
+```text
+longburn bench attention --len 4096 --backward --peer stock --peer torch
+longburn bench suite --out results.json --model MODEL --python python3
+longburn bench compare before.json after.json
+```
+";
+
+const METHOD: &str = "
+## Method
+
+- *Time.* Every side has run before the first sample. Then Longburn, the first peer, the second peer and
+  so on take turns, with a pause of 20 ms between them; a sample repeats short work for at least 50 ms.
+  Given is the median of 5 to 11 samples; the files have them all.
+- *Operations.* Multiplications and additions of visible query-key pairs only: 4·D per pair and head
+  forward, 2.5 times that backward (scores again, and four gradients). Products count 2·m·k·n. A block
+  and a training step count products, forward and twice backward, and attention; norms, rotation,
+  activation and the update are not counted.
+- *Ceiling.* In the same run the machine multiplies two f32 matrices of 2048², by every program that
+  takes part (the fastest counts), and sweeps `a = b + s·c` over arrays of 64 MiB. The roofline is the smaller of that product's
+  speed and bandwidth times operations per byte, where bytes are inputs and outputs, read or written
+  once; *share* is what was reached of it.
+- *Peak.* Most memory beyond inputs (for a training step: beyond weights and moments), as the system
+  counts it for a process of its own per side, after a small warm-up and with an allocator that gives
+  back what is freed.
+- *Attention* gets the gradient of its output and returns those of q, k and v. Stock Burn is
+  `softmax(q·kᵀ + mask)·v` and autodiff. PyTorch is `scaled_dot_product_attention`, causal where the mask
+  is dense, with a boolean mask for windows, and by groups as rows for LongLoRA.
+- *Training step.* Longburn's side is the public trainer with all its checks. PyTorch's is a Llama out of
+  its own functions with fused AdamW. The losses of three steps agree.
+- *Sparse masks.* `dense` is Longburn itself without the gaps; its ratio is what sparsity saves. Choosing
+  blocks is no part of it: these masks are known beforehand.
+- The peers' code is `benches/peers/torch_cpu.py`, which can also be run by hand.
+";
+
+const SECTIONS: [(&str, &str); 7] = [
+    ("attention", "Attention"),
+    ("matmul", "Products of matrices (m x k x n)"),
+    ("linear-loss", "Linear layer and cross-entropy"),
+    ("block", "One block"),
+    ("train-step", "Training step"),
+    ("generate", "Generation"),
+    ("growth", "Growth of memory"),
+];
+
+/// `image` says whether the drawing was made.
+pub fn page(rows: &[Row], image: bool) -> String {
+    let mut page = HEAD.to_string();
+    if rows.is_empty() {
+        page += "\nNothing has been measured yet.\n\n";
+        page += &format!("## Targets\n\n{}", targets(&[]));
+    }
+    for (i, group) in groups(rows).iter().enumerate() {
+        page += &machine(group);
+        page += &format!("### Targets\n\n{}", targets(group));
+        if image && i == 0 {
+            page += "\n![Causal attention, forward and backward: GFLOP/s by length]\
+                     (images/performance.svg)\n";
+        }
+        for (what, title) in SECTIONS {
+            let rows: Vec<&Row> = group.iter().copied().filter(|row| row.what == what).collect();
+            if !rows.is_empty() {
+                page += &format!("\n### {title}\n\n{}", table(&rows));
+            }
+        }
+    }
+    page + METHOD
+}
+
+fn machine(rows: &[&Row]) -> String {
+    let first = rows[0];
+    let m = &first.machine;
+    let mut text = format!(
+        "\n## {}, {} threads\n\n{} cores, {}, {}; longburn {} ({} build), device {}, {}.\n",
+        m.cpu,
+        first.threads,
+        m.cores,
+        m.simd.join(", "),
+        m.system,
+        m.longburn,
+        m.build,
+        first.device,
+        first.dtype,
+    );
+    let mut versions: Vec<&str> =
+        rows.iter().flat_map(|row| &row.peers).map(|peer| peer.version.as_str()).collect();
+    versions.sort_unstable();
+    versions.dedup();
+    versions.retain(|version| !version.starts_with("longburn"));
+    if !versions.is_empty() {
+        text += &format!("Peers: {}.\n", versions.join("; "));
+    }
+    if let Some(c) = rows.iter().find_map(|row| row.ceiling.as_ref()) {
+        text += &format!(
+            "Ceiling: {:.0} GFLOP/s (largest product, by {}), {:.1} GB/s.\n",
+            c.gemm_flops_per_second / 1e9,
+            c.gemm_by,
+            c.bytes_per_second / 1e9
+        );
+    }
+    text + "\n"
+}
+
+fn targets(rows: &[&Row]) -> String {
+    let mut table = Table::new(["Target", "Needed", "Found", "Verdict"]);
+    for target in &TARGETS {
+        let (verdict, ends) = target.judge(rows);
+        let needed = match target.bound {
+            Bound::AtLeast(x) => format!("≥ {x}"),
+            Bound::AtMost(x) => format!("≤ {x}"),
+        };
+        let found = match ends {
+            None => "–".to_string(),
+            Some([worst, best]) if worst.0 == best.0 => format!("{:.2}", worst.1),
+            Some([worst, best]) => format!("{:.2} ({}) to {:.2}", worst.1, worst.0, best.1),
+        };
+        let verdict = match verdict {
+            Verdict::Met => "met".to_string(),
+            Verdict::NotMet => "**not met**".to_string(),
+            Verdict::Lacking(cases) if cases == target.cases => "not measured".to_string(),
+            Verdict::Lacking(cases) => format!("{cases} of {} cases not measured", target.cases),
+        };
+        table.push([Cell::from(target.text), needed.into(), found.into(), verdict.into()]);
+    }
+    table.to_markdown()
+}
+
+/// What a row has in a column.
+type Column = fn(&Row) -> Option<String>;
+
+fn table(rows: &[&Row]) -> String {
+    let mut titles = vec!["Case", "Sizes", "Time"];
+    let has = |of: fn(&Row) -> bool| rows.iter().any(|row| of(row));
+    let columns: [(&str, bool, Column); 6] = [
+        ("GFLOP/s", has(|row| row.flops > 0.0), |row| {
+            (row.flops > 0.0).then(|| format!("{:.1}", row.flops_per_second / 1e9))
+        }),
+        ("Share", has(|row| row.share.is_some()), |row| {
+            row.share.map(|share| format!("{:.0} %", 100.0 * share))
+        }),
+        ("Tokens/s", has(|row| row.tokens_per_second.is_some()), |row| {
+            row.tokens_per_second.map(|speed| format!("{speed:.1}"))
+        }),
+        ("Of causal", has(|row| row.causal_share.is_some_and(|share| share < 0.999)), |row| {
+            row.causal_share.map(|share| format!("{:.1} %", 100.0 * share))
+        }),
+        ("Peak", has(|row| row.peak_bytes.is_some()), |row| row.peak_bytes.map(bytes)),
+        ("Growth", has(|row| row.growth.is_some()), |row| {
+            row.growth.map(|growth| format!("{growth:.3}"))
+        }),
+    ];
+    let shown: Vec<_> = columns.into_iter().filter(|(_, there, _)| *there).collect();
+    titles.extend(shown.iter().map(|(title, ..)| *title));
+    let any_peer = has(|row| !row.peers.is_empty());
+    if any_peer {
+        titles.push("Ratios");
+    }
+    let mut table = Table::new(titles);
+    for row in rows {
+        let mut cells: Vec<Cell> =
+            vec![row.case.as_str().into(), row.shape.as_str().into(), time(row.seconds).into()];
+        cells.extend(shown.iter().map(|(.., text)| Cell::from(text(row))));
+        if any_peer {
+            let peers: Vec<String> = row.peers.iter().map(peer).collect();
+            cells.push(peers.join("; ").into());
+        }
+        table.push(cells);
+    }
+    table.to_markdown()
+}
+
+fn peer(peer: &Peer) -> String {
+    let memory = peer.memory_ratio.map_or(String::new(), |ratio| format!(" (memory {ratio:.1})"));
+    format!("{} {:.2}{memory}", peer.name, peer.ratio)
+}

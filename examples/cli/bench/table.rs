@@ -1,0 +1,74 @@
+//! Rows for people.
+
+use super::args::MeasureArgs;
+use super::job::Job;
+use super::measure::Bench;
+use super::row::{Results, Row};
+use crate::{Globals, output};
+use longburn::Result;
+use longburn::training::plan::bytes;
+
+/// Measure jobs one after another, show each as it is done, and keep them where asked for.
+///
+/// # Errors
+/// What [`Bench`] says; rows before an error are shown, but in no file.
+pub fn measure(jobs: &[Job], args: &MeasureArgs, globals: &Globals) -> Result<()> {
+    for job in jobs {
+        job.check()?;
+        for peer in &args.peer {
+            peer.check(job)?;
+        }
+    }
+    let bench = Bench::new(args, globals)?;
+    let mut results = Results::default();
+    for job in jobs {
+        let row = bench.row(job)?;
+        if !globals.json {
+            output::print(&text(&row))?;
+        }
+        results.rows.push(row);
+    }
+    if let Some(out) = &args.out {
+        results.write(out)?;
+    }
+    if globals.json { output::json(&output::value(&results)) } else { Ok(()) }
+}
+
+/// A row in lines.
+pub fn text(row: &Row) -> String {
+    let mut text = format!("{}, {}, {}\n", row.what, row.case, row.shape);
+    let mut line = |name: &str, seconds: f64, peak: Option<u64>, rest: String| {
+        let peak = peak.map_or(String::new(), |peak| format!(", {}", bytes(peak)));
+        text += &format!("  {name:<13} {}{peak}{rest}\n", time(seconds));
+    };
+    let mut rest = String::new();
+    if row.flops > 0.0 {
+        rest += &format!(", {:.1} GFLOP/s", row.flops_per_second / 1e9);
+    }
+    if let Some(share) = row.share {
+        rest += &format!(", {:.0} % of the ceiling", 100.0 * share);
+    }
+    if let Some(speed) = row.tokens_per_second {
+        rest += &format!(", {speed:.1} tokens/s");
+    }
+    if let Some(growth) = row.growth {
+        rest += &format!(", peak grows {growth:.3} times");
+    }
+    line("longburn", row.seconds, row.peak_bytes, rest);
+    for peer in &row.peers {
+        let memory = peer.memory_ratio.map_or(String::new(), |r| format!(", memory ratio {r:.2}"));
+        let same = peer.difference.map_or(String::new(), |d| format!(", differs by {d:.0e}"));
+        let rest = format!(", ratio {:.2}{memory}{same} ({})", peer.ratio, peer.version);
+        line(&peer.name, peer.seconds, peer.peak_bytes, rest);
+    }
+    text
+}
+
+/// Seconds, or parts of them.
+pub fn time(seconds: f64) -> String {
+    match seconds {
+        s if s >= 1.0 => format!("{s:.2} s"),
+        s if s >= 1e-3 => format!("{:.2} ms", s * 1e3),
+        s => format!("{:.1} µs", s * 1e6),
+    }
+}

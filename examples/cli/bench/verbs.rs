@@ -1,0 +1,122 @@
+//! Verbs that measure single operations.
+
+use super::args::{MaskArgs, MeasureArgs};
+use super::job::{AttentionJob, Job, Layout, LossJob, MatmulJob};
+use super::table::measure;
+use crate::Globals;
+use clap::Args;
+use longburn::Result;
+
+/// Attention: the kernel beside plain Burn and PyTorch
+///
+/// Forward, or forward and backward; the mask's visible pairs alone are counted as operations,
+/// 4·D per pair forward and 2.5 times that backward.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  longburn bench attention --len 4096 --backward --peer stock
+  longburn bench attention --len 1024,4096 --heads 8 --kv-heads 2 --peer torch --json
+  longburn bench attention --len 8192 --mask window --window 512 --sinks 4 --peer dense")]
+pub struct AttentionArgs {
+    /// Tokens; a list gives a row each
+    #[arg(long, value_delimiter = ',', default_value = "4096", value_name = "N,..")]
+    len: Vec<usize>,
+    /// Rows
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    batch: usize,
+    /// Query heads
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    heads: usize,
+    /// Key and value heads; as many as query heads where not given
+    #[arg(long, value_name = "N")]
+    kv_heads: Option<usize>,
+    /// Width of a head; a list gives a row each
+    #[arg(long, value_delimiter = ',', default_value = "64", value_name = "N,..")]
+    head_dim: Vec<usize>,
+    #[command(flatten)]
+    mask: MaskArgs,
+    /// The backward pass, too
+    #[arg(long)]
+    backward: bool,
+    #[command(flatten)]
+    measure: MeasureArgs,
+}
+
+impl AttentionArgs {
+    pub fn run(&self, globals: &Globals) -> Result<()> {
+        let mut jobs = Vec::new();
+        for &head_dim in &self.head_dim {
+            for &len in &self.len {
+                jobs.push(Job::Attention(AttentionJob {
+                    len,
+                    batch: self.batch,
+                    heads: self.heads,
+                    kv_heads: self.kv_heads.unwrap_or(self.heads),
+                    head_dim,
+                    mask: self.mask.kind(),
+                    backward: self.backward,
+                }));
+            }
+        }
+        measure(&jobs, &self.measure, globals)
+    }
+}
+
+/// Products of matrices, as layers compute them
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  longburn bench matmul --m 512 --k 512 --n 512 --peer torch
+  longburn bench matmul --m 4096 --k 256 --n 688 --layout nt")]
+pub struct MatmulArgs {
+    /// Rows of the product
+    #[arg(long, value_name = "N")]
+    m: usize,
+    /// Length of the sums
+    #[arg(long, value_name = "N")]
+    k: usize,
+    /// Columns of the product
+    #[arg(long, value_name = "N")]
+    n: usize,
+    /// Products at once
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    batch: usize,
+    /// How the factors lie in memory
+    #[arg(long, default_value = "nn")]
+    layout: Layout,
+    #[command(flatten)]
+    measure: MeasureArgs,
+}
+
+impl MatmulArgs {
+    pub fn run(&self, globals: &Globals) -> Result<()> {
+        let Self { m, k, n, batch, layout, .. } = *self;
+        measure(&[Job::Matmul(MatmulJob { batch, m, k, n, layout })], &self.measure, globals)
+    }
+}
+
+/// A linear layer and the cross-entropy of its output, forward and backward
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  longburn bench linear-loss --tokens 4096 --width 256 --vocab 4096 --peer stock --peer torch")]
+pub struct LossArgs {
+    /// Tokens
+    #[arg(long, default_value_t = 4096, value_name = "N")]
+    tokens: usize,
+    /// Width of a token
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    width: usize,
+    /// Words
+    #[arg(long, default_value_t = 4096, value_name = "N")]
+    vocab: usize,
+    #[command(flatten)]
+    measure: MeasureArgs,
+}
+
+impl LossArgs {
+    pub fn run(&self, globals: &Globals) -> Result<()> {
+        let Self { tokens, width, vocab, .. } = *self;
+        measure(&[Job::LinearLoss(LossJob { tokens, width, vocab })], &self.measure, globals)
+    }
+}

@@ -1,0 +1,99 @@
+//! Jobs as code that runs here: Longburn's way, and that of a plain Burn program.
+
+mod attention;
+mod generate;
+mod loss;
+mod matmul;
+mod model;
+
+pub use model::decoder;
+
+use super::inputs;
+use super::job::Job;
+use burn::tensor::{DType, Device, Tensor};
+use longburn::{Error, Result};
+use std::time::Instant;
+
+/// Whose code runs in this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Side {
+    Longburn,
+    /// Tensor operations and autodiff of Burn alone.
+    Stock,
+}
+
+/// Some elements of every result, by name.
+pub type Probe = Vec<(String, Vec<f32>)>;
+
+/// One side of a comparison.
+pub trait Work {
+    /// Seconds per run, over so many runs.
+    ///
+    /// # Errors
+    /// What the code under measurement refuses.
+    fn run(&mut self, times: usize) -> Result<f64>;
+
+    /// Runs once; what came out.
+    ///
+    /// # Errors
+    /// As [`run`](Work::run).
+    fn probe(&mut self) -> Result<Probe>;
+}
+
+/// A result that nobody has looked at yet: looking costs time that is not the work's.
+type Lazy = (&'static str, Box<dyn FnOnce() -> Vec<f32>>);
+
+fn lazy<const D: usize>(name: &'static str, x: Tensor<D>) -> Lazy {
+    (name, Box::new(move || x.cast(DType::F32).into_data().iter::<f32>().collect()))
+}
+
+/// Work that is one call after another of the same function.
+struct Calls<F> {
+    device: Device,
+    call: F,
+}
+
+impl<F: FnMut() -> Result<Vec<Lazy>>> Work for Calls<F> {
+    fn run(&mut self, times: usize) -> Result<f64> {
+        let start = Instant::now();
+        for _ in 0..times {
+            drop((self.call)()?);
+        }
+        self.device.sync().map_err(|e| Error::Unsupported {
+            what: format!("the device failed: {e:?}"),
+            remedy: "see `longburn doctor`".into(),
+        })?;
+        Ok(start.elapsed().as_secs_f64() / times as f64)
+    }
+
+    fn probe(&mut self) -> Result<Probe> {
+        let found = (self.call)()?;
+        Ok(found.into_iter().map(|(name, x)| (name.into(), inputs::probe(&x()))).collect())
+    }
+}
+
+fn calls<'a>(device: &Device, call: impl FnMut() -> Result<Vec<Lazy>> + 'a) -> Box<dyn Work + 'a> {
+    Box::new(Calls { device: device.clone(), call })
+}
+
+/// Make the inputs of a job, ready to run.
+///
+/// # Errors
+/// [`Error::Unsupported`] where a side does not do the job; what shapes and checkpoints are
+/// refused for.
+pub fn work(job: &Job, side: Side, device: &Device) -> Result<Box<dyn Work>> {
+    match (job, side) {
+        (Job::Attention(job), Side::Longburn) => attention::ours(job, device),
+        (Job::Attention(job), Side::Stock) => attention::stock(job, device),
+        (Job::Matmul(job), Side::Longburn) => Ok(matmul::ours(job, device)),
+        (Job::LinearLoss(job), Side::Longburn) => Ok(loss::ours(job, device)),
+        (Job::LinearLoss(job), Side::Stock) => Ok(loss::stock(job, device)),
+        (Job::Block(job), Side::Longburn) => model::block(job, device),
+        (Job::TrainStep(job), Side::Longburn) => model::train_step(job, device),
+        (Job::Generate(job), Side::Longburn) => generate::ours(job, device),
+        (job, side) => Err(Error::Unsupported {
+            what: format!("{} by {side:?}", job.what()),
+            remedy: "`longburn bench --help` says which peer does what".into(),
+        }),
+    }
+}

@@ -1,0 +1,37 @@
+//! Products of matrices, as layers compute them.
+
+use super::{Work, calls, lazy};
+use crate::bench::inputs;
+use crate::bench::job::{Layout, MatmulJob};
+use burn::tensor::Device;
+
+pub fn ours(job: &MatmulJob, device: &Device) -> Box<dyn Work> {
+    let MatmulJob { batch, m, k, n, layout } = *job;
+    let (a_shape, b_shape) = match layout {
+        Layout::Nn => ([batch, m, k], [batch, k, n]),
+        Layout::Nt => ([batch, m, k], [batch, n, k]),
+        Layout::Tn => ([batch, k, m], [batch, k, n]),
+    };
+    let a = inputs::tensor::<3>(a_shape, 1, 1.0, device);
+    let b = inputs::tensor::<3>(b_shape, 2, 1.0, device);
+    if batch > 1 {
+        return calls(device, move || {
+            let (a, b) = match layout {
+                Layout::Nn => (a.clone(), b.clone()),
+                Layout::Nt => (a.clone(), b.clone().transpose()),
+                Layout::Tn => (a.clone().transpose(), b.clone()),
+            };
+            Ok(vec![lazy("product", a.matmul(b))])
+        });
+    }
+    // As layers call it.
+    let (a, b) = (a.squeeze_dim::<2>(0), b.squeeze_dim::<2>(0));
+    calls(device, move || {
+        let (a, b) = match layout {
+            Layout::Nn => (a.clone(), b.clone()),
+            Layout::Nt => (a.clone(), b.clone().transpose()),
+            Layout::Tn => (a.clone().transpose(), b.clone()),
+        };
+        Ok(vec![lazy("product", a.matmul(b))])
+    })
+}

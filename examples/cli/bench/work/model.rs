@@ -1,0 +1,135 @@
+//! A decoder's block, and a whole training step.
+
+use super::{Probe, Work, calls, lazy};
+use crate::bench::inputs;
+use crate::bench::job::ModelJob;
+use burn::module::Module;
+use burn::tensor::Device;
+use longburn::datasets::Side as Pad;
+use longburn::datasets::{Row, TokenBatch};
+use longburn::kernel::TokenMeta;
+use longburn::models::{Blocks, Decoder, ForwardOptions};
+use longburn::training::{NextToken, TrainConfig, Trainer};
+use longburn::{Error, Result};
+use std::cell::Cell;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Instant;
+
+/// Learning rate of the measured steps; the script of the peer has the same.
+const RATE: f64 = 1e-3;
+
+/// The model that all sides start from.
+///
+/// # Errors
+/// What configurations and mixers refuse.
+pub fn decoder(job: &ModelJob, device: &Device) -> Result<Decoder> {
+    Decoder::new(&job.config(), &job.mask.mixer()?, 0, device)
+}
+
+pub fn block(job: &ModelJob, device: &Device) -> Result<Box<dyn Work>> {
+    let model = decoder(&ModelJob { layers: 1, ..job.clone() }, device)?.train();
+    let shape = [job.batch, job.len, job.width];
+    let x = inputs::tensor::<3>(shape, 1, 1.0, device);
+    let dout = inputs::tensor::<3>(shape, 2, 1.0, device);
+    let tokens = TokenMeta::contiguous(job.batch, job.len, 0);
+    let options = ForwardOptions::train();
+    Ok(calls(device, move || {
+        let x = x.clone().autodiff().require_grad();
+        let place = model.place(&tokens, &x.device());
+        let y = model.block(0, x.clone(), &place, &options, None)?.y;
+        let out = y.clone().inner();
+        let grads = (y * dout.clone().autodiff()).sum().backward();
+        let mut found = vec![lazy("out", out)];
+        found.extend(x.grad(&grads).map(|grad| lazy("dx", grad)));
+        let gate = model.layers[0].mlp.gate_proj.as_ref();
+        let gate = gate.and_then(|gate| gate.weight.val().grad(&grads));
+        found.extend(gate.map(|grad| lazy("dgate", grad)));
+        Ok(found)
+    }))
+}
+
+/// Steps of the public trainer, one at a time: it runs on a thread of its own and waits for leave.
+struct Steps {
+    go: SyncSender<()>,
+    done: Receiver<Result<Done>>,
+}
+
+/// Seconds and loss of a step.
+type Done = (f64, f64);
+
+pub fn train_step(job: &ModelJob, device: &Device) -> Result<Box<dyn Work>> {
+    let (go, leave) = sync_channel(0);
+    let (tell, done) = sync_channel(1);
+    let (job, device) = (job.clone(), device.clone());
+    // Errors in the configuration come at once, not with the first step.
+    drop(decoder(&ModelJob { len: 1, ..job.clone() }, &device)?);
+    let started = std::thread::Builder::new().spawn(move || {
+        if let Err(error) = train(&job, &device, &leave, &tell) {
+            // Nobody listens where the measurement has ended.
+            let _ = tell.send(Err(error));
+        }
+    });
+    started.map_err(|e| Error::io("a thread", e))?;
+    Ok(Box::new(Steps { go, done }))
+}
+
+fn train(
+    job: &ModelJob,
+    device: &Device,
+    leave: &Receiver<()>,
+    tell: &SyncSender<Result<Done>>,
+) -> Result<()> {
+    let model = decoder(job, device)?;
+    let batch = batch(job)?;
+    let started = Cell::new(Instant::now());
+    let mut data = |_: u64, _: u32| -> Result<Option<TokenBatch>> {
+        // Whoever measures has had enough once the channel is closed.
+        if leave.recv().is_err() {
+            return Ok(None);
+        }
+        started.set(Instant::now());
+        Ok(Some(batch.clone()))
+    };
+    let trainer = Trainer::new(TrainConfig::new(1_000_000_000, RATE))?;
+    trainer.fit(model, &NextToken, &mut data, &mut |step| {
+        let _ = tell.send(Ok((started.get().elapsed().as_secs_f64(), step.report.loss)));
+        Ok(())
+    })?;
+    Ok(())
+}
+
+fn batch(job: &ModelJob) -> Result<TokenBatch> {
+    let ids = inputs::ids(job.batch * job.len, job.vocab, 5);
+    let rows = ids.chunks(job.len).map(|row| Row::single(row.to_vec(), None, "bench"));
+    TokenBatch::stack(rows.collect(), Pad::Right, 0)
+}
+
+impl Steps {
+    fn step(&mut self) -> Result<Done> {
+        let gone = || Error::Training("the trainer ended before its time".into());
+        let heard = self.go.send(());
+        match self.done.recv() {
+            Ok(done) => done,
+            Err(_) => {
+                debug_assert!(heard.is_err());
+                Err(gone())
+            }
+        }
+    }
+}
+
+impl Work for Steps {
+    fn run(&mut self, times: usize) -> Result<f64> {
+        let mut seconds = 0.0;
+        for _ in 0..times {
+            seconds += self.step()?.0;
+        }
+        Ok(seconds / times as f64)
+    }
+
+    /// Losses of the first three steps: the third depends on both updates before it.
+    fn probe(&mut self) -> Result<Probe> {
+        let losses = (0..3).map(|_| Ok(self.step()?.1 as f32)).collect::<Result<_>>()?;
+        Ok(vec![("losses".into(), losses)])
+    }
+}

@@ -1,0 +1,174 @@
+//! `longburn bench`: what rows say, that sides which differ are found out, comparisons, the page.
+//! Nothing here says how fast anything is.
+
+mod files;
+mod refusals;
+mod torch;
+
+use assert_cmd::Command;
+use longburn::kernel::{GroupSize, Groups, Mask, MaskSpec, TokenMeta};
+use serde_json::Value;
+
+/// `longburn bench` with few samples and a small ceiling.
+fn bench(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_longburn"));
+    command.env("NO_COLOR", "1").arg("bench").args(args);
+    command
+}
+
+fn quick(args: &[&str]) -> Command {
+    bench(&[args, &["--repeats", "2", "--ceiling-side", "64", "--json"]].concat())
+}
+
+/// The rows of a run that succeeds.
+fn rows(args: &[&str]) -> Vec<Value> {
+    let out = quick(args).assert().success();
+    let said: Value = serde_json::from_slice(&out.get_output().stdout).unwrap();
+    said["rows"].as_array().unwrap().clone()
+}
+
+/// The one row of a run that succeeds.
+fn row(args: &[&str]) -> Value {
+    let rows = rows(args);
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    rows[0].clone()
+}
+
+fn number(row: &Value, field: &str) -> f64 {
+    row[field].as_f64().unwrap_or_else(|| panic!("{field} of {row}"))
+}
+
+fn near(a: f64, b: f64) {
+    assert!((a - b).abs() <= 1e-9 * b.abs(), "{a} is not {b}");
+}
+
+#[test]
+fn a_row_tells_everything_and_its_ratios_are_the_peers_over_ours() {
+    let args = ["attention", "--len", "100", "--heads", "4", "--kv-heads", "2", "--head-dim", "16"];
+    let more = ["--mask", "window", "--window", "7", "--sinks", "2", "--backward"];
+    let peers = ["--peer", "stock", "--peer", "dense", "--threads", "2"];
+    let row = row(&[&args[..], &more, &peers].concat());
+    assert_eq!(row["what"], "attention");
+    assert_eq!(row["case"], "window 7, 2 sinks, forward + backward");
+    assert_eq!(row["shape"], "B1 H4 K2 D16 T100");
+    assert_eq!((&row["dtype"], &row["device"]), (&"f32".into(), &"flex".into()));
+    assert_eq!(row["threads"], 2);
+    assert_eq!(row["machine"]["longburn"], env!("CARGO_PKG_VERSION"));
+    assert!(row["machine"]["cores"].as_u64().unwrap() >= 1);
+    near(number(&row, "flops_per_second"), number(&row, "flops") / number(&row, "seconds"));
+    let ceiling = &row["ceiling"];
+    let roof = (number(ceiling, "bytes_per_second") * number(&row, "flops")
+        / number(&row, "bytes"))
+    .min(number(ceiling, "gemm_flops_per_second"));
+    near(number(&row, "share"), number(&row, "flops_per_second") / roof);
+
+    let peers = row["peers"].as_array().unwrap();
+    assert_eq!(peers.len(), 2);
+    for peer in peers {
+        assert_eq!(peer["samples"].as_array().unwrap().len(), 2);
+        near(number(peer, "ratio"), number(peer, "seconds") / number(&row, "seconds"));
+        if let (Some(ours), Some(theirs)) =
+            (row["peak_bytes"].as_f64().filter(|peak| *peak > 0.0), peer["peak_bytes"].as_f64())
+        {
+            near(number(peer, "memory_ratio"), theirs / ours);
+        }
+    }
+    assert!(number(&peers[0], "difference") < 1e-5, "{peers:?}");
+    // It computes something else.
+    assert!(peers[1]["difference"].is_null());
+}
+
+#[test]
+fn operations_and_densities_are_those_of_the_masks_pairs() {
+    let groups = Groups { size: GroupSize::Ratio(4), shift: true, ragged: false };
+    for (mask, spec) in [
+        (&["--mask", "dense"][..], MaskSpec::causal()),
+        (
+            &["--mask", "window", "--window", "30", "--sinks", "3"],
+            MaskSpec::causal().with_window(Some(30)).with_sinks(3),
+        ),
+        (&["--mask", "longlora", "--groups", "4"], MaskSpec::causal().with_groups(groups)),
+    ] {
+        let tokens = TokenMeta::contiguous(2, 96, 0);
+        let mask_of_it = Mask::new(spec, tokens.clone(), tokens, 4).unwrap();
+        let sizes = ["--len", "96", "--batch", "2", "--heads", "4", "--head-dim", "8"];
+        let args = [&["attention", "--no-memory"][..], &sizes, mask].concat();
+        let forward = row(&args);
+        let pairs = mask_of_it.pairs();
+        assert_eq!(forward["pairs"].as_u64(), Some(pairs), "{mask:?}");
+        near(number(&forward, "density"), mask_of_it.density());
+        let causal = (2 * 4 * 96 * 97 / 2) as f64;
+        near(number(&forward, "causal_share"), pairs as f64 / causal);
+        near(number(&forward, "flops"), 4.0 * 8.0 * pairs as f64);
+        assert!(forward["peak_bytes"].is_null());
+        // q, k, v and out.
+        near(number(&forward, "bytes"), 4.0 * 4.0 * (2 * 4 * 96 * 8) as f64);
+        let both = row(&[&args[..], &["--backward"]].concat());
+        near(number(&both, "flops"), 3.5 * 4.0 * 8.0 * pairs as f64);
+    }
+}
+
+#[test]
+fn stock_burn_takes_the_memory_of_the_scores() {
+    if longburn::training::plan::Resident::read().is_none() {
+        return println!("skipped: the system does not say what is resident");
+    }
+    let row = row(&["attention", "--len", "700", "--heads", "8", "--backward", "--peer", "stock"]);
+    let scores = (8 * 700 * 700 * 4) as f64;
+    let stock = number(&row["peers"][0], "peak_bytes");
+    // Scores and weights are there at one time; without a mask's help no more than ten of them.
+    assert!((2.0 * scores..10.0 * scores).contains(&stock), "{row}");
+    assert!(number(&row, "peak_bytes") < scores, "{row}");
+}
+
+#[test]
+fn products_losses_and_models_are_counted() {
+    let product = row(&["matmul", "--m", "6", "--k", "5", "--n", "7", "--layout", "nt"]);
+    near(number(&product, "flops"), 2.0 * 6.0 * 5.0 * 7.0);
+    near(number(&product, "bytes"), 4.0 * (30 + 35 + 42) as f64);
+    assert_eq!(product["shape"], "6 x 5 x 7");
+
+    let sizes = ["--tokens", "33", "--width", "8", "--vocab", "50"];
+    let loss = row(&[&["linear-loss", "--no-memory", "--peer", "stock"][..], &sizes].concat());
+    near(number(&loss, "flops"), 6.0 * 33.0 * 8.0 * 50.0);
+    assert!(number(&loss["peers"][0], "difference") < 1e-5, "{loss}");
+
+    let sizes = ["--len", "32", "--width", "16", "--heads", "2", "--no-memory"];
+    let masked = ["--mask", "longlora", "--peer", "dense"];
+    let block = row(&[&["block"][..], &sizes, &masked].concat());
+    // Inner width 48; pairs of 32 tokens in groups of 8, shifted: 4 groups, or 3 and two halves.
+    let products = 4.0 * 16.0 * 16.0 + 3.0 * 16.0 * 48.0;
+    let pairs = (4 * 36 + 3 * 36 + 2 * 10) as f64;
+    near(number(&block, "flops"), 6.0 * 32.0 * products + 3.5 * 4.0 * 8.0 * pairs);
+
+    let step = row(&[&["train-step", "--layers", "3", "--vocab", "40"][..], &sizes].concat());
+    let pairs = (2 * 32 * 33 / 2) as f64;
+    let flops = 6.0 * 32.0 * (3.0 * products + 40.0 * 16.0) + 3.0 * 3.5 * 4.0 * 8.0 * pairs;
+    near(number(&step, "flops"), flops);
+    near(number(&step, "tokens_per_second"), 32.0 / number(&step, "seconds"));
+}
+
+#[test]
+fn generation_and_growth_give_rows() {
+    let sizes = ["--prompt", "5", "--new", "4"];
+    let texts = row(&[&["generate", "--random-llama", "20k"][..], &sizes].concat());
+    assert_eq!(texts["case"], "random Llama 20k");
+    near(number(&texts, "tokens_per_second"), 4.0 / number(&texts, "seconds"));
+
+    let growth = row(&["growth", "--steps", "12", "--early", "8", "--longest", "64"]);
+    assert!((1.0..1.5).contains(&number(&growth, "growth")), "{growth}");
+    assert!(growth["ceiling"].is_null() && number(&growth, "peak_bytes") > 0.0);
+}
+
+#[test]
+fn a_list_of_lengths_gives_a_row_each_and_a_file_holds_what_is_printed() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("rows.json");
+    let sizes = ["--len", "3,64", "--heads", "2", "--head-dim", "8,4", "--no-memory"];
+    let rows = rows(&[&["attention", "--out", out.to_str().unwrap()][..], &sizes].concat());
+    let shapes: Vec<&str> = rows.iter().map(|row| row["shape"].as_str().unwrap()).collect();
+    let expected = ["B1 H2 K2 D8 T3", "B1 H2 K2 D8 T64", "B1 H2 K2 D4 T3", "B1 H2 K2 D4 T64"];
+    assert_eq!(shapes, expected);
+    let written: Value = serde_json::from_str(&std::fs::read_to_string(out).unwrap()).unwrap();
+    assert_eq!(written["rows"].as_array().unwrap(), &rows);
+}

@@ -1,0 +1,76 @@
+//! What `longburn bench` refuses, and how.
+
+use super::{bench, quick};
+use serde_json::Value;
+
+/// Kind and message of the error of a run that fails.
+fn refusal(args: &[&str]) -> (String, String) {
+    // Nothing is measured before everything is found to be possible.
+    let out = bench(&[args, &["--json"]].concat()).assert().code(1);
+    let said: Value = serde_json::from_slice(&out.get_output().stdout).unwrap();
+    let text = |field: &str| said["error"][field].as_str().unwrap().to_string();
+    (text("kind"), text("message"))
+}
+
+#[test]
+fn sizes_and_masks_that_cannot_be_are_named() {
+    for (args, kind, says) in [
+        (&["attention", "--len", "0"][..], "config", &["`len`", "is 0"][..]),
+        (
+            &["attention", "--len", "8", "--heads", "6", "--kv-heads", "4"],
+            "config",
+            &["kv-heads", "6"],
+        ),
+        (&["attention", "--len", "8", "--batch", "0"], "config", &["`batch`"]),
+        (&["attention", "--len", "9", "--mask", "longlora"], "kernel", &["9", "4"]),
+        (&["attention", "--len", "8", "--mask", "window", "--window", "0"], "kernel", &["window"]),
+        (&["attention", "--len", "8", "--repeats", "0"], "config", &["`repeats`"]),
+        (&["matmul", "--m", "0", "--k", "1", "--n", "1"], "config", &["`m`"]),
+        (&["matmul", "--m", "1", "--k", "1", "--n", "99999999999"], "config", &["`n`"]),
+        (&["block", "--len", "8", "--width", "10", "--heads", "4"], "config", &["`heads`", "10"]),
+        (
+            &["block", "--len", "8", "--mask", "window", "--window", "4"],
+            "unsupported",
+            &["window", "bench attention"],
+        ),
+        (&["growth", "--steps", "5", "--early", "5"], "config", &["`early`", "5 steps"]),
+        (&["generate", "no-such-folder"], "io", &["no-such-folder"]),
+        (&["page", "--from", "no-such.json"], "io", &["no-such.json"]),
+        (&["compare", "no-a.json", "no-b.json"], "io", &["no-a.json"]),
+    ] {
+        let (got, message) = refusal(args);
+        assert_eq!(got, kind, "{args:?}: {message}");
+        for part in says {
+            assert!(message.contains(part), "{args:?}: {message}");
+        }
+    }
+}
+
+#[test]
+fn words_that_are_unknown_are_answered_with_those_that_are_known() {
+    for (args, known) in [
+        (&["attention", "--mask", "diagonal"][..], "longlora"),
+        (&["attention", "--peer", "jax"], "torch-flex"),
+        (&["matmul", "--m", "1", "--k", "1", "--n", "1", "--layout", "tt"], "nt"),
+        (&["generate", "--random-llama", "7b"], "100m"),
+    ] {
+        let out = quick(args).assert().code(2);
+        let said = String::from_utf8_lossy(&out.get_output().stderr).into_owned();
+        assert!(said.contains(known), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn peers_that_do_something_else_are_refused_with_those_that_would_do() {
+    for (args, others) in [
+        (&["matmul", "--m", "1", "--k", "1", "--n", "1", "--peer", "stock"][..], "torch"),
+        (&["attention", "--len", "8", "--peer", "transformers"], "stock, torch"),
+        // Without gaps there is nothing that sparsity could save.
+        (&["attention", "--len", "8", "--peer", "dense"], "stock"),
+        (&["attention", "--len", "8", "--backward", "--peer", "torch-flex"], "stock"),
+    ] {
+        let (kind, message) = refusal(args);
+        assert_eq!(kind, "unsupported", "{message}");
+        assert!(message.contains(others), "{args:?}: {message}");
+    }
+}

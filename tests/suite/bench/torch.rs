@@ -1,0 +1,85 @@
+//! Peers in Python: the protocol with stand-ins, and the script itself where LONGBURN_PYTHON names
+//! a Python that has torch and transformers.
+
+use super::{number, quick, row};
+use serde_json::Value;
+use std::path::PathBuf;
+use tempfile::TempDir;
+
+const PRODUCT: [&str; 7] = ["matmul", "--m", "2", "--k", "3", "--n", "2"];
+
+fn refusal(python: &str) -> String {
+    let mut command = quick(&[&PRODUCT[..], &["--peer", "torch", "--python", python]].concat());
+    let out = command.assert().code(1);
+    let said: Value = serde_json::from_slice(&out.get_output().stdout).unwrap();
+    said["error"]["message"].as_str().unwrap().to_string()
+}
+
+/// A program that answers every line with `answer`, in place of Python.
+#[cfg(unix)]
+fn stand_in(answer: &str) -> (TempDir, PathBuf) {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("python");
+    let text = format!("#!/bin/sh\nwhile read line; do echo '{answer}'; done\n");
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    (dir, path)
+}
+
+#[test]
+fn a_python_that_is_not_there_is_named_with_the_option() {
+    let message = refusal("/no/such/python");
+    assert!(message.contains("/no/such/python") && message.contains("--python"), "{message}");
+}
+
+#[cfg(unix)]
+#[test]
+fn what_a_peer_says_it_lacks_is_passed_on() {
+    let (_dir, python) = stand_in(r#"{"error": "No module named torch"}"#);
+    let message = refusal(python.to_str().unwrap());
+    assert!(message.contains("No module named torch") && message.contains("--python"), "{message}");
+    let (_dir, python) = stand_in("no JSON");
+    assert!(refusal(python.to_str().unwrap()).contains("--python"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_peer_that_computes_something_else_ends_the_run() {
+    let answer = r#"{"version": "x", "probe": [["product", [1, 2, 3, 4]]], "seconds": 0.5}"#;
+    let (_dir, python) = stand_in(answer);
+    let message = refusal(python.to_str().unwrap());
+    assert!(message.contains("difference of `product`"), "{message}");
+    // Nor may a result be left out.
+    let (_dir, python) = stand_in(r#"{"version": "x", "probe": [], "seconds": 0.5}"#);
+    assert!(refusal(python.to_str().unwrap()).contains("NaN"));
+}
+
+#[test]
+fn pytorch_computes_the_same() {
+    let Some(python) = std::env::var_os("LONGBURN_PYTHON") else {
+        return println!("skipped: LONGBURN_PYTHON names no Python");
+    };
+    let python = python.to_str().unwrap();
+    let attention = ["attention", "--len", "64", "--heads", "4", "--kv-heads", "2", "--backward"];
+    let model = ["--len", "64", "--width", "32", "--heads", "4"];
+    for (case, peer) in [
+        (attention.to_vec(), "torch"),
+        (
+            [&attention[..], &["--mask", "window", "--window", "9", "--sinks", "2"]].concat(),
+            "torch",
+        ),
+        ([&attention[..], &["--mask", "longlora"]].concat(), "torch"),
+        ([&PRODUCT[..], &["--layout", "tn", "--batch", "2"]].concat(), "torch"),
+        (vec!["linear-loss", "--tokens", "40", "--width", "16", "--vocab", "60"], "torch"),
+        ([&["block", "--kv-heads", "2"][..], &model].concat(), "torch"),
+        ([&["train-step", "--vocab", "60"][..], &model].concat(), "torch"),
+        ([&["train-step", "--vocab", "60", "--mask", "longlora"][..], &model].concat(), "torch"),
+        (vec!["generate", "--random-llama", "20k", "--prompt", "9", "--new", "5"], "transformers"),
+    ] {
+        let row = row(&[&case[..], &["--peer", peer, "--python", python]].concat());
+        let difference = number(&row["peers"][0], "difference");
+        println!("{}, {}: {difference:e}", row["what"], row["case"]);
+        assert!(difference < 1e-4, "{row}");
+    }
+}
