@@ -19,7 +19,7 @@ dir = "run"
 fn a_view_that_cannot_be_shown_is_refused_before_anything_is_written() {
     let bench = Bench::new();
     bench.write("run.toml", RECIPE);
-    let said = bench.fails(&["train", "run.toml", "--tui"]);
+    let said = bench.refusal(&["train", "run.toml", "--tui"]);
     let expected = match cfg!(feature = "tui") {
         true => "standard output to be a terminal",
         false => "--features tui",
