@@ -18,7 +18,7 @@ pub use checkpoint::SaveOptions;
 pub use companions::copy_companions;
 pub use config::{Architecture, ExtendMethod, Extension, ModelConfig};
 pub use decoder::{Block, Blocks, Decoder, ForwardOptions, Hidden, Place, ids_tensor};
-pub use generate::{GenerateConfig, Generated, generate, generate_batch};
+pub use generate::{GenerateConfig, Generated, generate, generate_batch, generate_from};
 pub use lora::{LoraConfig, TrainableReport};
 pub use mlp::{Activation, Mlp, MlpConfig};
 pub use norm::{Norm, NormConfig};

@@ -283,7 +283,10 @@ fn check_vacant(out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// All files of `dir`, and `config` as config.json. That comes last: without it, a copy that was
+/// What a checkpoint of a run holds beside the model, and what no longer fits to a copy.
+const OF_A_RUN: [&str; 4] = ["manifest.json", "optimizer.safetensors", "state.json", "recipe.json"];
+
+/// All files of `dir` that belong to the model, and `config` as config.json. That comes last: without it, a copy that was
 /// cut short is no checkpoint.
 fn write_copy(dir: &Path, out: &Path, config: &ModelConfig) -> Result<()> {
     std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
@@ -291,7 +294,8 @@ fn write_copy(dir: &Path, out: &Path, config: &ModelConfig) -> Result<()> {
         let entry = entry.map_err(|e| Error::io(dir, e))?;
         let (from, name) = (entry.path(), entry.file_name());
         let hidden = name.to_string_lossy().starts_with('.');
-        if hidden || name == "config.json" || !from.is_file() {
+        if hidden || name == "config.json" || OF_A_RUN.iter().any(|n| name == *n) || !from.is_file()
+        {
             continue;
         }
         let to = out.join(&name);

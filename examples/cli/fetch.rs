@@ -63,13 +63,13 @@ impl FetchArgs {
         }
         let came: Vec<u64> =
             fetched.files.iter().filter(|file| file.downloaded).map(|file| file.bytes).collect();
-        eprintln!(
+        crate::output::note(format_args!(
             "{repo} at commit {}: {} files downloaded ({}), {} were there",
             fetched.commit,
             came.len(),
             bytes(came.iter().sum()),
             fetched.files.len() - came.len()
-        );
+        ));
         output::print(&format!("{}\n", fetched.dir.display()))
     }
 }

@@ -133,17 +133,19 @@ impl GenerateArgs {
             output::print(&output::value(&done.ids).to_string())?;
         }
         output::print("\n")?;
-        eprintln!(
+        crate::output::note(format_args!(
             "{} tokens after {} of prompt; prefill {:.2} s, then {:.1} tokens/s",
             done.new_tokens, done.prompt_tokens, done.seconds_prefill, done.tokens_per_second
-        );
+        ));
         Ok(())
     }
 }
 
 fn warn_of_length(longest: usize, context: usize) {
     if longest > context {
-        eprintln!("note: {longest} tokens are more than the model's context of {context}");
+        crate::output::note(format_args!(
+            "note: {longest} tokens are more than the model's context of {context}"
+        ));
     }
 }
 

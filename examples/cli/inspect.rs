@@ -86,10 +86,11 @@ impl InspectArgs {
 
 fn model(config: &ModelConfig) -> Value {
     let shapes = config.tensor_shapes();
-    let parameters: usize = shapes.values().map(|shape| shape.iter().product::<usize>()).sum();
+    let parameters: u128 =
+        shapes.values().map(|shape| shape.iter().map(|n| *n as u128).product::<u128>()).sum();
     json!({
         "architecture": config.architecture.model_type(),
-        "parameters": parameters,
+        "parameters": u64::try_from(parameters).unwrap_or(u64::MAX),
         "layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,

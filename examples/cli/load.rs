@@ -31,7 +31,7 @@ pub fn model(dir: &Path, adapter: Option<&Path>, globals: &Globals) -> Result<De
     }
     if globals.explain {
         for line in model.explain(&ForwardOptions::infer(), &device) {
-            eprintln!("{line}");
+            crate::output::note(format_args!("{line}"));
         }
     }
     Ok(model)

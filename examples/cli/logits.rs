@@ -70,11 +70,11 @@ impl LogitsArgs {
                 "device": globals.device.to_string(),
             }));
         }
-        eprintln!(
+        crate::output::note(format_args!(
             "{} rows, {tokens} tokens, vocabulary {vocabulary} -> {}",
             rows.len(),
             self.out.display()
-        );
+        ));
         Ok(())
     }
 }

@@ -113,7 +113,12 @@ impl Verb {
 fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("LONGBURN_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,hf_hub=off"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // They would go to standard error, too, and panic where that is closed.
+        .log_internal_errors(false)
+        .init();
     let mut cli = Cli::parse();
     let globals = &cli.globals;
     let ready = set_threads(globals.threads)

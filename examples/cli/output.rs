@@ -11,6 +11,11 @@ pub fn print(text: &str) -> Result<()> {
     written.map_err(|e| Error::io("standard output", e))
 }
 
+/// A line on standard error. Who closed it has read enough, and what runs goes on.
+pub fn note(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
 /// Write one object, on one line.
 pub fn json(value: &Value) -> Result<()> {
     print(&format!("{value}\n"))

@@ -72,8 +72,9 @@ fn stopped_by_signals() -> Result<Interrupter> {
         if std::mem::replace(&mut asked, true) {
             std::process::exit(INTERRUPTED.into());
         }
-        eprintln!("stopping after this step; a second signal stops at once");
+        // First what counts.
         run.stop(Some("a signal"));
+        output::note(format_args!("stopping after this step; a second signal stops at once"));
     };
     ctrlc::set_handler(handler)
         .map_err(|e| Error::Training(format!("signals cannot be handled: {e}")))?;

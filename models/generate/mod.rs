@@ -69,7 +69,8 @@ pub fn generate<M: Blocks>(
 
 /// Continue several prompts at once; each row is what it would be alone, up to rounding.
 ///
-/// Prompts are padded on the left, which nobody sees. Every new id goes to `on_token` with its
+/// Prompts are padded on the left, which nobody sees; those of different lengths run one after the
+/// other where the rotary frequencies follow the length. Every new id goes to `on_token` with its
 /// row as soon as it is chosen; a row ends at a stop id, at the limit, or when `on_token` breaks.
 /// Draws of row `r` come from the `r`-th stream of the seed, those of [`generate`] from the first.
 ///
@@ -81,19 +82,59 @@ pub fn generate_batch<M: Blocks>(
     model: &M,
     prompts: &[impl AsRef<[u32]>],
     config: &GenerateConfig,
+    on_token: impl FnMut(usize, u32) -> Result<ControlFlow<()>>,
+) -> Result<Vec<Generated>> {
+    generate_from(model, 0, prompts, config, on_token)
+}
+
+/// [`generate_batch`] for prompts that are the `first`-th and following of a longer list: their
+/// draws do not depend on how the list is divided.
+///
+/// # Errors
+/// Those of [`generate_batch`].
+pub fn generate_from<M: Blocks>(
+    model: &M,
+    first: usize,
+    prompts: &[impl AsRef<[u32]>],
+    config: &GenerateConfig,
     mut on_token: impl FnMut(usize, u32) -> Result<ControlFlow<()>>,
 ) -> Result<Vec<Generated>> {
     let sampler = Sampler::new(config)?;
-    let mut rows: Vec<Sequence> = prompts.iter().map(|p| Sequence::new(p.as_ref())).collect();
-    if rows.is_empty() {
-        return Ok(Vec::new());
-    }
-    if let Some(row) = rows.iter().position(|row| row.ids.is_empty()) {
-        let which = if rows.len() == 1 { String::new() } else { format!(" {row}") };
+    let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.as_ref().len()).collect();
+    if let Some(row) = lengths.iter().position(|length| *length == 0) {
+        let which = if lengths.len() == 1 { String::new() } else { format!(" {row}") };
         return Err(Error::Data(format!(
             "prompt{which} is empty; generation needs at least one token"
         )));
     }
+    let mut order: Vec<usize> = (0..prompts.len()).collect();
+    // Where frequencies follow the length, the longest row would change those of the others.
+    let together = !model.config().rope.kind.follows_length();
+    if !together {
+        order.sort_by_key(|row| lengths[*row]);
+    }
+    let mut done = vec![None; prompts.len()];
+    for group in order.chunk_by(|a, b| together || lengths[*a] == lengths[*b]) {
+        let rows = group.iter().map(|row| Sequence::new(*row, prompts[*row].as_ref())).collect();
+        let draw = |row: usize, logits: &[f32], before: &[u32], step| {
+            sampler.pick(logits, before, step, (first + row) as u32)
+        };
+        for (row, text) in group.iter().zip(side_by_side(model, rows, config, draw, &mut on_token)?)
+        {
+            done[*row] = Some(text);
+        }
+    }
+    Ok(done.into_iter().flatten().collect())
+}
+
+/// Rows as one batch.
+fn side_by_side<M: Blocks>(
+    model: &M,
+    mut rows: Vec<Sequence>,
+    config: &GenerateConfig,
+    draw: impl Fn(usize, &[f32], &[u32], u64) -> Result<u32>,
+    on_token: &mut impl FnMut(usize, u32) -> Result<ControlFlow<()>>,
+) -> Result<Vec<Generated>> {
     let mut generator = Generator::new(model);
     let start = Instant::now();
     let mut logits = prefill(&mut generator, &rows, config.prefill_chunk)?;
@@ -105,9 +146,9 @@ pub fn generate_batch<M: Blocks>(
             logits = decode(&mut generator, &rows)?;
         }
         for (r, row) in rows.iter_mut().enumerate().filter(|(_, row)| row.finish.is_none()) {
-            let id = sampler.pick(&logits[r], &row.ids, step as u64, r as u32)?;
+            let id = draw(row.number, &logits[r], &row.ids, step as u64)?;
             row.ids.push(id);
-            let heard = on_token(r, id)?;
+            let heard = on_token(row.number, id)?;
             if config.stop.contains(&id) {
                 row.finish = Some(Finish::StopId);
             } else if heard.is_break() {
@@ -124,6 +165,8 @@ pub fn generate_batch<M: Blocks>(
 
 /// A row while it grows.
 struct Sequence {
+    /// Which of the prompts it continues.
+    number: usize,
     /// Prompt and new ids.
     ids: Vec<u32>,
     prompt: usize,
@@ -133,8 +176,8 @@ struct Sequence {
 }
 
 impl Sequence {
-    fn new(prompt: &[u32]) -> Self {
-        Self { ids: prompt.to_vec(), prompt: prompt.len(), finish: None, seconds: 0.0 }
+    fn new(number: usize, prompt: &[u32]) -> Self {
+        Self { number, ids: prompt.to_vec(), prompt: prompt.len(), finish: None, seconds: 0.0 }
     }
 
     fn finished(mut self, seconds_prefill: f64) -> Generated {

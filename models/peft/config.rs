@@ -96,7 +96,7 @@ impl AdapterConfig {
                 value.as_u64().filter(|rank| *rank > 0).map(|rank| rank as usize)
             })?,
             alpha_pattern: fields.pattern("alpha_pattern", "numbers", |value| {
-                value.as_f64().filter(|alpha| alpha.is_finite())
+                value.as_f64().filter(|alpha| (*alpha as f32).is_finite())
             })?,
             use_rslora: fields.flag("use_rslora")?,
             target_modules: fields.names("target_modules")?,
@@ -232,8 +232,9 @@ impl Fields<'_> {
 
     fn alpha(&self) -> Result<f64> {
         match self.get("lora_alpha").as_f64() {
-            Some(alpha) if alpha.is_finite() => Ok(alpha),
-            _ => self.bad("lora_alpha", "a number"),
+            // It scales f32 weights.
+            Some(alpha) if (alpha as f32).is_finite() => Ok(alpha),
+            _ => self.bad("lora_alpha", "a number within f32"),
         }
     }
 

@@ -186,6 +186,28 @@ fn what_a_step_computes_at_once_is_counted_so_many_times() {
 }
 
 #[test]
+fn parameters_are_those_of_the_checkpoint() {
+    for model in [
+        llama(300, 64, 3, 168),
+        llama(300, 64, 3, 168).with_tied(true),
+        ModelConfig::gpt_neox(300, 64, 3, 4).with_max_positions(64),
+    ] {
+        let shapes = model.tensor_shapes();
+        let numbers: usize = shapes.values().map(|shape| shape.iter().product::<usize>()).sum();
+        let plan = PlanConfig::new(model, 32).init().unwrap();
+        assert_eq!(plan.total().parameters, 4 * numbers as u64);
+    }
+}
+
+#[test]
+fn sizes_that_cannot_be_counted_are_refused() {
+    for (length, batch) in [(usize::MAX, 1), (32, usize::MAX), (1 << 40, 1 << 20)] {
+        let config = PlanConfig::new(llama(300, 64, 3, 168), length).with_batch(batch);
+        assert!(config.init().is_err(), "{length} x {batch}");
+    }
+}
+
+#[test]
 fn resident_memory_is_read() {
     let Some(before) = Resident::read() else {
         return println!("skipped: the system does not say what is resident");

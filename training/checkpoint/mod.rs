@@ -15,8 +15,10 @@ pub use manifest::{FORMAT, Manifest, ManifestFile, digest};
 
 use crate::models::weights::{is_unfinished, sync_folder, write_atomic};
 use crate::{Error, Result};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Good checkpoints that are never given up.
 pub const KEEP: usize = 2;
@@ -64,6 +66,8 @@ impl Checkpoint {
 pub struct Checkpoints {
     dir: PathBuf,
     keep: usize,
+    /// Steps whose digests turned out wrong: no good ones, whatever their lengths say.
+    refused: Mutex<BTreeSet<u64>>,
 }
 
 impl Checkpoints {
@@ -83,7 +87,7 @@ impl Checkpoints {
                 fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
             }
         }
-        Ok(Self { dir, keep: KEEP })
+        Ok(Self { dir, keep: KEEP, refused: Mutex::default() })
     }
 
     /// Keep so many of the newest, at least [`KEEP`], and the best beside them.
@@ -120,13 +124,14 @@ impl Checkpoints {
     /// a later version wrote the newest: going on from an older one would lose its steps.
     pub fn newest(&self) -> Result<Option<Checkpoint>> {
         let mut broken = None;
-        for (_, path) in self.all()? {
+        for (step, path) in self.all()? {
             let opened = Checkpoint::open(&path).and_then(|c| c.verify().map(|()| c));
             match opened {
                 Ok(checkpoint) => return Ok(Some(checkpoint)),
                 Err(error @ Error::Unsupported { .. }) => return Err(error),
                 Err(error) => {
                     tracing::warn!("passed over a broken checkpoint: {error}");
+                    self.refused().insert(step);
                     broken.get_or_insert(error);
                 }
             }
@@ -164,6 +169,7 @@ impl Checkpoints {
             fs::rename(&staged, &dir).map_err(|e| Error::io(&dir, e))?;
             sync_folder(&self.dir)?;
             remove(&old);
+            self.refused().remove(&step);
             Ok(Checkpoint { dir, manifest })
         })();
         if saved.is_err() {
@@ -176,6 +182,10 @@ impl Checkpoints {
             tracing::warn!("{error}");
         }
         saved
+    }
+
+    fn refused(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn temporary(&self, step: u64) -> PathBuf {
@@ -198,7 +208,8 @@ impl Checkpoints {
     /// Remove all good checkpoints but the newest and the best. Broken ones do not count and are
     /// left to whoever wants to look into them.
     fn prune(&self) -> Result<()> {
-        let good = self.good()?;
+        let mut good = self.good()?;
+        good.retain(|checkpoint| !self.refused().contains(&checkpoint.step()));
         let score = |c: &Checkpoint| c.manifest.score.unwrap_or(f64::INFINITY);
         let best = good.iter().map(score).fold(f64::INFINITY, f64::min);
         // The first of equals is the newest.

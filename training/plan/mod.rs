@@ -141,6 +141,18 @@ impl PlanConfig {
                 return Err(Error::config("plan", field, 0, "at least 1"));
             }
         }
+        let (model, tokens) = (&self.model, self.length as f64 * self.batch as f64);
+        let widths = [model.hidden_size, model.intermediate_size, model.vocab_size]
+            .into_iter()
+            .chain([model.num_attention_heads.saturating_mul(model.head_dim)]);
+        let widest = widths.max().unwrap_or(0) as f64;
+        // Sums of bytes stay far below the largest number.
+        let size = (64.0 * tokens + 8.0 * widest) * widest * model.num_hidden_layers as f64;
+        if size > 1e18 {
+            let value = format!("{} × {} tokens", self.batch, self.length);
+            let expected = "rows of which this model's numbers can be counted";
+            return Err(Error::config("plan", "batch and length", value, expected));
+        }
         if matches!(&self.mixer, MixerConfig::LongLora(m) if m.form == LongLoraForm::Rolled) {
             return Err(Error::Unsupported {
                 what: "a memory plan of LongLoRA's rolled form".into(),

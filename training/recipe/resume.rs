@@ -2,7 +2,7 @@
 
 use super::RunOptions;
 use super::data::RowSource;
-use super::sections::Recipe;
+use super::sections::{DataKind, Recipe};
 use crate::datasets::TokenBatch;
 use crate::models::weights::{is_unfinished, read_text};
 use crate::training::checkpoint::{Checkpoint, Checkpoints, Inputs, RunLock};
@@ -83,6 +83,18 @@ impl Place {
         }
         let place = Self::take(dir, recipe)?;
         let Some(checkpoint) = place.checkpoints.newest()? else {
+            // What a run ends with must not be overwritten because its checkpoints were removed.
+            let results = [dir.join("model"), dir.join("adapter")];
+            if let Some(result) = results.into_iter().find(|result| result.exists()) {
+                return Err(Error::Checkpoint {
+                    path: dir.join(FOLDER),
+                    reason: format!(
+                        "there is no checkpoint to go on from, and {} holds a result",
+                        result.display()
+                    ),
+                    remedy: "name another folder with --out, or remove the result".into(),
+                });
+            }
             return Ok(Some((place, None)));
         };
         let state = TrainState::read(&checkpoint.dir)?;
@@ -120,6 +132,11 @@ impl Recipe {
         paths.extend(self.extend.as_ref().and_then(|extend| extend.factors.clone()));
         let Some(model) = self.base() else { return paths };
         paths.extend(["config.json", "tokenizer.json"].map(|name| model.join(name)));
+        if self.data.kind == DataKind::Chat {
+            // The template that renders the rows.
+            let names = ["tokenizer_config.json", "chat_template.jinja"];
+            paths.extend(names.map(|name| model.join(name)));
+        }
         if self.lora.is_some() {
             // What stays frozen comes from there at every start.
             let weights = fs::read_dir(model).into_iter().flatten().flatten();

@@ -61,7 +61,12 @@ impl SuiteArgs {
             if !globals.json {
                 output::print(&table::text(&row))?;
             }
-            eprintln!("row {} of {}, {:.0} s", i + 1, cases.len(), start.elapsed().as_secs_f64());
+            crate::output::note(format_args!(
+                "row {} of {}, {:.0} s",
+                i + 1,
+                cases.len(),
+                start.elapsed().as_secs_f64()
+            ));
             results.rows.push(row);
             if let Some(out) = &self.measure.out {
                 results.write(out)?;

@@ -79,7 +79,7 @@ impl EvalArgs {
         });
         let mut file = self.results(what)?;
         let mut stage = Progress::new(0).stage(name, Some(items.len() as u64), "items");
-        let scores = resumable(items, file.as_mut(), 4 * self.batch, |items| {
+        let scores = resumable(items, file.as_mut(), self.batch.saturating_mul(4), |items| {
             stage.advance(items.len() as u64);
             let items: Vec<T> = items.iter().map(|item| (*item).clone()).collect();
             score(&items)

@@ -7,7 +7,7 @@ use longburn::attention::Mixer;
 use longburn::datasets::Tokenizer;
 use longburn::datasets::source::{DocumentSource, JsonlSourceConfig, SourceOptions};
 use longburn::models::generate::StopStrings;
-use longburn::models::{Blocks, Decoder, GenerateConfig, generate_batch};
+use longburn::models::{Blocks, Decoder, GenerateConfig, generate_from};
 use longburn::{Error, Result};
 use serde_json::json;
 use std::path::Path;
@@ -38,15 +38,15 @@ impl Job<'_> {
             .collect::<Result<_>>()?;
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let context = self.model.config().max_context();
-        warn_of_length(longest + self.settings.max_new_tokens, context);
+        warn_of_length(longest.saturating_add(self.settings.max_new_tokens), context);
 
         let (mut results, mut tokens, mut seconds) = (Vec::new(), 0, 0.0);
-        for (prompts, texts) in prompts.chunks(batch).zip(texts.chunks(batch)) {
+        for (n, (prompts, texts)) in prompts.chunks(batch).zip(texts.chunks(batch)).enumerate() {
             let text = |prompt: &Vec<u32>| {
                 (String::new(), Text::new(Some(self.tokenizer), prompt, self.stops.clone()))
             };
             let mut written: Vec<_> = prompts.iter().map(text).collect();
-            let done = generate_batch(self.model, prompts, &self.settings, |row, id| {
+            let done = generate_from(self.model, n * batch, prompts, &self.settings, |row, id| {
                 let (whole, text) = &mut written[row];
                 let (piece, flow) = text.push(id, self.settings.stop.contains(&id))?;
                 whole.push_str(&piece);
@@ -76,10 +76,10 @@ impl Job<'_> {
             }));
         }
         let speed = tokens as f64 / seconds;
-        eprintln!(
+        crate::output::note(format_args!(
             "{} texts, {tokens} tokens in {seconds:.2} s, {speed:.1} tokens/s",
             results.len()
-        );
+        ));
         Ok(())
     }
 }

@@ -492,6 +492,32 @@ fn signal(child: &Child, name: &str) {
     assert!(sent.success());
 }
 
+/// As `tee` does, which Ctrl-C ends first.
+#[test]
+#[cfg(unix)]
+fn p4_a_signal_stops_a_run_that_nobody_listens_to() {
+    let bench = bench();
+    let run = bench.path("run");
+    bench.write("run.toml", &endless(0));
+    let mut child = start(&bench, &["train", "run.toml"]);
+    wait_for("a step", || run.join("metrics.jsonl").exists() && losses_seen(&run) > 0);
+    drop(child.stderr.take());
+    drop(child.stdout.take());
+    signal(&child, "-INT");
+    wait_for("its end", || child.try_wait().unwrap().is_some());
+    assert!(!saved(&run).is_empty());
+}
+
+#[test]
+fn a_result_is_not_overwritten_because_its_checkpoints_were_removed() {
+    let bench = bench();
+    short(&bench, 3);
+    fs::remove_dir_all(bench.path("run/checkpoints")).unwrap();
+    let said = refusal(&bench, &["train", "run.toml", "--resume"]);
+    assert!(said.contains("holds a result") && said.contains("--out"), "{said}");
+    assert!(bench.path("run/model/model.safetensors").exists());
+}
+
 #[test]
 #[cfg(unix)]
 fn p4_signals_finish_the_step_and_save() {

@@ -1,11 +1,12 @@
 //! Several rows at once are what each is alone.
 
 use super::{greedy, models};
-use crate::tiny::{ids, ratio};
+use crate::tiny::{self, ids, ratio};
 use longburn::Error;
 use longburn::kernel::TokenMeta;
 use longburn::models::generate::{Finish, Generator};
-use longburn::models::{Decoder, GenerateConfig, generate, generate_batch};
+use longburn::models::{Decoder, GenerateConfig, generate, generate_batch, generate_from};
+use longburn::positional::{RopeConfig, RopeKind};
 use std::ops::ControlFlow;
 
 /// Of logits, as between a cache and none.
@@ -41,6 +42,32 @@ fn rows_equal_their_own_runs() {
             }
         }
     }
+}
+
+#[test]
+fn rows_equal_their_own_runs_where_frequencies_follow_the_length() {
+    let kind = RopeKind::Dynamic { factor: 4.0, original_max_position_embeddings: 8 };
+    let config = tiny::llama(false).with_rope(RopeConfig::new(1e4, 6).with_kind(kind));
+    let model = tiny::model(&config, &burn::tensor::Device::flex());
+    let rows = generate_batch(&model, &prompts(), &greedy(9), go_on).unwrap();
+    for (row, prompt) in rows.iter().zip(prompts()) {
+        assert_eq!(row.ids, alone(&model, &prompt, &greedy(9)));
+        assert_eq!(row.prompt_tokens, prompt.len());
+    }
+}
+
+#[test]
+fn draws_do_not_depend_on_how_a_list_of_prompts_is_divided() {
+    let model = tiny::model(&tiny::llama(false), &burn::tensor::Device::flex());
+    let prompts = vec![ids(5); 5];
+    let config = greedy(9).with_temperature(1.0);
+    let whole = generate_batch(&model, &prompts, &config, go_on).unwrap();
+    let first = generate_from(&model, 0, &prompts[..2], &config, go_on).unwrap();
+    let rest = generate_from(&model, 2, &prompts[2..], &config, go_on).unwrap();
+    for (one, other) in whole.iter().zip(first.iter().chain(&rest)) {
+        assert_eq!(one.ids, other.ids);
+    }
+    assert!(whole.iter().any(|row| row.ids != whole[0].ids), "every row draws for itself");
 }
 
 #[test]

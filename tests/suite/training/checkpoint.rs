@@ -142,6 +142,26 @@ fn broken_checkpoints_are_passed_over_and_replaced() {
     }
 }
 
+/// What a flipped bit has spoilt is as long as before, and still no good checkpoint.
+#[test]
+fn refused_checkpoints_do_not_count_among_those_kept() {
+    let root = tempfile::tempdir().unwrap();
+    let store = Checkpoints::open(root.path()).unwrap();
+    for step in 1..=3 {
+        save(&store, step, None).unwrap();
+    }
+    let spoilt = root.path().join("step-000003/model.safetensors");
+    let mut bytes = fs::read(&spoilt).unwrap();
+    bytes[3] ^= 1;
+    fs::write(&spoilt, bytes).unwrap();
+    assert_eq!(store.newest().unwrap().unwrap().step(), 2);
+    save(&store, 4, None).unwrap();
+    assert_eq!(steps(&store), [4, 3, 2], "2 and 4 are the last two good ones");
+    save(&store, 3, None).unwrap();
+    save(&store, 5, None).unwrap();
+    assert_eq!(steps(&store), [5, 4], "3 was good again");
+}
+
 #[test]
 fn p2_a_failing_save_leaves_the_earlier_checkpoints() {
     let root = tempfile::tempdir().unwrap();
