@@ -47,7 +47,8 @@ fn rows_equal_their_own_runs() {
 #[test]
 fn rows_equal_their_own_runs_where_frequencies_follow_the_length() {
     let kind = RopeKind::Dynamic { factor: 4.0, original_max_position_embeddings: 8 };
-    let config = tiny::llama(false).with_rope(RopeConfig::new(1e4, 6).with_kind(kind));
+    let rope = RopeConfig::new(1e4, 6).with_kind(kind);
+    let config = tiny::llama(false).with_max_positions(8).with_rope(rope);
     let model = tiny::model(&config, &burn::tensor::Device::flex());
     let rows = generate_batch(&model, &prompts(), &greedy(9), go_on).unwrap();
     for (row, prompt) in rows.iter().zip(prompts()) {
