@@ -58,7 +58,8 @@ mod shown {
     #[test]
     fn curves_are_shown_and_the_terminal_is_given_back() {
         let bench = Bench::new();
-        bench.write("run.toml", RECIPE);
+        // Long enough to be drawn several times, even where that is seldom.
+        bench.write("run.toml", &RECIPE.replace("steps = 60", "steps = 2000"));
         let Some(mut child) = in_a_terminal(&bench) else { return };
         let said = output(&mut child);
         assert!(child.wait().unwrap().success(), "{said}");
