@@ -65,6 +65,11 @@ impl Architecture {
             Self::GptNeoX => "GPTNeoX",
         }
     }
+
+    /// Whether its norms have a bias beside the weight (LayerNorm).
+    pub fn norms_have_bias(self) -> bool {
+        self == Self::GptNeoX
+    }
 }
 
 /// A decoder's configuration, as far as it changes what is computed.

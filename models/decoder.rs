@@ -1,9 +1,9 @@
 //! A decoder-only transformer of the families of [`Architecture`]: blocks of a sequence mixer and
 //! a feed-forward layer, generic over the mixer.
 
+use super::ModelConfig;
 use super::mlp::{Mlp, MlpConfig};
 use super::norm::{Norm, NormConfig};
-use super::{Architecture, ModelConfig};
 use crate::attention::{
     AttnProjections, AttnShape, Linear, MixContext, MixOutput, Mixer, MixerConfig, Phase,
     SequenceMixer, State, Tap, Taps,
@@ -314,8 +314,8 @@ impl<M: SequenceMixer> Decoder<M> {
         let layers = config.num_hidden_layers;
         let std = |width: usize| drawn * 0.6 / (width as f64).sqrt();
         let out_std = |width: usize| drawn / (2.0 * (width * layers) as f64).sqrt();
-        let layer_norm = config.architecture == Architecture::GptNeoX;
-        let norm = NormConfig::new(hidden, config.rms_norm_eps).with_bias(layer_norm);
+        let bias = config.architecture.norms_have_bias();
+        let norm = NormConfig::new(hidden, config.rms_norm_eps).with_bias(bias);
         let norm = || norm.init(device);
         let shape = AttnShape {
             hidden,

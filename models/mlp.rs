@@ -18,6 +18,13 @@ pub enum Activation {
     GeluTanh,
 }
 
+impl Activation {
+    /// Whether a second projection gates the first.
+    pub fn is_gated(self) -> bool {
+        self == Self::SwiGlu
+    }
+}
+
 /// Configuration of [`Mlp`].
 #[derive(Clone, Debug)]
 pub struct MlpConfig {
@@ -41,9 +48,11 @@ impl MlpConfig {
                 device,
             )
         };
-        let gated = self.activation == Activation::SwiGlu;
         Mlp {
-            gate_proj: gated.then(|| linear(self.hidden, self.inner, std.0, 0)),
+            gate_proj: self
+                .activation
+                .is_gated()
+                .then(|| linear(self.hidden, self.inner, std.0, 0)),
             up_proj: linear(self.hidden, self.inner, std.0, 1),
             down_proj: linear(self.inner, self.hidden, std.1, 2),
             activation: self.activation,

@@ -14,8 +14,8 @@ use std::path::Path;
 const FORMAT: u32 = 1;
 /// Largest `state.json` that is read, bytes.
 const MAX_STATE: u64 = 256 << 20;
-const OPTIMIZER: &str = "optimizer.safetensors";
-const STATE: &str = "state.json";
+pub(super) const OPTIMIZER: &str = "optimizer.safetensors";
+pub(super) const STATE: &str = "state.json";
 
 /// What a run counts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -122,7 +122,7 @@ impl EvalArgs {
         } else if let Some(data) = &self.data {
             let (documents, account) = self.documents(data, &tokenizer)?;
             let report = self.perplexity(&model, &documents)?;
-            crate::output::note(format_args!("data: {account}"));
+            output::note(format_args!("data: {account}"));
             text += &self.perplexity_text(&report);
             result.insert("perplexity".into(), perplexity_json(&report));
             result.insert("data".into(), output::value(&account));
@@ -164,7 +164,7 @@ impl EvalArgs {
         });
         let file = ResultsFile::open(path, &settings)?;
         if !file.is_empty() {
-            crate::output::note(format_args!("{}: {} items are done", path.display(), file.len()));
+            output::note(format_args!("{}: {} items are done", path.display(), file.len()));
         }
         Ok(Some(file))
     }

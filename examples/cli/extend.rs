@@ -7,6 +7,7 @@ use longburn::datasets::{TokenDocument, source, tokenize};
 use longburn::models::weights::write_atomic;
 use longburn::models::{Decoder, ExtendMethod, ModelConfig};
 use longburn::training::eval::{EvalWindow, PositionBucket, by_position};
+use longburn::training::recipe::OF_A_RUN;
 use longburn::training::report::{Cell, Plot, Progress, Series, Table};
 use longburn::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -282,9 +283,6 @@ fn check_vacant(out: &Path) -> Result<()> {
     }
     Ok(())
 }
-
-/// What a checkpoint of a run holds beside the model, and what no longer fits to a copy.
-const OF_A_RUN: [&str; 4] = ["manifest.json", "optimizer.safetensors", "state.json", "recipe.json"];
 
 /// All files of `dir` that belong to the model, and `config` as config.json. That comes last: without it, a copy that was
 /// cut short is no checkpoint.

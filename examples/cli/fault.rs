@@ -13,7 +13,7 @@ pub fn show(error: Error, json: bool) {
             "error": { "kind": kind(&error), "message": error.to_string() }
         }));
     }
-    crate::output::note(format_args!("{:?}", miette::Report::new(Fault::from(error))));
+    output::note(format_args!("{:?}", miette::Report::new(Fault::from(error))));
 }
 
 /// The variant's name, which programs may rely on.

@@ -63,7 +63,7 @@ impl FetchArgs {
         }
         let came: Vec<u64> =
             fetched.files.iter().filter(|file| file.downloaded).map(|file| file.bytes).collect();
-        crate::output::note(format_args!(
+        output::note(format_args!(
             "{repo} at commit {}: {} files downloaded ({}), {} were there",
             fetched.commit,
             came.len(),

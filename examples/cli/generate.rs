@@ -133,7 +133,7 @@ impl GenerateArgs {
             output::print(&output::value(&done.ids).to_string())?;
         }
         output::print("\n")?;
-        crate::output::note(format_args!(
+        output::note(format_args!(
             "{} tokens after {} of prompt; prefill {:.2} s, then {:.1} tokens/s",
             done.new_tokens, done.prompt_tokens, done.seconds_prefill, done.tokens_per_second
         ));
@@ -143,7 +143,7 @@ impl GenerateArgs {
 
 fn warn_of_length(longest: usize, context: usize) {
     if longest > context {
-        crate::output::note(format_args!(
+        output::note(format_args!(
             "note: {longest} tokens are more than the model's context of {context}"
         ));
     }

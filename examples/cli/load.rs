@@ -1,6 +1,6 @@
 //! What several verbs read: models, tokenizers, lists of ids.
 
-use crate::Globals;
+use crate::{Globals, output};
 use longburn::attention::{Mixer, MixerConfig};
 use longburn::datasets::Tokenizer;
 use longburn::models::hub::{HubConfig, Need};
@@ -31,7 +31,7 @@ pub fn model(dir: &Path, adapter: Option<&Path>, globals: &Globals) -> Result<De
     }
     if globals.explain {
         for line in model.explain(&ForwardOptions::infer(), &device) {
-            crate::output::note(format_args!("{line}"));
+            output::note(format_args!("{line}"));
         }
     }
     Ok(model)

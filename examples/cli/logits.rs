@@ -70,7 +70,7 @@ impl LogitsArgs {
                 "device": globals.device.to_string(),
             }));
         }
-        crate::output::note(format_args!(
+        output::note(format_args!(
             "{} rows, {tokens} tokens, vocabulary {vocabulary} -> {}",
             rows.len(),
             self.out.display()

@@ -3,14 +3,12 @@
 
 use crate::output;
 use longburn::models::hub::verify_snapshot;
-use longburn::training::checkpoint::{FORMAT, Manifest, ManifestFile, digest};
+use longburn::training::checkpoint::{
+    FORMAT, MANIFEST, MAX_MANIFEST, Manifest, ManifestFile, digest,
+};
 use longburn::{Error, Result};
 use serde_json::{Value, json};
 use std::path::Path;
-
-const MANIFEST: &str = "manifest.json";
-/// Largest manifest that is read, bytes.
-const MAX_FILE: u64 = 16 << 20;
 
 /// Compare every file that the manifest lists, or that lies in the cache of the Hub; say so where
 /// there is nothing to compare with.
@@ -66,8 +64,8 @@ fn read(path: &Path) -> Result<Option<Manifest>> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io(path, e)),
     };
-    if length > MAX_FILE {
-        return Err(damaged(format!("has {length} bytes; at most {MAX_FILE} are read")));
+    if length > MAX_MANIFEST {
+        return Err(damaged(format!("has {length} bytes; at most {MAX_MANIFEST} are read")));
     }
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     let manifest: Manifest =

@@ -1,7 +1,6 @@
 //! What a configuration must satisfy before anything is built from it.
 
 use super::{Architecture, ModelConfig};
-use crate::models::Activation;
 use crate::positional::RopeKind;
 use crate::{Error, Result};
 
@@ -151,7 +150,7 @@ impl ModelConfig {
                 return Err(Error::config(file, field, value, expected));
             }
         }
-        if (self.activation == Activation::SwiGlu) == neox {
+        if self.activation.is_gated() == neox {
             let expected = if neox { "a GELU (gpt_neox)".into() } else { "SwiGlu".to_string() };
             return Err(Error::config(
                 file,

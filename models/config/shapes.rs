@@ -1,7 +1,6 @@
 //! What follows from a configuration without building the model.
 
 use super::{Architecture, ModelConfig};
-use crate::models::Activation;
 use crate::positional::RopeKind;
 use std::collections::BTreeMap;
 
@@ -28,8 +27,8 @@ impl ModelConfig {
         let (d, inner) = (self.hidden_size, self.intermediate_size);
         let q = self.num_attention_heads * self.head_dim;
         let kv = self.num_key_value_heads * self.head_dim;
-        let norm_bias = self.architecture == Architecture::GptNeoX;
-        let gate = (self.activation == Activation::SwiGlu).then_some("mlp.gate_proj");
+        let norm_bias = self.architecture.norms_have_bias();
+        let gate = self.activation.is_gated().then_some("mlp.gate_proj");
         let mut shapes = BTreeMap::new();
         // By module paths, as the decoder has them.
         let mut put = |path: String, shape: &[usize]| _ = shapes.insert(path, shape.to_vec());

@@ -13,9 +13,10 @@ use std::path::Path;
 /// Version of the layout of a checkpoint's folder that this program writes.
 pub const FORMAT: u64 = 1;
 
-const NAME: &str = "manifest.json";
+/// Name of the file.
+pub const MANIFEST: &str = "manifest.json";
 /// Largest manifest that is read, bytes.
-const MAX_FILE: u64 = 16 << 20;
+pub const MAX_MANIFEST: u64 = 16 << 20;
 
 /// The files of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,7 +69,7 @@ impl Manifest {
     }
 
     pub(super) fn write(&self, dir: &Path) -> Result<()> {
-        let path = dir.join(NAME);
+        let path = dir.join(MANIFEST);
         let text = serde_json::to_string_pretty(self).map_err(|e| Error::io(&path, e.into()))?;
         write_atomic(&path, format!("{text}\n").as_bytes())
     }
@@ -79,10 +80,10 @@ impl Manifest {
     /// [`Error::Checkpoint`] when there is none or it is damaged, [`Error::Unsupported`] when a
     /// later version wrote it.
     pub fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join(NAME);
-        let text = match read_text(&path, MAX_FILE) {
+        let path = dir.join(MANIFEST);
+        let text = match read_text(&path, MAX_MANIFEST) {
             Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                return Err(broken(dir, format!("has no {NAME}")));
+                return Err(broken(dir, format!("has no {MANIFEST}")));
             }
             other => other?,
         };

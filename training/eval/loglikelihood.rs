@@ -3,7 +3,6 @@
 
 use crate::datasets::Tokenizer;
 use crate::models::{Blocks, ForwardOptions, ids_tensor};
-use crate::positional::RopeKind;
 use crate::{Error, Result};
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use longburn_kernels::TokenMeta;
@@ -144,7 +143,9 @@ impl LoglikelihoodEval {
         let mut order: Vec<usize> = (0..pairs.len()).collect();
         // Longest first: what is too much for the memory shows at once.
         order.sort_by_key(|i| std::cmp::Reverse(seen(i)));
-        let alike = |a: &usize, b: &usize| padding_is_harmless(&model) || seen(a) == seen(b);
+        // Rotary types that look at the length of a batch do not get rows of different lengths.
+        let apart = model.config().rope.kind.follows_length();
+        let alike = |a: &usize, b: &usize| !apart || seen(a) == seen(b);
         let mut scores =
             vec![Loglikelihood { sum: 0.0, greedy: true, tokens: 0, cut: 0 }; pairs.len()];
         for group in order.chunk_by(alike) {
@@ -244,15 +245,6 @@ impl Continuation {
         let ids = self.context.iter().chain(&self.continuation).take(all);
         ids.skip(all.saturating_sub(max_len)).copied().collect()
     }
-}
-
-/// Whether a row's result cannot depend on how long the rows beside it are: rotary types that
-/// look at the length of a batch do not get rows of different lengths.
-fn padding_is_harmless(model: &impl Blocks) -> bool {
-    matches!(
-        model.config().rope.kind,
-        RopeKind::Default | RopeKind::Linear { .. } | RopeKind::Llama3 { .. }
-    )
 }
 
 /// log p of `target`, and whether it is the most likely token (the first of equals).

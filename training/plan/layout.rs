@@ -1,8 +1,8 @@
 //! Sizes of the parts of a decoder: what each holds, what of it trains, and what its inputs must
 //! be kept for.
 
+use crate::models::ModelConfig;
 use crate::models::lora::{LoraConfig, Role, Target};
-use crate::models::{Activation, Architecture, ModelConfig};
 
 /// Numbers of a parameter or a group of them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -98,11 +98,9 @@ impl Layout {
             qk_norm: config.qk_norm,
             embedding: Weights::new(table, in_full(Role::Embedding)),
             head: (!config.tie_word_embeddings).then(|| Weights::new(table, in_full(Role::Head))),
-            norm: match config.architecture {
-                // A weight and a bias.
-                Architecture::GptNeoX => Weights::new(hidden, in_full(Role::Norm))
-                    .and(Weights::new(hidden, in_full(Role::Norm))),
-                _ => Weights::new(hidden, in_full(Role::Norm)),
+            norm: {
+                let one = Weights::new(hidden, in_full(Role::Norm));
+                if config.architecture.norms_have_bias() { one.and(one) } else { one }
             },
             qk_norms: match config.qk_norm {
                 true => {
@@ -118,9 +116,9 @@ impl Layout {
             ],
             o: layer(Target::O, q, hidden, config.o_bias),
             gate_up: [
-                match config.activation {
-                    Activation::SwiGlu => layer(Target::Gate, hidden, inner, config.mlp_bias),
-                    _ => Layer { weights: Weights::default(), rank: 0, learns: false },
+                match config.activation.is_gated() {
+                    true => layer(Target::Gate, hidden, inner, config.mlp_bias),
+                    false => Layer { weights: Weights::default(), rank: 0, learns: false },
                 },
                 layer(Target::Up, hidden, inner, config.mlp_bias),
             ],

@@ -22,7 +22,7 @@ pub use chat::ChatSection;
 pub use evaluate::Evaluation;
 pub use extend::ExtendSection;
 pub use options::{RunOptions, RunSummary};
-pub use resume::MAY_CHANGE;
+pub use resume::{MAY_CHANGE, OF_A_RUN};
 pub use run::{run_recipe, run_recipe_with};
 pub use sections::{
     CheckpointSection, DataKind, DataSection, EvalSection, MixSection, ModelSection, NewModel,

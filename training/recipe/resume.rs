@@ -5,7 +5,8 @@ use super::data::RowSource;
 use super::sections::{DataKind, Recipe};
 use crate::datasets::TokenBatch;
 use crate::models::weights::{is_unfinished, read_text};
-use crate::training::checkpoint::{Checkpoint, Checkpoints, Inputs, RunLock};
+use crate::training::checkpoint::{Checkpoint, Checkpoints, Inputs, MANIFEST, RunLock};
+use crate::training::state::{OPTIMIZER, STATE};
 use crate::training::{BatchSource, TrainState};
 use crate::{Error, Result};
 use serde_json::{Value, json};
@@ -31,6 +32,8 @@ pub const MAY_CHANGE: [&str; 11] = [
 
 /// The recipe as it was run, in a checkpoint's folder.
 pub(super) const RECIPE: &str = "recipe.json";
+/// Files of a checkpoint that are about the run and not the model.
+pub const OF_A_RUN: [&str; 4] = [MANIFEST, OPTIMIZER, STATE, RECIPE];
 const MAX_RECIPE: u64 = 1 << 20;
 /// Folder of the checkpoints in that of the run.
 const FOLDER: &str = "checkpoints";

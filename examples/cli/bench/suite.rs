@@ -61,7 +61,7 @@ impl SuiteArgs {
             if !globals.json {
                 output::print(&table::text(&row))?;
             }
-            crate::output::note(format_args!(
+            output::note(format_args!(
                 "row {} of {}, {:.0} s",
                 i + 1,
                 cases.len(),

@@ -76,7 +76,7 @@ impl Job<'_> {
             }));
         }
         let speed = tokens as f64 / seconds;
-        crate::output::note(format_args!(
+        output::note(format_args!(
             "{} texts, {tokens} tokens in {seconds:.2} s, {speed:.1} tokens/s",
             results.len()
         ));
