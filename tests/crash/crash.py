@@ -90,7 +90,8 @@ class Process:
             if self.process.poll() is not None:
                 return False
             time.sleep(0.001)
-        raise TimeoutError(self.told())
+        self.end(signal.SIGKILL)
+        raise TimeoutError(self.told()[-4000:])
 
     def end(self, how):
         """Its exit status, negative where a signal ended it."""
@@ -262,15 +263,22 @@ def fill_mounted(args, bench, disk, rng):
     }
     while figures["saves_failed"] < args.fills and figures["attempts"] < 20 * args.fills:
         figures["attempts"] += 1
-        weights = [disk / "ballast", disk / "more"]
+        weights = [disk / "ballast"]
         failed = "no checkpoint of step"
         # In turn: a disk that is full from the start, and one that fills up under a save.
         suddenly = figures["attempts"] % 2 == 0
         ballast(weights[0], 4096 * (2 * pages if suddenly else rng.randint(8, pages)))
         process = Process(args, bench, file)
         if suddenly:
-            process.wait_until(lambda: list((run / "checkpoints").glob(".tmp-step-*")))
-            ballast(weights[1], 4096 * rng.randint(0, pages // 2))
+            # A save that got through all the same clears an older one away: there is room again.
+            leave = 4096 * rng.randint(0, pages // 2)
+            while process.process.poll() is None and failed not in process.told():
+                process.wait_until(
+                    lambda: list((run / "checkpoints").glob(".tmp-step-*"))
+                    or failed in process.told()
+                )
+                weights.append(disk / f"ballast-{len(weights)}")
+                ballast(weights[-1], leave)
         process.wait_until(lambda: failed in process.told(), seconds=20)
         process.end(signal.SIGKILL)
         told = process.told()
