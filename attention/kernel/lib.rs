@@ -18,6 +18,8 @@ pub mod loss;
 
 pub mod mask;
 #[cfg(feature = "flex")]
+mod panels;
+#[cfg(feature = "flex")]
 mod simd;
 
 pub use attention::{attention_backward, masked_attention};

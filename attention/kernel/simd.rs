@@ -38,6 +38,27 @@ mod x86 {
     }
 }
 
+/// 2^x for x <= 0 to 2 ulp, branch-free so that the compiler vectorizes it; 0 below −126.
+#[inline(always)]
+pub(crate) fn exp2(x: f32) -> f32 {
+    // Adding 1.5·2^23 rounds to the nearest integer and leaves it in the low bits.
+    const MAGIC: f32 = 12_582_912.0;
+    // Not `max`, which would turn NaN into a number.
+    let clamped = if x < -126.0 { -126.0 } else { x };
+    let shifted = clamped + MAGIC;
+    let r = clamped - (shifted - MAGIC);
+    // 2^r on [−1/2, 1/2], of least greatest error.
+    let mut p = 1.534_581_1e-4_f32;
+    p = p * r + 1.339_993_1e-3;
+    p = p * r + 9.618_489e-3;
+    p = p * r + 5.550_328_6e-2;
+    p = p * r + 2.402_264_6e-1;
+    p = p * r + 6.931_472e-1;
+    p = p * r + 1.0;
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+    if x < -126.0 { 0.0 } else { p * power }
+}
+
 /// e^x for x <= 0 to 2 ulp, branch-free so that the compiler vectorizes it; 0 below −87.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
@@ -63,32 +84,12 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { e * power }
 }
 
-/// C (m×n) = α·A (m×k)·B (k×n) (+ C) on one thread. Strides count elements.
+/// C (m×n) = A (m×k)·B (k×n) (+ C) on all threads. Strides count elements.
 ///
 /// # Safety
 /// All three must be valid for the sizes and strides given, and C must not overlap A or B.
 #[allow(clippy::too_many_arguments)]
-#[inline]
-pub(crate) unsafe fn gemm(
-    size: (usize, usize, usize),
-    c: *mut f32,
-    c_strides: (isize, isize),
-    a: *const f32,
-    a_strides: (isize, isize),
-    b: *const f32,
-    b_strides: (isize, isize),
-    alpha: f32,
-    accumulate: bool,
-) {
-    let one = gemm::Parallelism::None;
-    unsafe { product(size, c, c_strides, a, a_strides, b, b_strides, alpha, accumulate, one) }
-}
-
-/// # Safety
-/// As [`gemm`].
-#[allow(clippy::too_many_arguments)]
-#[inline]
-unsafe fn product(
+pub(crate) unsafe fn gemm_threads(
     (m, n, k): (usize, usize, usize),
     c: *mut f32,
     (c_rows, c_columns): (isize, isize),
@@ -96,9 +97,7 @@ unsafe fn product(
     (a_rows, a_columns): (isize, isize),
     b: *const f32,
     (b_rows, b_columns): (isize, isize),
-    alpha: f32,
     accumulate: bool,
-    parallelism: gemm::Parallelism,
 ) {
     // The library computes dst = alpha·dst + beta·lhs·rhs.
     unsafe {
@@ -117,36 +116,31 @@ unsafe fn product(
             b_columns,
             b_rows,
             1.0,
-            alpha,
+            1.0,
             false,
             false,
             false,
-            parallelism,
+            gemm::Parallelism::Rayon(0),
         )
     }
 }
 
-/// [`gemm`] on all threads, C = A·B (+ C).
-///
-/// # Safety
-/// As [`gemm`].
-#[allow(clippy::too_many_arguments)]
-pub(crate) unsafe fn gemm_threads(
-    size: (usize, usize, usize),
-    c: *mut f32,
-    c_strides: (isize, isize),
-    a: *const f32,
-    a_strides: (isize, isize),
-    b: *const f32,
-    b_strides: (isize, isize),
-    accumulate: bool,
-) {
-    let all = gemm::Parallelism::Rayon(0);
-    unsafe { product(size, c, c_strides, a, a_strides, b, b_strides, 1.0, accumulate, all) }
-}
-
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn exp2_is_exact_to_two_units_and_ends_at_zero() {
+        let mut worst = 0.0f64;
+        for i in 0..=1_259_999 {
+            let x = -(i as f32) * 1e-4;
+            let (got, want) = (super::exp2(x) as f64, (x as f64).exp2());
+            worst = worst.max((got - want).abs() / want);
+        }
+        assert!(worst < 2.4e-7, "relative error {worst}");
+        assert_eq!(super::exp2(0.0), 1.0);
+        assert_eq!(super::exp2(f32::NEG_INFINITY), 0.0);
+        assert!(super::exp2(f32::NAN).is_nan());
+    }
+
     #[test]
     fn exp_is_exact_to_two_units_and_ends_at_zero() {
         let mut worst = 0.0f64;

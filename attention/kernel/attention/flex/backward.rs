@@ -1,0 +1,310 @@
+//! All gradients in one pass over the tiles, from weights that are computed again.
+
+use super::*;
+use crate::panels::{product, widest};
+use crate::simd::exp2;
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+/// Key tiles that are computed together.
+const RUN: usize = 2;
+/// Distance between two rows of scores.
+const WIDE: usize = RUN * TILE.1 + 32;
+/// Jobs that are wanted at least. The shapes alone decide about the parts, not the threads, so
+/// that results do not depend on these.
+const JOBS: usize = 16;
+
+/// (dq, dk, dv) shaped like q, k and v.
+pub(in super::super) fn backward(
+    q: FlexTensor,
+    k: FlexTensor,
+    v: FlexTensor,
+    out: FlexTensor,
+    lse: FlexTensor,
+    dout: FlexTensor,
+    plan: &Plan,
+) -> (FlexTensor, FlexTensor, FlexTensor) {
+    let dtype = v.dtype();
+    let (q, k, v) = (View::new(q), View::new(k), View::new(v));
+    let (out, dout) = (View::new(out), View::new(dout));
+    let [stacked, heads, t, d] = q.shape;
+    let [batch, kv, s, e] = v.shape;
+    let (branches, group) = (stacked / batch, heads / kv);
+    let lse = lse.to_contiguous();
+    let scale = plan.0.scale as f32;
+    let base: Vec<f32> = lse.storage::<f32>().iter().map(|x| base_of(*x)).collect();
+    let call = Call {
+        sides: &Side::all(plan),
+        q: &q,
+        dout: &dout,
+        keys: &k.turned(scale * LOG2_E),
+        // The scale of the scores' gradient, here and in `delta`.
+        values: &v.turned(scale),
+        keys_of_dq: &k.panels(),
+        queries: &q.panels(),
+        douts: &dout.panels(),
+        base: &base,
+        delta: &delta_of(&out, &dout, scale),
+        group,
+        size: v.shape,
+    };
+    let mut dk = vec![0.0f32; stacked * kv * s * d];
+    let mut dv = vec![0.0f32; batch * kv * s * e];
+
+    // Every job owns some runs of key tiles and all that is written there; what it adds to the
+    // queries of its key head goes to a copy of its own, summed up in a fixed order.
+    let runs = s.div_ceil(RUN * TILE.1);
+    let parts = JOBS.div_ceil(batch * kv).min(runs.div_ceil(4));
+    let mut dq = vec![0.0f32; parts * stacked * heads * t * d];
+    let mut jobs: Vec<Job> = (0..batch * kv * parts)
+        .map(|n| Job {
+            call,
+            b: n / parts / kv,
+            key_head: n / parts % kv,
+            dq: vec![],
+            keys: vec![],
+        })
+        .collect();
+    for (n, dv) in dv.chunks_mut(s * e).enumerate() {
+        for (run, dv) in dv.chunks_mut(RUN * TILE.1 * e).enumerate() {
+            let keys = Keys { run, dv, dk: vec![] };
+            jobs[n * parts + part_of(run, parts)].keys.push(keys);
+        }
+    }
+    for (n, dk) in dk.chunks_mut(s * d).enumerate() {
+        let n = n % (batch * kv);
+        for (run, dk) in dk.chunks_mut(RUN * TILE.1 * d).enumerate() {
+            let keys = &mut jobs[n * parts + part_of(run, parts)].keys;
+            keys.iter_mut().find(|keys| keys.run == run).expect("made above").dk.push(dk);
+        }
+    }
+    for (n, dq) in dq.chunks_mut(group * t * d).enumerate() {
+        let (part, n) = (n / (stacked * kv), n % (stacked * kv));
+        jobs[n % (batch * kv) * parts + part].dq.push(dq);
+    }
+    debug_assert!(jobs.iter().all(|job| job.dq.len() == branches));
+    let scratch = || vec![0.0f32; 2 * TILE.0 * WIDE];
+    jobs.into_par_iter().for_each_init(scratch, |x, job| widest(Run { job, x }));
+    sum_of_parts(&mut dq, parts);
+    (
+        tensor(dq, &[stacked, heads, t, d], dtype),
+        tensor(dk, &[stacked, kv, s, d], dtype),
+        tensor(dv, &[batch, kv, s, e], dtype),
+    )
+}
+
+/// To and fro, since under a causal mask the first runs cost most.
+fn part_of(run: usize, parts: usize) -> usize {
+    let n = run % (2 * parts);
+    n.min(2 * parts - 1 - n)
+}
+
+/// Leaves the sum of `parts` equal parts.
+fn sum_of_parts(x: &mut Vec<f32>, parts: usize) {
+    let len = x.len() / parts;
+    let (sum, others) = x.split_at_mut(len);
+    const CHUNK: usize = 1 << 14;
+    for other in others.chunks(len) {
+        let pairs = sum.par_chunks_mut(CHUNK).zip(other.par_chunks(CHUNK));
+        pairs.for_each(|(sum, other)| sum.iter_mut().zip(other).for_each(|(a, b)| *a += b));
+    }
+    x.truncate(len);
+    x.shrink_to_fit();
+}
+
+/// What the scores of a query are taken relative to, in units of log 2.
+fn base_of(lse: f32) -> f32 {
+    // A query that sees nothing has all scores at −inf; any finite reference gives 0.
+    if lse == f32::NEG_INFINITY { 0.0 } else { lse * LOG2_E }
+}
+
+/// Σ_e dout·out per query, times the scale: `[B·H·T]`.
+fn delta_of(out: &View, dout: &View, scale: f32) -> Vec<f32> {
+    let [batch, heads, t, _] = out.shape;
+    let mut delta = vec![0.0f32; batch * heads * t];
+    delta.par_chunks_mut(t).enumerate().for_each(|(n, delta)| {
+        let (b, head) = (n / heads, n % heads);
+        vectorized(
+            #[inline(always)]
+            || {
+                for (i, delta) in delta.iter_mut().enumerate() {
+                    let pairs = out.row(b, head, i).iter().zip(dout.row(b, head, i));
+                    *delta = scale * pairs.map(|(o, g)| o * g).sum::<f32>();
+                }
+            },
+        )
+    });
+    delta
+}
+
+/// What all jobs share.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    sides: &'a [Side<'a>],
+    q: &'a View,
+    dout: &'a View,
+    /// `[D, S]`, scaled.
+    keys: &'a Panels,
+    /// `[E, S]`, scaled.
+    values: &'a Panels,
+    /// `[S, D]`
+    keys_of_dq: &'a Panels,
+    /// `[T, D]`
+    queries: &'a Panels,
+    /// `[T, E]`
+    douts: &'a Panels,
+    /// `[B·H·T]`
+    base: &'a [f32],
+    /// `[B·H·T]`
+    delta: &'a [f32],
+    /// Query heads per key head.
+    group: usize,
+    /// `[B, K, S, E]`
+    size: [usize; 4],
+}
+
+/// Some runs of key tiles of one key head.
+struct Job<'a> {
+    call: Call<'a>,
+    b: usize,
+    key_head: usize,
+    /// Of each branch: all queries of the key head's query heads.
+    dq: Vec<&'a mut [f32]>,
+    keys: Vec<Keys<'a>>,
+}
+
+struct Keys<'a> {
+    run: usize,
+    dv: &'a mut [f32],
+    /// Of each branch.
+    dk: Vec<&'a mut [f32]>,
+}
+
+struct Run<'a, 'x> {
+    job: Job<'a>,
+    x: &'x mut [f32],
+}
+
+impl WithSimd for Run<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Job { call, b, key_head, mut dq, keys } = self.job;
+        let [batch, kv, s, e] = call.size;
+        let [_, heads, t, d] = call.q.shape;
+        let (x, dx) = self.x.split_at_mut(TILE.0 * WIDE);
+        for Keys { run, dv, mut dk } in keys {
+            let tiles = run * RUN..((run + 1) * RUN).min(s.div_ceil(TILE.1));
+            for g in 0..call.group {
+                let head = key_head * call.group + g;
+                for (i, side) in call.sides.iter().enumerate() {
+                    let (stacked, first) = (i * batch + b, run * RUN * TILE.1);
+                    let dq = &mut dq[i][g * t * d..(g + 1) * t * d];
+                    for qi in 0..t.div_ceil(TILE.0) {
+                        let rows = part(qi, TILE.0, t);
+                        let kind = |ki| side.kind(b, head, qi, ki);
+                        for run in runs(tiles.clone(), RUN, |ki| kind(ki) != BlockKind::Skip) {
+                            let columns = span(&run, TILE.1, s);
+                            let own = columns.start - first..columns.end - first;
+                            let tile = Tile { call: &call, b, head, key_head, stacked };
+                            tile.scores(simd, (&rows, &columns), x, dx);
+                            for ki in run.filter(|ki| kind(*ki) == BlockKind::Partial) {
+                                let part = part(ki, TILE.1, s);
+                                let x = &mut x[part.start - columns.start..];
+                                side.hide((b, head), (&rows, &part), x, WIDE);
+                            }
+                            let of_query = (b * heads + head) * t;
+                            let of_query = of_query + rows.start..of_query + rows.end;
+                            let (base, delta) =
+                                (&call.base[of_query.clone()], &call.delta[of_query]);
+                            gradient_step(x, dx, base, delta, columns.len());
+                            tile.gradients(
+                                simd,
+                                (&rows, &columns),
+                                (x, dx),
+                                &mut dq[rows.start * d..rows.end * d],
+                                &mut dk[i][own.start * d..own.end * d],
+                                &mut dv[own.start * e..own.end * e],
+                            );
+                        }
+                    }
+                }
+            }
+        }
+        let _ = kv;
+    }
+}
+
+/// Where a tile lies.
+struct Tile<'a> {
+    call: &'a Call<'a>,
+    b: usize,
+    head: usize,
+    key_head: usize,
+    stacked: usize,
+}
+
+impl Tile<'_> {
+    /// x: scores; dx: scaled gradients of the weights.
+    #[inline(always)]
+    fn scores<S: Simd>(
+        &self,
+        simd: S,
+        (rows, columns): (&Range<usize>, &Range<usize>),
+        x: &mut [f32],
+        dx: &mut [f32],
+    ) {
+        let Self { call, b, head, key_head, stacked } = *self;
+        let [_, kv, _, e] = call.size;
+        let (m, n, d) = (rows.len(), columns.len(), call.q.shape[3]);
+        // Safe: the tile lies within queries and keys, `x` and `dx` hold it.
+        unsafe {
+            let keys = call.keys.columns(stacked * kv + key_head, columns.start);
+            let queries = call.q.at(stacked, head, rows.start);
+            product(simd, (m, n, d), queries, keys, (x.as_mut_ptr(), WIDE), false);
+            let values = call.values.columns(b * kv + key_head, columns.start);
+            let douts = call.dout.at(b, head, rows.start);
+            product(simd, (m, n, e), douts, values, (dx.as_mut_ptr(), WIDE), false);
+        }
+    }
+
+    #[inline(always)]
+    fn gradients<S: Simd>(
+        &self,
+        simd: S,
+        (rows, columns): (&Range<usize>, &Range<usize>),
+        (x, dx): (&[f32], &[f32]),
+        dq: &mut [f32],
+        dk: &mut [f32],
+        dv: &mut [f32],
+    ) {
+        let Self { call, b, head, key_head, stacked } = *self;
+        let [_, heads, _, d] = call.q.shape;
+        let [_, kv, _, e] = call.size;
+        let (m, n) = (rows.len(), columns.len());
+        let turned = |x: &[f32]| At { first: x.as_ptr(), rows: 1, columns: WIDE };
+        let straight = At { first: dx.as_ptr(), rows: WIDE, columns: 1 };
+        // Safe: as in `scores`; the gradients are slices of exactly the sizes named.
+        unsafe {
+            let douts = call.douts.rows(b * heads + head, rows);
+            product(simd, (n, e, m), turned(x), douts, (dv.as_mut_ptr(), e), true);
+            let queries = call.queries.rows(stacked * heads + head, rows);
+            product(simd, (n, d, m), turned(dx), queries, (dk.as_mut_ptr(), d), true);
+            let keys = call.keys_of_dq.rows(stacked * kv + key_head, columns);
+            product(simd, (m, d, n), straight, keys, (dq.as_mut_ptr(), d), true);
+        }
+    }
+}
+
+/// x: scores -> weights; dx: d(weights) -> d(scores before the scale).
+#[inline(always)]
+fn gradient_step(x: &mut [f32], dx: &mut [f32], base: &[f32], delta: &[f32], columns: usize) {
+    for (i, (base, delta)) in base.iter().zip(delta).enumerate() {
+        let row = x[i * WIDE..][..columns].iter_mut();
+        for (p, dp) in row.zip(&mut dx[i * WIDE..][..columns]) {
+            *p = exp2(*p - base);
+            *dp = *p * (*dp - delta);
+        }
+    }
+}

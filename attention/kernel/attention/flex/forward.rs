@@ -1,0 +1,178 @@
+//! Weights and their sum in one pass over the keys, relative to a running maximum.
+
+use super::*;
+use crate::panels::{product, widest};
+use crate::simd::exp2;
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+/// Key tiles that are computed together.
+const RUN: usize = 4;
+/// Distance between two rows of scores; not a power of two, which would put rows on the same
+/// lines of a cache.
+const WIDE: usize = RUN * TILE.1 + 32;
+
+/// out `[B, H, T, E]`, lse `[B, H, T]`.
+pub(in super::super) fn forward(
+    q: FlexTensor,
+    k: FlexTensor,
+    v: FlexTensor,
+    plan: &Plan,
+) -> (FlexTensor, FlexTensor) {
+    let dtype = v.dtype();
+    let (q, k, v) = (View::new(q), View::new(k), View::new(v));
+    let [_, heads, t, _] = q.shape;
+    let [batch, kv, _, e] = v.shape;
+    let call = Call {
+        sides: &Side::all(plan),
+        keys: &k.turned(plan.0.scale as f32 * LOG2_E),
+        values: &v.panels(),
+        q: &q,
+        group: heads / kv,
+        size: v.shape,
+    };
+    let mut out = vec![0.0f32; batch * heads * t * e];
+    let mut lse = vec![0.0f32; batch * heads * t];
+
+    // One job per (row, head, query tile); late tiles are the long ones under a causal mask.
+    let mut jobs = Vec::with_capacity(batch * heads * t.div_ceil(TILE.0));
+    let rows_of = out.chunks_mut(t * e).zip(lse.chunks_mut(t)).enumerate();
+    for (n, (out, lse)) in rows_of {
+        let tiles = out.chunks_mut(TILE.0 * e).zip(lse.chunks_mut(TILE.0)).enumerate();
+        jobs.extend(tiles.map(|(tile, (out, lse))| (n / heads, n % heads, tile, out, lse)));
+    }
+    jobs.sort_by_key(|job| std::cmp::Reverse(job.2));
+    jobs.into_par_iter().for_each_init(
+        || vec![0.0f32; TILE.0 * WIDE],
+        |x, (b, head, tile, out, lse)| {
+            widest(Job { call, b, head, tile, x, out, lse });
+        },
+    );
+    (tensor(out, &[batch, heads, t, e], dtype), tensor(lse, &[batch, heads, t], DType::F32))
+}
+
+/// What all jobs share.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    sides: &'a [Side<'a>],
+    q: &'a View,
+    /// `[D, S]`, scaled.
+    keys: &'a Panels,
+    /// `[S, E]`
+    values: &'a Panels,
+    /// Query heads per key head.
+    group: usize,
+    /// `[B, K, S, E]`
+    size: [usize; 4],
+}
+
+/// One query tile of one head.
+struct Job<'a> {
+    call: Call<'a>,
+    b: usize,
+    head: usize,
+    tile: usize,
+    /// Scores, then weights.
+    x: &'a mut [f32],
+    out: &'a mut [f32],
+    lse: &'a mut [f32],
+}
+
+impl WithSimd for Job<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { call, b, head, tile, x, out, lse } = self;
+        let [batch, kv, s, e] = call.size;
+        let [_, _, t, d] = call.q.shape;
+        let rows = part(tile, TILE.0, t);
+        let key_head = head / call.group;
+        let mut top = [f32::NEG_INFINITY; TILE.0];
+        let mut sum = [0.0f32; TILE.0];
+        for (i, side) in call.sides.iter().enumerate() {
+            let stacked = i * batch + b;
+            let kind = |ki| side.kind(b, head, tile, ki);
+            let computed = |ki| kind(ki) != BlockKind::Skip;
+            for run in runs(0..s.div_ceil(TILE.1), RUN, computed) {
+                let columns = span(&run, TILE.1, s);
+                let (m, n) = (rows.len(), columns.len());
+                // Safe: the tile lies within queries and keys, `x` holds it.
+                unsafe {
+                    let keys = call.keys.columns(stacked * kv + key_head, columns.start);
+                    let queries = call.q.at(stacked, head, rows.start);
+                    product(simd, (m, n, d), queries, keys, (x.as_mut_ptr(), WIDE), false);
+                }
+                for ki in run.filter(|ki| kind(*ki) == BlockKind::Partial) {
+                    let part = part(ki, TILE.1, s);
+                    let x = &mut x[part.start - columns.start..];
+                    side.hide((b, head), (&rows, &part), x, WIDE);
+                }
+                softmax_step(x, (m, n), &mut top, &mut sum, out, e);
+                // Safe: as above; `out` holds m × E.
+                unsafe {
+                    let weights = At { first: x.as_ptr(), rows: WIDE, columns: 1 };
+                    let values = call.values.rows(b * kv + key_head, &columns);
+                    product(simd, (m, e, n), weights, values, (out.as_mut_ptr(), e), true);
+                }
+            }
+        }
+        for (i, row) in out.chunks_mut(e).enumerate() {
+            let inverse = if sum[i] == 0.0 { 0.0 } else { 1.0 / sum[i] };
+            row.iter_mut().for_each(|o| *o *= inverse);
+            lse[i] = match sum[i] == 0.0 {
+                true => f32::NEG_INFINITY,
+                false => top[i] * LN_2 + sum[i].ln(),
+            };
+        }
+    }
+}
+
+/// Turns scores into weights relative to the running maximum and rescales what was summed.
+#[inline(always)]
+fn softmax_step(
+    x: &mut [f32],
+    (rows, columns): (usize, usize),
+    top: &mut [f32],
+    sum: &mut [f32],
+    out: &mut [f32],
+    e: usize,
+) {
+    for i in 0..rows {
+        let row = &mut x[i * WIDE..][..columns];
+        let next = top[i].max(maximum(row));
+        // Nothing visible yet: all weights are zero, whatever the reference point.
+        let base = if next == f32::NEG_INFINITY { 0.0 } else { next };
+        let mut lanes = [0.0f32; 32];
+        let (chunks, rest) = row.as_chunks_mut::<32>();
+        for chunk in chunks {
+            for (x, lane) in chunk.iter_mut().zip(&mut lanes) {
+                *x = exp2(*x - base);
+                *lane += *x;
+            }
+        }
+        let mut total: f32 = lanes.iter().sum();
+        for x in rest {
+            *x = exp2(*x - base);
+            total += *x;
+        }
+        let keep = exp2(top[i] - base);
+        if keep != 1.0 {
+            out[i * e..(i + 1) * e].iter_mut().for_each(|o| *o *= keep);
+        }
+        sum[i] = sum[i] * keep + total;
+        top[i] = next;
+    }
+}
+
+#[inline(always)]
+fn maximum(row: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 32];
+    let (chunks, rest) = row.as_chunks::<32>();
+    for chunk in chunks {
+        for (x, lane) in chunk.iter().zip(&mut lanes) {
+            *lane = if *x > *lane { *x } else { *lane };
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |m, x| if *x > m { *x } else { m })
+}

@@ -1,0 +1,179 @@
+//! Attention on the CPU: tiles through packed panels, threads over (batch, head, query tile)
+//! forward and over (batch, key head, part of the keys) backward.
+//!
+//! Scores are kept in units of log 2, where powers are cheapest; `lse` leaves in natural units.
+
+mod backward;
+mod forward;
+
+pub(super) use backward::backward;
+pub(super) use forward::forward;
+
+use super::{Plan, TILE};
+use crate::panels::{At, Panels};
+use crate::simd::vectorized;
+use crate::{BlockKind, BlockMap, Mask};
+use burn::backend::Flex;
+use burn::backend::ops::FloatTensorOps;
+use burn::tensor::{DType, FloatDType, TensorData};
+use burn_flex::FlexTensor;
+use std::f32::consts::{LN_2, LOG2_E};
+use std::ops::Range;
+
+/// A `[N, H, T, D]` f32 tensor read through its strides; channels are adjacent.
+struct View {
+    tensor: FlexTensor,
+    shape: [usize; 4],
+    strides: [usize; 3],
+    offset: usize,
+}
+
+impl View {
+    fn new(tensor: FlexTensor) -> Self {
+        let tensor = match tensor.dtype() {
+            DType::F32 => tensor,
+            _ => Flex::float_cast(tensor, FloatDType::F32),
+        };
+        let plain = |t: &FlexTensor| {
+            let s = t.layout().strides();
+            s[3] == 1 && s.iter().all(|s| *s >= 0)
+        };
+        let tensor = if plain(&tensor) { tensor } else { tensor.to_contiguous() };
+        let layout = tensor.layout();
+        let (dims, s) = (layout.shape().clone(), layout.strides().to_vec());
+        Self {
+            shape: [dims[0], dims[1], dims[2], dims[3]],
+            strides: [s[0] as usize, s[1] as usize, s[2] as usize],
+            offset: layout.start_offset(),
+            tensor,
+        }
+    }
+
+    /// `[T, D]` of head `h` in row `b`, from token `t` on.
+    fn at(&self, b: usize, h: usize, t: usize) -> At {
+        let [sb, sh, st] = self.strides;
+        let start = self.offset + b * sb + h * sh + t * st;
+        At { first: self.tensor.storage::<f32>()[start..].as_ptr(), rows: st, columns: 1 }
+    }
+
+    /// All heads, each a right-hand side `[T, D]`.
+    fn panels(&self) -> Panels {
+        let [n, heads, t, d] = self.shape;
+        let all: Vec<At> = (0..n * heads).map(|i| self.at(i / heads, i % heads, 0)).collect();
+        // Safe: `at` checks the start, and the tensor has all its tokens and channels.
+        unsafe { Panels::pack(&all, (t, d), 1.0) }
+    }
+
+    /// All heads, each a right-hand side `[D, T]`, times `factor`.
+    fn turned(&self, factor: f32) -> Panels {
+        let [n, heads, t, d] = self.shape;
+        let turn = |at: At| At { rows: at.columns, columns: at.rows, ..at };
+        let all: Vec<At> = (0..n * heads).map(|i| turn(self.at(i / heads, i % heads, 0))).collect();
+        // Safe: as above.
+        unsafe { Panels::pack(&all, (d, t), factor) }
+    }
+
+    /// Channels of one token.
+    fn row(&self, b: usize, h: usize, t: usize) -> &[f32] {
+        let [sb, sh, st] = self.strides;
+        let start = self.offset + b * sb + h * sh + t * st;
+        &self.tensor.storage::<f32>()[start..start + self.shape[3]]
+    }
+}
+
+/// A mask with its tiles and the class of every head.
+struct Side<'a> {
+    mask: &'a Mask,
+    blocks: BlockMap,
+    class_of: Vec<usize>,
+}
+
+impl<'a> Side<'a> {
+    fn all(plan: &'a Plan) -> Vec<Self> {
+        let side = |mask: &'a Mask| Side {
+            mask,
+            blocks: mask.blocks(TILE.0, TILE.1),
+            class_of: (0..mask.heads()).map(|head| mask.class_of(head)).collect(),
+        };
+        plan.0.masks.iter().map(side).collect()
+    }
+
+    fn kind(&self, b: usize, head: usize, q: usize, k: usize) -> BlockKind {
+        self.blocks.kind(b, self.class_of[head], q, k)
+    }
+
+    /// Writes −inf wherever a query of the tile may not see a key. `x`: `[rows, columns]`, rows
+    /// `stride` apart.
+    fn hide(
+        &self,
+        (b, head): (usize, usize),
+        (rows, columns): (&Range<usize>, &Range<usize>),
+        x: &mut [f32],
+        stride: usize,
+    ) {
+        let class = &self.mask.classes()[self.class_of[head]];
+        let (q, k) = (self.mask.queries(), self.mask.keys());
+        let keys = b * k.len() + columns.start..b * k.len() + columns.end;
+        let k_label = &class.k_label[keys.clone()];
+        let k_pos = &k.pos()[keys.clone()];
+        let sink = &self.mask.sink()[keys];
+        let spec = self.mask.spec();
+        let latest = |p: i32| if spec.causal { p } else { i32::MAX };
+        let window = spec.window.unwrap_or(usize::MAX).min(i32::MAX as usize) as i32;
+        vectorized(
+            #[inline(always)]
+            || {
+                for (i, t) in rows.clone().enumerate() {
+                    let t = b * q.len() + t;
+                    let (label, pos) = (class.q_label[t], q.pos()[t]);
+                    let (last, first) = (latest(pos), pos.saturating_sub(window));
+                    let row = &mut x[i * stride..][..k_pos.len()];
+                    for j in 0..row.len() {
+                        let near = (k_pos[j] <= last) & ((k_pos[j] > first) | sink[j]);
+                        let seen = (k_label[j] == label)
+                            & (near | (window == i32::MAX && k_pos[j] <= last));
+                        row[j] = if seen { row[j] } else { f32::NEG_INFINITY };
+                    }
+                }
+            },
+        )
+    }
+}
+
+fn part(tile: usize, size: usize, len: usize) -> Range<usize> {
+    tile * size..((tile + 1) * size).min(len)
+}
+
+/// Elements of a run of tiles.
+fn span(run: &Range<usize>, size: usize, len: usize) -> Range<usize> {
+    run.start * size..(run.end * size).min(len)
+}
+
+/// Neighbouring tiles that are computed, at most `most` at a time: long products cost least.
+fn runs(
+    tiles: Range<usize>,
+    most: usize,
+    computed: impl Fn(usize) -> bool,
+) -> impl Iterator<Item = Range<usize>> {
+    let mut next = tiles.start;
+    std::iter::from_fn(move || {
+        while next < tiles.end && !computed(next) {
+            next += 1;
+        }
+        let start = next;
+        while next < tiles.end && next - start < most && computed(next) {
+            next += 1;
+        }
+        (start < next).then_some(start..next)
+    })
+}
+
+fn tensor(data: Vec<f32>, shape: &[usize], dtype: DType) -> FlexTensor {
+    let out = FlexTensor::from_data(TensorData::new(data, shape.to_vec()));
+    match dtype {
+        DType::F32 => out,
+        DType::BF16 => Flex::float_cast(out, FloatDType::BF16),
+        DType::F16 => Flex::float_cast(out, FloatDType::F16),
+        other => unreachable!("`choose` keeps {other:?} off this path"),
+    }
+}

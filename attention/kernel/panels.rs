@@ -1,0 +1,261 @@
+//! Small matrix products on one core out of packed panels, for loops that keep their tiles in the
+//! first-level cache.
+//!
+//! A right-hand side is packed once into *panels*: two vectors' worth of neighbouring columns,
+//! row after row. The innermost loop then loads two vectors of B, broadcasts an element of A and
+//! multiplies, with all sums of a few rows of C in registers; A is read where it lies.
+
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Runs `op` with the widest vectors that this machine has.
+#[inline]
+pub(crate) fn widest<Op: WithSimd>(op: Op) -> Op::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if let Some(simd) = pulp::x86::V4::try_new() {
+            return Simd::vectorize(simd, op);
+        }
+        if let Some(simd) = pulp::x86::V3::try_new() {
+            return Simd::vectorize(simd, op);
+        }
+    }
+    pulp::Arch::new().dispatch(op)
+}
+
+/// Columns of a panel on this machine.
+pub(crate) fn width() -> usize {
+    struct Lanes;
+    impl WithSimd for Lanes {
+        type Output = usize;
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _: S) -> usize {
+            2 * S::F32_LANES
+        }
+    }
+    widest(Lanes)
+}
+
+/// Matrices `[K, N]` in panels `[K, width]`, zeros beyond N.
+pub(crate) struct Panels {
+    data: Vec<f32>,
+    width: usize,
+    rows: usize,
+    of_matrix: usize,
+}
+
+/// Where [`product`] finds its right-hand side.
+#[derive(Clone, Copy)]
+pub(crate) struct PanelsAt {
+    first: *const f32,
+    /// Elements from one panel to the next.
+    step: usize,
+}
+
+/// Elements in memory: the first, and the distances between rows and between columns.
+#[derive(Clone, Copy)]
+pub(crate) struct At {
+    pub first: *const f32,
+    pub rows: usize,
+    pub columns: usize,
+}
+
+// Safe: the pointers are only read, by `pack` and `product`, whose callers vouch for them.
+unsafe impl Send for At {}
+unsafe impl Sync for At {}
+
+impl Panels {
+    /// Packs matrices of `rows` × `columns`, times `factor`, on all threads.
+    ///
+    /// # Safety
+    /// Every matrix must be readable at its whole size.
+    pub unsafe fn pack(matrices: &[At], (rows, columns): (usize, usize), factor: f32) -> Self {
+        let width = width();
+        let panels = columns.div_ceil(width);
+        let of_matrix = panels * rows * width;
+        let mut data = vec![0.0f32; matrices.len() * of_matrix];
+        data.par_chunks_mut(rows * width).enumerate().for_each(|(n, panel)| {
+            let (at, from) = (matrices[n / panels], n % panels * width);
+            let wide = (columns - from).min(width);
+            for r in 0..rows {
+                for (c, out) in panel[r * width..][..wide].iter_mut().enumerate() {
+                    // Safe: `r` and `from + c` lie within the matrix.
+                    *out = factor * unsafe { *at.first.add(r * at.rows + (from + c) * at.columns) };
+                }
+            }
+        });
+        Self { data, width, rows, of_matrix }
+    }
+
+    /// All columns, rows `rows` of matrix `n`.
+    pub fn rows(&self, n: usize, rows: &Range<usize>) -> PanelsAt {
+        debug_assert!(rows.end <= self.rows);
+        self.at(n * self.of_matrix + rows.start * self.width)
+    }
+
+    /// All rows, columns from `first` of matrix `n`; `first` begins a panel.
+    pub fn columns(&self, n: usize, first: usize) -> PanelsAt {
+        debug_assert!(first.is_multiple_of(self.width));
+        self.at(n * self.of_matrix + first * self.rows)
+    }
+
+    fn at(&self, start: usize) -> PanelsAt {
+        PanelsAt { first: self.data[start..].as_ptr(), step: self.rows * self.width }
+    }
+}
+
+/// C `[m, n]` = A `[m, k]`·B `[k, n]` (+ C); rows of C are `c_rows` apart, its columns adjacent.
+///
+/// # Safety
+/// All three must be valid for the sizes given; C must not overlap A or B.
+#[inline(always)]
+pub(crate) unsafe fn product<S: Simd>(
+    simd: S,
+    (m, n, k): (usize, usize, usize),
+    a: At,
+    b: PanelsAt,
+    (c, c_rows): (*mut f32, usize),
+    accumulate: bool,
+) {
+    let width = 2 * S::F32_LANES;
+    for j in (0..n).step_by(width) {
+        let columns = (n - j).min(width);
+        // Safe: panels and rows that begin within the matrices.
+        unsafe {
+            let b = b.first.add(j / width * b.step);
+            let mut i = 0;
+            while i < m {
+                let a = At { first: a.first.add(i * a.rows), ..a };
+                let c = (c.add(i * c_rows + j), c_rows);
+                let size = (columns, k);
+                // As many sums as registers can hold beside two vectors of B and one of A.
+                i += match m - i {
+                    8.. if S::REGISTER_COUNT >= 32 => rows::<S, 8>(simd, size, a, b, c, accumulate),
+                    6.. => rows::<S, 6>(simd, size, a, b, c, accumulate),
+                    5 => rows::<S, 5>(simd, size, a, b, c, accumulate),
+                    4 => rows::<S, 4>(simd, size, a, b, c, accumulate),
+                    3 => rows::<S, 3>(simd, size, a, b, c, accumulate),
+                    2 => rows::<S, 2>(simd, size, a, b, c, accumulate),
+                    _ => rows::<S, 1>(simd, size, a, b, c, accumulate),
+                };
+            }
+        }
+    }
+}
+
+/// `M` rows of C in one panel's columns; returns `M`.
+///
+/// # Safety
+/// As [`product`].
+#[inline(always)]
+unsafe fn rows<S: Simd, const M: usize>(
+    simd: S,
+    (columns, k): (usize, usize),
+    a: At,
+    b: *const f32,
+    (c, c_rows): (*mut f32, usize),
+    accumulate: bool,
+) -> usize {
+    let zero = simd.splat_f32s(0.0);
+    let mut sums = [[zero; 2]; M];
+    let (mut a_at, mut b_at) = (a.first, b as *const S::f32s);
+    // Safe: as the caller vouches; vectors are read and written without alignment.
+    unsafe {
+        for _ in 0..k {
+            let b = [b_at.read_unaligned(), b_at.add(1).read_unaligned()];
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let a = simd.splat_f32s(*a_at.add(i * a.rows));
+                sums[0] = simd.mul_add_f32s(a, b[0], sums[0]);
+                sums[1] = simd.mul_add_f32s(a, b[1], sums[1]);
+            }
+            a_at = a_at.add(a.columns);
+            b_at = b_at.add(2);
+        }
+        for (i, sums) in sums.into_iter().enumerate() {
+            let c = c.add(i * c_rows);
+            if columns == 2 * S::F32_LANES {
+                for (j, sum) in sums.into_iter().enumerate() {
+                    let c = (c as *mut S::f32s).add(j);
+                    c.write_unaligned(match accumulate {
+                        true => simd.add_f32s(c.read_unaligned(), sum),
+                        false => sum,
+                    });
+                }
+            } else {
+                let sums: &[f32] = pulp::bytemuck::cast_slice(&sums);
+                for (j, sum) in sums[..columns].iter().enumerate() {
+                    let c = c.add(j);
+                    *c = if accumulate { *c + sum } else { *sum };
+                }
+            }
+        }
+    }
+    M
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Product<'a>(&'a [f32], At, PanelsAt, (usize, usize, usize), &'a mut [f32]);
+
+    impl WithSimd for Product<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            let (size, c) = (self.3, self.4);
+            c.copy_from_slice(self.0);
+            unsafe { product(simd, size, self.1, self.2, (c.as_mut_ptr(), size.1 + 3), true) }
+        }
+    }
+
+    /// Every number of rows, ragged columns, and both orders of A and B.
+    #[test]
+    fn products_equal_sums_one_by_one() {
+        let value = |i: usize| ((i * 7919) % 97) as f32 / 48.0 - 1.0;
+        let numbers: Vec<f32> = (0..20_000).map(value).collect();
+        for m in (1..=20).chain([64, 65]) {
+            for (n, k) in [(1, 1), (8, 3), (16, 64), (33, 5), (64, 64), (70, 17)] {
+                for turned in [false, true] {
+                    let order = |a: usize, b: usize, first: usize| At {
+                        first: numbers[first..].as_ptr(),
+                        rows: if turned { 1 } else { b },
+                        columns: if turned { a } else { 1 },
+                    };
+                    let (a, b) = (order(m, k, 0), order(k, n, 5000));
+                    let panels = unsafe { Panels::pack(&[b], (k, n), 0.5) };
+                    let old: Vec<f32> = (0..m * (n + 3)).map(|i| value(i + 11)).collect();
+                    let mut c = vec![0.0; old.len()];
+                    widest(Product(&old, a, panels.rows(0, &(0..k)), (m, n, k), &mut c));
+                    for i in 0..m {
+                        for j in 0..n + 3 {
+                            let at = |x: At, r: usize, c: usize| unsafe {
+                                *x.first.add(r * x.rows + c * x.columns) as f64
+                            };
+                            let sum: f64 = match j < n {
+                                true => (0..k).map(|l| at(a, i, l) * at(b, l, j) * 0.5).sum(),
+                                false => 0.0,
+                            };
+                            let want = old[i * (n + 3) + j] as f64 + sum;
+                            let got = c[i * (n + 3) + j] as f64;
+                            assert!((got - want).abs() < 1e-4, "{m} {n} {k}: {got} {want}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_part_of_the_rows_or_columns_is_found() {
+        let numbers: Vec<f32> = (0..300 * 40).map(|i| i as f32).collect();
+        let at = At { first: numbers.as_ptr(), rows: 40, columns: 1 };
+        let panels = unsafe { Panels::pack(&[at, at], (300, 40), 1.0) };
+        let width = width();
+        let first = |at: PanelsAt| unsafe { *at.first };
+        assert_eq!(first(panels.rows(1, &(7..9))), 7.0 * 40.0);
+        let second = first(panels.columns(1, width));
+        assert_eq!(second, if width < 40 { width as f32 } else { second });
+    }
+}
