@@ -3,6 +3,7 @@
 use crate::streams::{Draw, Purpose, Streams};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
+use longburn_kernels::fused::linear;
 
 /// Configuration of [`Linear`].
 #[derive(Clone, Debug)]
@@ -106,13 +107,13 @@ impl Linear {
     pub fn forward(&self, x_BTD: Tensor<3>) -> Tensor<3> {
         let [b, t, d] = x_BTD.dims();
         let x = x_BTD.reshape([b * t, d]);
-        let mut y = x.clone().matmul(self.weight.val().transpose());
+        let mut y = linear(x.clone(), self.weight.val());
         if let Some(bias) = &self.bias {
             y = y + bias.val().unsqueeze();
         }
         if let Some(lora) = &self.lora {
-            let low = x.matmul(lora.a.val().transpose());
-            y = y + low.matmul(lora.b.val().transpose()).mul_scalar(lora.scale());
+            let low = linear(x, lora.a.val());
+            y = y + linear(low, lora.b.val()).mul_scalar(lora.scale());
         }
         let out = y.dims()[1];
         y.reshape([b, t, out])

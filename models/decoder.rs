@@ -13,6 +13,7 @@ use crate::streams::Streams;
 use crate::{Error, Result};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use longburn_kernels::fused::linear;
 use longburn_kernels::{Implementation, TokenMeta};
 
 /// Random streams that one block's initialisation takes: four for attention, three for the MLP,
@@ -242,7 +243,7 @@ pub trait Blocks: Module {
         let [b, t, d] = last_BTD.dims();
         let head = self.head();
         let v = head.dims()[0];
-        last_BTD.reshape([b * t, d]).matmul(head.transpose()).reshape([b, t, v])
+        linear(last_BTD.reshape([b * t, d]), head).reshape([b, t, v])
     }
 }
 

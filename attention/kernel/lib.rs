@@ -20,6 +20,8 @@ pub mod mask;
 #[cfg(feature = "flex")]
 mod panels;
 #[cfg(feature = "flex")]
+mod product;
+#[cfg(feature = "flex")]
 mod simd;
 
 pub use attention::{attention_backward, masked_attention};

@@ -61,9 +61,22 @@ pub(crate) struct At {
     pub columns: usize,
 }
 
-// Safe: the pointers are only read, by `pack` and `product`, whose callers vouch for them.
+// Safe: the pointers are only read, by functions whose callers vouch for them.
 unsafe impl Send for At {}
 unsafe impl Sync for At {}
+
+impl At {
+    /// The same matrix from another element on.
+    #[inline(always)]
+    pub fn at(self, row: usize, column: usize) -> Self {
+        Self { first: self.first.wrapping_add(row * self.rows + column * self.columns), ..self }
+    }
+
+    /// Rows for columns.
+    pub fn turned(self) -> Self {
+        Self { rows: self.columns, columns: self.rows, ..self }
+    }
+}
 
 impl Panels {
     /// Packs matrices of `rows` × `columns`, times `factor`, on all threads.
@@ -78,10 +91,17 @@ impl Panels {
         data.par_chunks_mut(rows * width).enumerate().for_each(|(n, panel)| {
             let (at, from) = (matrices[n / panels], n % panels * width);
             let wide = (columns - from).min(width);
-            for r in 0..rows {
-                for (c, out) in panel[r * width..][..wide].iter_mut().enumerate() {
-                    // Safe: `r` and `from + c` lie within the matrix.
-                    *out = factor * unsafe { *at.first.add(r * at.rows + (from + c) * at.columns) };
+            for (r, out) in panel.chunks_mut(width).enumerate() {
+                let at = at.at(r, from);
+                // Safe: `r` and the columns from `from` on lie within the matrix.
+                unsafe {
+                    if at.columns == 1 {
+                        let row = std::slice::from_raw_parts(at.first, wide);
+                        out.iter_mut().zip(row).for_each(|(out, x)| *out = factor * x);
+                    } else {
+                        let column = |c: usize| *at.at(0, c).first;
+                        (0..wide).for_each(|c| out[c] = factor * column(c));
+                    }
                 }
             }
         });
@@ -98,6 +118,12 @@ impl Panels {
     pub fn columns(&self, n: usize, first: usize) -> PanelsAt {
         debug_assert!(first.is_multiple_of(self.width));
         self.at(n * self.of_matrix + first * self.rows)
+    }
+
+    /// Rows from `row` and columns from `column` of the only matrix; `column` begins a panel.
+    pub fn block(&self, row: usize, column: usize) -> PanelsAt {
+        debug_assert!(column.is_multiple_of(self.width));
+        self.at(column * self.rows + row * self.width)
     }
 
     fn at(&self, start: usize) -> PanelsAt {
@@ -126,7 +152,7 @@ pub(crate) unsafe fn product<S: Simd>(
             let b = b.first.add(j / width * b.step);
             let mut i = 0;
             while i < m {
-                let a = At { first: a.first.add(i * a.rows), ..a };
+                let a = a.at(i, 0);
                 let c = (c.add(i * c_rows + j), c_rows);
                 let size = (columns, k);
                 // As many sums as registers can hold beside two vectors of B and one of A.

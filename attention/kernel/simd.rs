@@ -84,47 +84,6 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { e * power }
 }
 
-/// C (m×n) = A (m×k)·B (k×n) (+ C) on all threads. Strides count elements.
-///
-/// # Safety
-/// All three must be valid for the sizes and strides given, and C must not overlap A or B.
-#[allow(clippy::too_many_arguments)]
-pub(crate) unsafe fn gemm_threads(
-    (m, n, k): (usize, usize, usize),
-    c: *mut f32,
-    (c_rows, c_columns): (isize, isize),
-    a: *const f32,
-    (a_rows, a_columns): (isize, isize),
-    b: *const f32,
-    (b_rows, b_columns): (isize, isize),
-    accumulate: bool,
-) {
-    // The library computes dst = alpha·dst + beta·lhs·rhs.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            c,
-            c_columns,
-            c_rows,
-            accumulate,
-            a,
-            a_columns,
-            a_rows,
-            b,
-            b_columns,
-            b_rows,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::Rayon(0),
-        )
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #[test]

@@ -3,6 +3,7 @@
 //! than f32, the same formulas out of tensor operations.
 
 mod adamw;
+mod linear;
 mod rms_norm;
 mod rotate;
 mod swiglu;
@@ -10,6 +11,7 @@ mod swiglu;
 mod tests;
 
 pub use adamw::{AdamWStep, adamw};
+pub use linear::{linear, matmul_detached};
 pub use rms_norm::rms_norm;
 pub use rotate::rotate_half;
 pub use swiglu::swiglu;

@@ -1,6 +1,6 @@
 //! f32 ops of their own against the same formulas in f64, outputs and all gradients.
 
-use super::{AdamWStep, adamw, rms_norm, rotate_half, swiglu};
+use super::{AdamWStep, adamw, linear, matmul_detached, rms_norm, rotate_half, swiglu};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 fn leaf<const D: usize>(shape: [usize; D], seed: u64, dtype: DType) -> Tensor<D> {
@@ -68,6 +68,33 @@ fn swiglu_equals_the_formula() {
             let y = swiglu(g.clone(), u.clone());
             let grads = (y.clone() * leaf(shape, 3, dtype).detach()).sum().backward();
             vec![host(y), host(g.grad(&grads).unwrap()), host(u.grad(&grads).unwrap())]
+        });
+    }
+}
+
+#[test]
+fn linear_equals_the_formula() {
+    // One row, few rows, blocks that are cut off, and enough for several threads.
+    for (m, k, n) in [(1, 1, 1), (3, 17, 5), (1, 300, 700), (130, 70, 33), (257, 300, 129)] {
+        for frozen in [false, true] {
+            check("linear", |dtype| {
+                let (x, w) = (leaf([m, k], 1, dtype), leaf([n, k], 2, dtype));
+                let w = if frozen { Tensor::from_inner(w.inner()) } else { w };
+                let y = linear(x.clone(), w.clone());
+                let grads = (y.clone() * leaf([m, n], 3, dtype).detach()).sum().backward();
+                assert_eq!(w.grad(&grads).is_none(), frozen);
+                let dw = w.grad(&grads).map_or(vec![1.0], host);
+                vec![host(y), host(x.grad(&grads).unwrap()), dw]
+            });
+        }
+        // The input of the first layer has no gradient; views of all kinds are taken.
+        check("views", |dtype| {
+            let (x, w) = (leaf([k, m], 4, dtype).inner(), leaf([n, 2 * k], 5, dtype));
+            let x = Tensor::<2>::from_inner(x);
+            let y = linear(x.clone().transpose(), w.clone().narrow(1, k, k));
+            let grads = (y.clone() * leaf([m, n], 6, dtype).detach()).sum().backward();
+            let c = matmul_detached(x.clone(), y.clone());
+            vec![host(y), host(w.grad(&grads).unwrap()), host(c)]
         });
     }
 }

@@ -1,7 +1,9 @@
 //! The same on the CPU: one pass over the logits of a chunk turns them into their own gradient.
 
 use super::{LossPlan, chunk_len};
-use crate::simd::{exp, gemm_threads, vectorized};
+use crate::panels::At;
+use crate::product::{Right, multiply, multiply_right};
+use crate::simd::{exp, vectorized};
 use burn::tensor::TensorData;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
@@ -21,25 +23,17 @@ pub(super) fn forward(
     let chunk = chunk_len(v);
     let mut logits = vec![0.0f32; chunk.min(n) * v];
     let mut loss = 0.0f64;
-    let (by_d, by_v, transposed) = ((d as isize, 1), (v as isize, 1), |w: usize| (1, w as isize));
+    let rows_of = |x: &[f32], width: usize| At { first: x.as_ptr(), rows: width, columns: 1 };
+    // Safe here and below: all slices have exactly the sizes named.
+    let (to_logits, to_dx) = unsafe {
+        let w = rows_of(w, d);
+        (Right::pack(w.turned(), (d, v)), plan.x_grad.then(|| Right::pack(w, (v, d))))
+    };
     for start in (0..n).step_by(chunk) {
         let len = chunk.min(n - start);
         let part = &x[start * d..(start + len) * d];
         let logits = &mut logits[..len * v];
-        // Safe: all slices have exactly the sizes named.
-        unsafe {
-            let out = logits.as_mut_ptr();
-            gemm_threads(
-                (len, v, d),
-                out,
-                by_v,
-                part.as_ptr(),
-                by_d,
-                w.as_ptr(),
-                transposed(d),
-                false,
-            );
-        }
+        unsafe { multiply_right(len, rows_of(part, d), &to_logits, logits, false) };
         let losses: Vec<f64> = logits
             .par_chunks_mut(v)
             .zip(&plan.labels[start..start + len])
@@ -47,22 +41,13 @@ pub(super) fn forward(
             .collect();
         loss += losses.iter().sum::<f64>();
         unsafe {
-            if plan.x_grad {
-                let out = dx[start * d..(start + len) * d].as_mut_ptr();
-                gemm_threads(
-                    (len, d, v),
-                    out,
-                    by_d,
-                    logits.as_ptr(),
-                    by_v,
-                    w.as_ptr(),
-                    by_d,
-                    false,
-                );
+            if let Some(w) = &to_dx {
+                let dx = &mut dx[start * d..(start + len) * d];
+                multiply_right(len, rows_of(logits, v), w, dx, false);
             }
             if plan.w_grad {
-                let (out, at) = (dw.as_mut_ptr(), logits.as_ptr());
-                gemm_threads((v, d, len), out, by_d, at, transposed(v), part.as_ptr(), by_d, true);
+                let (logits, part) = (rows_of(logits, v).turned(), rows_of(part, d));
+                multiply((v, d, len), logits, part, &mut dw, true);
             }
         }
     }

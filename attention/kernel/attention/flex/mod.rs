@@ -67,8 +67,8 @@ impl View {
     /// All heads, each a right-hand side `[D, T]`, times `factor`.
     fn turned(&self, factor: f32) -> Panels {
         let [n, heads, t, d] = self.shape;
-        let turn = |at: At| At { rows: at.columns, columns: at.rows, ..at };
-        let all: Vec<At> = (0..n * heads).map(|i| turn(self.at(i / heads, i % heads, 0))).collect();
+        let head = |i: usize| self.at(i / heads, i % heads, 0).turned();
+        let all: Vec<At> = (0..n * heads).map(head).collect();
         // Safe: as above.
         unsafe { Panels::pack(&all, (d, t), factor) }
     }

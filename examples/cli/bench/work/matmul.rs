@@ -4,6 +4,7 @@ use super::{Work, calls, lazy};
 use crate::bench::inputs;
 use crate::bench::job::{Layout, MatmulJob};
 use burn::tensor::Device;
+use longburn::kernel::fused::{linear, matmul_detached};
 
 pub fn ours(job: &MatmulJob, device: &Device) -> Box<dyn Work> {
     let MatmulJob { batch, m, k, n, layout } = *job;
@@ -24,14 +25,15 @@ pub fn ours(job: &MatmulJob, device: &Device) -> Box<dyn Work> {
             Ok(vec![lazy("product", a.matmul(b))])
         });
     }
-    // As layers call it.
+    // As a layer calls it: forward, towards its input, and towards its weights.
     let (a, b) = (a.squeeze_dim::<2>(0), b.squeeze_dim::<2>(0));
     calls(device, move || {
-        let (a, b) = match layout {
-            Layout::Nn => (a.clone(), b.clone()),
-            Layout::Nt => (a.clone(), b.clone().transpose()),
-            Layout::Tn => (a.clone().transpose(), b.clone()),
+        let (a, b) = (a.clone(), b.clone());
+        let product = match layout {
+            Layout::Nt => linear(a, b),
+            Layout::Nn => matmul_detached(a, b),
+            Layout::Tn => matmul_detached(a.transpose(), b),
         };
-        Ok(vec![lazy("product", a.matmul(b))])
+        Ok(vec![lazy("product", product)])
     })
 }

@@ -1,0 +1,291 @@
+//! Whole matrix products on all threads, out of the same panels as attention.
+
+use crate::panels::widest;
+use crate::panels::{At, Panels, PanelsAt, product, width};
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+/// Rows of A that a job takes; with [`DEPTH`] they fill a part of a core's second-level cache.
+const ROWS: usize = 96;
+/// How much of the inner dimension is summed up in registers at a time: a panel of this many rows
+/// fits the first-level cache.
+const DEPTH: usize = 256;
+/// Distance between rows of A where they are copied together; see the one in attention.
+const COPIED: usize = DEPTH + 16;
+/// Rows of B that are packed together.
+const PACKED: usize = 2048;
+/// Rows of A up to which B is read once, where it lies: packing would cost more than the product.
+const FEW: usize = 4;
+/// Products of fewer multiplications run on one thread.
+const PARALLEL_FROM: usize = 1 << 18;
+
+/// A right-hand side `[K, N]` for [`multiply`].
+pub(crate) struct Right {
+    panels: Panels,
+    n: usize,
+    k: usize,
+}
+
+impl Right {
+    /// # Safety
+    /// `b` must be readable at its whole size.
+    pub unsafe fn pack(b: At, (k, n): (usize, usize)) -> Self {
+        // Safe: as the caller vouches.
+        Self { panels: unsafe { Panels::pack(&[b], (k, n), 1.0) }, n, k }
+    }
+}
+
+/// C `[m, n]` = A `[m, k]`·B `[k, n]` (+ C), rows of C adjacent. No more than [`PACKED`] rows of B
+/// are copied at a time.
+///
+/// # Safety
+/// `a` and `b` must be readable at their whole sizes.
+pub(crate) unsafe fn multiply(
+    (m, n, k): (usize, usize, usize),
+    a: At,
+    b: At,
+    c: &mut [f32],
+    accumulate: bool,
+) {
+    if k == 0 && !accumulate {
+        c.fill(0.0);
+    }
+    for from in (0..k).step_by(PACKED) {
+        let part = (k - from).min(PACKED);
+        // Safe: parts of A and B.
+        unsafe {
+            let right = Right::pack(b.at(from, 0), (part, n));
+            multiply_right(m, a.at(0, from), &right, c, accumulate || from > 0);
+        }
+    }
+}
+
+/// [`multiply`] with a right-hand side that is packed already.
+///
+/// # Safety
+/// `a` must be readable at its whole size.
+pub(crate) unsafe fn multiply_right(m: usize, a: At, b: &Right, c: &mut [f32], accumulate: bool) {
+    let (n, k) = (b.n, b.k);
+    assert_eq!(c.len(), m * n, "the product is {m} by {n}");
+    let rows = m.div_ceil(ROWS).max(1);
+    // A few jobs per thread, so that none waits long for the last one.
+    let wanted = (4 * rayon::current_num_threads()).div_ceil(rows);
+    let columns = n.div_ceil(wanted).max(64).next_multiple_of(width());
+    let blocks = n.div_ceil(columns);
+    let c = Out(c.as_mut_ptr());
+    let job = |index: usize| {
+        let (row, column) = (index / blocks * ROWS, index % blocks * columns);
+        let size = ((m - row).min(ROWS), (n - column).min(columns), k);
+        let a = a.at(row, 0);
+        // Safe: blocks of C lie apart, and within it.
+        let c = unsafe { c.block(row * n + column) };
+        let right = |depth: usize| b.panels.block(depth, column);
+        widest(Job { size, a, right, c, c_rows: n, accumulate });
+    };
+    if m * n * k < PARALLEL_FROM {
+        (0..rows * blocks).for_each(job);
+    } else {
+        (0..rows * blocks).into_par_iter().for_each(job);
+    }
+}
+
+/// Where jobs write, each in a block of its own.
+#[derive(Clone, Copy)]
+struct Out(*mut f32);
+
+// Safe: no two jobs write to the same place.
+unsafe impl Send for Out {}
+unsafe impl Sync for Out {}
+
+impl Out {
+    /// # Safety
+    /// `first` must lie within C.
+    unsafe fn block(&self, first: usize) -> *mut f32 {
+        unsafe { self.0.add(first) }
+    }
+}
+
+/// A block of C.
+struct Job<F> {
+    size: (usize, usize, usize),
+    a: At,
+    /// Panels of the block's columns, from a row on.
+    right: F,
+    c: *mut f32,
+    c_rows: usize,
+    accumulate: bool,
+}
+
+impl<F: Fn(usize) -> PanelsAt> WithSimd for Job<F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let (m, n, k) = self.size;
+        // Columns of A that are far apart would be fetched again for every panel.
+        let copied = self.a.columns != 1;
+        let mut copy = vec![0.0f32; if copied { m * COPIED } else { 0 }];
+        for depth in (0..k).step_by(DEPTH) {
+            let deep = (k - depth).min(DEPTH);
+            let mut a = self.a.at(0, depth);
+            if copied {
+                for l in 0..deep {
+                    for i in 0..m {
+                        // Safe: within A, and `copy` has room for m rows.
+                        copy[i * COPIED + l] = unsafe { *a.at(i, l).first };
+                    }
+                }
+                a = At { first: copy.as_ptr(), rows: COPIED, columns: 1 };
+            }
+            let accumulate = self.accumulate || depth > 0;
+            // Safe: a block within A, B and C, which no other job writes.
+            unsafe {
+                let c = (self.c, self.c_rows);
+                product(simd, (m, n, deep), a, (self.right)(depth), c, accumulate);
+            }
+        }
+    }
+}
+
+/// C `[m, n]` = A `[m, k]`·B `[k, n]` for few rows of A and a B that is a transposed view: what
+/// decoding computes, as fast as B can be read.
+///
+/// # Safety
+/// `a` and `b` must be readable at their whole sizes.
+pub(crate) unsafe fn multiply_few((m, n, k): (usize, usize, usize), a: At, b: At, c: &mut [f32]) {
+    assert!(are_few(m, a, b) && c.len() == m * n);
+    let b = b.turned();
+    const CHUNK: usize = 64;
+    // By columns of C, which are rows of B.
+    let mut turned = vec![0.0f32; m * n];
+    let work = |(chunk, out): (usize, &mut [f32])| {
+        widest(Dots { m, k, a, b: b.at(chunk * CHUNK, 0), out })
+    };
+    if n * k < PARALLEL_FROM {
+        turned.chunks_mut(CHUNK * m).enumerate().for_each(work);
+    } else {
+        turned.par_chunks_mut(CHUNK * m).enumerate().for_each(work);
+    }
+    for (j, column) in turned.chunks(m).enumerate() {
+        for (i, x) in column.iter().enumerate() {
+            c[i * n + j] = *x;
+        }
+    }
+}
+
+/// Whether [`multiply_few`] takes these.
+pub(crate) fn are_few(m: usize, a: At, b: At) -> bool {
+    m <= FEW && a.columns == 1 && b.rows == 1
+}
+
+/// All rows of A with some rows of B.
+struct Dots<'a> {
+    m: usize,
+    k: usize,
+    a: At,
+    b: At,
+    /// `[rows of B, m]`
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Dots<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        // Safe: as the caller of `multiply_few` vouches.
+        let row =
+            |at: At, i: usize| unsafe { std::slice::from_raw_parts(at.at(i, 0).first, self.k) };
+        for (j, out) in self.out.chunks_mut(self.m).enumerate() {
+            let b = row(self.b, j);
+            for (i, out) in out.iter_mut().enumerate() {
+                *out = dot(simd, row(self.a, i), b);
+            }
+        }
+    }
+}
+
+/// Four sums at once hide the time that an addition takes.
+#[inline(always)]
+fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
+    let (a, a_rest) = S::as_simd_f32s(a);
+    let (b, b_rest) = S::as_simd_f32s(b);
+    let mut sums = [simd.splat_f32s(0.0); 4];
+    let (a_four, a_few) = a.as_chunks::<4>();
+    let (b_four, b_few) = b.as_chunks::<4>();
+    for (a, b) in a_four.iter().zip(b_four) {
+        for ((a, b), sum) in a.iter().zip(b).zip(&mut sums) {
+            *sum = simd.mul_add_f32s(*a, *b, *sum);
+        }
+    }
+    for (a, b) in a_few.iter().zip(b_few) {
+        sums[0] = simd.mul_add_f32s(*a, *b, sums[0]);
+    }
+    let sum = simd.add_f32s(simd.add_f32s(sums[0], sums[1]), simd.add_f32s(sums[2], sums[3]));
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    simd.reduce_sum_f32s(sum) + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks that are cut off in all dimensions, and all orders of A and B.
+    #[test]
+    fn products_equal_sums_one_by_one() {
+        let value = |i: usize| ((i * 7919) % 97) as f32 / 48.0 - 1.0;
+        for (m, n, k) in [
+            (1, 1, 1),
+            (3, 70, 9),
+            (97, 65, 257),
+            (200, 130, 300),
+            (5, 600, 64),
+            (3, 5, PACKED + 1),
+        ] {
+            let of_a: Vec<f32> = (0..m * k).map(value).collect();
+            let of_b: Vec<f32> = (0..k * n).map(|i| value(i + 5)).collect();
+            for turned in [false, true] {
+                let order = |x: &[f32], a: usize, b: usize| At {
+                    first: x.as_ptr(),
+                    rows: if turned { 1 } else { b },
+                    columns: if turned { a } else { 1 },
+                };
+                let (a, b) = (order(&of_a, m, k), order(&of_b, k, n));
+                let element = |at: At, i, j| unsafe { *at.at(i, j).first as f64 };
+                let old: Vec<f32> = (0..m * n).map(|i| value(i + 11)).collect();
+                let want: Vec<f64> = (0..m * n)
+                    .map(|i| (0..k).map(|l| element(a, i / n, l) * element(b, l, i % n)).sum())
+                    .collect();
+                for accumulate in [false, true] {
+                    let mut c = old.clone();
+                    unsafe { multiply((m, n, k), a, b, &mut c, accumulate) };
+                    for ((c, want), old) in c.iter().zip(&want).zip(&old) {
+                        let want = want + if accumulate { *old as f64 } else { 0.0 };
+                        let off = (*c as f64 - want).abs();
+                        assert!(off < 1e-4 + 1e-6 * want.abs(), "{m} {n} {k}: {c} {want}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn few_rows_take_a_transposed_view_where_it_lies() {
+        let value = |i: usize| ((i * 7919) % 97) as f32 / 48.0 - 1.0;
+        for (m, n, k) in [(1, 1, 1), (3, 70, 9), (FEW, 65, 100), (2, 1000, 300)] {
+            let of_a: Vec<f32> = (0..m * k).map(value).collect();
+            let of_b: Vec<f32> = (0..n * k).map(|i| value(i + 5)).collect();
+            let at = |x: &[f32]| At { first: x.as_ptr(), rows: k, columns: 1 };
+            let mut c = vec![7.0; m * n];
+            unsafe { multiply_few((m, n, k), at(&of_a), at(&of_b).turned(), &mut c) };
+            for (i, c) in c.iter().enumerate() {
+                let (a, b) = (&of_a[i / n * k..][..k], &of_b[i % n * k..][..k]);
+                let want: f64 = a.iter().zip(b).map(|(a, b)| *a as f64 * *b as f64).sum();
+                assert!((*c as f64 - want).abs() < 1e-4, "{m} {n} {k}: {c} {want}");
+            }
+        }
+        let a = At { first: [0.0f32; 1].as_ptr(), rows: 9, columns: 1 };
+        assert!(are_few(FEW, a, a.turned()) && !are_few(FEW + 1, a, a.turned()));
+        assert!(!are_few(1, a, a));
+    }
+}
