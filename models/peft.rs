@@ -5,6 +5,9 @@
 mod config;
 mod fused;
 mod names;
+mod summary;
+
+pub use summary::AdapterSummary;
 
 use super::keymap::{map_params, params, read_params};
 use super::lora::{Target, check_plain};

@@ -130,7 +130,9 @@ impl Watch {
             let page = Report::new(title, lead);
             with_progress(page, Some(report), steps, memory, &plot())
         });
-        self.outage.tell(&self.path.display().to_string(), written);
+        if written.as_ref().map_or(true, |written| *written) {
+            self.outage.tell(&self.path.display().to_string(), written.map(drop));
+        }
         let memory = memory.map_or(String::new(), |peak| format!(", peak {}", bytes(peak)));
         format!("loss {:.4}, |grad| {:.3}{memory}", report.loss, report.grad_norm)
     }

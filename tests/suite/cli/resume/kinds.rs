@@ -75,6 +75,30 @@ fn r1_conversations_go_on_with_the_same_bits() {
     assert!(message.contains("qa.jsonl has other contents"), "{message}");
 }
 
+/// What a run reads beside weights and text decides it, too: here, where documents end.
+#[test]
+fn d6_the_tokenizers_settings_are_part_of_a_run() {
+    let bench = bench();
+    let text = short(&bench, 4).replace("steps = 4\n", "steps = 6\n");
+    bench.write("run.toml", &text);
+    let path = bench.path("model/tokenizer_config.json");
+    let old = fs::read_to_string(&path).unwrap();
+    let mut config: Value = serde_json::from_str(&old).unwrap();
+    config["eos_token"] = "e".into();
+    fs::write(&path, config.to_string()).unwrap();
+    let message = refusal(&bench, &["train", "run.toml", "--resume"]);
+    assert!(message.contains("model/tokenizer_config.json had"), "{message}");
+    fs::remove_file(&path).unwrap();
+    let message = refusal(&bench, &["train", "run.toml", "--resume"]);
+    assert!(message.contains("model/tokenizer_config.json is gone"), "{message}");
+    fs::write(&path, old).unwrap();
+    bench.write("model/special_tokens_map.json", "{}");
+    let message = refusal(&bench, &["train", "run.toml", "--resume"]);
+    assert!(message.contains("model/special_tokens_map.json is new"), "{message}");
+    fs::remove_file(bench.path("model/special_tokens_map.json")).unwrap();
+    assert_eq!(bench.json(&["train", "run.toml", "--resume"])["resumed"], 4);
+}
+
 /// GPT-NeoX stores q, k and v as one layer, and their updates as one; those are three again when
 /// the run goes on.
 #[test]
