@@ -4,6 +4,7 @@ mod disk;
 mod kinds;
 
 use super::{Bench, longburn};
+use longburn::training::checkpoint::Checkpoint;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -330,6 +331,32 @@ fn broken_checkpoints_are_passed_over_with_a_warning() {
     assert_eq!(told.matches("passed over a broken checkpoint").count(), 2, "{told}");
     assert!(told.contains("resuming from broken/checkpoints/step-000020"), "{told}");
     assert_same_bits(&bench.path("run"), &bench.path("broken"));
+}
+
+/// One flipped bit in any file makes a checkpoint a broken one.
+#[test]
+fn f3_every_file_of_a_checkpoint_is_compared() {
+    let bench = bench();
+    short(&bench, 4);
+    let dir = checkpoint(&bench.path("run"), 4);
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    checkpoint.verify().unwrap();
+    let names: Vec<&str> = checkpoint.manifest.files.iter().map(|file| &*file.name).collect();
+    for kind in ["config.json", "tokenizer.json", "recipe.json", "state.json"] {
+        assert!(names.contains(&kind), "{names:?}");
+    }
+    // All that lies there but the list itself.
+    assert_eq!(names.len() + 1, fs::read_dir(&dir).unwrap().count());
+    for name in names {
+        let good = fs::read(dir.join(name)).unwrap();
+        let mut bytes = good.clone();
+        bytes[good.len() / 2] ^= 1;
+        fs::write(dir.join(name), bytes).unwrap();
+        let error = checkpoint.verify().expect_err(name).to_string();
+        assert!(error.contains(name) && error.contains("other bytes"), "{error}");
+        fs::write(dir.join(name), good).unwrap();
+    }
+    checkpoint.verify().unwrap();
 }
 
 #[test]
