@@ -273,10 +273,13 @@ def fill_to_the_last_byte(args, bench, disk, run, file, watch):
     failed, silent = "no checkpoint of step", "metrics.jsonl can be written again"
     while figures["full_to_the_last_byte"] < args.droughts:
         figures["full_to_the_last_byte"] += 1
-        begun = newest(run)
+        begun, weights = newest(run), []
+        if figures["full_to_the_last_byte"] % 2 == 0:
+            # Full before the process begins.
+            weights.append(disk / "ballast-0")
+            ballast(weights[0], 0)
         process = Process(args, bench, file)
-        alive = process.wait_until(lambda: newest(run) > begun)
-        weights = []
+        alive = bool(weights) or process.wait_until(lambda: newest(run) > begun)
         # Saves that fail make room again; until metrics, curves and page have all found none.
         def dry():
             weights.append(disk / f"ballast-{len(weights)}")

@@ -5,7 +5,8 @@ use super::data::RowSource;
 use super::sections::Recipe;
 use crate::datasets::TokenBatch;
 use crate::models::COMPANIONS;
-use crate::models::weights::{is_unfinished, read_text};
+use crate::models::peft::WEIGHTS as ADAPTER;
+use crate::models::weights::{INDEX, SINGLE, is_unfinished, read_text};
 use crate::training::checkpoint::{Checkpoint, Checkpoints, Inputs, MANIFEST, RunLock};
 use crate::training::state::{OPTIMIZER, STATE};
 use crate::training::{BatchSource, TrainState};
@@ -92,7 +93,10 @@ impl Place {
         let Some(checkpoint) = place.checkpoints.newest()? else {
             // What a run ends with must not be overwritten because its checkpoints were removed.
             let results = [dir.join("model"), dir.join("adapter")];
-            if let Some(result) = results.into_iter().find(|result| result.exists()) {
+            let whole = |dir: &PathBuf| {
+                [SINGLE, INDEX, ADAPTER].iter().any(|weights| dir.join(weights).exists())
+            };
+            if let Some(result) = results.into_iter().find(whole) {
                 return Err(Error::Checkpoint {
                     path: dir.join(FOLDER),
                     reason: format!(
@@ -242,7 +246,7 @@ impl Origin {
         let remedy = "restore the files, or allow it: --allow-changes; the rest of the run then \
                       trains on something else"
             .into();
-        let what = "the data are not those that the run was begun with";
+        let what = "the files that the run reads are not those that it was begun with";
         changed(what, before.differences(&now), remedy, allow)
     }
 }

@@ -69,4 +69,9 @@ fn p2_a_disk_without_room_for_a_line_ends_no_run() {
         let events = crate::watching::scalars(&path);
         assert!(fs::metadata(&path).unwrap().len() <= 4096 && !events.is_empty());
     }
+    // Half a result is none: the run, of which nothing was saved, begins again.
+    assert!(run.join("model").is_dir());
+    let summary = bench.json(&["train", "run.toml", "--resume"]);
+    assert_eq!((&summary["resumed"], &summary["steps"]), (&Value::Null, &STEPS.into()));
+    assert_eq!(losses(&run).len(), STEPS);
 }

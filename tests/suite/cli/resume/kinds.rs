@@ -21,9 +21,13 @@ fn r1_a_mixture_goes_on_with_the_same_bits() {
         let text = format!("Boats {i} and sacks, sacks and boats by the mill. ").repeat(3 + i);
         bench.write(&format!("more/{i}.txt"), &text);
     }
+    fs::create_dir(bench.path("least")).unwrap();
+    for i in 0..3 {
+        bench.write(&format!("least/{i}.txt"), &"Evenings along the river. ".repeat(9 + i));
+    }
     let recipe = |every| {
         let data = "[data]\ntrain = \"texts\"\nsplit = 4\n\
-                    mix = [{ path = \"more\", weight = 0.6 }]\n";
+                    mix = [{ path = \"more\", weight = 0.6 }, { path = \"least\", weight = 0.3 }]\n";
         with_data(data, every)
     };
     bench.write("run.toml", &recipe(0));
@@ -31,9 +35,13 @@ fn r1_a_mixture_goes_on_with_the_same_bits() {
     for k in [1, 29] {
         let dir = killed_after(&bench, &recipe, k);
         let parts = cursor(&dir, k)["rows"]["parts"].clone();
-        let rows: Vec<u64> = (0..2).map(|i| parts[i]["rows"].as_u64().unwrap()).collect();
+        let rows: Vec<u64> = (0..3).map(|i| parts[i]["rows"].as_u64().unwrap()).collect();
         assert_eq!(rows.iter().sum::<u64>(), 2 * k as u64, "{parts}");
-        assert!(rows[0] > rows[1] && rows[1] > 0 || k == 1, "{parts}");
+        // Each in its share, to within a row or so.
+        for (rows, weight) in rows.iter().zip([1.0, 0.6, 0.3]) {
+            let share = 2.0 * k as f64 * weight / 1.9;
+            assert!((*rows as f64 - share).abs() < 1.5, "{parts}");
+        }
         assert_goes_on(&bench, &recipe(0), &whole, k);
     }
     // Files of the mixed source are part of the run.
