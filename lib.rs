@@ -9,6 +9,7 @@
 #![allow(non_snake_case)]
 #![warn(missing_docs)]
 
+mod atomic;
 pub mod attention;
 pub mod datasets;
 mod error;

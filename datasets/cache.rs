@@ -7,6 +7,7 @@
 
 use super::source::{DocumentSource, SourceOptions};
 use super::{DataReport, Encoded, FileStamp, TokenDocument, TokenIds, Tokenizer, fingerprint};
+use crate::atomic::{Staged, is_unfinished};
 use crate::{Error, Result};
 use crc32c::{crc32c, crc32c_append};
 use memmap2::Mmap;
@@ -16,12 +17,15 @@ use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 const MAGIC: &[u8; 8] = b"LBTOKENS";
 /// Version of the layout.
 const FORMAT: u32 = 1;
 /// Bytes in front of the ids; a multiple of their alignment.
 const HEADER: usize = 128;
+/// How long ago a file that no one holds must have been written to be taken for what a kill left.
+const STALE: Duration = Duration::from_secs(60);
 /// Text that is tokenised at a time, bytes.
 const BATCH: usize = 16 << 20;
 
@@ -102,8 +106,14 @@ impl TokenCache {
             Err(reason) => reason,
         };
         std::fs::create_dir_all(&self.dir).map_err(|e| Error::io(&self.dir, e))?;
+        self.clear();
         let mut source = options.open(path)?;
-        write(&self.dir, &file, &print, &mut *source, tokenizer, add_special)?;
+        Staged::try_write(&file, |out| {
+            // Held while it is written: others that use the folder leave it alone.
+            let _ = out.get_ref().try_lock();
+            write(out, &file, &print, &mut *source, tokenizer, add_special)
+        })?
+        .commit()?;
         match read(&file, &print)? {
             Ok((documents, report)) => {
                 Ok(Cached { documents, report, file, rebuilt: Some(rebuilt) })
@@ -114,11 +124,26 @@ impl TokenCache {
             ))),
         }
     }
+
+    /// Remove what killed runs left unfinished.
+    fn clear(&self) {
+        for entry in std::fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let stale = || {
+                let file = File::open(entry.path()).ok()?;
+                let age = file.metadata().ok()?.modified().ok()?.elapsed().ok()?;
+                (age > STALE && file.try_lock().is_ok()).then_some(())
+            };
+            if is_unfinished(&entry.file_name().to_string_lossy()) && stale().is_some() {
+                // What cannot be removed now is left to the next run.
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
 }
 
-/// Tokenise a source into a file of the folder; it gets its name when it is whole.
+/// Tokenise a source into a file.
 fn write(
-    dir: &Path,
+    file: &mut BufWriter<&File>,
     path: &Path,
     print: &str,
     source: &mut dyn DocumentSource,
@@ -126,7 +151,6 @@ fn write(
     add_special: bool,
 ) -> Result<()> {
     let io = |e| Error::io(path, e);
-    let mut file = BufWriter::new(tempfile::NamedTempFile::new_in(dir).map_err(io)?);
     file.write_all(&[0; HEADER]).map_err(io)?;
     let (mut documents, mut ids_bytes, mut ids_sum) = (Vec::new(), 0, 0);
     let mut more = true;
@@ -162,11 +186,7 @@ fn write(
     let (table_bytes, table_sum) = (table.len() as u64, crc32c(&table));
     let header = Header { fingerprint, ids_bytes, table_bytes, ids_sum, table_sum };
     file.seek(SeekFrom::Start(0)).map_err(io)?;
-    file.write_all(&header.bytes()).map_err(io)?;
-    let file = file.into_inner().map_err(|e| io(e.into_error()))?;
-    file.as_file().sync_all().map_err(io)?;
-    file.persist(path).map_err(|e| io(e.error))?;
-    Ok(())
+    file.write_all(&header.bytes()).map_err(io)
 }
 
 type Documents = (Vec<Encoded>, DataReport);

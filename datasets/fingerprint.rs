@@ -22,6 +22,9 @@ pub struct FileStamp {
     pub modified: u64,
     /// SHA-256 of its first and last mebibyte, hexadecimal.
     pub sha256: String,
+    /// SHA-256 of all of it, where someone took it; of a small file, the ends are all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whole: Option<String>,
 }
 
 impl FileStamp {
@@ -42,7 +45,7 @@ impl FileStamp {
         }
         let since = about.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         let modified = since.map_or(0, |since| since.as_nanos() as u64);
-        Ok(Self { len, modified, sha256: hex(&Sha256::digest(&bytes)) })
+        Ok(Self { len, modified, sha256: hex(&Sha256::digest(&bytes)), whole: None })
     }
 
     /// Stamp the files of a source by their names: one file, or all below a folder.
@@ -54,18 +57,30 @@ impl FileStamp {
         files.into_iter().map(|SourceFile { path, name }| Ok((name, Self::of(&path)?))).collect()
     }
 
+    /// Whether there is something between the first and the last mebibyte.
+    pub fn has_middle(&self) -> bool {
+        self.len > 2 * END
+    }
+
     /// How the file has changed since, in words; `None` where it is the same as far as can be told.
+    /// A copy is the same, whatever its time.
     pub fn difference(&self, new: &Self) -> Option<String> {
-        if self.len != new.len {
-            Some(format!("had {} bytes, has {}", self.len, new.len))
-        } else if self.sha256 != new.sha256 {
-            Some("has other contents".into())
-        } else if self.modified != new.modified && self.len > 2 * END {
-            // A copy of a small file is known to be the same, whatever its time; of a large one
-            // the middle is not.
-            Some("was written again; its length and both ends are the same".into())
-        } else {
-            None
+        let date = self.modified != new.modified;
+        match (&self.whole, &new.whole) {
+            _ if self.len != new.len => Some(format!("had {} bytes, has {}", self.len, new.len)),
+            _ if self.sha256 != new.sha256 && self.has_middle() => {
+                Some("has other contents in its first or last mebibyte".into())
+            }
+            _ if self.sha256 != new.sha256 => Some("has other contents".into()),
+            (Some(old), Some(new)) if old != new => {
+                Some("has other contents between its first and its last mebibyte".into())
+            }
+            (None, _) | (_, None) if date && self.has_middle() => Some(
+                "was written again; its length, first and last mebibyte are the same, of the \
+                 rest no sum was kept"
+                    .into(),
+            ),
+            _ => None,
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::{Error, Result};
 use std::io::ErrorKind;
 use std::path::Path;
 
-pub(super) const COMPANIONS: [&str; 9] = [
+pub(crate) const COMPANIONS: [&str; 9] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",

@@ -15,6 +15,7 @@ pub mod stored;
 pub mod weights;
 
 pub use checkpoint::SaveOptions;
+pub(crate) use companions::COMPANIONS;
 pub use companions::copy_companions;
 pub use config::{Architecture, ExtendMethod, Extension, ModelConfig};
 pub use decoder::{Block, Blocks, Decoder, ForwardOptions, Hidden, Place, ids_tensor};

@@ -5,6 +5,9 @@
 mod config;
 mod fused;
 mod names;
+mod summary;
+
+pub use summary::AdapterSummary;
 
 use super::keymap::{map_params, params, read_params};
 use super::lora::{Target, check_plain};
@@ -24,7 +27,7 @@ use std::ops::Range;
 use std::path::Path;
 
 const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+pub(crate) const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// Write the adapters and all other trained parameters of `model` into `dir` (made if need be).
 /// `base` is the path or name of the checkpoint that they belong to.

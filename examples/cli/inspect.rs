@@ -1,5 +1,7 @@
 //! `longburn inspect`
 
+mod adapter;
+
 use crate::usable::{runs_in, usable_for};
 use crate::verify::verify;
 use crate::{Globals, output};
@@ -19,7 +21,7 @@ use std::path::{Path, PathBuf};
 ///
 /// Reads config.json, the headers of the weight files and the tokenizer; no weights are loaded.
 /// Of a repository of the Hub that is not in the cache, configuration, tokenizer and the list of
-/// weights are downloaded. With --verify all bytes are read and compared with the sums in the folder's
+/// weights are downloaded. Of an adapter in PEFT form it says what it is and which base it belongs to. With --verify all bytes are read and compared with the sums in the folder's
 /// manifest.json, which checkpoints of training have, or with the digests that name them in the cache
 /// of the Hub.
 #[derive(Args)]
@@ -40,21 +42,10 @@ impl InspectArgs {
     pub fn run(&self, globals: &Globals) -> Result<()> {
         let mut watch = Progress::new(0).download();
         let Described { dir, listed } = HubConfig::new().init().describe(&self.dir, &mut watch)?;
-        let config = ModelConfig::from_file(&dir.join("config.json"))?;
-        let weights = match &listed {
-            None => weights(&dir, &config),
-            Some(listed) => self.on_the_hub(listed),
+        let mut facts = match adapter::is_adapter(&dir) {
+            true => self.of_an_adapter(&dir, listed.as_deref())?,
+            false => self.of_a_model(&dir, listed.as_deref())?,
         };
-        // Of weights elsewhere nothing is known that speaks against them.
-        let runs_in = runs_in(&config, weights["complete"] != false);
-        let mut facts = vec![
-            ("model", model(&config)),
-            ("positions", positions(&config)),
-            ("weights", weights),
-            ("tokenizer", tokenizer(&dir, &config)),
-            ("usable_for", usable_for(&config)),
-            ("runs_in", runs_in),
-        ];
         if self.verify {
             facts.push(("verified", verify(&dir)?));
         }
@@ -72,6 +63,49 @@ impl InspectArgs {
             }
         }
         output::print(&text)
+    }
+
+    fn of_a_model(
+        &self,
+        dir: &Path,
+        listed: Option<&[ListedFile]>,
+    ) -> Result<Vec<(&'static str, Value)>> {
+        let config = ModelConfig::from_file(&dir.join("config.json"))?;
+        let weights = match listed {
+            None => weights(dir, &config),
+            Some(listed) => self.on_the_hub(listed),
+        };
+        // Of weights elsewhere nothing is known that speaks against them.
+        let runs_in = runs_in(&config, weights["complete"] != false);
+        Ok(vec![
+            ("model", model(&config)),
+            ("positions", positions(&config)),
+            ("weights", weights),
+            ("tokenizer", tokenizer(dir, &config)),
+            ("usable_for", usable_for(&config)),
+            ("runs_in", runs_in),
+        ])
+    }
+
+    /// Ours have the configuration of the adapted model beside them, others have none.
+    fn of_an_adapter(
+        &self,
+        dir: &Path,
+        listed: Option<&[ListedFile]>,
+    ) -> Result<Vec<(&'static str, Value)>> {
+        let mut facts = adapter::facts(dir, &self.dir)?;
+        facts.push(match listed {
+            None => ("weights", adapter::weights(dir)),
+            Some(listed) => ("weights", self.on_the_hub(listed)),
+        });
+        let file = dir.join("config.json");
+        if file.is_file() {
+            let config = ModelConfig::from_file(&file)?;
+            facts.push(("adapted_model", model(&config)));
+            facts.push(("positions", positions(&config)));
+            facts.push(("tokenizer", tokenizer(dir, &config)));
+        }
+        Ok(facts)
     }
 
     fn on_the_hub(&self, listed: &[ListedFile]) -> Value {

@@ -6,6 +6,8 @@ use crate::{Error, HubFault, Result};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+const TOKENIZER: &str = "tokenizer.json";
+
 /// What [`Hub::describe`] found.
 #[derive(Clone, Debug)]
 pub struct Described {
@@ -28,7 +30,17 @@ impl Hub {
         }
         let repo = named(name)?;
         match self.complete(&repo, need) {
-            Some(snapshot) => Ok(snapshot.dir),
+            Some(snapshot) => {
+                let has = |name: &str| snapshot.dir.join(name).is_file();
+                if need == Need::Model && has(CONFIG) && !has(TOKENIZER) {
+                    // Not every repository has one, and only the Hub knows.
+                    watch(FetchEvent::Note(format!(
+                        "warning: the snapshot of {repo} in the cache has no {TOKENIZER}; if the \
+                         repository has one, this gets it: longburn fetch {repo}"
+                    )));
+                }
+                Ok(snapshot.dir)
+            }
             None => self.get(&repo, need, watch).map(|(dir, _)| dir),
         }
     }

@@ -4,7 +4,6 @@
 //! it. Writing goes to a temporary sibling that is synced and renamed, so that a name never
 //! stands for half a file.
 
-mod atomic;
 mod header;
 mod index;
 mod read;
@@ -12,13 +11,13 @@ mod tensor;
 mod text;
 mod write;
 
-pub use atomic::write_atomic;
+pub use crate::atomic::write_atomic;
 pub use read::{WeightFiles, read_safetensors};
 pub use safetensors::Dtype;
 pub use tensor::{HostTensor, RawTensor, SaveDtype};
 pub use write::{save_weights, write_safetensors};
 
-pub(crate) use atomic::{is_unfinished, sync_folder};
+pub(crate) use crate::atomic::{is_unfinished, sync_folder};
 pub(crate) use index::shards;
 pub(crate) use text::{read_text, shortened};
 

@@ -1,9 +1,9 @@
 //! Writing safetensors files and whole checkpoints.
 
-use super::atomic::{Staged, folder, sync_folder};
 use super::header::{MAX_HEADER, METADATA};
 use super::tensor::{HostTensor, RawTensor, SaveDtype, Saved, check_range};
 use super::{INDEX, SINGLE, index};
+use crate::atomic::{Staged, folder, sync_folder};
 use crate::{Error, Result};
 use safetensors::View;
 use serde_json::{Map, Value, json};

@@ -46,6 +46,8 @@ every = {every}
 keep = 2
 [output]
 dir = "{dir}"
+tensorboard = true
+refresh_seconds = 1
 """
 
 WORDS = "river mill miller sack flour evening walk home boat count seven stone bridge rain".split()
@@ -248,6 +250,81 @@ def ballast(path, leave):
             pass
 
 
+def steps_of(run):
+    """Steps in the order in which metrics.jsonl has them; an error where a line is torn."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [r["step"] for r in map(json.loads, lines) if r["kind"] == "train"]
+
+
+def torn_records(run):
+    """Event files of TensorBoard that do not end with a whole record."""
+    torn = 0
+    for file in (run / "tensorboard").iterdir():
+        rest = file.read_bytes()
+        while len(rest) >= 12:
+            rest = rest[16 + int.from_bytes(rest[:8], "little"):]
+        torn += bool(rest)
+    return torn
+
+
+def fill_to_the_last_byte(args, bench, disk, run, file, watch):
+    """A disk without room for a line: the run must live, and write on when there is room."""
+    figures = {"full_to_the_last_byte": 0, "runs_ended": 0, "lines_lost": 0, "lines_torn": 0}
+    failed, silent = "no checkpoint of step", "metrics.jsonl can be written again"
+    while figures["full_to_the_last_byte"] < args.droughts:
+        figures["full_to_the_last_byte"] += 1
+        begun, weights = newest(run), []
+        if figures["full_to_the_last_byte"] % 2 == 0:
+            # Full before the process begins.
+            weights.append(disk / "ballast-0")
+            ballast(weights[0], 0)
+        process = Process(args, bench, file)
+        alive = bool(weights) or process.wait_until(lambda: newest(run) > begun)
+        # Saves that fail make room again; until metrics, curves and page have all found none.
+        def dry():
+            weights.append(disk / f"ballast-{len(weights)}")
+            ballast(weights[-1], 0)
+            told = process.told()
+            return all(
+                any(name in line and "the run goes on" in line for line in told.splitlines())
+                for name in ("metrics.jsonl", "tensorboard", "report.html")
+            )
+        alive = alive and process.wait_until(dry)
+        before = process.told().count(failed)
+        alive = alive and process.wait_until(lambda: process.told().count(failed) >= before + 20)
+        free = os.statvfs(disk)
+        assert not alive or free.f_bavail * free.f_frsize < 4096, "the disk was not full"
+        for weight in weights:
+            weight.unlink(missing_ok=True)
+        before = newest(run)
+        alive = alive and process.wait_until(lambda: newest(run) > before)
+        alive = alive and process.wait_until(lambda: silent in process.told())
+        alive = process.end(signal.SIGTERM) == 130 and alive
+        if not alive:
+            figures["runs_ended"] += 1
+            print(process.told()[-4000:])
+        watch.look()
+        try:
+            steps = steps_of(run)
+            # A process tells of all its steps, also of those that it did on a full disk.
+            own = range(begun + 1, newest(run) + 1)
+            told = set(steps[-len(own):])
+            figures["lines_lost"] += sum(step not in told for step in own)
+        except ValueError as error:
+            figures["lines_torn"] += 1
+            print(error)
+        figures["lines_torn"] += torn_records(run)
+        tidy(run)
+    return figures
+
+
+def tidy(run):
+    """What a run writes of itself would fill the small disk in the end."""
+    if (run / "metrics.jsonl").stat().st_size > 1 << 20:
+        (run / "metrics.jsonl").unlink()
+    shutil.rmtree(run / "tensorboard", ignore_errors=True)
+
+
 def fill_mounted(args, bench, disk, rng):
     run = disk / "run"
     file, watch = recipe(bench, "disk/run"), Watch(run)
@@ -296,9 +373,8 @@ def fill_mounted(args, bench, disk, rng):
         figures["runs_unusable"] += not process.wait_until(lambda: newest(run) > before)
         process.end(signal.SIGTERM)
         watch.look()
-        # The log of measurements is not what this is about; it would fill the disk by itself.
-        if (run / "metrics.jsonl").stat().st_size > 1 << 20:
-            (run / "metrics.jsonl").unlink()
+        tidy(run)
+    figures |= fill_to_the_last_byte(args, bench, disk, run, file, watch)
     return figures | {"checkpoints_lost": watch.lost, "checkpoints_broken": watch.broken}
 
 
@@ -323,6 +399,10 @@ def page(figures):
             ("of them refused before anything was written", full["refused_beforehand"]),
             ("of them failed while writing", full["failed_while_writing"]),
             ("runs that could not go on with room again", full["runs_unusable"]),
+            ("disks full to the last byte under a run", full["full_to_the_last_byte"]),
+            ("of them that ended the run", full["runs_ended"]),
+            ("torn lines of `metrics.jsonl` and torn TensorBoard files", full["lines_torn"]),
+            ("steps that `metrics.jsonl` lacked afterwards", full["lines_lost"]),
             ("checkpoints lost", full["checkpoints_lost"]),
             ("broken checkpoints under a checkpoint's name", full["checkpoints_broken"]),
         ]
@@ -352,6 +432,7 @@ def main():
     parser.add_argument("--binary", default=ROOT / "target/debug/longburn", type=pathlib.Path)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--fills", type=int, default=50)
+    parser.add_argument("--droughts", type=int, default=5)
     parser.add_argument("--signals", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", type=pathlib.Path, help="page to write")
@@ -376,7 +457,7 @@ def main():
         args.write.write_text(page(figures))
     parts = [figures[part] or {} for part in ("kill", "sigterm", "full_disk")]
     bad = ("runs_unusable", "checkpoints_lost", "checkpoints_broken", "other_exits",
-           "last_step_not_saved")
+           "last_step_not_saved", "runs_ended", "lines_lost", "lines_torn")
     failures = sum(part.get(name, 0) for part in parts for name in bad)
     return 0 if failures == 0 and figures["same_bits"]["equal"] else 1
 

@@ -9,7 +9,8 @@ pub const LAYERS: [&str; 7] =
 const FORBIDDEN: [(&str, &str); 1] = [("datasets", "models")];
 
 /// Names at the root of the crate that every layer may use.
-const SHARED: [&str; 7] = ["error", "paths", "streams", "Error", "HubFault", "Result", "kernel"];
+const SHARED: [&str; 8] =
+    ["atomic", "error", "paths", "streams", "Error", "HubFault", "Result", "kernel"];
 
 #[derive(Clone, Debug, PartialEq)]
 enum Token {

@@ -70,7 +70,7 @@ fn metrics_round_trip_and_stay_valid_json() {
         log.write(record).unwrap();
     }
     // Read while the log is still open: every line is there at once.
-    assert_eq!(read_metrics(&path).unwrap(), Metrics { records, torn: None });
+    assert_eq!(read_metrics(&path).unwrap(), Metrics { records, torn: Vec::new() });
     log.write(&train("base", 13, f64::NAN)).unwrap();
 
     let text = std::fs::read_to_string(&path).unwrap();
@@ -95,14 +95,14 @@ fn metrics_torn_last_line_is_reported_and_cut_off_before_appending() {
         std::fs::write(&path, format!("{whole}\n{}", &whole[..cut])).unwrap();
         let metrics = read_metrics(&path).unwrap();
         assert_eq!(metrics.records.len(), 1);
-        assert_eq!(metrics.torn, Some(TornLine { line: 2, bytes: cut }));
+        assert_eq!(metrics.torn, [TornLine { line: 2, bytes: cut }]);
     }
     let mut log = MetricsLog::open(&path).unwrap();
     log.write(&train("base", 2, 1.5)).unwrap();
     let metrics = read_metrics(&path).unwrap();
     assert_eq!(
         metrics,
-        Metrics { records: vec![train("base", 1, 2.0), train("base", 2, 1.5)], torn: None }
+        Metrics { records: vec![train("base", 1, 2.0), train("base", 2, 1.5)], torn: Vec::new() }
     );
 
     // Only the line end is missing: nothing is lost.
@@ -111,14 +111,27 @@ fn metrics_torn_last_line_is_reported_and_cut_off_before_appending() {
     assert_eq!(read_metrics(&path).unwrap(), metrics);
 }
 
+/// As a disk leaves them that was full for a while.
+#[test]
+fn metrics_torn_lines_before_the_end_are_passed_over_and_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("metrics.jsonl");
+    let [one, two] = [1, 2].map(|step| serde_json::to_string(&train("base", step, 2.0)).unwrap());
+    for cut in [1, 9, one.len() - 1] {
+        std::fs::write(&path, format!("{one}\n{}\n{two}\n", &one[..cut])).unwrap();
+        let metrics = read_metrics(&path).unwrap();
+        assert_eq!(metrics.records, [train("base", 1, 2.0), train("base", 2, 2.0)]);
+        assert_eq!(metrics.torn, [TornLine { line: 2, bytes: cut }]);
+    }
+}
+
 #[test]
 fn metrics_damage_before_the_end_is_an_error_with_its_line() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("metrics.jsonl");
     let whole = serde_json::to_string(&train("base", 1, 2.0)).unwrap();
     for damaged in [
-        format!("{whole}\n{}\n{whole}\n", &whole[..9]),
-        // Whole JSON at the end that is no record is not what a kill leaves.
+        // Whole JSON that is no record is not what a kill leaves.
         format!("{whole}\n{{\"kind\":\"train\",\"run\":3}}\n"),
         format!("{whole}\n{{\"kind\":\"surprise\"}}\n"),
     ] {
@@ -141,7 +154,7 @@ fn metrics_of_a_resumed_run_count_each_step_once() {
         ("base", 3, 1.9),
     ];
     let records = steps.iter().map(|(run, step, loss)| train(run, *step, *loss)).collect();
-    let metrics = Metrics { records, torn: None };
+    let metrics = Metrics { records, torn: Vec::new() };
     let curve: Vec<(u64, f64)> = metrics.train("base").iter().map(|r| (r.step, r.loss)).collect();
     assert_eq!(curve, [(1, 4.0), (2, 2.9), (3, 1.9)]);
 }

@@ -1,5 +1,6 @@
 //! Fingerprints of the files that a run reads: going on with other data would not be going on.
 
+use super::digest;
 use crate::Result;
 use crate::datasets::FileStamp;
 use crate::datasets::source::{SourceFile, files_under};
@@ -21,10 +22,32 @@ impl Inputs {
     /// # Errors
     /// When one cannot be read, or a folder holds none.
     pub fn of(paths: &[PathBuf]) -> Result<Self> {
+        Self::since(paths, None)
+    }
+
+    /// The same; what `before` knows of large files that have not been written since is taken over,
+    /// so that they need not be read.
+    ///
+    /// # Errors
+    /// As [`Inputs::of`].
+    pub fn since(paths: &[PathBuf], before: Option<&Self>) -> Result<Self> {
         let mut files = BTreeMap::new();
         for root in paths {
             for SourceFile { path, .. } in files_under(root, true)? {
-                files.insert(path.display().to_string(), FileStamp::of(&path)?);
+                let name = path.display().to_string();
+                let mut stamp = FileStamp::of(&path)?;
+                if stamp.has_middle() {
+                    let old = before.and_then(|before| before.0.get(&name));
+                    let known = old.and_then(|old| old.whole.clone());
+                    let same = |whole: &String| {
+                        old == Some(&FileStamp { whole: Some(whole.clone()), ..stamp.clone() })
+                    };
+                    stamp.whole = match known.filter(same) {
+                        Some(whole) => Some(whole),
+                        None => Some(digest(&path)?.1),
+                    };
+                }
+                files.insert(name, stamp);
             }
         }
         Ok(Self(files))

@@ -3,7 +3,8 @@
 //! A save writes everything into `.tmp-step-NNNNNN-<pid>`, syncs it, lists it with lengths and
 //! digests in `manifest.json`, the last file, and only then gives the folder its name. A kill at
 //! any moment leaves the checkpoints that were there, and at most a `.tmp-` folder, which the next
-//! start removes. As one folder is one unit, model and optimizer cannot be of different steps.
+//! start removes. One that is replaced is called `.old-step-NNNNNN` until the new one has the name;
+//! the next start gives it back where a kill came in between. As one folder is one unit, model and optimizer cannot be of different steps.
 
 mod inputs;
 mod lock;
@@ -24,6 +25,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub const KEEP: usize = 2;
 
 const TEMPORARY: &str = ".tmp-";
+/// In front of the name of a checkpoint that is being replaced.
+const REPLACED: &str = ".old-";
 const LATEST: &str = "latest";
 
 /// A checkpoint whose files are all there, in the lengths that its manifest names.
@@ -71,7 +74,8 @@ pub struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// The checkpoints in `dir`, which is made if need be. What killed saves left is removed.
+    /// The checkpoints in `dir`, which is made if need be. What killed saves left is removed, what
+    /// they were about to replace is put back.
     ///
     /// # Errors
     /// The disk.
@@ -83,6 +87,13 @@ impl Checkpoints {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if name.starts_with(TEMPORARY) && path.is_dir() {
                 fs::remove_dir_all(&path).map_err(|e| Error::io(&path, e))?;
+            } else if let Some(name) = name.strip_prefix(REPLACED).filter(|n| step_of(n).is_some())
+            {
+                let standing = dir.join(name);
+                match standing.exists() {
+                    true => fs::remove_dir_all(&path).map_err(|e| Error::io(&path, e))?,
+                    false => fs::rename(&path, standing).map_err(|e| Error::io(&path, e))?,
+                }
             } else if is_unfinished(&name) {
                 fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
             }
@@ -161,12 +172,16 @@ impl Checkpoints {
             let manifest = Manifest::of(&staged, step, score)?;
             manifest.write(&staged)?;
             sync_folder(&staged)?;
-            let old = self.temporary(step).with_extension("old");
+            let old = self.dir.join(format!("{REPLACED}{}", folder_name(step)));
             if dir.exists() {
                 // A folder cannot be renamed onto one with files in it.
+                remove(&old);
                 fs::rename(&dir, &old).map_err(|e| Error::io(&dir, e))?;
             }
-            fs::rename(&staged, &dir).map_err(|e| Error::io(&dir, e))?;
+            fs::rename(&staged, &dir).map_err(|e| {
+                let _ = fs::rename(&old, &dir);
+                Error::io(&dir, e)
+            })?;
             sync_folder(&self.dir)?;
             remove(&old);
             self.refused().remove(&step);

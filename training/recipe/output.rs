@@ -21,21 +21,28 @@ const BEFORE: &str = "before.json";
 pub(super) struct Folder {
     dir: PathBuf,
     pub log: MetricsLog,
-    /// Loss of every step.
-    pub losses: Vec<f64>,
+    /// Steps and their losses.
+    pub losses: Vec<(u64, f64)>,
 }
 
 impl Folder {
     /// Open a new run, or one that goes on after step `resumed`.
     pub fn open(dir: &Path, recipe: &Recipe, resumed: Option<u64>) -> Result<Self> {
-        write_atomic(&dir.join("recipe.toml"), recipe.text().as_bytes())?;
+        let copy = dir.join("recipe.toml");
+        // A disk that is full now need not keep a run from going on.
+        if std::fs::read(&copy).ok().as_deref() != Some(recipe.text().as_bytes()) {
+            write_atomic(&copy, recipe.text().as_bytes())?;
+        }
         let path = dir.join("metrics.jsonl");
         let log = MetricsLog::open(&path)?;
         let mut losses = Vec::new();
         if let Some(step) = resumed {
             let metrics = read_metrics(&path)?;
+            for torn in &metrics.torn {
+                tracing::warn!("{}: line {} is torn: passed over", path.display(), torn.line);
+            }
             let before = metrics.train("train").into_iter().filter(|r| r.step <= step);
-            losses.extend(before.map(|record| record.loss));
+            losses.extend(before.map(|record| (record.step, record.loss)));
         }
         Ok(Self { dir: dir.into(), log, losses })
     }
@@ -77,7 +84,7 @@ impl Folder {
     }
 
     /// Write summary, plot and report.
-    pub fn close(mut self, recipe: &Recipe, seed: u64, summary: &RunSummary) -> Result<()> {
+    pub fn close(&mut self, recipe: &Recipe, seed: u64, summary: &RunSummary) -> Result<()> {
         let json = serde_json::to_value(summary).unwrap_or(Value::Null);
         self.log.note("summary", json.clone())?;
         write_json(&self.dir.join("summary.json"), &json)?;
@@ -87,11 +94,12 @@ impl Folder {
     }
 
     pub fn plot(&self) -> Plot {
-        let steps: Vec<f64> = (1..=self.losses.len()).map(|step| step as f64).collect();
+        let (steps, losses): (Vec<f64>, Vec<f64>) =
+            self.losses.iter().map(|(step, loss)| (*step as f64, *loss)).unzip();
         Plot::lines("Training loss")
             .x("step")
             .y("nats per token")
-            .series(Series::new("loss").points(&steps, &self.losses).binned(200))
+            .series(Series::new("loss").points(&steps, &losses).binned(200))
     }
 
     fn report(

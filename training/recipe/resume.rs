@@ -2,9 +2,11 @@
 
 use super::RunOptions;
 use super::data::RowSource;
-use super::sections::{DataKind, Recipe};
+use super::sections::Recipe;
 use crate::datasets::TokenBatch;
-use crate::models::weights::{is_unfinished, read_text};
+use crate::models::COMPANIONS;
+use crate::models::peft::WEIGHTS as ADAPTER;
+use crate::models::weights::{INDEX, SINGLE, is_unfinished, read_text};
 use crate::training::checkpoint::{Checkpoint, Checkpoints, Inputs, MANIFEST, RunLock};
 use crate::training::state::{OPTIMIZER, STATE};
 use crate::training::{BatchSource, TrainState};
@@ -34,6 +36,9 @@ pub const MAY_CHANGE: [&str; 11] = [
 pub(super) const RECIPE: &str = "recipe.json";
 /// Files of a checkpoint that are about the run and not the model.
 pub const OF_A_RUN: [&str; 4] = [MANIFEST, OPTIMIZER, STATE, RECIPE];
+/// Stands in a cursor whose inputs hold the companions of the model, as those of earlier versions
+/// do not.
+const COMPANIONS_STAMPED: &str = "companions";
 const MAX_RECIPE: u64 = 1 << 20;
 /// Folder of the checkpoints in that of the run.
 const FOLDER: &str = "checkpoints";
@@ -88,7 +93,10 @@ impl Place {
         let Some(checkpoint) = place.checkpoints.newest()? else {
             // What a run ends with must not be overwritten because its checkpoints were removed.
             let results = [dir.join("model"), dir.join("adapter")];
-            if let Some(result) = results.into_iter().find(|result| result.exists()) {
+            let whole = |dir: &PathBuf| {
+                [SINGLE, INDEX, ADAPTER].iter().any(|weights| dir.join(weights).exists())
+            };
+            if let Some(result) = results.into_iter().find(whole) {
                 return Err(Error::Checkpoint {
                     path: dir.join(FOLDER),
                     reason: format!(
@@ -117,7 +125,7 @@ impl BatchSource<TokenBatch> for Tracked<'_> {
     }
 
     fn cursor(&self) -> Value {
-        json!({ "rows": self.rows.cursor(), "inputs": self.inputs })
+        json!({ "rows": self.rows.cursor(), "inputs": self.inputs, COMPANIONS_STAMPED: true })
     }
 
     fn seek(&mut self, cursor: &Value) -> Result<()> {
@@ -133,21 +141,24 @@ impl Recipe {
         paths.extend(self.data.held_out.clone());
         paths.extend(self.model.tokenizer.clone());
         paths.extend(self.extend.as_ref().and_then(|extend| extend.factors.clone()));
+        paths.extend(self.companions());
+        paths.retain(|path| path.exists());
         let Some(model) = self.base() else { return paths };
-        paths.extend(["config.json", "tokenizer.json"].map(|name| model.join(name)));
-        if self.data.kind == DataKind::Chat {
-            // The template that renders the rows.
-            let names = ["tokenizer_config.json", "chat_template.jinja"];
-            paths.extend(names.map(|name| model.join(name)));
-        }
+        paths.push(model.join("config.json"));
         if self.lora.is_some() {
             // What stays frozen comes from there at every start.
             let weights = fs::read_dir(model).into_iter().flatten().flatten();
             let weights = weights.map(|entry| entry.path());
             paths.extend(weights.filter(|p| p.extension().is_some_and(|e| e == "safetensors")));
         }
-        paths.retain(|path| path.exists());
         paths
+    }
+
+    /// Where tokenizer, template and what else goes with a model is read and copied from, there or
+    /// not.
+    fn companions(&self) -> Vec<PathBuf> {
+        let from = [self.tokenizer_dir(), self.base()].into_iter().flatten();
+        from.flat_map(|dir| COMPANIONS.map(|name| dir.join(name))).collect()
     }
 }
 
@@ -200,23 +211,43 @@ impl Origin {
         changed("the recipe is not the one that the run was begun with", differences, remedy, allow)
     }
 
+    /// The files that the run read until the checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] when they are not written down.
+    pub fn inputs(&self) -> Result<Inputs> {
+        let cursor = &self.state.counters.cursor;
+        serde_json::from_value(cursor["inputs"].clone()).map_err(|e| Error::Checkpoint {
+            path: self.checkpoint.dir.clone(),
+            reason: format!("names no input files: {e}"),
+            remedy: "go on from another checkpoint".into(),
+        })
+    }
+
     /// The files that the run reads are the ones that it was begun with.
     ///
     /// # Errors
     /// [`Error::Changed`] with all files that differ.
-    pub fn check_inputs(&self, now: &Inputs, allow: bool) -> Result<()> {
-        let cursor = &self.state.counters.cursor;
-        let old: Inputs =
-            serde_json::from_value(cursor["inputs"].clone()).map_err(|e| Error::Checkpoint {
-                path: self.checkpoint.dir.clone(),
-                reason: format!("names no input files: {e}"),
-                remedy: "go on from another checkpoint".into(),
-            })?;
+    pub fn check_inputs(
+        &self,
+        before: &Inputs,
+        mut now: Inputs,
+        recipe: &Recipe,
+        allow: bool,
+    ) -> Result<()> {
+        if self.state.counters.cursor[COMPANIONS_STAMPED] != true {
+            // Whether these were there, an earlier version did not write down.
+            for path in recipe.companions().iter().map(|path| path.display().to_string()) {
+                if !before.0.contains_key(&path) {
+                    now.0.remove(&path);
+                }
+            }
+        }
         let remedy = "restore the files, or allow it: --allow-changes; the rest of the run then \
                       trains on something else"
             .into();
-        let what = "the data are not those that the run was begun with";
-        changed(what, old.differences(now), remedy, allow)
+        let what = "the files that the run reads are not those that it was begun with";
+        changed(what, before.differences(&now), remedy, allow)
     }
 }
 

@@ -98,7 +98,7 @@ impl<'a> Run<'a> {
             terminal_view_available()?;
         }
         let seed = options.seed.unwrap_or(recipe.seed);
-        let dir = options.out.as_ref().unwrap_or(&recipe.output.dir).clone();
+        let dir = options.out.as_deref().map_or_else(|| recipe.output_dir(), Ok)?.to_path_buf();
         let (place, origin) = match options.resume {
             true => Place::resume(&dir, recipe)?.unzip(),
             false => (None, None),
@@ -116,9 +116,10 @@ impl<'a> Run<'a> {
         }
         let config = recipe.model_config()?;
         let plan = recipe.checked_plan(options.device_memory)?;
-        let inputs = Inputs::of(&recipe.input_paths())?;
-        if let Some(origin) = &origin {
-            origin.check_inputs(&inputs, options.allow_changes)?;
+        let before = origin.as_ref().map(Origin::inputs).transpose()?;
+        let inputs = Inputs::since(&recipe.input_paths(), before.as_ref())?;
+        if let (Some(origin), Some(before)) = (&origin, &before) {
+            origin.check_inputs(before, inputs.clone(), recipe, options.allow_changes)?;
         }
         let mut stage = progress.stage("Data", None, "documents");
         let texts = Texts::read(recipe)?;
@@ -157,36 +158,65 @@ impl<'a> Run<'a> {
         };
         let resumed = origin.as_ref().map(|origin| origin.checkpoint.step());
         let mut folder = Folder::open(&self.dir, self.recipe, resumed)?;
-        let mut watch = Watch::start(self.recipe, plan, memory, &self.dir, self.progress)?;
-        folder.log.note("seed", self.seed)?;
+        let mut watch = Watch::start(self.recipe, plan, memory, &self.dir, self.progress);
+        let mut saver =
+            Saver::new(self.recipe, self.seed, &self.tokenizer, &place, origin.as_ref());
+        let mut hooks = Hooks { folder: &mut folder, saver: &mut saver, watch: &mut watch };
+        let done = self.work(model, origin, &mut data, trainable, &mut hooks);
+        if let Err(error) = &done {
+            if !matches!(error, Error::Interrupted { .. }) {
+                folder.log.note("error", error.to_string())?;
+            }
+            let newest = saver.newest.map(|(step, _)| step);
+            watch.stopped(error, newest, &self.again(), &folder.plot());
+        }
+        done
+    }
+
+    /// The command that goes on with this run.
+    fn again(&self) -> String {
+        let word = |word: String| if word.contains(' ') { format!("'{word}'") } else { word };
+        let mut command = format!("longburn train {} --resume", word(self.recipe.file.clone()));
+        if let Some(out) = &self.options.out {
+            command += &format!(" --out {}", word(out.display().to_string()));
+        }
+        if let Some(seed) = self.options.seed {
+            command += &format!(" --seed {seed}");
+        }
+        command
+    }
+
+    /// From the evaluation before training to the report.
+    fn work<M: HasProjections>(
+        &self,
+        model: Decoder<M>,
+        origin: Option<Origin>,
+        data: &mut Data,
+        trainable: TrainableReport,
+        hooks: &mut Hooks<'_, '_>,
+    ) -> Result<RunSummary> {
+        let resumed = origin.as_ref().map(|origin| origin.checkpoint.step());
+        hooks.folder.log.note("seed", self.seed)?;
         let before = match resumed {
             Some(step) => {
-                folder.log.note("resumed", step)?;
-                folder.load_before()
+                hooks.folder.log.note("resumed", step)?;
+                hooks.folder.load_before()
             }
             None if self.recipe.eval.as_ref().is_some_and(|eval| eval.before) => {
-                let before = self.evaluate("before", &model, &data.held_out, &mut folder)?;
-                folder.save_before(&before)?;
+                let before = self.evaluate("before", &model, &data.held_out, hooks.folder)?;
+                hooks.folder.save_before(&before)?;
                 before
             }
             None => None,
         };
-        let mut saver =
-            Saver::new(self.recipe, self.seed, &self.tokenizer, &place, origin.as_ref());
         if self.options.interrupter.should_stop() {
-            return Err(saver.interrupted());
+            return Err(hooks.saver.interrupted());
         }
 
         let tokens_before = origin.as_ref().map_or(0, |origin| origin.state.counters.tokens);
         let started = Instant::now();
-        let mut hooks = Hooks { folder: &mut folder, saver: &mut saver, watch: &mut watch };
-        let outcome = match self.fit(model, origin, &mut data, &mut hooks) {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                folder.log.note("error", error.to_string())?;
-                return Err(error);
-            }
-        };
+        let outcome = self.fit(model, origin, data, hooks)?;
+        let Hooks { folder, saver, watch } = hooks;
         let seconds = started.elapsed().as_secs_f64();
         let memory = watch.finish(&mut folder.log, self.progress)?;
         let counters = outcome.counters();
@@ -198,26 +228,26 @@ impl<'a> Run<'a> {
                 saved?;
                 return Err(saver.interrupted());
             }
-            self.tell_unsaved(saved, counters.step, &mut folder)?;
+            self.tell_unsaved(saved, counters.step, folder)?;
             let line = format!("the data ended after step {}", counters.step);
             self.progress.println(&line);
         }
         // Saved before it is measured, so that a failing evaluation cannot cost the training.
         let (model, adapter) = folder.save(self.recipe, &outcome.model, &self.tokenizer)?;
-        let after = self.evaluate("after", &outcome.model, &data.held_out, &mut folder)?;
+        let after = self.evaluate("after", &outcome.model, &data.held_out, folder)?;
         let summary = RunSummary {
             dir: self.dir.clone(),
             model,
             adapter,
-            checkpoint: saver.newest.map(|(_, dir)| dir),
+            checkpoint: saver.newest.as_ref().map(|(_, dir)| dir.clone()),
             resumed,
             steps: counters.step,
             finished,
             tokens: counters.tokens,
             seconds,
             tokens_per_second: (counters.tokens - tokens_before) as f64 / seconds,
-            first_loss: folder.losses.first().copied().unwrap_or(f64::NAN),
-            last_loss: folder.losses.last().copied().unwrap_or(f64::NAN),
+            first_loss: folder.losses.first().map_or(f64::NAN, |(_, loss)| *loss),
+            last_loss: folder.losses.last().map_or(f64::NAN, |(_, loss)| *loss),
             memory,
             trainable,
             before,
@@ -268,7 +298,7 @@ impl<'a> Run<'a> {
         watch.training();
         let mut observe = |step: &Step<'_, Decoder<M>>| {
             let report = step.report;
-            folder.losses.push(report.loss);
+            folder.losses.push((report.step, report.loss));
             folder.log.train(TrainRecord {
                 run: "train".into(),
                 step: report.step,
@@ -279,7 +309,7 @@ impl<'a> Run<'a> {
                 tokens_per_second: Some(report.tokens_per_second),
                 extra: report.metrics.clone(),
             })?;
-            stage.message(watch.step(report, || folder.plot())?);
+            stage.message(watch.step(report, || folder.plot()));
             stage.work(report.tokens, "tokens");
             stage.advance(1);
             if !saver.due(report.step) {

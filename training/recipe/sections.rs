@@ -73,6 +73,7 @@ pub struct Recipe {
     #[serde(default)]
     pub checkpoints: CheckpointSection,
     /// Where everything goes.
+    #[serde(default)]
     pub output: OutputSection,
     /// Folder that `model.path` stands for, where it has been looked for.
     #[serde(skip)]
@@ -391,32 +392,43 @@ impl Default for CheckpointSection {
 
 /// `[output]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct OutputSection {
-    /// Folder of the run; new or empty, unless a run is resumed.
+    /// Folder of the run; new or empty, unless a run is resumed. Needed where `--out` does not
+    /// name one.
     pub dir: PathBuf,
     /// Number format of the weights in `model/`.
-    #[serde(default = "f32")]
     pub dtype: SaveDtype,
     /// Largest weight file, bytes; one file where not set.
-    #[serde(default)]
     pub max_shard_bytes: Option<u64>,
     /// With `[lora]`: beside `adapter/`, write the whole model with the updates merged.
-    #[serde(default)]
     pub merge: bool,
     /// Write `tensorboard/` with the training curves, for TensorBoard.
-    #[serde(default)]
     pub tensorboard: bool,
     /// While the run is under way, `report.html` is written every so many seconds, and reloads
     /// itself; with 0, only at the end.
-    #[serde(default = "refresh")]
     pub refresh_seconds: u64,
 }
 
-fn refresh() -> u64 {
-    10
+impl Default for OutputSection {
+    fn default() -> Self {
+        Self {
+            dir: PathBuf::new(),
+            dtype: SaveDtype::F32,
+            max_shard_bytes: None,
+            merge: false,
+            tensorboard: false,
+            refresh_seconds: 10,
+        }
+    }
 }
 
-fn f32() -> SaveDtype {
-    SaveDtype::F32
+impl Recipe {
+    /// Folder of the run where the command line names none.
+    pub(super) fn output_dir(&self) -> crate::Result<&Path> {
+        if self.output.dir.as_os_str().is_empty() {
+            return Err(self.bad("output.dir", "missing", "the folder of the run, or --out DIR"));
+        }
+        Ok(&self.output.dir)
+    }
 }

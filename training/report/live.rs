@@ -20,18 +20,18 @@ impl LivePage {
         Self { path: path.into(), every, written: None }
     }
 
-    /// Write what `report` gives, if it is time: at first at once.
+    /// Write what `report` gives, if it is time: at first at once. Whether it was.
     ///
     /// # Errors
     /// What `report` returns, and [`crate::Error::Io`].
-    pub fn update(&mut self, report: impl FnOnce() -> Result<Report>) -> Result<()> {
+    pub fn update(&mut self, report: impl FnOnce() -> Result<Report>) -> Result<bool> {
         let early = self.written.is_some_and(|at| at.elapsed() < self.every);
         if self.every.is_zero() || early {
-            return Ok(());
+            return Ok(false);
         }
         // Counted from the beginning of the writing, so that the page comes as often as promised.
         self.written = Some(Instant::now());
         let seconds = self.every.as_secs().clamp(1, u64::from(u32::MAX)) as u32;
-        report()?.refreshed_every(seconds).save(&self.path)
+        report()?.refreshed_every(seconds).save(&self.path).map(|()| true)
     }
 }

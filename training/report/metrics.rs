@@ -1,12 +1,12 @@
 //! `metrics.jsonl`: what a run measured, one JSON object a line, only ever appended to.
 
-use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::append::{Appender, Outage};
 use super::number;
 use crate::{Error, Result};
 
@@ -81,11 +81,21 @@ pub struct NoteRecord {
     pub value: serde_json::Value,
 }
 
-/// Appends records to a file, each on disk when the call returns.
+/// Most lines that wait for room on the disk; later ones are lost, and counted.
+const MOST_WAITING: usize = 100_000;
+
+/// Appends records to a file, each handed to the system when the call returns.
+///
+/// A run is worth more than its log: where a line cannot be written, as on a full disk, a warning
+/// says so once, and it waits, with those behind it, until there is room again. No line is ever
+/// written in part.
 #[derive(Debug)]
 pub struct MetricsLog {
     path: PathBuf,
-    file: File,
+    out: Appender,
+    waiting: VecDeque<Vec<u8>>,
+    lost: u64,
+    outage: Outage,
 }
 
 impl MetricsLog {
@@ -99,30 +109,53 @@ impl MetricsLog {
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let open = || {
-            mend_tail(&path)?;
-            OpenOptions::new().append(true).create(true).open(&path)
+            let waiting = mend_tail(&path)?;
+            Ok((waiting, OpenOptions::new().append(true).create(true).open(&path)?))
         };
-        match open() {
-            Ok(file) => Ok(Self { path, file }),
-            Err(e) => Err(Error::io(path, e)),
-        }
+        let (waiting, file) = open().map_err(|e| Error::io(&path, e))?;
+        Ok(Self {
+            out: Appender::new(path.clone(), file),
+            path,
+            waiting: waiting.into_iter().collect(),
+            lost: 0,
+            outage: Outage::default(),
+        })
     }
 
-    /// Appends one record.
+    /// Appends one record, after those that wait.
     ///
     /// # Errors
-    /// [`Error::Io`], such as a full disk.
+    /// A record that cannot be expressed in JSON.
     pub fn write(&mut self, record: &Record) -> Result<()> {
         let mut line = serde_json::to_vec(record).map_err(|e| Error::io(&self.path, e.into()))?;
         line.push(b'\n');
-        // One call for the whole line: a kill between two calls could not tear it.
-        self.file.write_all(&line).map_err(|e| Error::io(&self.path, e))
+        match self.waiting.len() < MOST_WAITING {
+            true => self.waiting.push_back(line),
+            false => self.lost += 1,
+        }
+        let done = self.write_waiting();
+        self.outage.tell(&self.path.display().to_string(), done);
+        match self.waiting.is_empty() {
+            true if self.lost > 0 => {
+                let lost = std::mem::take(&mut self.lost);
+                self.note("records lost", lost)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn write_waiting(&mut self) -> Result<()> {
+        while let Some(line) = self.waiting.front() {
+            self.out.append(line)?;
+            self.waiting.pop_front();
+        }
+        Ok(())
     }
 
     /// Appends a training step.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// As [`MetricsLog::write`].
     pub fn train(&mut self, record: TrainRecord) -> Result<()> {
         self.write(&Record::Train(record))
     }
@@ -130,7 +163,7 @@ impl MetricsLog {
     /// Appends a measurement.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// As [`MetricsLog::write`].
     pub fn eval(&mut self, record: EvalRecord) -> Result<()> {
         self.write(&Record::Eval(record))
     }
@@ -138,7 +171,7 @@ impl MetricsLog {
     /// Appends a note that belongs to the whole run.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// As [`MetricsLog::write`].
     pub fn note(&mut self, name: &str, value: impl Into<serde_json::Value>) -> Result<()> {
         let record =
             NoteRecord { name: name.to_owned(), value: value.into(), ..Default::default() };
@@ -146,23 +179,24 @@ impl MetricsLog {
     }
 }
 
-/// Makes the file end in a whole line: a complete object without its line end gets one, half an
-/// object is cut off.
-fn mend_tail(path: &Path) -> std::io::Result<()> {
+/// Makes the file end in a whole line: half an object is cut off, and for a complete one without
+/// its line end that is what has to be written next.
+fn mend_tail(path: &Path) -> std::io::Result<Option<Vec<u8>>> {
     let bytes = match std::fs::read(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
     let start = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1);
     let tail = &bytes[start..];
     if tail.is_empty() {
-        Ok(())
-    } else if is_json(tail) {
-        OpenOptions::new().append(true).open(path)?.write_all(b"\n")
-    } else {
-        tracing::warn!("{}: cut off a torn last line of {} bytes", path.display(), tail.len());
-        OpenOptions::new().write(true).open(path)?.set_len(start as u64)
+        return Ok(None);
     }
+    if is_json(tail) {
+        return Ok(Some(b"\n".to_vec()));
+    }
+    tracing::warn!("{}: cut off a torn last line of {} bytes", path.display(), tail.len());
+    OpenOptions::new().write(true).open(path)?.set_len(start as u64)?;
+    Ok(None)
 }
 
 fn is_json(bytes: &[u8]) -> bool {
@@ -174,11 +208,12 @@ fn is_json(bytes: &[u8]) -> bool {
 pub struct Metrics {
     /// All whole records, in file order.
     pub records: Vec<Record>,
-    /// The last line, if it is torn.
-    pub torn: Option<TornLine>,
+    /// Lines that are torn, in file order.
+    pub torn: Vec<TornLine>,
 }
 
-/// A last line that is not a whole JSON object: the writer was killed in the middle of it.
+/// A line that is not a whole JSON object: its writer was killed in the middle of it, or its disk
+/// was full.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TornLine {
     /// Line number, from 1.
@@ -216,26 +251,22 @@ impl Metrics {
     }
 }
 
-/// Reads a metrics file. A torn last line is reported in [`Metrics::torn`], not fatal.
+/// Reads a metrics file. Torn lines are reported in [`Metrics::torn`], not fatal.
 ///
 /// # Errors
 /// [`Error::Io`], or [`Error::Parse`] naming the line that is no record.
 pub fn read_metrics(path: impl AsRef<Path>) -> Result<Metrics> {
     let path = path.as_ref();
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    let lines: Vec<(usize, &[u8])> = bytes
-        .split(|b| *b == b'\n')
-        .enumerate()
-        .filter(|(_, line)| !line.trim_ascii().is_empty())
-        .collect();
+    let lines = bytes.split(|b| *b == b'\n').enumerate();
     let mut metrics = Metrics::default();
-    for (i, (number, line)) in lines.iter().enumerate() {
-        let number = number + 1;
+    for (i, line) in lines.filter(|(_, line)| !line.trim_ascii().is_empty()) {
+        let number = i + 1;
         match serde_json::from_slice(line) {
             Ok(record) => metrics.records.push(record),
             // Whole JSON that is no record is a fault of its writer, not of a kill.
-            Err(_) if i + 1 == lines.len() && !is_json(line) => {
-                metrics.torn = Some(TornLine { line: number, bytes: line.len() });
+            Err(_) if !is_json(line) => {
+                metrics.torn.push(TornLine { line: number, bytes: line.len() });
             }
             Err(e) => {
                 return Err(Error::Parse {

@@ -1,5 +1,6 @@
 //! Metrics on disk, plots, tables, progress, and the report page.
 
+mod append;
 mod download;
 mod html;
 mod live;
@@ -12,6 +13,7 @@ mod stats;
 mod table;
 mod tensorboard;
 
+pub(crate) use append::Outage;
 pub use html::{Figure, Finding, Findings, Report, Section, Status};
 pub use live::LivePage;
 pub use mask::{MaskDrawing, MaskSummary};

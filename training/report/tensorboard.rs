@@ -5,13 +5,14 @@
 //! 1: double wall_time, 2: int64 step, 3: string file_version | 5: Summary }` with `Summary { 1:
 //! repeated Value { 1: string tag, 2: float simple_value } }`.
 
+use super::append::Appender;
 use crate::{Error, Result};
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Writes scalars to an event file, each step on disk when the call returns.
+/// Writes scalars to an event file, each step handed to the system when the call returns. A step
+/// for which the disk has no room is left out; TensorBoard would stop reading at half a record.
 ///
 /// ```
 /// use longburn::training::report::EventWriter;
@@ -23,7 +24,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 #[derive(Debug)]
 pub struct EventWriter {
     path: PathBuf,
-    file: File,
+    out: Appender,
 }
 
 impl EventWriter {
@@ -45,11 +46,15 @@ impl EventWriter {
                 Err(e) => return Err(Error::io(path, e)),
             }
         };
-        let mut writer = Self { path, file };
+        let mut writer = Self { out: Appender::new(path.clone(), file), path };
         let mut event = Message::default();
         event.double(1, now());
         event.bytes(3, b"brain.Event:2");
-        writer.record(&event.0)?;
+        if let Err(error) = writer.out.append(&record(&event.0)) {
+            // Nothing would ever be in it.
+            let _ = std::fs::remove_file(&writer.path);
+            return Err(error);
+        }
         Ok(writer)
     }
 
@@ -74,19 +79,18 @@ impl EventWriter {
         event.double(1, now());
         event.integer(2, step);
         event.bytes(5, &summary.0);
-        self.record(&event.0)
+        self.out.append(&record(&event.0))
     }
+}
 
-    fn record(&mut self, payload: &[u8]) -> Result<()> {
-        let length = (payload.len() as u64).to_le_bytes();
-        let mut record = Vec::with_capacity(payload.len() + 16);
-        record.extend(length);
-        record.extend(masked_crc(&length).to_le_bytes());
-        record.extend(payload);
-        record.extend(masked_crc(payload).to_le_bytes());
-        // One call for the whole record: a kill between two calls could not tear it.
-        self.file.write_all(&record).map_err(|e| Error::io(&self.path, e))
-    }
+fn record(payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u64).to_le_bytes();
+    let mut record = Vec::with_capacity(payload.len() + 16);
+    record.extend(length);
+    record.extend(masked_crc(&length).to_le_bytes());
+    record.extend(payload);
+    record.extend(masked_crc(payload).to_le_bytes());
+    record
 }
 
 /// Seconds since 1970.

@@ -34,7 +34,7 @@ dir = "run"
 "#;
 
 /// Fields of [`LEAST`] that stand there although they are not required.
-const OPTIONAL: [&str; 10] = [
+const OPTIONAL: [&str; 12] = [
     "model.path",
     "model.new",
     "extend",
@@ -45,6 +45,8 @@ const OPTIONAL: [&str; 10] = [
     "train.groups",
     "eval",
     "eval.protocol",
+    "output",
+    "output.dir",
 ];
 
 /// A table of the page: where it stands in a recipe, its heading, source and type.

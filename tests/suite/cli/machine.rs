@@ -111,6 +111,47 @@ fn inspect_says_what_runs_where() {
     assert!(facts["runs_in"]["transformers"].as_str().unwrap().starts_with("no"));
 }
 
+/// An adapter as PEFT writes it has no config.json.
+#[test]
+fn inspect_says_what_an_adapter_is_and_what_takes_it() {
+    let bench = Bench::new();
+    bench.write(
+        "run.toml",
+        "[model]\npath = \"model\"\n[lora]\nrank = 2\nalpha = 6.0\nextra = [\"norm\"]\n\
+         [data]\ntrain = \"texts\"\n[train]\nsteps = 1\nlength = 16\nlr = 1e-3\n",
+    );
+    bench.run(&["train", "run.toml", "--out", "run"]);
+    let own = bench.json(&["inspect", "run/adapter", "--verify"]);
+    assert_eq!(own["adapted_model"]["layers"], 2);
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::remove_file(bench.path("run/adapter").join(name)).unwrap();
+    }
+    let facts = bench.json(&["inspect", "run/adapter"]);
+    assert_eq!(facts["adapter"], own["adapter"]);
+    let adapter = &facts["adapter"];
+    assert_eq!((&adapter["base"], &adapter["rank"]), (&json!("model"), &json!(2)));
+    assert_eq!(adapter["alpha"], 6.0);
+    assert_eq!(adapter["targets"][0], "q_proj");
+    assert_eq!(adapter["saved_whole"].as_array().unwrap().len(), 3, "{facts}");
+    assert!(facts["weights"]["parameters"].as_u64() > Some(0));
+    assert_eq!(facts["model"], Value::Null);
+    // The commands that it names take it.
+    let command = |verb: &str, word: &str, value: &str| {
+        let line = facts["usable_for"][verb].as_str().unwrap().replace(word, value);
+        let args: Vec<&str> = line.split(' ').skip(1).collect();
+        bench.run(&args);
+    };
+    command("generate", "TEXT", "The");
+    command("eval", "TEXTS", "texts/3.txt");
+    command("merge", "DIR", "merged");
+    let text = bench.run(&["inspect", "run/adapter"]);
+    assert!(text.contains("PEFT") && text.contains("longburn merge run/adapter"), "{text}");
+
+    std::fs::remove_file(bench.path("run/adapter/adapter_model.safetensors")).unwrap();
+    let facts = bench.json(&["inspect", "run/adapter"]);
+    assert!(facts["weights"]["problem"].as_str().unwrap().contains("adapter_model"), "{facts}");
+}
+
 #[test]
 fn f3_a_flipped_bit_is_found() {
     let bench = Bench::new();

@@ -1,8 +1,10 @@
 //! A run that is stopped, in whatever way, and goes on in another process.
 
+mod disk;
 mod kinds;
 
 use super::{Bench, longburn};
+use longburn::training::checkpoint::Checkpoint;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -331,6 +333,32 @@ fn broken_checkpoints_are_passed_over_with_a_warning() {
     assert_same_bits(&bench.path("run"), &bench.path("broken"));
 }
 
+/// One flipped bit in any file makes a checkpoint a broken one.
+#[test]
+fn f3_every_file_of_a_checkpoint_is_compared() {
+    let bench = bench();
+    short(&bench, 4);
+    let dir = checkpoint(&bench.path("run"), 4);
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    checkpoint.verify().unwrap();
+    let names: Vec<&str> = checkpoint.manifest.files.iter().map(|file| &*file.name).collect();
+    for kind in ["config.json", "tokenizer.json", "recipe.json", "state.json"] {
+        assert!(names.contains(&kind), "{names:?}");
+    }
+    // All that lies there but the list itself.
+    assert_eq!(names.len() + 1, fs::read_dir(&dir).unwrap().count());
+    for name in names {
+        let good = fs::read(dir.join(name)).unwrap();
+        let mut bytes = good.clone();
+        bytes[good.len() / 2] ^= 1;
+        fs::write(dir.join(name), bytes).unwrap();
+        let error = checkpoint.verify().expect_err(name).to_string();
+        assert!(error.contains(name) && error.contains("other bytes"), "{error}");
+        fs::write(dir.join(name), good).unwrap();
+    }
+    checkpoint.verify().unwrap();
+}
+
 #[test]
 fn r2_the_best_checkpoint_is_kept_and_known() {
     let bench = bench();
@@ -432,41 +460,6 @@ fn p1_killed_runs_end_with_the_same_bits() {
 }
 
 #[test]
-#[cfg(unix)]
-fn p2_a_full_disk_costs_no_checkpoint() {
-    let bench = bench();
-    let text = short(&bench, 4);
-    bench.write("run.toml", &text.replace("steps = 4\n", "steps = 8\n"));
-    copy(&bench.path("run"), &bench.path("free"), &|_| true);
-    copy(&checkpoint(&bench.path("run"), 4), &bench.path("as-it-was"), &|_| true);
-    // No file may grow beyond 32 KiB: weights cannot be written, metrics can.
-    let program = env!("CARGO_BIN_EXE_longburn");
-    let limited = format!("trap '' XFSZ; ulimit -f 32; exec {program} train run.toml --resume");
-    let out = Command::new("bash").args(["-c", &limited]).current_dir(bench.dir.path()).output();
-    let out = out.unwrap();
-    let told = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert_eq!(out.status.code(), Some(1), "{told}");
-    for step in [6, 8] {
-        assert!(told.contains(&format!("no checkpoint of step {step}")), "{told}");
-    }
-    assert!(told.contains("model.safetensors"), "{told}");
-    assert_eq!(saved(&bench.path("run")), [2, 4]);
-    for entry in fs::read_dir(bench.path("as-it-was")).unwrap() {
-        let path = entry.unwrap().path();
-        let now = checkpoint(&bench.path("run"), 4).join(path.file_name().unwrap());
-        assert_eq!(fs::read(&path).unwrap(), fs::read(now).unwrap(), "{path:?}");
-    }
-    let notes = fs::read_to_string(bench.path("run/metrics.jsonl")).unwrap();
-    assert_eq!(notes.matches("checkpoint failed").count(), 2);
-
-    let summary = bench.json(&["train", "run.toml", "--resume"]);
-    assert_eq!((&summary["resumed"], &summary["steps"]), (&4.into(), &8.into()));
-    bench.json(&["train", "run.toml", "--resume", "--out", "free"]);
-    let model = |run: &str| fs::read(bench.path(run).join("model/model.safetensors")).unwrap();
-    assert!(model("run") == model("free"));
-}
-
-#[test]
 fn p3_a_second_run_in_the_same_folder_is_refused() {
     let bench = bench();
     bench.write("run.toml", &endless(0));
@@ -535,6 +528,17 @@ fn p4_signals_finish_the_step_and_save() {
         let mut told = String::new();
         child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
         assert!(told.contains("interrupted after step") && told.contains("--resume"), "{told}");
+        // The page no longer says that the run is under way, but where it stands.
+        let page = fs::read_to_string(run.join("report.html")).unwrap();
+        let last = *saved(&run).last().unwrap();
+        for part in [
+            &format!("Stopped after step {last}, as asked."),
+            &format!("goes on after step {last}"),
+            "longburn train run.toml --resume",
+        ] {
+            assert!(page.contains(part), "{part}: {page}");
+        }
+        assert!(!page.contains("Under way") && !page.contains("http-equiv=\"refresh\""));
         // The step that was being done is the last one told of and the one that was saved.
         assert_eq!(saved(&run).last().copied(), losses(&run).keys().last().map(|s| *s as usize));
     }

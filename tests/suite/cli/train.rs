@@ -105,6 +105,11 @@ fn what_stops_a_run_stands_in_its_metrics() {
     assert!(message.contains("was not applied"), "{message}");
     let metrics = file(&bench, "run/metrics.jsonl");
     assert!(metrics.lines().last().unwrap().contains("not applied"), "{metrics}");
+    let page = file(&bench, "run/report.html");
+    for part in ["by an error: step ", "not applied", "no checkpoint", "run.toml --resume"] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
+    assert!(!page.contains("http-equiv=\"refresh\""));
 }
 
 #[test]
@@ -151,6 +156,20 @@ fn a_recipe_makes_a_new_model() {
     assert_eq!(facts["weights"]["dtypes"]["BF16"], facts["weights"]["tensors"]);
     assert_eq!(facts["tokenizer"]["fits"], true);
     bench.run(&["generate", "run/model", "--prompt", "The", "--max-new-tokens", "2"]);
+}
+
+#[test]
+fn the_command_line_may_name_the_folder_alone() {
+    let bench = Bench::new();
+    let (text, _) = ADAPT.split_once("[output]").unwrap();
+    bench.write("run.toml", text);
+    let message = bench.refusal(&["train", "run.toml"]);
+    assert!(message.contains("output.dir") && message.contains("--out"), "{message}");
+    bench.run(&["plan", "run.toml"]);
+    let summary = bench.json(&["train", "run.toml", "--out", "here"]);
+    assert_eq!(summary["dir"], "here");
+    let again = bench.json(&["train", "run.toml", "--out", "here", "--resume"]);
+    assert_eq!(again["resumed"], 6);
 }
 
 /// A learning rate of 0 leaves the first half of every update as it was drawn.

@@ -41,6 +41,39 @@ fn tokens_come_from_the_disk_the_second_time() {
 }
 
 #[test]
+#[cfg(unix)]
+fn p1_what_killed_runs_left_goes_and_files_are_for_all_who_may_read() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::{Duration, SystemTime};
+    let folder = folder();
+    let cache = folder.path().join("cache");
+    fs::create_dir(&cache).unwrap();
+    let file = |name: &str, age: u64| {
+        let file = fs::File::create(cache.join(name)).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
+        file
+    };
+    file(".longburn-killed.tmp", 3600);
+    file(".longburn-begun.tmp", 1);
+    file("notes.txt", 3600);
+    // Another process that has not written for long.
+    let held = file(".longburn-held.tmp", 3600);
+    held.lock().unwrap();
+    let first = load(folder.path(), tokenizer(), &SourceOptions::new());
+    let mut names: Vec<_> = fs::read_dir(&cache)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    let own = first.file.file_name().unwrap().to_string_lossy();
+    let mut expected = [".longburn-begun.tmp", ".longburn-held.tmp", &own, "notes.txt"];
+    expected.sort_unstable();
+    assert_eq!(names, expected);
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&first.file), mode(&cache.join("notes.txt")));
+}
+
+#[test]
 fn other_text_tokens_or_settings_make_another_file() {
     let folder = folder();
     let options = SourceOptions::new();

@@ -102,6 +102,17 @@ fn logits_of_rows_equal_their_own() {
     }
 }
 
+/// Every row counts from its own first token, whatever stands before it: attention would not
+/// notice a shift of a whole row, limits of length and frequencies that follow it would.
+#[test]
+fn padded_rows_count_from_their_first_token() {
+    let tokens = TokenMeta::left_padded(&[2, 4, 0], 4).unwrap();
+    let seen: Vec<i32> = (tokens.pos().iter().zip(tokens.segment()))
+        .map(|(pos, segment)| if *segment < 0 { -1 } else { *pos })
+        .collect();
+    assert_eq!(seen, [-1, -1, 0, 1, 0, 1, 2, 3, -1, -1, -1, -1]);
+}
+
 #[test]
 fn rows_end_when_they_end() {
     let model = &models()[1];

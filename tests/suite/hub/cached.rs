@@ -2,7 +2,7 @@
 
 use super::{COMMIT, REPO, TEXT, below, digest, files, is_large, quiet, repo, weights};
 use assert_cmd::Command;
-use longburn::models::hub::{Digest, Hub, HubConfig, Need, RepoId, verify_snapshot};
+use longburn::models::hub::{Digest, FetchEvent, Hub, HubConfig, Need, RepoId, verify_snapshot};
 use longburn::{Error, HubFault};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -138,6 +138,27 @@ fn a_cache_of_pythons_is_used_without_a_question() {
     fs::remove_file(cache.snapshot().join("config.json")).unwrap();
     let error = hub.locate(Path::new(REPO), Need::Description, &mut quiet).unwrap_err();
     assert!(error.to_string().contains("config.json"), "{error}");
+}
+
+#[test]
+fn a_cached_model_without_its_tokenizer_is_used_with_a_word() {
+    let cache = Cache::new();
+    let said = |need| {
+        let mut said = Vec::new();
+        let dir = cache.hub().locate(Path::new(REPO), need, &mut |event| {
+            if let FetchEvent::Note(line) = event {
+                said.push(line);
+            }
+        });
+        assert_eq!(dir.unwrap(), cache.snapshot());
+        said
+    };
+    assert!(said(Need::Model).is_empty());
+    fs::remove_file(cache.snapshot().join("tokenizer.json")).unwrap();
+    assert!(said(Need::Description).is_empty());
+    let lines = said(Need::Model);
+    let word = format!("longburn fetch {REPO}");
+    assert!(lines.len() == 1 && lines[0].contains(&word), "{lines:?}");
 }
 
 #[test]

@@ -78,6 +78,40 @@ fn p1_a_kill_at_any_moment_of_a_save_leaves_the_earlier_checkpoints() {
     assert_eq!((steps(&store), names(&late).len()), (vec![2], 2));
 }
 
+/// One of the same step is replaced by two renames, and a kill may come between them.
+#[test]
+#[cfg(target_os = "linux")]
+fn p1_a_kill_while_a_checkpoint_is_replaced_leaves_the_old_one() {
+    use std::os::fd::AsRawFd;
+    let root = tempfile::tempdir().unwrap();
+    let store = Checkpoints::open(root.path()).unwrap();
+    save(&store, 1, None).unwrap();
+    save(&store, 2, None).unwrap();
+    // The folder, held open, tells which name it had when it was removed: that of the moment
+    // between.
+    let standing = root.path().join("step-000002");
+    let held = fs::File::open(&standing).unwrap();
+    save(&store, 2, Some(0.5)).unwrap();
+    let link = fs::read_link(format!("/proc/self/fd/{}", held.as_raw_fd())).unwrap();
+    let link = link.to_string_lossy().into_owned();
+    let between = PathBuf::from(link.strip_suffix(" (deleted)").unwrap());
+    assert_eq!(between.parent(), fs::canonicalize(root.path()).ok().as_deref());
+    assert_eq!(names(root.path()), ["latest", "step-000001", "step-000002"]);
+
+    fs::rename(&standing, &between).unwrap();
+    snapshot(&root.path().join("step-000001"), &root.path().join(".tmp-step-000002-77"));
+    let store = Checkpoints::open(root.path()).unwrap();
+    assert_eq!(names(root.path()), ["latest", "step-000001", "step-000002"]);
+    let newest = store.newest().unwrap().unwrap();
+    assert_eq!((newest.step(), newest.manifest.score), (2, Some(0.5)));
+    // And where the new one has its name, the old one goes.
+    snapshot(&root.path().join("step-000001"), &between);
+    Checkpoints::open(root.path()).unwrap();
+    assert_eq!(names(root.path()), ["latest", "step-000001", "step-000002"]);
+    save(&store, 2, Some(0.25)).unwrap();
+    assert_eq!(store.newest().unwrap().unwrap().manifest.score, Some(0.25));
+}
+
 #[test]
 fn two_good_checkpoints_and_the_best_are_kept() {
     let root = tempfile::tempdir().unwrap();
@@ -285,13 +319,34 @@ fn d6_fingerprints_see_what_changed() {
     said("is new", "b.txt");
     fs::remove_file(root.path().join("texts/b.txt")).unwrap();
 
-    // A large one also by its time, for the sake of its middle.
+    // A large one is read whole when its time is another one: a copy is the same,
+    let mut seconds = 0;
+    let mut write_later = |bytes: &[u8]| {
+        write("large.jsonl", bytes);
+        let file = fs::File::options().write(true).open(&paths[1]).unwrap();
+        seconds += 9;
+        let time = std::time::SystemTime::now() + std::time::Duration::from_secs(seconds);
+        file.set_modified(time).unwrap();
+    };
+    write_later(&large);
+    assert!(stored.differences(&look()).is_empty());
+    // another middle is not,
     let mut middle = large.clone();
     middle[3 << 19] = 8;
-    write("large.jsonl", &middle);
-    let file = fs::File::options().write(true).open(&paths[1]).unwrap();
-    file.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(9)).unwrap();
-    said("written again", "large.jsonl");
+    write_later(&middle);
+    said("between its first and its last mebibyte", "large.jsonl");
+    // and where an earlier version kept no sum of it, nothing is known.
+    let mut bare = stored.clone();
+    bare.0.values_mut().for_each(|stamp| stamp.whole = None);
+    let found = bare.differences(&look());
+    assert!(found.len() == 1 && found[0].contains("no sum was kept"), "{found:?}");
+    // Of a file that was not written since, the sum is taken over.
+    let mut told = look();
+    told.0.values_mut().for_each(|stamp| stamp.whole = stamp.whole.take().map(|_| "sum".into()));
+    assert_eq!(Inputs::since(&paths, Some(&told)).unwrap(), told);
+    write_later(&middle);
+    let again = Inputs::since(&paths, Some(&told)).unwrap();
+    assert_eq!(again.0.values().filter(|stamp| stamp.whole.as_deref() == Some("sum")).count(), 0);
     let mut end = large.clone();
     *end.last_mut().unwrap() = 8;
     write("large.jsonl", &end);

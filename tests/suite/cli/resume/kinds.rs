@@ -21,9 +21,13 @@ fn r1_a_mixture_goes_on_with_the_same_bits() {
         let text = format!("Boats {i} and sacks, sacks and boats by the mill. ").repeat(3 + i);
         bench.write(&format!("more/{i}.txt"), &text);
     }
+    fs::create_dir(bench.path("least")).unwrap();
+    for i in 0..3 {
+        bench.write(&format!("least/{i}.txt"), &"Evenings along the river. ".repeat(9 + i));
+    }
     let recipe = |every| {
         let data = "[data]\ntrain = \"texts\"\nsplit = 4\n\
-                    mix = [{ path = \"more\", weight = 0.6 }]\n";
+                    mix = [{ path = \"more\", weight = 0.6 }, { path = \"least\", weight = 0.3 }]\n";
         with_data(data, every)
     };
     bench.write("run.toml", &recipe(0));
@@ -31,9 +35,13 @@ fn r1_a_mixture_goes_on_with_the_same_bits() {
     for k in [1, 29] {
         let dir = killed_after(&bench, &recipe, k);
         let parts = cursor(&dir, k)["rows"]["parts"].clone();
-        let rows: Vec<u64> = (0..2).map(|i| parts[i]["rows"].as_u64().unwrap()).collect();
+        let rows: Vec<u64> = (0..3).map(|i| parts[i]["rows"].as_u64().unwrap()).collect();
         assert_eq!(rows.iter().sum::<u64>(), 2 * k as u64, "{parts}");
-        assert!(rows[0] > rows[1] && rows[1] > 0 || k == 1, "{parts}");
+        // Each in its share, to within a row or so.
+        for (rows, weight) in rows.iter().zip([1.0, 0.6, 0.3]) {
+            let share = 2.0 * k as f64 * weight / 1.9;
+            assert!((*rows as f64 - share).abs() < 1.5, "{parts}");
+        }
         assert_goes_on(&bench, &recipe(0), &whole, k);
     }
     // Files of the mixed source are part of the run.
@@ -73,6 +81,30 @@ fn r1_conversations_go_on_with_the_same_bits() {
     bench.write("qa.jsonl", &text.replace("river 3", "lakes 3"));
     let message = refusal(&bench, &["train", "run.toml", "--resume", "--out", "from-31"]);
     assert!(message.contains("qa.jsonl has other contents"), "{message}");
+}
+
+/// What a run reads beside weights and text decides it, too: here, where documents end.
+#[test]
+fn d6_the_tokenizers_settings_are_part_of_a_run() {
+    let bench = bench();
+    let text = short(&bench, 4).replace("steps = 4\n", "steps = 6\n");
+    bench.write("run.toml", &text);
+    let path = bench.path("model/tokenizer_config.json");
+    let old = fs::read_to_string(&path).unwrap();
+    let mut config: Value = serde_json::from_str(&old).unwrap();
+    config["eos_token"] = "e".into();
+    fs::write(&path, config.to_string()).unwrap();
+    let message = refusal(&bench, &["train", "run.toml", "--resume"]);
+    assert!(message.contains("model/tokenizer_config.json had"), "{message}");
+    fs::remove_file(&path).unwrap();
+    let message = refusal(&bench, &["train", "run.toml", "--resume"]);
+    assert!(message.contains("model/tokenizer_config.json is gone"), "{message}");
+    fs::write(&path, old).unwrap();
+    bench.write("model/special_tokens_map.json", "{}");
+    let message = refusal(&bench, &["train", "run.toml", "--resume"]);
+    assert!(message.contains("model/special_tokens_map.json is new"), "{message}");
+    fs::remove_file(bench.path("model/special_tokens_map.json")).unwrap();
+    assert_eq!(bench.json(&["train", "run.toml", "--resume"])["resumed"], 4);
 }
 
 /// GPT-NeoX stores q, k and v as one layer, and their updates as one; those are three again when

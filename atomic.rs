@@ -10,7 +10,7 @@ use tempfile::NamedTempFile;
 const UNFINISHED: &str = ".longburn-";
 
 /// A complete, synced file that does not have its name yet; dropped, it is removed.
-pub(super) struct Staged {
+pub(crate) struct Staged {
     path: PathBuf,
     file: NamedTempFile,
 }
@@ -21,6 +21,14 @@ impl Staged {
         path: &Path,
         content: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>,
     ) -> Result<Self> {
+        Self::try_write(path, |out| content(out).map_err(|e| Error::io(path, e)))
+    }
+
+    /// The same for content that can fail otherwise.
+    pub fn try_write(
+        path: &Path,
+        content: impl FnOnce(&mut BufWriter<&File>) -> Result<()>,
+    ) -> Result<Self> {
         let failed = |e| Error::io(path, e);
         let mut builder = tempfile::Builder::new();
         builder.prefix(UNFINISHED).suffix(".tmp");
@@ -29,7 +37,8 @@ impl Staged {
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let file = builder.tempfile_in(folder(path)).map_err(failed)?;
         let mut writer = BufWriter::with_capacity(1 << 20, file.as_file());
-        content(&mut writer).and_then(|()| writer.flush()).map_err(failed)?;
+        content(&mut writer)?;
+        writer.flush().map_err(failed)?;
         drop(writer);
         file.as_file().sync_all().map_err(failed)?;
         Ok(Self { path: path.into(), file })
@@ -70,6 +79,6 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn folder(path: &Path) -> &Path {
+pub(crate) fn folder(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

@@ -1,0 +1,61 @@
+//! What `inspect` says of an adapter, which is no model without its base.
+
+use crate::output;
+use longburn::Result;
+use longburn::models::peft::AdapterSummary;
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Whether a folder holds an adapter and no model.
+pub fn is_adapter(dir: &Path) -> bool {
+    let has = |name: &str| dir.join(name).is_file();
+    has("adapter_config.json") && !has("model.safetensors") && !has("model.safetensors.index.json")
+}
+
+/// What it is, what it holds, and the commands that take it; `name` is how it was named.
+pub fn facts(dir: &Path, name: &Path) -> Result<Vec<(&'static str, Value)>> {
+    let summary = AdapterSummary::read(dir)?;
+    let mut adapter = json!({ "form": "PEFT, LoRA" });
+    if let (Value::Object(adapter), Value::Object(fields)) = (&mut adapter, output::value(&summary))
+    {
+        adapter.extend(fields);
+        let ranks = summary.other_ranks.iter().map(|(name, rank)| (name.clone(), json!(rank)));
+        let ranks: serde_json::Map<_, _> = ranks.collect();
+        adapter.insert(
+            "other_ranks".into(),
+            if ranks.is_empty() { Value::Null } else { ranks.into() },
+        );
+    }
+    Ok(vec![("adapter", adapter), ("usable_for", usable_for(&summary.base, name))])
+}
+
+/// Its tensors, from the header alone.
+pub fn weights(dir: &Path) -> Value {
+    match AdapterSummary::weights(dir) {
+        Err(error) => json!({ "complete": false, "problem": error.to_string() }),
+        Ok(files) => {
+            let shapes = files.names().filter_map(|name| files.shape(name));
+            let parameters: u128 =
+                shapes.map(|shape| shape.iter().map(|n| *n as u128).product::<u128>()).sum();
+            json!({
+                "tensors": files.names().count(),
+                "parameters": u64::try_from(parameters).unwrap_or(u64::MAX),
+            })
+        }
+    }
+}
+
+fn usable_for(base: &str, name: &Path) -> Value {
+    let adapter = name.display();
+    let (base, named) = match base {
+        "" => ("BASE", " --base BASE"),
+        base => (base, ""),
+    };
+    json!({
+        "generate": format!("longburn generate {base} --adapter {adapter} --prompt TEXT"),
+        "eval": format!("longburn eval {base} --adapter {adapter} --data TEXTS"),
+        "merge": format!("longburn merge {adapter}{named} --out DIR"),
+        "other_base": "where the base lies elsewhere, name its folder in its place \
+                       (merge: --base DIR)",
+    })
+}
