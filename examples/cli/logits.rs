@@ -1,5 +1,6 @@
 //! `longburn logits`
 
+use crate::output::Target;
 use crate::{Globals, load, output};
 use burn::tensor::DType;
 use clap::Args;
@@ -36,6 +37,10 @@ pub struct LogitsArgs {
 impl LogitsArgs {
     pub fn models(&mut self) -> Vec<&mut PathBuf> {
         std::iter::once(&mut self.dir).chain(&mut self.adapter).collect()
+    }
+
+    pub fn targets(&self) -> Vec<Target<'_>> {
+        vec![Target::File("out", &self.out)]
     }
 
     pub fn run(&self, globals: &Globals) -> Result<()> {
