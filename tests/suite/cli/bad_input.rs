@@ -152,10 +152,7 @@ fn numbers_that_cannot_work_are_named() {
             &["generate", "model", "--prompt", "x", "--max-new-tokens", huge, "--top-p", "-1"],
             "top_p",
         ),
-        (
-            &["eval", "model", "--passkey", huge],
-            "`passkey` is 18446744073709551615; expected from 1 to 1048576",
-        ),
+        (&["eval", "model", "--passkey", huge], "`passkey` is 18446744073709551615"),
         (&["eval", "model", "--passkey", "300", "--passkey-samples", "0"], "passkey-samples"),
         (
             &["eval", "model", "--data", "texts", "--protocol", "longlora", "--max-len", "9999"],

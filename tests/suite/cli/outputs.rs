@@ -60,4 +60,8 @@ fn the_folder_of_a_run_must_be_one() {
         assert!(message.contains("file.txt is a file"), "{message}");
         assert!(message.contains("; expected a new or empty folder"), "{message}");
     }
+    let cached = recipe.replace("DIR", "run").replace("\"none\"", "\"none\"\ncache = \"file.txt\"");
+    bench.write("run.toml", &cached);
+    let message = bench.refusal(&["train", "run.toml"]);
+    assert!(message.contains("`data.cache` is file.txt is a file"), "{message}");
 }
