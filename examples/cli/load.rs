@@ -69,8 +69,8 @@ pub fn text(path: &Path) -> Result<String> {
     })
 }
 
-/// A JSON file; errors point into it.
-pub fn json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+/// A JSON file; errors point into it, and say what to do.
+pub fn json<T: DeserializeOwned>(path: &Path, remedy: &str) -> Result<T> {
     let text = text(path)?;
     serde_json::from_str(&text).map_err(|e| {
         let before = text.split_inclusive('\n').take(e.line().saturating_sub(1));
@@ -78,7 +78,7 @@ pub fn json<T: DeserializeOwned>(path: &Path) -> Result<T> {
         let at = at.min(text.len());
         Error::Parse {
             file: path.display().to_string(),
-            message: e.to_string(),
+            message: format!("{e} (remedy: {remedy})"),
             text: Some(text),
             span: Some(at..at),
         }

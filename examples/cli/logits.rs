@@ -44,7 +44,8 @@ impl LogitsArgs {
     }
 
     pub fn run(&self, globals: &Globals) -> Result<()> {
-        let rows: Vec<Vec<u32>> = load::json(&self.ids)?;
+        let rows: Vec<Vec<u32>> =
+            load::json(&self.ids, "write rows of ids, such as [[1, 5, 9], [1, 7]]")?;
         if rows.is_empty() {
             let file = self.ids.display().to_string();
             return Err(Error::config(file, "[]", "empty", "at least one row of ids"));

@@ -3,9 +3,9 @@
 //! What an op keeps for its backward pass is what its gradient is a function of: a norm its input,
 //! a matrix product the input whose other side is tracked (so a frozen layer keeps none), the
 //! rotation nothing but its tables, attention q, k, v, its output and one number per query and
-//! head, the gated activation gate and up, GELU its input. LayerNorm and GELU by the tangens
-//! hyperbolicus are made of tensor ops, each with what it keeps. Reshapes and sums keep nothing; joining several heads
-//! copies.
+//! head, the gated activation gate and up, GELU its input. LayerNorm, and GELU by the tangens
+//! hyperbolicus, are made of tensor ops, each of which keeps its own. Reshapes and sums keep
+//! nothing; joining several heads copies.
 
 use super::layout::{Layer, Layout, Weights};
 use super::ledger::{Ledger, Part, Use};

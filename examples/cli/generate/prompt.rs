@@ -77,7 +77,7 @@ impl PromptArgs {
         vocabulary: usize,
     ) -> Result<Vec<u32>> {
         if let Some(file) = &self.source.ids {
-            let ids = match load::json(file)? {
+            let ids = match load::json(file, "write ids, such as [1, 5, 9]")? {
                 Ids::Flat(ids) | Ids::Row([ids]) => ids,
             };
             load::check_ids(&ids, vocabulary, file, 0)?;

@@ -208,6 +208,7 @@ fn numbers_of_grids_are_checked_first() {
 fn what_is_something_else_is_told_with_what_was_expected() {
     let bench = Bench::new();
     bench.write("empty.txt", "");
+    bench.write("cut.json", "[[1, 5");
     std::fs::write(bench.path("latin.txt"), b"caf\xe9\n").unwrap();
     bench.write("factors.json", r#"{"long_factor": [1.0, 0.0, 2.0, 4.0]}"#);
     bench.write("rows.jsonl", "{\"text\": \"The river ran.\"}\n{\"text\": 1}\n");
@@ -237,6 +238,10 @@ fn what_is_something_else_is_told_with_what_was_expected() {
         (
             &[&extend[..], &["factors.json"]].concat(),
             &["factors.json: field `long_factor` is a list with 0 in it; expected a list of 4"],
+        ),
+        (
+            &["logits", "model", "--ids", "cut.json", "--out", "l"],
+            &["cut.json: ", "EOF", "such as [[1, 5, 9], [1, 7]]"],
         ),
         (&["eval", "model", "--data", "rows.jsonl"], &["rows.jsonl:2: ", "--skip-bad-lines"]),
     ] {
