@@ -101,12 +101,14 @@ impl Walk<'_> {
             walk.ledger.moment(|| format!("backward, {part}, {at}"));
         };
 
-        // d(gate · up), or d(gelu(up))
-        self.keep(Part::Mlp, l.inner);
+        // d(gate · up), or d(gelu(up)), beside what it is the gradient of and the copy that the
+        // gradient of the weights is made from.
+        let copied = if l.down.learns { l.inner } else { 0 };
+        self.keep(Part::Mlp, l.inner + copied);
         self.learn(Part::Mlp, l.down.weights);
         moment(self, "mlp");
         let of_down = if l.down.learns { l.inner + l.down.rank } else { 0 };
-        self.free(Part::Mlp, of_down);
+        self.free(Part::Mlp, of_down + copied);
         mlp -= of_down;
         // d gate and d up, beside both and the gradient of their product.
         let read = l.gate_up.len() as u64;
