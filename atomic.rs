@@ -61,6 +61,22 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     sync_folder(folder(path))
 }
 
+/// What keeps files from being written in `dir`, which need not be there yet, in words; none where
+/// nothing does. To be asked before the work that they are to hold.
+pub fn obstacle(dir: &Path) -> Option<String> {
+    let shown = dir.display();
+    match std::fs::metadata(dir) {
+        Ok(about) if about.is_dir() => {
+            let tried = tempfile::tempfile_in(dir);
+            tried.err().map(|e| format!("nothing can be written in {shown}: {e}"))
+        }
+        Ok(_) => Some(format!("{shown} is a file")),
+        // Whatever is wrong with it shows in the folder above, if there is one.
+        Err(e) if dir.parent().is_none() || dir == Path::new(".") => Some(format!("{shown}: {e}")),
+        Err(_) => obstacle(folder(dir)),
+    }
+}
+
 /// Whether this is the name of a file that its writer did not finish.
 pub(crate) fn is_unfinished(name: &str) -> bool {
     name.starts_with(UNFINISHED)
@@ -79,6 +95,7 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The folder that `path` lies in.
 pub(crate) fn folder(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

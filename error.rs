@@ -12,7 +12,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// A file could not be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{}", path.display(), os_remedy(source))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -250,6 +250,21 @@ impl Error {
     /// A shape error.
     pub fn shape(what: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Shape { what: what.into(), reason: reason.into() }
+    }
+}
+
+/// What to do about what the system says; errors worded here bring their own remedy.
+fn os_remedy(source: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind;
+    match source.kind() {
+        _ if source.raw_os_error().is_none() => "",
+        ErrorKind::NotFound => " (remedy: check the path)",
+        ErrorKind::PermissionDenied => " (remedy: check its owner and permissions)",
+        ErrorKind::NotADirectory => " (remedy: name a folder; a part of this path is a file)",
+        ErrorKind::IsADirectory => " (remedy: name a file in it)",
+        ErrorKind::StorageFull => " (remedy: make room on the disk)",
+        ErrorKind::ReadOnlyFilesystem => " (remedy: name a place that can be written to)",
+        _ => "",
     }
 }
 

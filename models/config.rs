@@ -141,7 +141,8 @@ impl ModelConfig {
     /// The file cannot be read, is larger than 1 MiB, is not JSON, or describes a model that
     /// cannot be built; the error names field, value and what is expected.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let text = super::weights::read_text(path, MAX_FILE)?;
+        let remedy = "name the folder of a checkpoint in Hugging Face form, which holds one";
+        let text = super::weights::read_needed(path, MAX_FILE, remedy)?;
         Self::from_json_str(&text, &path.display().to_string())
     }
 

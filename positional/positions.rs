@@ -68,10 +68,15 @@ impl Positions {
         &self.numerators[b * self.len..(b + 1) * self.len]
     }
 
-    /// The largest position plus one, rounded down: how long the sequence is by its positions.
-    pub fn length(&self) -> usize {
-        let largest = self.numerators.iter().max().copied().unwrap_or(-1).max(-1);
+    /// The largest position of row `b` plus one, rounded down: how long it is by its positions.
+    pub fn row_length(&self, b: usize) -> usize {
+        let largest = self.row(b).iter().max().copied().unwrap_or(-1).max(-1);
         (largest.div_euclid(i64::from(self.denominator)) + 1) as usize
+    }
+
+    /// The same of the longest row.
+    pub fn length(&self) -> usize {
+        (0..self.batch).map(|b| self.row_length(b)).max().unwrap_or(0)
     }
 
     /// The common denominator.

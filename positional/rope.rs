@@ -5,8 +5,9 @@
 //! that a position of one million is as exact as position one.
 //!
 //! *Length and cache.* The frequencies of `dynamic` and `longrope` depend on the current length T:
-//! the largest position of the call plus one, over all rows of the batch. One long row therefore
-//! changes every row. A cache holds keys as they were rotated when they came, so in decoding the
+//! the largest position of the row in this call plus one. Every row of a batch has its own, and so
+//! is what it would be alone; in `transformers` the longest row sets T for all (here
+//! [`Rope::table_at`]). A cache holds keys as they were rotated when they came, so in decoding the
 //! old keys keep the frequencies of the T at which they came, and a cached text differs from the
 //! same text in one pass once T passes L. `transformers` does the same; it is the default here
 //! for that reason. With `ForwardOptions::with_unrotated_cache` the keys stay unrotated in the cache, and
@@ -150,13 +151,29 @@ impl Rope {
         self.attention_factor
     }
 
-    /// Tables for `positions`, which set the length; one row where all rows are equal.
+    /// Tables for `positions`, each row with the frequencies of its own length; one row where all
+    /// rows are equal.
     pub fn table(&self, positions: &Positions, device: &Device) -> RopeTable {
+        self.tables(positions, |b| positions.row_length(b), device)
+    }
+
+    /// The same with the frequencies of one length in all rows, whatever theirs are: with that of
+    /// the longest ([`Positions::length`]) the tables of `transformers`.
+    pub fn table_at(&self, positions: &Positions, length: usize, device: &Device) -> RopeTable {
+        self.tables(positions, |_| length, device)
+    }
+
+    fn tables(
+        &self,
+        positions: &Positions,
+        length: impl Fn(usize) -> usize,
+        device: &Device,
+    ) -> RopeTable {
         let rows = if positions.uniform() { positions.batch().min(1) } else { positions.batch() };
         let scale = 1.0 / positions.denominator() as f64;
-        let inv_freq = self.inv_freq(positions.length());
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
         for b in 0..rows {
+            let inv_freq = self.inv_freq(length(b));
             for &p in positions.row(b) {
                 for f in &inv_freq {
                     let (s, c) = (p as f64 * scale * f).sin_cos();
@@ -165,7 +182,7 @@ impl Rope {
                 }
             }
         }
-        let shape = [rows, 1, positions.len(), inv_freq.len()];
+        let shape = [rows, 1, positions.len(), self.config.dim / 2];
         let tensor = |x: Vec<f32>| Tensor::from_data(TensorData::new(x, shape), device);
         RopeTable { cos: tensor(cos), sin: tensor(sin) }
     }

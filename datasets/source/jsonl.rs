@@ -1,7 +1,8 @@
 //! JSON lines, one document each, plain or compressed with Zstandard.
 
 use super::lines::{Lines, is_zstd};
-use super::{BYTE_ORDER_MARK, Cursor, Document, DocumentSource, EMPTY, SourceOptions, files_under};
+use super::{BYTE_ORDER_MARK, Cursor, Document, DocumentSource, EMPTY, SKIP};
+use super::{SourceOptions, files_under};
 use crate::datasets::{Amount, DataReport};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -102,8 +103,7 @@ impl JsonlSource {
                 }
                 Err(reason) => {
                     return Err(Error::Data(format!(
-                        "{}:{}: {reason} (remedy: mend the line, name the right field, or have bad \
-                         lines skipped)",
+                        "{}:{}: {reason} (remedy: mend the line, name the right field, or {SKIP})",
                         line.path.display(),
                         line.number
                     )));

@@ -156,6 +156,10 @@ const BYTE_ORDER_MARK: char = '\u{feff}';
 /// Reason under which documents without text are dropped.
 const EMPTY: &str = "empty";
 
+/// How lines and rows that cannot be used are passed over.
+const SKIP: &str = "skip bad lines: `bad_lines = \"skip\"` in [data] of a recipe, \
+                    `--skip-bad-lines` of longburn eval";
+
 /// Reason under which files that are not text are skipped.
 const NOT_TEXT: &str = "not UTF-8 text";
 

@@ -1,12 +1,13 @@
 //! Parquet files, one row of a text column per document.
 
 use super::{BadLines, Cursor, Document, DocumentSource, EMPTY, NOT_TEXT, SourceFile};
-use super::{SourceOptions, files_under, outside};
+use super::{SKIP, SourceOptions, files_under, outside};
 use crate::datasets::{Amount, DataReport};
 use crate::{Error, Result};
-use parquet::basic::Type;
+use parquet::basic::{Compression, Type};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -132,7 +133,7 @@ impl DocumentSource for ParquetSource {
                 Err(reason) => {
                     return Err(Error::Data(format!(
                         "{}, row {}, column `{}`: {reason} (remedy: mend the row, name the right \
-                         column, or have bad lines skipped)",
+                         column, or {SKIP})",
                         path.display(),
                         self.cursor.line,
                         self.config.options.field()
@@ -256,6 +257,10 @@ impl OpenFile {
             return Ok(false);
         }
         (self.group, self.next_group) = (self.next_group, self.next_group + 1);
+        check_compression(
+            &self.path,
+            self.reader.metadata().row_group(self.group).column(self.column),
+        )?;
         let rows = guarded(|| {
             let group = self.reader.get_row_group(self.group)?;
             Ok((group.metadata().num_rows(), group.get_column_reader(self.column)?))
@@ -312,6 +317,27 @@ impl OpenFile {
     fn damaged(&self, reason: impl ToString) -> Error {
         broken(&self.path, Some(self.group), &self.name, reason.to_string())
     }
+}
+
+/// Whether a column is compressed in a way that is built in.
+pub(super) fn check_compression(path: &Path, column: &ColumnChunkMetaData) -> Result<()> {
+    let codec = match column.compression() {
+        Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::ZSTD(_) => return Ok(()),
+        other => format!("{other:?}"),
+    };
+    // Without the level, which no file states.
+    let codec = codec.split('(').next().unwrap_or_default();
+    Err(Error::Unsupported {
+        what: format!(
+            "{}: column `{}` is compressed with {codec}; what is read is uncompressed, Snappy and \
+             Zstandard",
+            path.display(),
+            column.column_path().string()
+        ),
+        remedy: "write the file again with one of these, such as \
+                 `pandas.read_parquet(FILE).to_parquet(FILE, compression=\"zstd\")`"
+            .into(),
+    })
 }
 
 /// Run a decoder on bytes from outside; where it panics on them, that is an error like any other.

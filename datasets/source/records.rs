@@ -1,6 +1,6 @@
 //! Whole rows of Parquet files, all columns, as JSON: what a row of a `.jsonl` file would be.
 
-use super::parquet::{guarded, is_parquet};
+use super::parquet::{check_compression, guarded, is_parquet};
 use super::{SourceFile, files_under};
 use crate::{Error, Result};
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -34,6 +34,9 @@ pub(crate) fn parquet_rows<T>(
         };
         let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
         let reader = guarded(|| SerializedFileReader::new(file)).map_err(|e| damaged(1, e))?;
+        for column in reader.metadata().row_groups().iter().flat_map(|group| group.columns()) {
+            check_compression(&path, column)?;
+        }
         let mut rows = guarded(|| reader.get_row_iter(None)).map_err(|e| damaged(1, e))?;
         for number in 1.. {
             let row = guarded(|| rows.next().transpose()).map_err(|e| damaged(number, e))?;

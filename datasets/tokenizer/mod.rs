@@ -72,7 +72,7 @@ impl Tokenizer {
         let config = match std::fs::read(&beside) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| Error::Parse {
                 file: beside.display().to_string(),
-                message: e.to_string(),
+                message: format!("{e} (remedy: get it again from where the checkpoint is from)"),
                 text: None,
                 span: None,
             })?,

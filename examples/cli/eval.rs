@@ -3,9 +3,10 @@
 mod grids;
 mod tasks;
 
+use crate::output::Target;
 use crate::{Globals, load, output};
 use clap::{Args, ValueEnum};
-use longburn::datasets::source::SourceOptions;
+use longburn::datasets::source::{BadLines, SourceOptions};
 use longburn::datasets::{DataReport, TokenDocument, Tokenizer, tokenize};
 use longburn::models::Blocks;
 use longburn::training::eval::{
@@ -38,6 +39,9 @@ pub struct EvalArgs {
     /// Field of a .jsonl object, or column of a .parquet file, that holds the text
     #[arg(long, value_name = "NAME")]
     field: Option<String>,
+    /// Count lines and rows that cannot be used, and go on; without it the first one is an error
+    #[arg(long, requires = "data", conflicts_with = "task")]
+    skip_bad_lines: bool,
     /// At most so many documents
     #[arg(long, value_name = "N")]
     documents: Option<usize>,
@@ -104,6 +108,11 @@ impl EvalArgs {
         std::iter::once(&mut self.dir).chain(&mut self.adapter).collect()
     }
 
+    pub fn targets(&self) -> Vec<Target<'_>> {
+        let files = [("svg", &self.svg), ("results", &self.results)];
+        files.into_iter().filter_map(|(option, path)| Target::file(option, path)).collect()
+    }
+
     pub fn run(&self, globals: &Globals) -> Result<()> {
         self.check()?;
         let model = load::model(&self.dir, self.adapter.as_deref(), globals)?;
@@ -149,7 +158,7 @@ impl EvalArgs {
             Some(file) if items != 1 => {
                 bad("results", file, "a file for one of --task, --needle and --passkey")
             }
-            _ => Ok(()),
+            _ => self.check_numbers(),
         }
     }
 
@@ -160,6 +169,8 @@ impl EvalArgs {
             "model": model_stamp(&self.dir, self.adapter.as_deref())?,
             "data": self.data.as_deref().map(data_stamp).transpose()?,
             "field": self.field,
+            // Absent where nothing is skipped, as in the files of earlier versions.
+            "bad_lines": self.skip_bad_lines.then_some("skip"),
             "what": what,
         });
         let file = ResultsFile::open(path, &settings)?;
@@ -170,7 +181,9 @@ impl EvalArgs {
     }
 
     fn source(&self) -> SourceOptions {
-        SourceOptions::new().with_text_field(self.field.clone())
+        SourceOptions::new()
+            .with_text_field(self.field.clone())
+            .with_bad_lines(self.skip_bad_lines.then_some(BadLines::Skip))
     }
 
     fn documents(

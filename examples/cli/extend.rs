@@ -1,5 +1,6 @@
 //! `longburn extend`
 
+use crate::output::Target;
 use crate::{Globals, load, output};
 use clap::{Args, ValueEnum};
 use longburn::attention::Mixer;
@@ -88,13 +89,15 @@ impl ExtendArgs {
         vec![&mut self.dir]
     }
 
+    pub fn targets(&self) -> Vec<Target<'_>> {
+        let out = self.out.iter().map(|out| Target::Folder("out", out));
+        out.chain(Target::file("svg", &self.svg)).collect()
+    }
+
     pub fn run(&self, globals: &Globals) -> Result<()> {
         let before = ModelConfig::from_file(&self.dir.join("config.json"))?;
         let method = ExtendMethod::from(self.method).init(&before, self.factors.as_deref())?;
         let after = before.extended(&method, self.to)?;
-        if let Some(out) = &self.out {
-            check_vacant(out)?;
-        }
         let mut result = Map::new();
         result.insert("method".into(), json!(method.name()));
         result.insert("from".into(), json!(before.max_context()));
@@ -271,21 +274,8 @@ fn changed(before: &ModelConfig, after: &ModelConfig) -> Value {
     Value::Object(changes(before, after).into_iter().map(new).collect())
 }
 
-/// Nothing is written over.
-fn check_vacant(out: &Path) -> Result<()> {
-    let taken = match std::fs::read_dir(out) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
-    };
-    if taken {
-        let expected = "a folder that is empty or not there yet";
-        return Err(Error::config("command line", "out", out.display(), expected));
-    }
-    Ok(())
-}
-
-/// All files of `dir` that belong to the model, and `config` as config.json. That comes last: without it, a copy that was
-/// cut short is no checkpoint.
+/// All files of `dir` that belong to the model, and `config` as config.json. That comes last:
+/// without it, a copy that was cut short is no checkpoint.
 fn write_copy(dir: &Path, out: &Path, config: &ModelConfig) -> Result<()> {
     std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
     for entry in std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {

@@ -58,16 +58,27 @@ pub fn needed_tokenizer(dir: &Path, model: &impl Blocks) -> Result<Tokenizer> {
     })
 }
 
-/// A JSON file; errors point into it.
-pub fn json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+/// The text of a file.
+pub fn text(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    String::from_utf8(bytes).map_err(|e| Error::Parse {
+        file: path.display().to_string(),
+        message: format!("is not UTF-8: {} (remedy: save it as UTF-8 text)", e.utf8_error()),
+        text: None,
+        span: None,
+    })
+}
+
+/// A JSON file; errors point into it, and say what to do.
+pub fn json<T: DeserializeOwned>(path: &Path, remedy: &str) -> Result<T> {
+    let text = text(path)?;
     serde_json::from_str(&text).map_err(|e| {
         let before = text.split_inclusive('\n').take(e.line().saturating_sub(1));
         let at = before.map(str::len).sum::<usize>() + e.column().saturating_sub(1);
         let at = at.min(text.len());
         Error::Parse {
             file: path.display().to_string(),
-            message: e.to_string(),
+            message: format!("{e} (remedy: {remedy})"),
             text: Some(text),
             span: Some(at..at),
         }

@@ -1,5 +1,6 @@
 //! `longburn logits`
 
+use crate::output::Target;
 use crate::{Globals, load, output};
 use burn::tensor::DType;
 use clap::Args;
@@ -38,8 +39,13 @@ impl LogitsArgs {
         std::iter::once(&mut self.dir).chain(&mut self.adapter).collect()
     }
 
+    pub fn targets(&self) -> Vec<Target<'_>> {
+        vec![Target::File("out", &self.out)]
+    }
+
     pub fn run(&self, globals: &Globals) -> Result<()> {
-        let rows: Vec<Vec<u32>> = load::json(&self.ids)?;
+        let rows: Vec<Vec<u32>> =
+            load::json(&self.ids, "write rows of ids, such as [[1, 5, 9], [1, 7]]")?;
         if rows.is_empty() {
             let file = self.ids.display().to_string();
             return Err(Error::config(file, "[]", "empty", "at least one row of ids"));

@@ -108,6 +108,19 @@ impl Verb {
             _ => Vec::new(),
         }
     }
+
+    /// What the verb is going to write.
+    fn targets(&self) -> Vec<output::Target<'_>> {
+        match self {
+            Self::Eval(args) => args.targets(),
+            Self::Extend(args) => args.targets(),
+            Self::Merge(args) => args.targets(),
+            Self::Logits(args) => args.targets(),
+            Self::Mask(verb) => verb.targets(),
+            // A recipe names the folder of a run; the others write nothing, or look for themselves.
+            _ => Vec::new(),
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -122,6 +135,7 @@ fn main() -> ExitCode {
     let mut cli = Cli::parse();
     let globals = &cli.globals;
     let ready = set_threads(globals.threads)
+        .and_then(|()| cli.verb.targets().iter().try_for_each(output::Target::check))
         .and_then(|()| cli.verb.models().into_iter().try_for_each(load::locate));
     let done = ready.and_then(|()| match &cli.verb {
         Verb::Train(args) => args.run(globals),

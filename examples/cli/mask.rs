@@ -1,5 +1,6 @@
 //! `longburn mask`
 
+use crate::output::Target;
 use crate::{Globals, output};
 use clap::{Args, Subcommand};
 use longburn::attention::LongLoraConfig;
@@ -86,6 +87,11 @@ struct Spec {
 }
 
 impl MaskVerb {
+    pub fn targets(&self) -> Vec<Target<'_>> {
+        let Self::Show(args) = self;
+        Target::file("out", &args.out).into_iter().collect()
+    }
+
     pub fn run(&self, globals: &Globals) -> Result<()> {
         let Self::Show(args) = self;
         let Shown { title, spec, heads, head_dim, len } = args.shown()?;

@@ -1,5 +1,6 @@
 //! `longburn merge`
 
+use crate::output::Target;
 use crate::{Globals, load, output};
 use clap::{Args, ValueEnum};
 use longburn::datasets::Tokenizer;
@@ -59,11 +60,11 @@ impl MergeArgs {
         std::iter::once(&mut self.adapter).chain(&mut self.base).collect()
     }
 
+    pub fn targets(&self) -> Vec<Target<'_>> {
+        vec![Target::Folder("out", &self.out)]
+    }
+
     pub fn run(&self, globals: &Globals) -> Result<()> {
-        if std::fs::read_dir(&self.out).is_ok_and(|mut entries| entries.next().is_some()) {
-            let expected = "a new or empty folder, so that nothing is overwritten";
-            return Err(Error::config("command line", "out", self.out.display(), expected));
-        }
         let base = match &self.base {
             Some(base) => base.clone(),
             None => self.named_base()?,

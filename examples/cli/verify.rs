@@ -3,9 +3,7 @@
 
 use crate::output;
 use longburn::models::hub::verify_snapshot;
-use longburn::training::checkpoint::{
-    FORMAT, MANIFEST, MAX_MANIFEST, Manifest, ManifestFile, digest,
-};
+use longburn::training::checkpoint::{MANIFEST, Manifest, ManifestFile, digest};
 use longburn::{Error, Result};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -14,15 +12,15 @@ use std::path::Path;
 /// there is nothing to compare with.
 ///
 /// # Errors
-/// [`Error::Weights`] with all files that differ or are missing, and for an unusable manifest.
+/// [`Error::Weights`] with all files that differ or are missing, and those of [`Manifest::read`].
 pub fn verify(dir: &Path) -> Result<Value> {
-    let path = dir.join(MANIFEST);
-    let Some(manifest) = read(&path)? else {
+    if !dir.join(MANIFEST).exists() {
         return match verify_snapshot(dir)? {
             Some(found) => Ok(output::value(&found)),
             None => Ok(json!({ "manifest": "none: there are no sums to compare with" })),
         };
-    };
+    }
+    let manifest = Manifest::read(dir)?;
     let mut faults = Vec::new();
     for listed in &manifest.files {
         if let Some(fault) = fault(dir, listed)? {
@@ -50,37 +48,6 @@ pub fn verify(dir: &Path) -> Result<Value> {
         remedy: "go back to another checkpoint, or copy the files again from where they are whole"
             .into(),
     })
-}
-
-fn read(path: &Path) -> Result<Option<Manifest>> {
-    let damaged = |reason: String| Error::Weights {
-        file: path.into(),
-        reason,
-        remedy: "copy the folder again from where it is whole, or remove the file and go without"
-            .into(),
-    };
-    let length = match std::fs::metadata(path) {
-        Ok(about) => about.len(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io(path, e)),
-    };
-    if length > MAX_MANIFEST {
-        return Err(damaged(format!("has {length} bytes; at most {MAX_MANIFEST} are read")));
-    }
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    let manifest: Manifest =
-        serde_json::from_slice(&bytes).map_err(|e| damaged(format!("is no manifest: {e}")))?;
-    if manifest.format_version != FORMAT {
-        let version = manifest.format_version;
-        return Err(damaged(format!("has `format_version` {version}; expected {FORMAT}")));
-    }
-    match manifest.files.iter().find(|file| !file.is_plain()) {
-        Some(file) => {
-            let name = &file.name;
-            Err(damaged(format!("has `files.name` {name:?}; expected a plain file name")))
-        }
-        None => Ok(Some(manifest)),
-    }
 }
 
 /// What is wrong with a file, if anything.

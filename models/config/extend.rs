@@ -98,7 +98,7 @@ impl ExtendMethod {
                 let file = path.display().to_string();
                 let text = read_text(path, MAX_FACTORS)?;
                 let pairs = config.rope.dim / 2;
-                let remedy = format!("a list of {pairs} numbers, one per rotary pair");
+                let remedy = format!("a list of {pairs} numbers above 0, one per rotary pair");
                 let Factors { short_factor, long_factor } =
                     serde_json::from_str(&text).map_err(|e| {
                         let remedy = format!("`long_factor` is {remedy}; `short_factor` may be");
@@ -108,10 +108,13 @@ impl ExtendMethod {
                 for (field, list) in
                     [("short_factor", &short_factor), ("long_factor", &long_factor)]
                 {
-                    if list.len() != pairs {
-                        let found = format!("{} numbers", list.len());
-                        return Err(Error::config(file, field, found, remedy));
-                    }
+                    let bad = list.iter().find(|x| !(**x > 0.0 && x.is_finite()));
+                    let found = match bad {
+                        _ if list.len() != pairs => format!("{} numbers", list.len()),
+                        Some(bad) => format!("a list with {bad} in it"),
+                        None => continue,
+                    };
+                    return Err(Error::config(file, field, found, remedy));
                 }
                 Extension::LongRope { short_factor, long_factor }
             }

@@ -69,10 +69,9 @@ pub fn generate<M: Blocks>(
 
 /// Continue several prompts at once; each row is what it would be alone, up to rounding.
 ///
-/// Prompts are padded on the left, which nobody sees; those of different lengths run one after the
-/// other where the rotary frequencies follow the length. Every new id goes to `on_token` with its
-/// row as soon as it is chosen; a row ends at a stop id, at the limit, or when `on_token` breaks.
-/// Draws of row `r` come from the `r`-th stream of the seed, those of [`generate`] from the first.
+/// Prompts are padded on the left, which nobody sees. Every new id goes to `on_token` with its row
+/// as soon as it is chosen; a row ends at a stop id, at the limit, or when `on_token` breaks. Draws
+/// of row `r` come from the `r`-th stream of the seed, those of [`generate`] from the first.
 ///
 /// # Errors
 /// [`Error::Config`] for settings out of range, [`Error::Data`] for an empty prompt, what
@@ -107,34 +106,10 @@ pub fn generate_from<M: Blocks>(
             "prompt{which} is empty; generation needs at least one token"
         )));
     }
-    let mut order: Vec<usize> = (0..prompts.len()).collect();
-    // Where frequencies follow the length, the longest row would change those of the others.
-    let together = !model.config().rope.kind.follows_length();
-    if !together {
-        order.sort_by_key(|row| lengths[*row]);
+    if prompts.is_empty() {
+        return Ok(Vec::new());
     }
-    let mut done = vec![None; prompts.len()];
-    for group in order.chunk_by(|a, b| together || lengths[*a] == lengths[*b]) {
-        let rows = group.iter().map(|row| Sequence::new(*row, prompts[*row].as_ref())).collect();
-        let draw = |row: usize, logits: &[f32], before: &[u32], step| {
-            sampler.pick(logits, before, step, (first + row) as u32)
-        };
-        for (row, text) in group.iter().zip(side_by_side(model, rows, config, draw, &mut on_token)?)
-        {
-            done[*row] = Some(text);
-        }
-    }
-    Ok(done.into_iter().flatten().collect())
-}
-
-/// Rows as one batch.
-fn side_by_side<M: Blocks>(
-    model: &M,
-    mut rows: Vec<Sequence>,
-    config: &GenerateConfig,
-    draw: impl Fn(usize, &[f32], &[u32], u64) -> Result<u32>,
-    on_token: &mut impl FnMut(usize, u32) -> Result<ControlFlow<()>>,
-) -> Result<Vec<Generated>> {
+    let mut rows: Vec<Sequence> = prompts.iter().map(|ids| Sequence::new(ids.as_ref())).collect();
     let mut generator = Generator::new(model);
     let start = Instant::now();
     let mut logits = prefill(&mut generator, &rows, config.prefill_chunk)?;
@@ -146,9 +121,9 @@ fn side_by_side<M: Blocks>(
             logits = decode(&mut generator, &rows)?;
         }
         for (r, row) in rows.iter_mut().enumerate().filter(|(_, row)| row.finish.is_none()) {
-            let id = draw(row.number, &logits[r], &row.ids, step as u64)?;
+            let id = sampler.pick(&logits[r], &row.ids, step as u64, (first + r) as u32)?;
             row.ids.push(id);
-            let heard = on_token(row.number, id)?;
+            let heard = on_token(r, id)?;
             if config.stop.contains(&id) {
                 row.finish = Some(Finish::StopId);
             } else if heard.is_break() {
@@ -165,8 +140,6 @@ fn side_by_side<M: Blocks>(
 
 /// A row while it grows.
 struct Sequence {
-    /// Which of the prompts it continues.
-    number: usize,
     /// Prompt and new ids.
     ids: Vec<u32>,
     prompt: usize,
@@ -176,8 +149,8 @@ struct Sequence {
 }
 
 impl Sequence {
-    fn new(number: usize, prompt: &[u32]) -> Self {
-        Self { number, ids: prompt.to_vec(), prompt: prompt.len(), finish: None, seconds: 0.0 }
+    fn new(prompt: &[u32]) -> Self {
+        Self { ids: prompt.to_vec(), prompt: prompt.len(), finish: None, seconds: 0.0 }
     }
 
     fn finished(mut self, seconds_prefill: f64) -> Generated {
@@ -195,7 +168,9 @@ impl Sequence {
     }
 }
 
-/// Feed the prompts, side by side with their ends aligned; the logits behind each.
+/// Feed the prompts, side by side with their ends aligned; the logits behind each. Pieces are
+/// counted from that end, so that a row is cut where it would be cut alone: where frequencies
+/// follow the length, a piece has those of the length that is reached with it.
 fn prefill<M: Blocks>(
     generator: &mut Generator<M>,
     rows: &[Sequence],
@@ -204,9 +179,11 @@ fn prefill<M: Blocks>(
     let lengths: Vec<usize> = rows.iter().map(|row| row.prompt).collect();
     let width = lengths.iter().copied().max().unwrap_or(0);
     let tokens = TokenMeta::left_padded(&lengths, width)?;
+    let piece = chunk.unwrap_or(width).clamp(1, width.max(1));
     let mut logits = Vec::new();
-    for from in (0..width).step_by(chunk.unwrap_or(width).max(1)) {
-        let to = from.saturating_add(chunk.unwrap_or(width)).min(width);
+    for left in (0..width.div_ceil(piece)).rev() {
+        let to = width - left * piece;
+        let from = to.saturating_sub(piece);
         let column = |row: &Sequence, at: usize| {
             at.checked_sub(width - row.prompt).map_or(PADDING, |at| row.ids[at])
         };

@@ -81,6 +81,16 @@ impl Hub {
     pub fn cache(&self) -> &Path {
         &self.cache
     }
+
+    /// Whether what is sent can be read on the way.
+    #[cfg_attr(not(any(feature = "hub", test)), expect(dead_code))]
+    pub(super) fn sends_in_clear(&self) -> bool {
+        let Some(rest) = self.endpoint.strip_prefix("http://") else { return false };
+        let host = rest.split('/').next().unwrap_or_default();
+        let own = ["localhost", "127.0.0.1", "[::1]"];
+        !own.iter()
+            .any(|own| host.strip_prefix(own).is_some_and(|p| p.is_empty() || p.starts_with(':')))
+    }
 }
 
 fn path(name: &str) -> Option<PathBuf> {
@@ -123,4 +133,23 @@ fn token() -> Option<String> {
     let file = || path("HF_TOKEN_PATH").unwrap_or_else(|| hf_home().join("token"));
     let stored = || std::fs::read_to_string(file()).ok();
     text("HF_TOKEN").or_else(|| stored().map(|t| t.trim().to_string()).filter(|t| !t.is_empty()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::HubConfig;
+
+    #[test]
+    fn what_goes_to_another_machine_without_encryption_is_in_clear() {
+        let clear =
+            |endpoint: &str| HubConfig::new().with_endpoint(endpoint).init().sends_in_clear();
+        for endpoint in
+            ["http://mirror.example", "http://localhost.example/hf", "http://10.0.0.1:80"]
+        {
+            assert!(clear(endpoint), "{endpoint}");
+        }
+        for endpoint in ["https://mirror.example", "http://localhost:8080/", "http://127.0.0.1:1"] {
+            assert!(!clear(endpoint), "{endpoint}");
+        }
+    }
 }

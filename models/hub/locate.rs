@@ -26,7 +26,7 @@ impl Hub {
     /// a repository that cannot be had; and those of [`Hub::fetch`].
     pub fn locate(&self, name: &Path, need: Need, watch: Watch<'_>) -> Result<PathBuf> {
         if name.exists() {
-            return Ok(name.into());
+            return folder(name);
         }
         let repo = named(name)?;
         match self.complete(&repo, need) {
@@ -51,7 +51,7 @@ impl Hub {
     /// As [`Hub::locate`].
     pub fn describe(&self, name: &Path, watch: Watch<'_>) -> Result<Described> {
         if name.exists() {
-            return Ok(Described { dir: name.into(), listed: None });
+            return Ok(Described { dir: folder(name)?, listed: None });
         }
         let repo = named(name)?;
         if let Some(snapshot) = self.complete(&repo, Need::Model) {
@@ -123,6 +123,16 @@ impl Hub {
 
 /// How to get a build that downloads.
 pub(super) const INSTALL: &str = "cargo install --path . --locked --features hub";
+
+/// What is there must be a folder.
+fn folder(name: &Path) -> Result<PathBuf> {
+    if name.is_dir() {
+        return Ok(name.into());
+    }
+    let text = "is a file; a model or an adapter is a folder (remedy: name the folder with its \
+                configuration and weights)";
+    Err(Error::io(name, io::Error::new(ErrorKind::NotADirectory, text)))
+}
 
 /// The repository that a path which does not exist may mean.
 fn named(name: &Path) -> Result<RepoId> {

@@ -48,6 +48,13 @@ impl<'a> Remote<'a> {
             // Attempts are counted here, where a server's wish for a pause is heard.
             .retry_max_attempts(0);
         if let Some(token) = &hub.token {
+            if hub.sends_in_clear() {
+                tracing::warn!(
+                    "{}: the access token is sent unencrypted (remedy: an address that begins with \
+                     https, or HF_HUB_DISABLE_IMPLICIT_TOKEN=1)",
+                    hub.endpoint
+                );
+            }
             client = client.token(token);
         }
         let (owner, name) = split_id(repo.id());

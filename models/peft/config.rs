@@ -1,7 +1,7 @@
 //! `adapter_config.json`.
 
 use crate::models::hub::RepoId;
-use crate::models::weights::{read_text, shortened};
+use crate::models::weights::{read_needed, shortened};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -79,7 +79,8 @@ impl AdapterConfig {
 
     /// Read and check a file.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = read_text(path, MAX_FILE)?;
+        let remedy = "name the folder of an adapter in PEFT form, which holds one";
+        let text = read_needed(path, MAX_FILE, remedy)?;
         let file = path.display().to_string();
         let map: Map<String, Value> = serde_json::from_str(&text).map_err(|e| Error::Parse {
             file: file.clone(),

@@ -11,7 +11,7 @@ mod tensor;
 mod text;
 mod write;
 
-pub use crate::atomic::write_atomic;
+pub use crate::atomic::{obstacle, write_atomic};
 pub use read::{WeightFiles, read_safetensors};
 pub use safetensors::Dtype;
 pub use tensor::{HostTensor, RawTensor, SaveDtype};
@@ -19,7 +19,7 @@ pub use write::{save_weights, write_safetensors};
 
 pub(crate) use crate::atomic::{is_unfinished, sync_folder};
 pub(crate) use index::shards;
-pub(crate) use text::{read_text, shortened};
+pub(crate) use text::{read_needed, read_text, shortened};
 
 /// Name of the file that holds all weights.
 pub(crate) const SINGLE: &str = "model.safetensors";

@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, ErrorKind, Read};
 use std::path::Path;
 
 /// Read a UTF-8 file of at most `limit` bytes; a larger one is refused before it is read.
@@ -31,6 +31,17 @@ pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String> {
     String::from_utf8(bytes).map_err(|e| {
         let error = e.utf8_error();
         refused(format!("is not UTF-8: {error} (remedy: save it as UTF-8, or get it again)"))
+    })
+}
+
+/// [`read_text`] of a file without which nothing goes on; `remedy` is for where there is none.
+pub(crate) fn read_needed(path: &Path, limit: u64, remedy: &str) -> Result<String> {
+    read_text(path, limit).map_err(|error| match error {
+        Error::Io { path, source } if source.kind() == ErrorKind::NotFound => {
+            let text = format!("there is no such file (remedy: {remedy})");
+            Error::io(path, io::Error::new(ErrorKind::NotFound, text))
+        }
+        other => other,
     })
 }
 

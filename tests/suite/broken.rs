@@ -27,8 +27,8 @@ const IN_TURNS: &str = "{% for m in messages %}\
     {{ raise_exception('user and assistant speak in turns') }}{% endif %}\
     <{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
 
-/// A word of which one is in every message that says what to do.
-const REMEDIES: [&str; 4] = ["remedy: ", "expected ", "missing field", "needs "];
+/// Of which one is in every message that says what to do; parsers have other words.
+const REMEDIES: [&str; 2] = ["(remedy: ", "; expected "];
 
 fn corpus() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/broken")

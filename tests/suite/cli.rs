@@ -1,5 +1,6 @@
 //! The `longburn` command, as a process.
 
+mod absurd;
 mod bad_input;
 mod chat;
 mod compat;
@@ -8,6 +9,7 @@ mod extend;
 mod machine;
 mod merge;
 mod models;
+mod outputs;
 mod plan;
 mod resume;
 mod train;

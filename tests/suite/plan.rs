@@ -5,7 +5,7 @@ use burn::tensor::Device;
 use longburn::attention::MixerConfig;
 use longburn::datasets::{Side, TokenBatch};
 use longburn::models::lora::{self, LoraConfig, Role, Target};
-use longburn::models::{Decoder, ModelConfig};
+use longburn::models::{Activation, Decoder, ModelConfig};
 use longburn::training::plan::{PlanConfig, Resident};
 use longburn::training::{NextToken, Strategy, TrainConfig, Trainer};
 
@@ -36,7 +36,6 @@ fn three_steps(config: &PlanConfig) -> Decoder {
     trainer.fit(decoder, &NextToken, &mut data, &mut |_| Ok(())).unwrap().model
 }
 
-/// The plan is within 15 % of the measurement, either way.
 /// Run a test in a process of its own: Burn keeps the graphs of all threads in one place, and what
 /// is freed there for a test beside would be counted here.
 fn alone(test: &str, work: impl FnOnce()) {
@@ -68,6 +67,7 @@ fn check(name: &str, config: PlanConfig) {
     }
 }
 
+/// The plan is within 15 % of the measurement, either way.
 #[track_caller]
 fn compare(name: &str, config: &PlanConfig, measured: u64) {
     let plan = config.init().unwrap();
@@ -137,6 +137,27 @@ fn plan_is_what_is_measured_over_micro_batches_and_with_other_mixers() {
         normed.model = super::tiny::qwen3();
         normed.model.max_position_embeddings = 4096;
         check("norms on q and k", normed.with_length(1536));
+    });
+}
+
+/// LayerNorms, and a feed-forward layer without a gate.
+#[test]
+fn plan_is_what_is_measured_of_gpt_neox() {
+    alone("plan_is_what_is_measured_of_gpt_neox", || {
+        let neox = |inner: usize| {
+            ModelConfig::gpt_neox(300, 64, 3, 4).with_intermediate(inner).with_max_positions(4096)
+        };
+        check("gpt-neox", PlanConfig::new(neox(256), 1536));
+        check("gpt-neox, wide", PlanConfig::new(neox(640), 1024));
+        let sequential = neox(256).with_parallel_residual(false);
+        check("gpt-neox, one after the other", PlanConfig::new(sequential, 1536));
+        let mut tanh = neox(256);
+        tanh.activation = Activation::GeluTanh;
+        check("gpt-neox, other activation", PlanConfig::new(tanh, 1536));
+        check(
+            "gpt-neox, lora",
+            PlanConfig::new(neox(256), 1536).with_lora(Some(LoraConfig::new())),
+        );
     });
 }
 

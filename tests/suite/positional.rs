@@ -203,9 +203,9 @@ fn unrotated_cache_equals_one_pass_where_frequencies_follow_the_length() {
     }
 }
 
-/// The longest row of a batch decides for all rows, and positions, not slots, count.
+/// Every row of a batch has its own length, and positions, not slots, count.
 #[test]
-fn length_is_that_of_the_longest_row() {
+fn length_is_that_of_the_row() {
     let dynamic = rope(1e4, 8, dynamic(2.0, 4));
     let table = |rows: &[[i64; 3]]| {
         let flat = rows.iter().flatten().copied().collect();
@@ -216,9 +216,14 @@ fn length_is_that_of_the_longest_row() {
     };
     let short = table(&[[0, 1, 2]]);
     assert_eq!(table(&[[0, 1, 2], [1, 2, 3]]), short);
-    let long = table(&[[0, 1, 2], [7, 8, 9]]);
-    assert_ne!(long, short);
-    assert_eq!(table(&[[0, 1, 2], [9, 0, 0]]), long);
+    assert_eq!(table(&[[0, 1, 2], [7, 8, 9]]), short);
+    assert_ne!(table(&[[0, 1, 9], [0, 1, 2]])[..8], short[..8]);
+    // One length for all, as `transformers` has it.
+    let positions = Positions::new(2, 3, vec![0, 1, 2, 9, 0, 0], 1).unwrap();
+    assert_eq!((positions.row_length(0), positions.length()), (3, 10));
+    let shared = dynamic.table_at(&positions, positions.length(), &Device::flex());
+    let shared: Vec<f32> = shared.sin.into_data().iter::<f32>().collect();
+    assert_eq!(shared[..8], table(&[[0, 1, 9], [0, 1, 2]])[..8]);
     assert_eq!(Positions::new(1, 3, vec![0, 4, 9], 2).unwrap().length(), 5);
     assert_eq!(Positions::new(1, 0, vec![], 1).unwrap().length(), 0);
 }

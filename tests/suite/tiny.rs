@@ -5,6 +5,7 @@ use longburn::attention::{MixerConfig, SequenceMixer};
 use longburn::kernel::TokenMeta;
 use longburn::models::keymap::{map_params, params};
 use longburn::models::{Blocks, Decoder, ForwardOptions, ModelConfig, ids_tensor};
+use longburn::positional::{LongRope, RopeConfig, RopeKind};
 use longburn::streams::{Draw, Purpose, Streams};
 
 /// Llama with grouped key heads, two blocks, 61 words.
@@ -39,6 +40,24 @@ fn from_json(model_type: &str, class: &str, rest: &str) -> ModelConfig {
 pub fn model(config: &ModelConfig, device: &Device) -> Decoder {
     let model = Decoder::new(config, &MixerConfig::Dense, 1, device).unwrap();
     scattered(model, 2, |_| true)
+}
+
+/// Models whose rotary frequencies follow the length beyond 8 tokens: dynamic NTK, and LongRoPE
+/// with two lists.
+pub fn following_length() -> [Decoder; 2] {
+    let dynamic = RopeKind::Dynamic { factor: 4.0, original_max_position_embeddings: 8 };
+    let long = RopeKind::LongRope(LongRope {
+        factor: 4.0,
+        original_max_position_embeddings: 8,
+        short_factor: vec![1.0, 1.2, 1.5],
+        long_factor: vec![1.0, 3.0, 6.0],
+        attention_factor: None,
+    });
+    [dynamic, long].map(|kind| {
+        let rope = RopeConfig::new(1e4, 6).with_kind(kind);
+        let config = llama(false).with_max_positions(8).with_rope(rope);
+        model(&config, &Device::flex())
+    })
 }
 
 /// The same model with new values where `wanted` says so.

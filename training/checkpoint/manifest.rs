@@ -16,7 +16,7 @@ pub const FORMAT: u64 = 1;
 /// Name of the file.
 pub const MANIFEST: &str = "manifest.json";
 /// Largest manifest that is read, bytes.
-pub const MAX_MANIFEST: u64 = 16 << 20;
+const MAX_MANIFEST: u64 = 16 << 20;
 
 /// The files of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -94,18 +94,21 @@ impl Manifest {
             Some(version) if version > FORMAT => {
                 return Err(Error::Unsupported {
                     what: format!(
-                        "{}: format version {version}; this program reads 1 to {FORMAT}",
+                        "{}: `format_version` is {version}; this program reads 1 to {FORMAT}",
                         path.display()
                     ),
                     remedy: "use the version of Longburn that wrote it, or a later one".into(),
                 });
             }
-            _ => return Err(broken(&path, "has no usable format_version".into())),
+            _ => return Err(broken(&path, "has no usable `format_version`".into())),
         }
         let manifest: Self = serde_json::from_value(value).map_err(damaged)?;
         // A manifest must not lead out of its folder.
         match manifest.files.iter().find(|file| !file.is_plain()) {
-            Some(file) => Err(broken(&path, format!("lists `{}`, no plain file name", file.name))),
+            Some(file) => {
+                let reason = format!("has `files.name` {:?}, no plain file name", file.name);
+                Err(broken(&path, reason))
+            }
             None => Ok(manifest),
         }
     }

@@ -12,7 +12,7 @@ mod manifest;
 
 pub use inputs::Inputs;
 pub use lock::RunLock;
-pub use manifest::{FORMAT, MANIFEST, MAX_MANIFEST, Manifest, ManifestFile, digest};
+pub use manifest::{FORMAT, MANIFEST, Manifest, ManifestFile, digest};
 
 use crate::models::weights::{is_unfinished, sync_folder, write_atomic};
 use crate::{Error, Result};

@@ -143,17 +143,12 @@ impl LoglikelihoodEval {
         let mut order: Vec<usize> = (0..pairs.len()).collect();
         // Longest first: what is too much for the memory shows at once.
         order.sort_by_key(|i| std::cmp::Reverse(seen(i)));
-        // Rotary types that look at the length of a batch do not get rows of different lengths.
-        let apart = model.config().rope.kind.follows_length();
-        let alike = |a: &usize, b: &usize| !apart || seen(a) == seen(b);
         let mut scores =
             vec![Loglikelihood { sum: 0.0, greedy: true, tokens: 0, cut: 0 }; pairs.len()];
-        for group in order.chunk_by(alike) {
-            for batch in group.chunks(self.batch_size) {
-                let rows: Vec<&Continuation> = batch.iter().map(|i| &pairs[*i]).collect();
-                for (i, score) in batch.iter().zip(self.batch(&model, &rows)?) {
-                    scores[*i] = score;
-                }
+        for batch in order.chunks(self.batch_size) {
+            let rows: Vec<&Continuation> = batch.iter().map(|i| &pairs[*i]).collect();
+            for (i, score) in batch.iter().zip(self.batch(&model, &rows)?) {
+                scores[*i] = score;
             }
         }
         Ok(scores)

@@ -3,8 +3,9 @@
 //! What an op keeps for its backward pass is what its gradient is a function of: a norm its input,
 //! a matrix product the input whose other side is tracked (so a frozen layer keeps none), the
 //! rotation nothing but its tables, attention q, k, v, its output and one number per query and
-//! head, the gated activation gate and up. Reshapes and sums keep nothing; joining several heads
-//! copies.
+//! head, the gated activation gate and up, GELU its input. LayerNorm, and GELU by the tangens
+//! hyperbolicus, are made of tensor ops, each of which keeps its own. Reshapes and sums keep
+//! nothing; joining several heads copies.
 
 use super::layout::{Layer, Layout, Weights};
 use super::ledger::{Ledger, Part, Use};
@@ -60,6 +61,8 @@ impl Walk<'_> {
     pub(super) fn kept(&self, tracked: bool) -> Vec<(Part, u64)> {
         let l = self.layout;
         let (middle, _) = self.tracked(tracked);
+        // What the feed-forward layer's norm reads.
+        let seen = if l.parallel { tracked } else { middle };
         let norm = l.norm.trained > 0;
         let when = |condition: bool, width: u64| if condition { width } else { 0 };
         let ranks = |layers: &[Layer]| layers.iter().map(|layer| layer.rank).sum::<u64>();
@@ -69,14 +72,15 @@ impl Walk<'_> {
             + when(inside && l.qk_norm, l.q + l.kv)
             + when(inside, 2 * l.q + 2 * l.kv + l.heads)
             + when(l.o.learns, self.joined() + l.o.rank);
-        let mlp = when(l.gate_up.iter().any(|layer| layer.learns), l.hidden)
+        let learns = l.gate_up.iter().any(|layer| layer.learns);
+        let mlp = when(learns, l.hidden)
             + ranks(&l.gate_up)
-            + when(middle || norm, 2 * l.inner)
+            + when(seen || norm || learns, l.activation * l.inner)
             + when(l.down.learns, l.inner + l.down.rank);
         vec![
-            (Part::Norms, when(tracked || norm, l.hidden)),
+            (Part::Norms, l.norm_keeps(tracked)),
             (Part::Attention, attention),
-            (Part::Norms, when(middle || norm, l.hidden)),
+            (Part::Norms, l.norm_keeps(seen)),
             (Part::Mlp, mlp),
         ]
     }
@@ -97,26 +101,29 @@ impl Walk<'_> {
             walk.ledger.moment(|| format!("backward, {part}, {at}"));
         };
 
-        // d(gate · up)
-        self.keep(Part::Mlp, l.inner);
+        // d(gate · up), or d(gelu(up)), beside what it is the gradient of and the copy that the
+        // gradient of the weights is made from.
+        let copied = if l.down.learns { l.inner } else { 0 };
+        self.keep(Part::Mlp, l.inner + copied);
         self.learn(Part::Mlp, l.down.weights);
         moment(self, "mlp");
         let of_down = if l.down.learns { l.inner + l.down.rank } else { 0 };
-        self.free(Part::Mlp, of_down);
+        self.free(Part::Mlp, of_down + copied);
         mlp -= of_down;
         // d gate and d up, beside both and the gradient of their product.
-        self.keep(Part::Mlp, 2 * l.inner);
+        let read = l.gate_up.len() as u64;
+        self.keep(Part::Mlp, read * l.inner);
         moment(self, "mlp");
-        let of_both = (2 * l.inner).min(mlp);
-        self.free(Part::Mlp, l.inner + of_both);
-        mlp -= of_both;
+        let of_activation = (l.activation * l.inner).min(mlp);
+        self.free(Part::Mlp, l.inner + of_activation);
+        mlp -= of_activation;
         // The two add up in the gradient of what they both read.
-        for layer in l.gate_up {
+        for layer in &l.gate_up {
             self.keep(Part::Mlp, l.hidden);
             self.learn(Part::Mlp, layer.weights);
         }
         moment(self, "mlp");
-        self.free(Part::Mlp, mlp + 2 * l.inner + l.hidden);
+        self.free(Part::Mlp, mlp + read * l.inner + (read - 1) * l.hidden);
         self.norm(second_norm, Part::Mlp);
 
         // Of the joined heads.
@@ -153,6 +160,12 @@ impl Walk<'_> {
     /// holds, and adds to the residual stream's gradient.
     fn norm(&mut self, kept: u64, of: Part) {
         let l = self.layout;
+        if l.layer_norm {
+            // Gradients of the normed and of the centred input, and of what divides it.
+            self.keep(Part::Norms, 3 * l.hidden);
+            self.ledger.moment(|| "backward, norm".into());
+            self.free(Part::Norms, 3 * l.hidden);
+        }
         self.keep(Part::Norms, l.hidden);
         self.learn(Part::Norms, l.norm);
         self.free(Part::Norms, kept + l.hidden);

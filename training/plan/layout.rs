@@ -1,8 +1,8 @@
 //! Sizes of the parts of a decoder: what each holds, what of it trains, and what its inputs must
 //! be kept for.
 
-use crate::models::ModelConfig;
 use crate::models::lora::{LoraConfig, Role, Target};
+use crate::models::{Activation, ModelConfig};
 
 /// Numbers of a parameter or a group of them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,6 +53,10 @@ pub(super) struct Layout {
     pub blocks: usize,
     pub tied: bool,
     pub qk_norm: bool,
+    /// The norms of the residual stream are LayerNorms.
+    pub layer_norm: bool,
+    /// The feed-forward layer reads what attention reads.
+    pub parallel: bool,
     pub embedding: Weights,
     /// None where the embedding is the head.
     pub head: Option<Weights>,
@@ -62,7 +66,10 @@ pub(super) struct Layout {
     pub qk_norms: Weights,
     pub qkv: [Layer; 3],
     pub o: Layer,
-    pub gate_up: [Layer; 2],
+    /// What reads the feed-forward layer's input: gate and up, or up alone.
+    pub gate_up: Vec<Layer>,
+    /// Numbers per inner channel that the activation keeps.
+    pub activation: u64,
     pub down: Layer,
 }
 
@@ -96,6 +103,8 @@ impl Layout {
             blocks: config.num_hidden_layers,
             tied: config.tie_word_embeddings,
             qk_norm: config.qk_norm,
+            layer_norm: config.architecture.norms_have_bias(),
+            parallel: config.parallel_residual,
             embedding: Weights::new(table, in_full(Role::Embedding)),
             head: (!config.tie_word_embeddings).then(|| Weights::new(table, in_full(Role::Head))),
             norm: {
@@ -115,13 +124,17 @@ impl Layout {
                 layer(Target::V, hidden, kv, config.qkv_bias),
             ],
             o: layer(Target::O, q, hidden, config.o_bias),
-            gate_up: [
-                match config.activation.is_gated() {
-                    true => layer(Target::Gate, hidden, inner, config.mlp_bias),
-                    false => Layer { weights: Weights::default(), rank: 0, learns: false },
-                },
-                layer(Target::Up, hidden, inner, config.mlp_bias),
-            ],
+            gate_up: {
+                let gate = config.activation.is_gated().then_some(Target::Gate);
+                let read = gate.into_iter().chain([Target::Up]);
+                read.map(|target| layer(target, hidden, inner, config.mlp_bias)).collect()
+            },
+            activation: match config.activation {
+                Activation::SwiGlu => 2,
+                Activation::Gelu => 1,
+                // Out of tensor ops: its input, the tangens, and one more than that.
+                Activation::GeluTanh => 3,
+            },
             down: layer(Target::Down, inner, hidden, config.mlp_bias),
         }
     }
@@ -132,6 +145,18 @@ impl Layout {
 
     pub(super) fn mlp(&self) -> Weights {
         self.gate_up.iter().fold(self.down.weights, |sum, l| sum.and(l.weights))
+    }
+
+    /// What a norm of the residual stream keeps, in numbers per token, where its input carries a
+    /// gradient or not: an RMS norm its input; LayerNorm, made of tensor ops, the centred input,
+    /// and for the gradient of its weight what that is multiplied with.
+    pub(super) fn norm_keeps(&self, tracked: bool) -> u64 {
+        let trains = self.norm.trained > 0;
+        let kept = match self.layer_norm {
+            true => u64::from(tracked) + u64::from(trains),
+            false => u64::from(tracked || trains),
+        };
+        kept * self.hidden
     }
 
     /// Whether the head's weights train.

@@ -80,19 +80,21 @@ impl Walk<'_> {
         for _ in 0..=l.blocks {
             self.keep(Part::Norms, l.hidden);
         }
-        // `top` accounts for the input that the final norm keeps; here it is the one above.
-        self.free(Part::Norms, l.hidden);
+        // `top` accounts for the input that an RMS norm keeps; here it is the one above.
+        let in_graph = if l.layer_norm { 0 } else { l.hidden };
+        self.free(Part::Norms, in_graph);
         self.top(true);
-        self.keep(Part::Norms, l.hidden);
+        self.keep(Part::Norms, in_graph);
         for block in (0..l.blocks).rev() {
             // The block's input is in its graph from here on.
-            self.free(Part::Norms, l.hidden);
+            self.free(Part::Norms, in_graph);
             self.forward(true);
             // ⟨y, dy⟩: both and their product.
             self.keep(Part::Norms, 2 * l.hidden);
             self.ledger.moment(|| format!("forward again, block {block}"));
             self.free(Part::Norms, 2 * l.hidden);
             self.backward(true, &format!("block {block}"));
+            self.free(Part::Norms, l.hidden - in_graph);
         }
         self.bottom();
         self.free(Part::Norms, 2 * l.hidden);
@@ -103,7 +105,7 @@ impl Walk<'_> {
     fn top(&mut self, tracked: bool) {
         let l = self.layout;
         let of_weights = if l.head_trains() { self.workers * l.vocab * l.hidden } else { 0 };
-        let of_norm = if tracked || l.norm.trained > 0 { l.hidden } else { 0 };
+        let of_norm = l.norm_keeps(tracked);
         self.keep(Part::Norms, of_norm);
         // The hidden states and their gradient, which the forward pass computes with the loss.
         self.keep(Part::Loss, 2 * l.hidden);

@@ -6,7 +6,7 @@ use super::sections::Recipe;
 use crate::datasets::TokenBatch;
 use crate::models::COMPANIONS;
 use crate::models::peft::WEIGHTS as ADAPTER;
-use crate::models::weights::{INDEX, SINGLE, is_unfinished, read_text};
+use crate::models::weights::{INDEX, SINGLE, is_unfinished, obstacle, read_text};
 use crate::training::checkpoint::{Checkpoint, Checkpoints, Inputs, MANIFEST, RunLock};
 use crate::training::state::{OPTIMIZER, STATE};
 use crate::training::{BatchSource, TrainState};
@@ -175,9 +175,14 @@ pub(super) fn check_vacant(dir: &Path, recipe: &Recipe, options: &RunOptions) ->
         let empty = || fs::read_dir(dir.join(FOLDER)).is_ok_and(|mut e| e.next().is_none());
         RunLock::is_lock(name) || is_unfinished(name) || (name == FOLDER && empty())
     };
-    if names.iter().all(left_over) {
+    let obstacle = obstacle(dir);
+    if names.iter().all(left_over) && obstacle.is_none() {
         return Ok(());
     }
+    let value = match obstacle {
+        Some(obstacle) => format!("{} ({obstacle})", dir.display()),
+        None => dir.display().to_string(),
+    };
     let expected = if names.iter().any(|name| name == MARK) {
         "a new or empty folder, so that nothing is overwritten: this one holds a run (--resume \
          goes on with it, --out writes elsewhere)"
@@ -185,8 +190,8 @@ pub(super) fn check_vacant(dir: &Path, recipe: &Recipe, options: &RunOptions) ->
         "a new or empty folder, so that nothing is overwritten"
     };
     Err(match &options.out {
-        Some(_) => Error::config("command line", "out", dir.display(), expected),
-        None => recipe.bad("output.dir", dir.display(), expected),
+        Some(_) => Error::config("command line", "out", value, expected),
+        None => recipe.bad("output.dir", value, expected),
     })
 }
 

@@ -12,6 +12,7 @@ use crate::datasets::Tokenizer;
 use crate::models::hub::Need;
 use crate::models::keymap::params;
 use crate::models::lora::TrainableReport;
+use crate::models::weights::obstacle;
 use crate::models::{Decoder, ForwardOptions, ModelConfig, peft};
 use crate::training::checkpoint::{Inputs, RunLock};
 use crate::training::plan::{RecipePlan, Resident};
@@ -107,6 +108,9 @@ impl<'a> Run<'a> {
         if place.is_none() {
             RunLock::check(&dir)?;
             check_vacant(&dir, recipe, options)?;
+        }
+        if let Some(found) = recipe.data.cache.as_deref().and_then(obstacle) {
+            return Err(recipe.bad("data.cache", found, "a folder that can be written in"));
         }
         if let Some(origin) = &origin {
             origin.check_recipe(recipe, seed, options.allow_changes)?;

@@ -8,10 +8,27 @@ use toml::de::{DeTable, DeValue, Deserializer};
 
 /// Parse `text`; `file` is its name in messages.
 pub(super) fn parse<T: DeserializeOwned>(text: &str, file: &str) -> Result<T> {
-    let fail = |message: &str, span| fault(file, text, message.trim_end(), span);
+    let fail = |message: &str, span| {
+        let message = message.trim_end();
+        fault(file, text, &format!("{message} (remedy: {})", remedy(message)), span)
+    };
     let table = DeTable::parse(text).map_err(|e| fail(e.message(), e.span()))?;
     T::deserialize(Deserializer::from(table.clone()))
         .map_err(|e| fail(e.message(), blame::<T>(&table, &[], e.message()).or_else(|| e.span())))
+}
+
+/// What to do about a complaint of the parser or of the types.
+fn remedy(message: &str) -> &'static str {
+    let about = |what: &str| message.starts_with(what);
+    if about("unknown field") || about("unknown variant") {
+        "write one of these names, or take it out"
+    } else if about("missing field") {
+        "add it; docs/recipes.md lists all fields"
+    } else if about("invalid") || about("data did not match") {
+        "write a value of the kind that docs/recipes.md states"
+    } else {
+        "mend the line; https://toml.io shows the format"
+    }
 }
 
 /// An error about a field, as one that points at the field's value in `text`.

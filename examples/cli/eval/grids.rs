@@ -10,7 +10,45 @@ use longburn::training::report::{Progress, Table};
 use longburn::{Error, Result};
 use serde_json::{Value, json};
 
+/// Longest prompts and windows, tokens.
+const LONGEST: usize = 1 << 20;
+/// Most samples, depths and rows at a time.
+const MOST: usize = 10_000;
+/// Most tokens of all prompts together, which lie in memory.
+const MOST_TOKENS: usize = 1 << 28;
+
 impl EvalArgs {
+    /// Numbers that cannot be meant, before anything is read.
+    pub(super) fn check_numbers(&self) -> Result<()> {
+        for (field, values, most) in [
+            ("passkey", &self.passkey[..], LONGEST),
+            ("needle", &self.needle, LONGEST),
+            ("max-len", self.max_len.as_slice(), LONGEST),
+            ("stride", self.stride.as_slice(), LONGEST),
+            ("passkey-samples", &[self.passkey_samples], MOST),
+            ("depths", &[self.depths], MOST),
+            ("needle-samples", &[self.needle_samples], MOST),
+            ("batch", &[self.batch], MOST),
+        ] {
+            if let Some(value) = values.iter().find(|value| !(1..=most).contains(*value)) {
+                let expected = format!("from 1 to {most}");
+                return Err(Error::config("command line", field, value, expected));
+            }
+        }
+        for (field, lengths, samples) in [
+            ("passkey", &self.passkey, self.passkey_samples),
+            ("needle", &self.needle, self.depths * self.needle_samples),
+        ] {
+            let tokens = lengths.iter().sum::<usize>().saturating_mul(samples);
+            if tokens > MOST_TOKENS {
+                let value = format!("{samples} prompts of each length, {tokens} tokens in all");
+                let expected = format!("at most {MOST_TOKENS} tokens: fewer or shorter prompts");
+                return Err(Error::config("command line", field, value, expected));
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn passkeys(
         &self,
         model: &impl Blocks,
@@ -19,9 +57,6 @@ impl EvalArgs {
     ) -> Result<PasskeyReport> {
         let config = PasskeyPromptConfig::new();
         let prompts = config.init()?;
-        if self.passkey_samples == 0 {
-            return Err(Error::config("command line", "passkey-samples", 0, "at least 1"));
-        }
         let mut items = Vec::new();
         for &length in &self.passkey {
             for i in 0..self.passkey_samples {
@@ -47,11 +82,6 @@ impl EvalArgs {
         tokenizer: &Tokenizer,
         seed: u64,
     ) -> Result<PasskeyReport> {
-        for (field, value) in [("depths", self.depths), ("needle-samples", self.needle_samples)] {
-            if value == 0 {
-                return Err(Error::config("command line", field, value, "at least 1"));
-            }
-        }
         let Some(data) = &self.data else {
             return Err(Error::config("command line", "data", "missing", "text for the haystack"));
         };

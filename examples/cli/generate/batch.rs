@@ -2,7 +2,7 @@
 
 use super::stop::Text;
 use super::{facts, warn_of_length};
-use crate::{Globals, output};
+use crate::{Globals, load, output};
 use longburn::attention::Mixer;
 use longburn::datasets::Tokenizer;
 use longburn::datasets::source::{DocumentSource, JsonlSourceConfig, SourceOptions};
@@ -95,7 +95,7 @@ fn read(file: &Path) -> Result<Vec<(usize, String)>> {
         }
         prompts
     } else {
-        let text = std::fs::read_to_string(file).map_err(|e| Error::io(file, e))?;
+        let text = load::text(file)?;
         let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());
         lines.map(|(line, number)| (number, line.to_string())).collect()
     };

@@ -77,7 +77,7 @@ impl PromptArgs {
         vocabulary: usize,
     ) -> Result<Vec<u32>> {
         if let Some(file) = &self.source.ids {
-            let ids = match load::json(file)? {
+            let ids = match load::json(file, "write ids, such as [1, 5, 9]")? {
                 Ids::Flat(ids) | Ids::Row([ids]) => ids,
             };
             load::check_ids(&ids, vocabulary, file, 0)?;
@@ -91,7 +91,7 @@ impl PromptArgs {
             tokenizer.encode(&text, false)?
         } else {
             let text = match (&self.source.prompt_file, &self.source.prompt) {
-                (Some(file), _) => std::fs::read_to_string(file).map_err(|e| Error::io(file, e))?,
+                (Some(file), _) => load::text(file)?,
                 (None, text) => text.clone().unwrap_or_default(),
             };
             tokenizer.encode(&text, true)?
@@ -111,7 +111,7 @@ impl PromptArgs {
             (Some(_), Some(_)) => bad("a file beside --user"),
             (None, None) => bad("without messages"),
             (Some(file), None) => {
-                let text = std::fs::read_to_string(file).map_err(|e| Error::io(file, e))?;
+                let text = load::text(file)?;
                 Message::parse_list(&text, &file.display().to_string())
             }
             (None, Some(user)) => {
@@ -124,7 +124,7 @@ impl PromptArgs {
     fn template(&self, dir: &Path) -> Result<ChatTemplate> {
         match &self.template {
             Some(file) if Path::new(file).is_file() => {
-                let text = std::fs::read_to_string(file).map_err(|e| Error::io(file, e))?;
+                let text = load::text(Path::new(file))?;
                 ChatTemplate::new(text, file)
             }
             name => ChatTemplate::load(dir, name.as_deref()),

@@ -19,7 +19,8 @@ pub fn ids(
     let mut ids = config.eos_token_ids.clone();
     let file = dir.join("generation_config.json");
     if file.exists() {
-        let settings: Value = crate::load::json(&file)?;
+        let remedy = "get it again from where the checkpoint is from, or remove it";
+        let settings: Value = crate::load::json(&file, remedy)?;
         let bad = |value: &Value| {
             let place = file.display().to_string();
             Error::config(place, "eos_token_id", value, "an id, or a list of ids")

@@ -266,6 +266,7 @@ fn choices(place: &str, variant: Option<&str>) -> String {
     for value in [toml::Value::from("?"), vec![toml::Value::from("?")].into()] {
         let said = complaint(place, variant, value);
         if let Some((_, list)) = said.split_once("unknown variant `?`, expected ") {
+            let list = list.split(" (remedy: ").next().unwrap_or_default();
             let list = list.trim_start_matches("one of ").replace(" or ", ", ");
             return list.lines().next().unwrap_or_default().to_string();
         }

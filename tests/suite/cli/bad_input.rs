@@ -152,7 +152,7 @@ fn numbers_that_cannot_work_are_named() {
             &["generate", "model", "--prompt", "x", "--max-new-tokens", huge, "--top-p", "-1"],
             "top_p",
         ),
-        (&["eval", "model", "--passkey", huge], "at most 1048576"),
+        (&["eval", "model", "--passkey", huge], "`passkey` is 18446744073709551615"),
         (&["eval", "model", "--passkey", "300", "--passkey-samples", "0"], "passkey-samples"),
         (
             &["eval", "model", "--data", "texts", "--protocol", "longlora", "--max-len", "9999"],
@@ -169,6 +169,88 @@ fn numbers_that_cannot_work_are_named() {
     let with = |flag| longburn(bench.dir.path(), &["mask", "show", "--len", "8", flag]);
     with("--ragged").assert().code(2);
     with("--no-shift").assert().code(2);
+}
+
+/// Before anything is read: there is no such model.
+#[test]
+fn numbers_of_grids_are_checked_first() {
+    let bench = Bench::new();
+    let huge = "18446744073709551615";
+    let needle = ["--data", "none", "--needle", "64"];
+    for (args, field, expected) in [
+        (&["--passkey", huge][..], "passkey", "from 1 to 1048576"),
+        (&["--passkey", "0"], "passkey", "from 1 to 1048576"),
+        (&["--passkey", "64", "--passkey-samples", huge], "passkey-samples", "from 1 to 10000"),
+        (&["--passkey", "64", "--passkey-samples", "0"], "passkey-samples", "from 1 to 10000"),
+        (&["--data", "none", "--needle", "64,1048577"], "needle", "from 1 to 1048576"),
+        (&[&needle[..], &["--depths", huge]].concat(), "depths", "from 1 to 10000"),
+        (&[&needle[..], &["--depths", "0"]].concat(), "depths", "from 1 to 10000"),
+        (&[&needle[..], &["--needle-samples", "10001"]].concat(), "needle-samples", "from 1 to"),
+        (&["--data", "none", "--batch", "0"], "batch", "from 1 to 10000"),
+        (&["--data", "none", "--max-len", huge], "max-len", "from 1 to 1048576"),
+        (&["--data", "none", "--stride", "0"], "stride", "from 1 to 1048576"),
+        // Each may be, all together not.
+        (&["--passkey", "1048576", "--passkey-samples", "10000"], "passkey", "at most 268435456"),
+        (
+            &[&needle[..], &["--depths", "10000", "--needle-samples", "10000"]].concat(),
+            "needle",
+            "fewer or shorter prompts",
+        ),
+    ] {
+        // A folder of that name, without a model in it.
+        let message = bench.refusal(&[&["eval", "texts"], args].concat());
+        assert!(message.contains(&format!("field `{field}` is ")), "{args:?}: {message}");
+        assert!(message.contains(expected), "{args:?}: {message}");
+    }
+}
+
+#[test]
+fn what_is_something_else_is_told_with_what_was_expected() {
+    let bench = Bench::new();
+    bench.write("empty.txt", "");
+    bench.write("cut.json", "[[1, 5");
+    std::fs::write(bench.path("latin.txt"), b"caf\xe9\n").unwrap();
+    bench.write("factors.json", r#"{"long_factor": [1.0, 0.0, 2.0, 4.0]}"#);
+    bench.write("rows.jsonl", "{\"text\": \"The river ran.\"}\n{\"text\": 1}\n");
+    let generate = ["generate", "model", "--max-new-tokens", "1"];
+    let extend = ["extend", "model", "--method", "longrope", "--to", "64", "--factors"];
+    for (args, says) in [
+        (
+            &["generate", "model/config.json", "--prompt", "x"][..],
+            &["model/config.json: is a file", "name the folder"][..],
+        ),
+        (
+            &[&generate[..], &["--prompt", "x", "--adapter", "empty.txt"]].concat(),
+            &["empty.txt: is a file", "name the folder"],
+        ),
+        (
+            &["merge", "texts", "--out", "merged"],
+            &["texts/adapter_config.json: there is no such file", "adapter in PEFT form"],
+        ),
+        (
+            &["inspect", "texts"],
+            &["texts/config.json: there is no such file", "checkpoint in Hugging Face form"],
+        ),
+        (&[&generate[..], &["--prompts", "latin.txt"]].concat(), &["latin.txt: is not UTF-8"]),
+        (&[&generate[..], &["--prompt-file", "latin.txt"]].concat(), &["latin.txt: is not UTF-8"]),
+        (&[&generate[..], &["--prompt-file", "texts"]].concat(), &["texts: ", "name a file in it"]),
+        (&[&generate[..], &["--ids", "none.json"]].concat(), &["none.json: ", "check the path"]),
+        (
+            &[&extend[..], &["factors.json"]].concat(),
+            &["factors.json: field `long_factor` is a list with 0 in it; expected a list of 4"],
+        ),
+        (
+            &["logits", "model", "--ids", "cut.json", "--out", "l"],
+            &["cut.json: ", "EOF", "such as [[1, 5, 9], [1, 7]]"],
+        ),
+        (&["eval", "model", "--data", "rows.jsonl"], &["rows.jsonl:2: ", "--skip-bad-lines"]),
+    ] {
+        let message = bench.refusal(args);
+        assert!(says.iter().all(|part| message.contains(part)), "{args:?}: {message}");
+        assert!(message.contains("(remedy: ") || message.contains("; expected "), "{message}");
+    }
+    let skipped = bench.json(&["eval", "model", "--data", "rows.jsonl", "--skip-bad-lines"]);
+    assert_eq!(skipped["data"]["skipped"]["bad line"], 1, "{skipped}");
 }
 
 #[test]

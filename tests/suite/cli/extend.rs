@@ -197,8 +197,8 @@ fn wrong_wishes_are_named() {
             "one number per rotary pair",
         ),
         (args("yarn", &["--factors", "factors.json"]), "longrope"),
-        (args("yarn", &["--out", "model"]), "expected a folder"),
-        (args("yarn", &["--out", "long.txt"]), "expected a folder"),
+        (args("yarn", &["--out", "model"]), "`out` is model (it holds"),
+        (args("yarn", &["--out", "long.txt"]), "`out` is long.txt"),
         (args("yarn", &["--text", "nowhere.txt"]), "nowhere.txt"),
     ] {
         let error = bench.fails(&args);

@@ -174,6 +174,32 @@ fn d5_damaged_zstd_names_file_and_line() {
     }
 }
 
+/// A file of another writer, for whose compression there is no code here: the number that stands
+/// for it, in the description of the column, is changed.
+#[test]
+fn d5_parquet_that_is_compressed_otherwise_says_how() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.parquet");
+    write_parquet(&file, &[&[Some("one")]], Compression::UNCOMPRESSED);
+    let good = fs::read(&file).unwrap();
+    // The path of the column, then field 4: the codec, none.
+    let described = b"\x19\x18\x04text\x15\x00";
+    let at = good.windows(described.len()).position(|bytes| bytes == described).unwrap();
+    for (codec, name) in [(2, "GZIP"), (4, "BROTLI"), (7, "LZ4_RAW")] {
+        let mut bytes = good.clone();
+        // Numbers are zigzag.
+        bytes[at + described.len() - 1] = 2 * codec;
+        fs::write(&file, bytes).unwrap();
+        let rows = longburn::datasets::ChatRows::new().read(&file).map(drop);
+        let texts = SourceOptions::new().open(&file).unwrap().read_all().map(drop);
+        for text in [message(texts), message(rows)] {
+            assert!(text.contains("a.parquet: column `text` is compressed with"), "{text}");
+            assert!(text.contains(name) && text.contains("Snappy and Zstandard"), "{text}");
+            assert!(text.contains("remedy") && !text.contains("damaged"), "{text}");
+        }
+    }
+}
+
 #[test]
 fn d5_damaged_parquet_names_file_row_group_and_column() {
     let folder = tempfile::tempdir().unwrap();

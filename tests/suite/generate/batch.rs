@@ -6,7 +6,6 @@ use longburn::Error;
 use longburn::kernel::TokenMeta;
 use longburn::models::generate::{Finish, Generator};
 use longburn::models::{Decoder, GenerateConfig, generate, generate_batch, generate_from};
-use longburn::positional::{RopeConfig, RopeKind};
 use std::ops::ControlFlow;
 
 /// Of logits, as between a cache and none.
@@ -46,14 +45,14 @@ fn rows_equal_their_own_runs() {
 
 #[test]
 fn rows_equal_their_own_runs_where_frequencies_follow_the_length() {
-    let kind = RopeKind::Dynamic { factor: 4.0, original_max_position_embeddings: 8 };
-    let rope = RopeConfig::new(1e4, 6).with_kind(kind);
-    let config = tiny::llama(false).with_max_positions(8).with_rope(rope);
-    let model = tiny::model(&config, &burn::tensor::Device::flex());
-    let rows = generate_batch(&model, &prompts(), &greedy(9), go_on).unwrap();
-    for (row, prompt) in rows.iter().zip(prompts()) {
-        assert_eq!(row.ids, alone(&model, &prompt, &greedy(9)));
-        assert_eq!(row.prompt_tokens, prompt.len());
+    for model in tiny::following_length() {
+        for config in [greedy(9), greedy(9).with_prefill_chunk(Some(5))] {
+            let rows = generate_batch(&model, &prompts(), &config, go_on).unwrap();
+            for (row, prompt) in rows.iter().zip(prompts()) {
+                assert_eq!(row.ids, alone(&model, &prompt, &config));
+                assert_eq!(row.prompt_tokens, prompt.len());
+            }
+        }
     }
 }
 
@@ -73,7 +72,7 @@ fn draws_do_not_depend_on_how_a_list_of_prompts_is_divided() {
 
 #[test]
 fn logits_of_rows_equal_their_own() {
-    for model in models() {
+    for model in models().into_iter().chain(tiny::following_length()) {
         let prompts = prompts();
         let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
         let width = 37;

@@ -270,7 +270,7 @@ fn p8_a_later_format_is_not_taken_for_a_broken_one() {
     );
     match store.newest() {
         Err(Error::Unsupported { what, .. }) => {
-            assert!(what.contains("format version 2") && what.contains("1 to 1"), "{what}");
+            assert!(what.contains("`format_version` is 2") && what.contains("1 to 1"), "{what}");
         }
         other => panic!("{other:?}"),
     }
