@@ -7,6 +7,7 @@
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Runs `op` with the widest vectors that this machine has.
@@ -26,15 +27,17 @@ pub(crate) fn widest<Op: WithSimd>(op: Op) -> Op::Output {
 
 /// Columns of a panel on this machine.
 pub(crate) fn width() -> usize {
-    struct Lanes;
-    impl WithSimd for Lanes {
-        type Output = usize;
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, _: S) -> usize {
-            2 * S::F32_LANES
-        }
+    widest(WidthOf)
+}
+
+struct WidthOf;
+
+impl WithSimd for WidthOf {
+    type Output = usize;
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        2 * S::F32_LANES
     }
-    widest(Lanes)
 }
 
 /// Matrices `[K, N]` in panels `[K, width]`, zeros beyond N.
@@ -78,6 +81,20 @@ impl At {
     }
 }
 
+/// A vector whose chunks are written on all threads.
+fn filled(
+    len: usize,
+    chunk: usize,
+    write: impl Fn(usize, &mut [MaybeUninit<f32>]) + Sync,
+) -> Vec<f32> {
+    let mut data = Vec::with_capacity(len);
+    let room = &mut data.spare_capacity_mut()[..len];
+    room.par_chunks_mut(chunk.max(1)).enumerate().for_each(|(n, out)| write(n, out));
+    // Safe: all callers write all of every chunk.
+    unsafe { data.set_len(len) };
+    data
+}
+
 impl Panels {
     /// Packs matrices of `rows` × `columns`, times `factor`, on all threads.
     ///
@@ -87,8 +104,7 @@ impl Panels {
         let width = width();
         let panels = columns.div_ceil(width);
         let of_matrix = panels * rows * width;
-        let mut data = vec![0.0f32; matrices.len() * of_matrix];
-        data.par_chunks_mut(rows * width).enumerate().for_each(|(n, panel)| {
+        let data = filled(matrices.len() * of_matrix, rows * width, |n, panel| {
             let (at, from) = (matrices[n / panels], n % panels * width);
             let wide = (columns - from).min(width);
             for (r, out) in panel.chunks_mut(width).enumerate() {
@@ -97,12 +113,13 @@ impl Panels {
                 unsafe {
                     if at.columns == 1 {
                         let row = std::slice::from_raw_parts(at.first, wide);
-                        out.iter_mut().zip(row).for_each(|(out, x)| *out = factor * x);
+                        out.iter_mut().zip(row).for_each(|(out, x)| _ = out.write(factor * x));
                     } else {
                         let column = |c: usize| *at.at(0, c).first;
-                        (0..wide).for_each(|c| out[c] = factor * column(c));
+                        (0..wide).for_each(|c| _ = out[c].write(factor * column(c)));
                     }
                 }
+                out[wide..].fill(MaybeUninit::new(0.0));
             }
         });
         Self { data, width, rows, of_matrix }

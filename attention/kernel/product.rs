@@ -1,19 +1,18 @@
 //! Whole matrix products on all threads, out of the same panels as attention.
 
-use crate::panels::widest;
-use crate::panels::{At, Panels, PanelsAt, product, width};
+use crate::panels::{At, Panels, PanelsAt, product, widest, width};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-/// Rows of A that a job takes; with [`DEPTH`] they fill a part of a core's second-level cache.
+/// Rows of A that a job takes; with [`DEPTH`] they fill a part of a core's second-level cache. Both
+/// are whole groups, as is [`FEWER`], which small products take to have a job for every thread.
 const ROWS: usize = 96;
+const FEWER: usize = 48;
+/// Columns of B that a job takes at most: with [`DEPTH`] half of a core's second-level cache.
+const COLUMNS: usize = 256;
 /// How much of the inner dimension is summed up in registers at a time: a panel of this many rows
 /// fits the first-level cache.
 const DEPTH: usize = 256;
-/// Distance between rows of A where they are copied together; see the one in attention.
-const COPIED: usize = DEPTH + 16;
-/// Rows of B that are packed together.
-const PACKED: usize = 2048;
 /// Rows of A up to which B is read once, where it lies: packing would cost more than the product.
 const FEW: usize = 4;
 /// Products of fewer multiplications run on one thread.
@@ -35,8 +34,14 @@ impl Right {
     }
 }
 
-/// C `[m, n]` = A `[m, k]`·B `[k, n]` (+ C), rows of C adjacent. No more than [`PACKED`] rows of B
-/// are copied at a time.
+/// Whether A can be read where it lies: rows far apart share few places in a cache, columns far
+/// apart are fetched again for every panel.
+pub(crate) fn is_near(a: At) -> bool {
+    a.columns == 1 && a.rows <= 2 * DEPTH
+}
+
+/// C `[m, n]` = A `[m, k]`·B `[k, n]` (+ C), rows of C adjacent: out of panels for the narrow A of
+/// layers, where they are ahead of the library.
 ///
 /// # Safety
 /// `a` and `b` must be readable at their whole sizes.
@@ -47,16 +52,39 @@ pub(crate) unsafe fn multiply(
     c: &mut [f32],
     accumulate: bool,
 ) {
-    if k == 0 && !accumulate {
-        c.fill(0.0);
-    }
-    for from in (0..k).step_by(PACKED) {
-        let part = (k - from).min(PACKED);
-        // Safe: parts of A and B.
-        unsafe {
-            let right = Right::pack(b.at(from, 0), (part, n));
-            multiply_right(m, a.at(0, from), &right, c, accumulate || from > 0);
+    assert_eq!(c.len(), m * n, "the product is {m} by {n}");
+    // Safe: as the caller vouches.
+    unsafe {
+        if is_near(a) && k > 0 {
+            return multiply_right(m, a, &Right::pack(b, (k, n)), c, accumulate);
         }
+        let threads = match m * n * k {
+            ..PARALLEL_FROM => gemm::Parallelism::None,
+            _ => gemm::Parallelism::Rayon(0),
+        };
+        let stride = |x: usize| x as isize;
+        // dst = 1·dst + 1·lhs·rhs
+        gemm::gemm(
+            m,
+            n,
+            k,
+            c.as_mut_ptr(),
+            1,
+            stride(n),
+            accumulate,
+            a.first,
+            stride(a.columns),
+            stride(a.rows),
+            b.first,
+            stride(b.columns),
+            stride(b.rows),
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            threads,
+        )
     }
 }
 
@@ -67,15 +95,16 @@ pub(crate) unsafe fn multiply(
 pub(crate) unsafe fn multiply_right(m: usize, a: At, b: &Right, c: &mut [f32], accumulate: bool) {
     let (n, k) = (b.n, b.k);
     assert_eq!(c.len(), m * n, "the product is {m} by {n}");
-    let rows = m.div_ceil(ROWS).max(1);
     // A few jobs per thread, so that none waits long for the last one.
-    let wanted = (4 * rayon::current_num_threads()).div_ceil(rows);
-    let columns = n.div_ceil(wanted).max(64).next_multiple_of(width());
+    let wanted = 4 * rayon::current_num_threads();
+    let high = if m.div_ceil(ROWS) < wanted { FEWER } else { ROWS };
+    let rows = m.div_ceil(high);
+    let columns = n.div_ceil(wanted.div_ceil(rows)).clamp(64, COLUMNS).next_multiple_of(width());
     let blocks = n.div_ceil(columns);
     let c = Out(c.as_mut_ptr());
     let job = |index: usize| {
-        let (row, column) = (index / blocks * ROWS, index % blocks * columns);
-        let size = ((m - row).min(ROWS), (n - column).min(columns), k);
+        let (row, column) = (index / blocks * high, index % blocks * columns);
+        let size = ((m - row).min(high), (n - column).min(columns), k);
         let a = a.at(row, 0);
         // Safe: blocks of C lie apart, and within it.
         let c = unsafe { c.block(row * n + column) };
@@ -122,21 +151,9 @@ impl<F: Fn(usize) -> PanelsAt> WithSimd for Job<F> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let (m, n, k) = self.size;
-        // Columns of A that are far apart would be fetched again for every panel.
-        let copied = self.a.columns != 1;
-        let mut copy = vec![0.0f32; if copied { m * COPIED } else { 0 }];
         for depth in (0..k).step_by(DEPTH) {
             let deep = (k - depth).min(DEPTH);
-            let mut a = self.a.at(0, depth);
-            if copied {
-                for l in 0..deep {
-                    for i in 0..m {
-                        // Safe: within A, and `copy` has room for m rows.
-                        copy[i * COPIED + l] = unsafe { *a.at(i, l).first };
-                    }
-                }
-                a = At { first: copy.as_ptr(), rows: COPIED, columns: 1 };
-            }
+            let a = self.a.at(0, depth);
             let accumulate = self.accumulate || depth > 0;
             // Safe: a block within A, B and C, which no other job writes.
             unsafe {

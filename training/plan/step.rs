@@ -8,6 +8,11 @@ use crate::kernel::loss::chunk_len;
 use crate::training::Strategy;
 use std::collections::BTreeMap;
 
+/// Longest run of rows that the matrix product packs at a time.
+const PANEL: u64 = 512;
+/// Width of a model up to which the loss keeps a packed copy of the head.
+const PACKED: u64 = 512;
+
 /// A step in which the optimizer has its moments already.
 pub(super) fn step(config: &PlanConfig, layout: &Layout) -> Ledger {
     let tokens = (config.batch * config.length) as u64;
@@ -113,11 +118,12 @@ impl Walk<'_> {
         self.ledger.keep(head, Use::Gradients, of_weights);
         let rows = (chunk_len(l.vocab as usize) as u64).min(self.tokens);
         let mut logits = rows * l.vocab;
-        // The products copy what stands on their right: the head, towards the logits and back, and
-        // the hidden states towards the head's gradient.
-        logits += (1 + u64::from(tracked)) * l.vocab * l.hidden;
+        if l.hidden <= PACKED {
+            logits += l.vocab * l.hidden;
+        }
         if l.head_trains() {
-            logits += rows * l.hidden;
+            // The product that gives the head's gradient packs the logits.
+            logits += l.vocab * rows.div_ceil(rows.div_ceil(PANEL));
         }
         let logits = logits * self.workers;
         self.ledger.keep(Part::Loss, Use::Activations, logits);

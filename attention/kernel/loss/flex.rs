@@ -2,7 +2,7 @@
 
 use super::{LossPlan, chunk_len};
 use crate::panels::At;
-use crate::product::{Right, multiply, multiply_right};
+use crate::product::{Right, is_near, multiply, multiply_right};
 use crate::simd::{exp, vectorized};
 use burn::tensor::TensorData;
 use burn_flex::FlexTensor;
@@ -24,30 +24,34 @@ pub(super) fn forward(
     let mut logits = vec![0.0f32; chunk.min(n) * v];
     let mut loss = 0.0f64;
     let rows_of = |x: &[f32], width: usize| At { first: x.as_ptr(), rows: width, columns: 1 };
+    let w = rows_of(w, d);
     // Safe here and below: all slices have exactly the sizes named.
-    let (to_logits, to_dx) = unsafe {
-        let w = rows_of(w, d);
-        (Right::pack(w.turned(), (d, v)), plan.x_grad.then(|| Right::pack(w, (v, d))))
-    };
+    let packed = is_near(rows_of(x, d)).then(|| unsafe { Right::pack(w.turned(), (d, v)) });
     for start in (0..n).step_by(chunk) {
         let len = chunk.min(n - start);
         let part = &x[start * d..(start + len) * d];
         let logits = &mut logits[..len * v];
-        unsafe { multiply_right(len, rows_of(part, d), &to_logits, logits, false) };
+        let part = rows_of(part, d);
+        unsafe {
+            match &packed {
+                Some(w) => multiply_right(len, part, w, logits, false),
+                None => multiply((len, v, d), part, w.turned(), logits, false),
+            }
+        }
         let losses: Vec<f64> = logits
             .par_chunks_mut(v)
             .zip(&plan.labels[start..start + len])
             .map(|(row, label)| gradient_of(row, *label))
             .collect();
         loss += losses.iter().sum::<f64>();
+        let logits = rows_of(logits, v);
         unsafe {
-            if let Some(w) = &to_dx {
+            if plan.x_grad {
                 let dx = &mut dx[start * d..(start + len) * d];
-                multiply_right(len, rows_of(logits, v), w, dx, false);
+                multiply((len, d, v), logits, w, dx, false);
             }
             if plan.w_grad {
-                let (logits, part) = (rows_of(logits, v).turned(), rows_of(part, d));
-                multiply((v, d, len), logits, part, &mut dw, true);
+                multiply((v, d, len), logits.turned(), part, &mut dw, true);
             }
         }
     }
