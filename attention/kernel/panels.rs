@@ -153,6 +153,30 @@ impl Panels {
     }
 }
 
+/// What every [`BAND`] rows of C are computed of.
+#[derive(Clone, Copy)]
+pub(crate) enum Limits<'a> {
+    /// Everything.
+    None,
+    /// These columns of C; others may be left as they are.
+    Columns(&'a [(usize, usize)]),
+    /// This part of the inner dimension; the rest of A is zero.
+    Depth(&'a [(usize, usize)]),
+}
+
+/// Rows that share an entry of [`Limits`].
+pub(crate) const BAND: usize = 16;
+
+/// The least range that holds all entries of `rows`.
+#[inline(always)]
+fn hull(bands: &[(usize, usize)], rows: Range<usize>) -> (usize, usize) {
+    let mut hull = bands[rows.start / BAND];
+    for band in &bands[rows.start / BAND + 1..=(rows.end - 1) / BAND] {
+        hull = (hull.0.min(band.0), hull.1.max(band.1));
+    }
+    hull
+}
+
 /// C `[m, n]` = A `[m, k]`·B `[k, n]` (+ C); rows of C are `c_rows` apart, its columns adjacent.
 ///
 /// # Safety
@@ -165,6 +189,7 @@ pub(crate) unsafe fn product<S: Simd>(
     b: PanelsAt,
     (c, c_rows): (*mut f32, usize),
     accumulate: bool,
+    limits: Limits<'_>,
 ) {
     let width = 2 * S::F32_LANES;
     for j in (0..n).step_by(width) {
@@ -174,13 +199,38 @@ pub(crate) unsafe fn product<S: Simd>(
             let b = b.first.add(j / width * b.step);
             let mut i = 0;
             while i < m {
-                let a = a.at(i, 0);
+                let most = if S::REGISTER_COUNT >= 32 { 8 } else { 6 };
+                let here = i..(i + most).min(m);
+                let (mut a, mut b, mut k) = (a.at(i, 0), b, k);
+                match limits {
+                    Limits::None => {}
+                    Limits::Columns(bands) => {
+                        let (from, to) = hull(bands, here.clone());
+                        if to <= j || j + columns <= from {
+                            i = here.end;
+                            continue;
+                        }
+                    }
+                    Limits::Depth(bands) => {
+                        let (from, to) = hull(bands, here.clone());
+                        if to <= from {
+                            i = here.end;
+                            continue;
+                        }
+                        (a, b, k) = (a.at(0, from), b.add(from * width), to - from);
+                    }
+                }
                 let c = (c.add(i * c_rows + j), c_rows);
                 let size = (columns, k);
                 // As many sums as registers can hold beside two vectors of B and one of A.
-                i += match m - i {
-                    8.. if S::REGISTER_COUNT >= 32 => rows::<S, 8>(simd, size, a, b, c, accumulate),
-                    6.. => rows::<S, 6>(simd, size, a, b, c, accumulate),
+                i += match here.len() {
+                    8.. => rows::<S, 8>(simd, size, a, b, c, accumulate),
+                    7 => {
+                        rows::<S, 4>(simd, size, a, b, c, accumulate);
+                        let (a, c) = (a.at(4, 0), (c.0.add(4 * c_rows), c_rows));
+                        4 + rows::<S, 3>(simd, size, a, b, c, accumulate)
+                    }
+                    6 => rows::<S, 6>(simd, size, a, b, c, accumulate),
                     5 => rows::<S, 5>(simd, size, a, b, c, accumulate),
                     4 => rows::<S, 4>(simd, size, a, b, c, accumulate),
                     3 => rows::<S, 3>(simd, size, a, b, c, accumulate),
@@ -246,7 +296,7 @@ unsafe fn rows<S: Simd, const M: usize>(
 mod tests {
     use super::*;
 
-    struct Product<'a>(&'a [f32], At, PanelsAt, (usize, usize, usize), &'a mut [f32]);
+    struct Product<'a>(&'a [f32], At, PanelsAt, (usize, usize, usize), &'a mut [f32], Limits<'a>);
 
     impl WithSimd for Product<'_> {
         type Output = ();
@@ -254,7 +304,9 @@ mod tests {
         fn with_simd<S: Simd>(self, simd: S) {
             let (size, c) = (self.3, self.4);
             c.copy_from_slice(self.0);
-            unsafe { product(simd, size, self.1, self.2, (c.as_mut_ptr(), size.1 + 3), true) }
+            unsafe {
+                product(simd, size, self.1, self.2, (c.as_mut_ptr(), size.1 + 3), true, self.5)
+            }
         }
     }
 
@@ -275,7 +327,14 @@ mod tests {
                     let panels = unsafe { Panels::pack(&[b], (k, n), 0.5) };
                     let old: Vec<f32> = (0..m * (n + 3)).map(|i| value(i + 11)).collect();
                     let mut c = vec![0.0; old.len()];
-                    widest(Product(&old, a, panels.rows(0, &(0..k)), (m, n, k), &mut c));
+                    widest(Product(
+                        &old,
+                        a,
+                        panels.rows(0, &(0..k)),
+                        (m, n, k),
+                        &mut c,
+                        Limits::None,
+                    ));
                     for i in 0..m {
                         for j in 0..n + 3 {
                             let at = |x: At, r: usize, c: usize| unsafe {
@@ -292,6 +351,48 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    /// Bands of rows have limits of their own, and groups of rows lie across them.
+    #[test]
+    fn limits_leave_out_what_is_not_needed() {
+        let value = |i: usize| ((i * 7919) % 97) as f32 / 48.0 - 1.0;
+        let (m, n, k) = (70, 90, 50);
+        let bands = |most: usize| [(0, 7), (5, 33), (20, 20), (most - 1, most), (0, most)];
+        let of_b: Vec<f32> = (0..k * n).map(|i| value(i + 5)).collect();
+        let b = At { first: of_b.as_ptr(), rows: n, columns: 1 };
+        let panels = unsafe { Panels::pack(&[b], (k, n), 1.0) };
+        let depth = bands(k);
+        let inside = |bands: &[(usize, usize)], i: usize, x: usize| {
+            (bands[i / BAND].0..bands[i / BAND].1).contains(&x)
+        };
+        for limit_depth in [false, true] {
+            let needed = |i: usize, l: usize| !limit_depth || inside(&depth, i, l);
+            let of_a: Vec<f32> =
+                (0..m * k).map(|i| if needed(i / k, i % k) { value(i) } else { 0.0 }).collect();
+            let a = At { first: of_a.as_ptr(), rows: k, columns: 1 };
+            let columns = bands(n);
+            let limits = match limit_depth {
+                true => Limits::Depth(&depth),
+                false => Limits::Columns(&columns),
+            };
+            let old = vec![0.5; m * (n + 3)];
+            let mut c = vec![0.0; old.len()];
+            let at = panels.rows(0, &(0..k));
+            widest(Product(&old, a, at, (m, n, k), &mut c, limits));
+            let mut left = 0;
+            for i in 0..m {
+                for j in 0..n {
+                    let sum: f32 = (0..k).map(|l| of_a[i * k + l] * of_b[l * n + j]).sum();
+                    let got = c[i * (n + 3) + j];
+                    let computed = (got - 0.5 - sum).abs() < 1e-4;
+                    let must = limit_depth || inside(&columns, i, j);
+                    assert!(computed || !must && got == 0.5, "{i} {j}: {got} {sum}");
+                    left += (got == 0.5) as usize;
+                }
+            }
+            assert!(limit_depth || left > m * n / 3, "{left} were left out");
         }
     }
 

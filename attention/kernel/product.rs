@@ -1,6 +1,6 @@
 //! Whole matrix products on all threads, out of the same panels as attention.
 
-use crate::panels::{At, Panels, PanelsAt, product, widest, width};
+use crate::panels::{At, Limits, Panels, PanelsAt, product, widest, width};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -180,7 +180,7 @@ impl<F: Fn(usize) -> PanelsAt> WithSimd for Job<F> {
             // Safe: a block within A, B and C, which no other job writes.
             unsafe {
                 let c = (self.c, self.c_rows);
-                product(simd, (m, n, deep), a, (self.right)(depth), c, accumulate);
+                product(simd, (m, n, deep), a, (self.right)(depth), c, accumulate, Limits::None);
             }
         }
     }

@@ -1,7 +1,8 @@
 //! All gradients in one pass over the tiles, from weights that are computed again.
 
+use super::band::Band;
 use super::*;
-use crate::panels::{product, widest};
+use crate::panels::{BAND, product, widest};
 use crate::simd::exp2;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -10,6 +11,8 @@ use rayon::prelude::*;
 const RUN: usize = 2;
 /// Distance between two rows of scores.
 const WIDE: usize = RUN * TILE.1 + 32;
+/// Bands of keys in a run.
+const BANDS: usize = RUN * TILE.1 / BAND;
 /// Jobs that are wanted at least. The shapes alone decide about the parts, not the threads, so
 /// that results do not depend on these.
 const JOBS: usize = 16;
@@ -193,7 +196,7 @@ impl WithSimd for Run<'_, '_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Job { call, b, key_head, mut dq, keys } = self.job;
-        let [batch, kv, s, e] = call.size;
+        let [batch, _, s, e] = call.size;
         let [_, heads, t, d] = call.q.shape;
         let (x, dx) = self.x.split_at_mut(TILE.0 * WIDE);
         for Keys { run, dv, mut dk } in keys {
@@ -210,21 +213,19 @@ impl WithSimd for Run<'_, '_> {
                             let columns = span(&run, TILE.1, s);
                             let own = columns.start - first..columns.end - first;
                             let tile = Tile { call: &call, b, head, key_head, stacked };
-                            tile.scores(simd, (&rows, &columns), x, dx);
-                            for ki in run.filter(|ki| kind(*ki) == BlockKind::Partial) {
-                                let part = part(ki, TILE.1, s);
-                                let x = &mut x[part.start - columns.start..];
-                                side.hide((b, head), (&rows, &part), x, WIDE);
-                            }
+                            let at = ((b, head), (&run, s));
+                            let band: Band<BANDS> =
+                                Band::new(side, at.0, qi, at.1, (&rows, &columns), x, WIDE);
+                            tile.scores(simd, (&rows, &columns), &band, (x, dx));
                             let of_query = (b * heads + head) * t;
                             let of_query = of_query + rows.start..of_query + rows.end;
                             let (base, delta) =
                                 (&call.base[of_query.clone()], &call.delta[of_query]);
-                            gradient_step(x, dx, base, delta, columns.len());
+                            gradient_step((x, dx), base, delta, &band, columns.len());
                             tile.gradients(
                                 simd,
                                 (&rows, &columns),
-                                (x, dx),
+                                (&band, x, dx),
                                 &mut dq[rows.start * d..rows.end * d],
                                 &mut dk[i][own.start * d..own.end * d],
                                 &mut dv[own.start * e..own.end * e],
@@ -234,7 +235,6 @@ impl WithSimd for Run<'_, '_> {
                 }
             }
         }
-        let _ = kv;
     }
 }
 
@@ -254,8 +254,8 @@ impl Tile<'_> {
         &self,
         simd: S,
         (rows, columns): (&Range<usize>, &Range<usize>),
-        x: &mut [f32],
-        dx: &mut [f32],
+        band: &Band<BANDS>,
+        (x, dx): (&mut [f32], &mut [f32]),
     ) {
         let Self { call, b, head, key_head, stacked } = *self;
         let [_, kv, _, e] = call.size;
@@ -264,10 +264,11 @@ impl Tile<'_> {
         unsafe {
             let keys = call.keys.columns(stacked * kv + key_head, columns.start);
             let queries = call.q.at(stacked, head, rows.start);
-            product(simd, (m, n, d), queries, keys, (x.as_mut_ptr(), WIDE), false);
+            let (x, limits) = ((x.as_mut_ptr(), WIDE), band.scores());
+            product(simd, (m, n, d), queries, keys, x, band.is_partial(), limits);
             let values = call.values.columns(b * kv + key_head, columns.start);
             let douts = call.dout.at(b, head, rows.start);
-            product(simd, (m, n, e), douts, values, (dx.as_mut_ptr(), WIDE), false);
+            product(simd, (m, n, e), douts, values, (dx.as_mut_ptr(), WIDE), false, limits);
         }
     }
 
@@ -276,7 +277,7 @@ impl Tile<'_> {
         &self,
         simd: S,
         (rows, columns): (&Range<usize>, &Range<usize>),
-        (x, dx): (&[f32], &[f32]),
+        (band, x, dx): (&Band<BANDS>, &[f32], &[f32]),
         dq: &mut [f32],
         dk: &mut [f32],
         dv: &mut [f32],
@@ -289,22 +290,34 @@ impl Tile<'_> {
         let straight = At { first: dx.as_ptr(), rows: WIDE, columns: 1 };
         // Safe: as in `scores`; the gradients are slices of exactly the sizes named.
         unsafe {
+            let limits = band.over_queries();
             let douts = call.douts.rows(b * heads + head, rows);
-            product(simd, (n, e, m), turned(x), douts, (dv.as_mut_ptr(), e), true);
+            product(simd, (n, e, m), turned(x), douts, (dv.as_mut_ptr(), e), true, limits);
             let queries = call.queries.rows(stacked * heads + head, rows);
-            product(simd, (n, d, m), turned(dx), queries, (dk.as_mut_ptr(), d), true);
+            product(simd, (n, d, m), turned(dx), queries, (dk.as_mut_ptr(), d), true, limits);
             let keys = call.keys_of_dq.rows(stacked * kv + key_head, columns);
-            product(simd, (m, d, n), straight, keys, (dq.as_mut_ptr(), d), true);
+            product(simd, (m, d, n), straight, keys, (dq.as_mut_ptr(), d), true, band.over_keys());
         }
     }
 }
 
 /// x: scores -> weights; dx: d(weights) -> d(scores before the scale).
 #[inline(always)]
-fn gradient_step(x: &mut [f32], dx: &mut [f32], base: &[f32], delta: &[f32], columns: usize) {
+fn gradient_step(
+    (x, dx): (&mut [f32], &mut [f32]),
+    base: &[f32],
+    delta: &[f32],
+    band: &Band<BANDS>,
+    columns: usize,
+) {
     for (i, (base, delta)) in base.iter().zip(delta).enumerate() {
-        let row = x[i * WIDE..][..columns].iter_mut();
-        for (p, dp) in row.zip(&mut dx[i * WIDE..][..columns]) {
+        let seen = band.of_query(i);
+        let (x, dx) = (&mut x[i * WIDE..][..columns], &mut dx[i * WIDE..][..columns]);
+        for row in [&mut *x, &mut *dx] {
+            row[..seen.start].fill(0.0);
+            row[seen.end..].fill(0.0);
+        }
+        for (p, dp) in x[seen.clone()].iter_mut().zip(&mut dx[seen]) {
             *p = exp2(*p - base);
             *dp = *p * (*dp - delta);
         }

@@ -1,7 +1,8 @@
 //! Weights and their sum in one pass over the keys, relative to a running maximum.
 
+use super::band::Band;
 use super::*;
-use crate::panels::{product, widest};
+use crate::panels::{BAND, product, widest};
 use crate::simd::exp2;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -11,6 +12,8 @@ const RUN: usize = 4;
 /// Distance between two rows of scores; not a power of two, which would put rows on the same
 /// lines of a cache.
 const WIDE: usize = RUN * TILE.1 + 32;
+/// Bands of keys in a run.
+const BANDS: usize = RUN * TILE.1 / BAND;
 
 /// out `[B, H, T, E]`, lse `[B, H, T]`.
 pub(in super::super) fn forward(
@@ -97,23 +100,22 @@ impl WithSimd for Job<'_> {
             for run in runs(0..s.div_ceil(TILE.1), RUN, computed) {
                 let columns = span(&run, TILE.1, s);
                 let (m, n) = (rows.len(), columns.len());
+                let band: Band<BANDS> =
+                    Band::new(side, (b, head), tile, (&run, s), (&rows, &columns), x, WIDE);
                 // Safe: the tile lies within queries and keys, `x` holds it.
                 unsafe {
                     let keys = call.keys.columns(stacked * kv + key_head, columns.start);
                     let queries = call.q.at(stacked, head, rows.start);
-                    product(simd, (m, n, d), queries, keys, (x.as_mut_ptr(), WIDE), false);
+                    let (x, limits) = ((x.as_mut_ptr(), WIDE), band.scores());
+                    product(simd, (m, n, d), queries, keys, x, band.is_partial(), limits);
                 }
-                for ki in run.filter(|ki| kind(*ki) == BlockKind::Partial) {
-                    let part = part(ki, TILE.1, s);
-                    let x = &mut x[part.start - columns.start..];
-                    side.hide((b, head), (&rows, &part), x, WIDE);
-                }
-                softmax_step(x, (m, n), &mut top, &mut sum, out, e);
+                softmax_step(x, (m, n), &band, &mut top, &mut sum, out, e);
                 // Safe: as above; `out` holds m × E.
                 unsafe {
                     let weights = At { first: x.as_ptr(), rows: WIDE, columns: 1 };
                     let values = call.values.rows(b * kv + key_head, &columns);
-                    product(simd, (m, e, n), weights, values, (out.as_mut_ptr(), e), true);
+                    let (out, limits) = ((out.as_mut_ptr(), e), band.over_keys());
+                    product(simd, (m, e, n), weights, values, out, true, limits);
                 }
             }
         }
@@ -133,6 +135,7 @@ impl WithSimd for Job<'_> {
 fn softmax_step(
     x: &mut [f32],
     (rows, columns): (usize, usize),
+    band: &Band<BANDS>,
     top: &mut [f32],
     sum: &mut [f32],
     out: &mut [f32],
@@ -140,6 +143,10 @@ fn softmax_step(
 ) {
     for i in 0..rows {
         let row = &mut x[i * WIDE..][..columns];
+        let seen = band.of_query(i);
+        row[..seen.start].fill(0.0);
+        row[seen.end..].fill(0.0);
+        let row = &mut row[seen];
         let next = top[i].max(maximum(row));
         // Nothing visible yet: all weights are zero, whatever the reference point.
         let base = if next == f32::NEG_INFINITY { 0.0 } else { next };
