@@ -244,9 +244,9 @@ impl WithSimd for Dots<'_> {
     }
 }
 
-/// Four sums at once hide the time that an addition takes.
+/// Σ a·b. Four sums at once hide the time that an addition takes.
 #[inline(always)]
-fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
     let (a, a_rest) = S::as_simd_f32s(a);
     let (b, b_rest) = S::as_simd_f32s(b);
     let mut sums = [simd.splat_f32s(0.0); 4];

@@ -156,7 +156,8 @@ fn generation_and_growth_give_rows() {
     near(number(&texts, "tokens_per_second"), 4.0 / number(&texts, "seconds"));
 
     let growth = row(&["growth", "--steps", "12", "--early", "8", "--longest", "64"]);
-    assert!((1.0..1.5).contains(&number(&growth, "growth")), "{growth}");
+    // What the early steps leave behind may be freed later.
+    assert!((0.9..1.5).contains(&number(&growth, "growth")), "{growth}");
     assert!(growth["ceiling"].is_null() && number(&growth, "peak_bytes") > 0.0);
 }
 

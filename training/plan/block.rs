@@ -18,6 +18,8 @@ pub(super) struct Walk<'a> {
     pub tokens: u64,
     /// Micro-batches that are computed at the same time, each with a graph of its own.
     pub workers: u64,
+    /// What attention holds in its backward pass beside what is read and written.
+    pub scratch: u64,
 }
 
 impl Walk<'_> {
@@ -135,7 +137,10 @@ impl Walk<'_> {
         let of_heads = (2 * l.q + 2 * l.kv + l.heads).min(attention);
         if of_heads > 0 {
             self.keep(Part::Attention, l.q + 2 * l.kv);
+            let scratch = self.workers * self.scratch;
+            self.ledger.keep(Part::Attention, Use::Activations, scratch);
             moment(self, "attention");
+            self.ledger.free(Part::Attention, Use::Activations, scratch);
             self.free(Part::Attention, of_heads + l.q);
             attention -= of_heads;
         } else {

@@ -4,6 +4,7 @@ use super::PlanConfig;
 use super::block::Walk;
 use super::layout::{Layout, Weights};
 use super::ledger::{Ledger, Part, Use};
+use crate::kernel::attention::scratch;
 use crate::kernel::loss::chunk_len;
 use crate::training::Strategy;
 use std::collections::BTreeMap;
@@ -17,7 +18,11 @@ const PACKED: u64 = 512;
 pub(super) fn step(config: &PlanConfig, layout: &Layout) -> Ledger {
     let tokens = (config.batch * config.length) as u64;
     let workers = u64::from(config.workers.min(config.micro_batches)).max(1);
-    let mut walk = Walk { layout, ledger: Ledger::default(), tokens, workers };
+    let of_queries = [config.batch, layout.heads as usize, config.length, layout.head_dim as usize];
+    let key_heads = (layout.kv / layout.head_dim) as usize;
+    let (_, scratch) = scratch(of_queries, key_heads, config.length);
+    let scratch = scratch as u64;
+    let mut walk = Walk { layout, ledger: Ledger::default(), tokens, workers, scratch };
     let all = weights(layout);
     for (part, weights) in &all {
         walk.ledger.keep(*part, Use::Parameters, weights.all);
@@ -155,7 +160,7 @@ impl Walk<'_> {
 /// What the graph of one block keeps, in bytes, for a block that is not the first.
 pub(super) fn kept_by_block(config: &PlanConfig, layout: &Layout) -> BTreeMap<Part, u64> {
     let tokens = (config.batch * config.length) as u64;
-    let walk = Walk { layout, ledger: Ledger::default(), tokens, workers: 1 };
+    let walk = Walk { layout, ledger: Ledger::default(), tokens, workers: 1, scratch: 0 };
     let kept = walk.kept(true);
     let of = |part| kept.iter().filter(|(p, _)| *p == part).map(|(_, width)| width).sum::<u64>();
     let parts = [Part::Attention, Part::Mlp, Part::Norms];

@@ -140,6 +140,8 @@ fn cases() -> Vec<Case> {
         square("63", (2, 4, 2), 63, 8, causal(), plain(2, 63, 0)),
         square("100", (1, 4, 4), 100, 12, causal(), plain(1, 100, 0)),
         square("257 mqa", (2, 4, 1), 257, 5, causal(), plain(2, 257, 0)),
+        // Keys in several parts backward.
+        square("900 mqa", (1, 2, 1), 900, 4, causal(), plain(1, 900, 0)),
         square("bidirectional", (1, 2, 2), 130, 8, MaskSpec::bidirectional(), plain(1, 130, 0)),
         square("window", (1, 4, 2), 150, 8, causal().with_window(Some(17)), plain(1, 150, 0)),
         square("window 1", (1, 2, 2), 70, 8, causal().with_window(Some(1)), plain(1, 70, 0)),
@@ -215,6 +217,19 @@ fn cases() -> Vec<Case> {
         value_dim: 11,
         masks: vec![mask],
     });
+    // A few queries, rows of different lengths, and one that sees nothing; more keys than a part.
+    for (name, queries, keys, window) in [
+        ("one query", 1, 300, None),
+        ("three queries, window", 3, 130, Some(70)),
+        ("four queries, many keys", 4, 2100, None),
+    ] {
+        let of_keys = TokenMeta::left_padded(&[keys, keys / 3, 0], keys).unwrap();
+        let of_queries = of_keys.slice(keys - queries..keys).unwrap();
+        let mask = Mask::new(causal().with_window(window), of_queries, of_keys, 6).unwrap();
+        let (batch, heads, kv, dim, value_dim) = (3, 6, 2, 20, 11);
+        let masks = vec![mask];
+        cases.push(Case { name, batch, heads, kv, queries, keys, dim, value_dim, masks });
+    }
     // Near pairs with one rotation, far pairs with another: every pair in one branch only.
     let t = 140;
     let near =

@@ -58,8 +58,7 @@ pub(in super::super) fn backward(
 
     // Every job owns some runs of key tiles and all that is written there; what it adds to the
     // queries of its key head goes to a copy of its own, summed up in a fixed order.
-    let runs = s.div_ceil(RUN * TILE.1);
-    let parts = JOBS.div_ceil(batch * kv).min(runs.div_ceil(2)).min(PARTS);
+    let parts = parts_of(batch * kv, s);
     let mut dq = vec![0.0f32; parts * stacked * heads * t * d];
     let mut jobs: Vec<Job> = (0..batch * kv * parts)
         .map(|n| Job {
@@ -96,6 +95,12 @@ pub(in super::super) fn backward(
         tensor(dk, &[stacked, kv, s, d], dtype),
         tensor(dv, &[batch, kv, s, e], dtype),
     )
+}
+
+/// Parts of the keys, each with a copy of the gradient of the queries.
+pub(super) fn parts_of(key_heads: usize, s: usize) -> usize {
+    let runs = s.div_ceil(RUN * TILE.1);
+    JOBS.div_ceil(key_heads).min(runs.div_ceil(2)).min(PARTS)
 }
 
 /// To and fro, since under a causal mask the first runs cost most.

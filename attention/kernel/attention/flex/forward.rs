@@ -1,6 +1,7 @@
 //! Weights and their sum in one pass over the keys, relative to a running maximum.
 
 use super::band::Band;
+use super::decode::{FEW, decode};
 use super::*;
 use crate::panels::{BAND, product, widest};
 use crate::simd::exp2;
@@ -26,6 +27,11 @@ pub(in super::super) fn forward(
     let (q, k, v) = (View::new(q), View::new(k), View::new(v));
     let [_, heads, t, _] = q.shape;
     let [batch, kv, _, e] = v.shape;
+    if t <= FEW {
+        let (out, lse) = decode(&q, &k, &v, plan);
+        let shape = [batch, heads, t];
+        return (tensor(out, &[batch, heads, t, e], dtype), tensor(lse, &shape, DType::F32));
+    }
     let call = Call {
         sides: &Side::all(plan),
         keys: &k.turned(plan.0.scale as f32 * LOG2_E),

@@ -5,13 +5,14 @@
 
 mod backward;
 mod band;
+mod decode;
 mod forward;
 
 pub(super) use backward::backward;
 pub(super) use forward::forward;
 
 use super::{Plan, TILE};
-use crate::panels::{At, Panels};
+use crate::panels::{At, Panels, width};
 use crate::simd::vectorized;
 use crate::{BlockKind, BlockMap, Mask};
 use burn::backend::Flex;
@@ -20,6 +21,16 @@ use burn::tensor::{DType, FloatDType, TensorData};
 use burn_flex::FlexTensor;
 use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
+
+/// See the function of this name above.
+pub(super) fn scratch([b, h, t, d]: [usize; 4], kv: usize, s: usize) -> (usize, usize) {
+    // Panels are wider than narrow heads.
+    let wide = d.next_multiple_of(width());
+    let forward = b * kv * s * (d + wide);
+    let parts = backward::parts_of(b * kv, s);
+    let of_queries = h * t * (2 * wide + 2 + (parts - 1) * d);
+    (forward, b * (kv * s * (2 * d + wide) + of_queries))
+}
 
 /// A `[N, H, T, D]` f32 tensor read through its strides; channels are adjacent.
 struct View {
