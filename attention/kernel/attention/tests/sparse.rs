@@ -67,7 +67,7 @@ fn chosen(
 
 fn listed() -> Vec<Case> {
     let (causal, plain) = (MaskSpec::causal, TokenMeta::contiguous);
-    let of = |name, sizes, t, spec| {
+    let of = |name: &'static str, sizes: (usize, usize, usize), t: usize, spec: MaskSpec| {
         let (batch, ..) = sizes;
         square(name, sizes, t, 8, spec, plain(batch, t, 0))
     };
