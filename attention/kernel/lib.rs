@@ -29,7 +29,9 @@ pub use branch::{AttentionGrads, AttentionOptions, AttentionOutput, Branch, Impl
 pub use error::Error;
 pub use loss::{linear_cross_entropy, linear_nll};
 
-pub use mask::{BlockKind, BlockMap, GroupSize, Groups, Mask, MaskSpec, TokenMeta};
+pub use mask::{
+    BlockKind, BlockList, BlockMap, BlockStride, GroupSize, Groups, Mask, MaskSpec, TokenMeta,
+};
 
 #[cfg(doctest)]
 #[doc = include_str!("README.md")]

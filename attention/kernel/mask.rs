@@ -3,20 +3,28 @@
 //! A [`MaskSpec`] names the rules, [`TokenMeta`] holds what the rules look at. Both together make
 //! a [`Mask`], which every kernel evaluates in the same way: query i sees key j when their labels
 //! are equal (padding, document and group in one number), the key is not later than the query,
-//! and it lies in the window or is a sink. Because only attributes count, a mask stays true in a
-//! cache, under left padding and after eviction.
+//! and it lies in the window or is a sink, or in a block that is near or kept by the head. Because
+//! only attributes count, a mask stays true in a cache, under left padding and after eviction.
 
 mod blocks;
 mod groups;
+mod lists;
+mod stride;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 pub use blocks::{BlockKind, BlockMap};
 pub use groups::{GroupSize, Groups};
+pub use lists::BlockList;
+pub use stride::BlockStride;
 pub use tokens::TokenMeta;
 
 use crate::Error;
+use blocks::Tiles;
 use std::ops::Range;
 use std::sync::Arc;
+use stride::Strided;
 
 /// Label of a key that nobody sees.
 const HIDDEN_KEY: i32 = -1;
@@ -34,12 +42,14 @@ pub struct MaskSpec {
     pub sinks: usize,
     /// Queries see keys of their own group only, half of the heads with shifted groups.
     pub groups: Option<Groups>,
+    /// Queries see the nearest blocks, and one in so many of those before them.
+    pub stride: Option<BlockStride>,
 }
 
 impl MaskSpec {
     /// Causal attention over all earlier tokens of the document.
     pub fn causal() -> Self {
-        Self { causal: true, window: None, sinks: 0, groups: None }
+        Self { causal: true, window: None, sinks: 0, groups: None, stride: None }
     }
 
     /// Every token of the document sees every other.
@@ -64,31 +74,52 @@ impl MaskSpec {
         self.groups = Some(groups);
         self
     }
+
+    /// Limit the view to near blocks and strided ones.
+    pub fn with_stride(mut self, stride: BlockStride) -> Self {
+        self.stride = Some(stride);
+        self
+    }
 }
 
-/// Heads that share one set of labels.
+/// Padding, document and group of every token as one number, for some of the heads.
 #[derive(Clone, Debug)]
+pub(crate) struct Labels {
+    /// Query heads that they hold for.
+    pub heads: Range<usize>,
+    /// `[B * T]`
+    pub q: Vec<i32>,
+    /// `[B * S]`
+    pub k: Vec<i32>,
+}
+
+/// Neighbouring heads that see the same.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct HeadClass {
     /// Query heads of the class.
     pub heads: Range<usize>,
-    /// `[B * T]`
-    pub q_label: Vec<i32>,
-    /// `[B * S]`
-    pub k_label: Vec<i32>,
+    /// Which of the mask's labels.
+    pub labels: usize,
+    /// Which far blocks are kept, as [`Strided::column`] has it; none where all are.
+    pub column: Option<i32>,
 }
 
 /// Rules applied to the tokens of one call; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Mask(Arc<Inner>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Inner {
     spec: MaskSpec,
     q: TokenMeta,
     k: TokenMeta,
-    heads: usize,
+    labels: Vec<Labels>,
     classes: Vec<HeadClass>,
+    /// Of every head.
+    class_of: Vec<usize>,
     sink: Vec<bool>,
+    strided: Option<Strided>,
+    list: Option<BlockList>,
 }
 
 impl Mask {
@@ -96,7 +127,7 @@ impl Mask {
     ///
     /// # Errors
     /// When batches differ, a window is 0, sinks come without a window, or groups do not fit
-    /// the lengths or the heads (see [`Groups`]).
+    /// the lengths or the heads (see [`Groups`]), or a stride makes no sense (see [`BlockStride`]).
     pub fn new(spec: MaskSpec, q: TokenMeta, k: TokenMeta, heads: usize) -> Result<Self, Error> {
         if q.batch() != k.batch() {
             return Err(Error::shape(
@@ -116,17 +147,51 @@ impl Mask {
         if spec.sinks > 0 && spec.window.is_none() {
             return Err(Error::mask("sinks", spec.sinks, "without a window every key is visible"));
         }
-        let classes = match &spec.groups {
-            None => vec![HeadClass {
-                heads: 0..heads,
-                q_label: q.labels(BLIND_QUERY),
-                k_label: k.labels(HIDDEN_KEY),
-            }],
-            Some(groups) => groups.classes(&q, &k, heads)?,
+        let strided = match &spec.stride {
+            Some(stride) => Some(Strided::new(stride, &spec, &k, heads)?),
+            None => None,
         };
+        let labels = match &spec.groups {
+            None => {
+                vec![Labels { heads: 0..heads, q: q.labels(BLIND_QUERY), k: k.labels(HIDDEN_KEY) }]
+            }
+            Some(groups) => groups.labels(&q, &k, heads)?,
+        };
+        let mut of_heads = Vec::with_capacity(heads);
+        for (i, of) in labels.iter().enumerate() {
+            let column = |head| strided.as_ref().and_then(|s| s.column(head));
+            of_heads.extend(of.heads.clone().map(|head| (i, column(head))));
+        }
+        let (classes, class_of) = classes(&of_heads, None);
         // Positions are not negative (`TokenMeta::new`).
         let sink = k.pos().iter().map(|&p| (p as usize) < spec.sinks).collect();
-        Ok(Self(Arc::new(Inner { spec, q, k, heads, classes, sink })))
+        let list = None;
+        Ok(Self(Arc::new(Inner { spec, q, k, labels, classes, class_of, sink, strided, list })))
+    }
+
+    /// Keep only what `list` names of each block of queries, in place of an earlier list. The
+    /// mask's rules stay: a pair is seen where both say so.
+    ///
+    /// # Errors
+    /// When the list is for other numbers of rows, heads or tokens.
+    pub fn with_blocks(self, list: BlockList) -> Result<Self, Error> {
+        let tokens = [self.0.q.batch(), self.heads(), self.0.q.len(), self.0.k.len()];
+        if list.tokens() != tokens {
+            return Err(Error::shape(
+                "mask",
+                format!(
+                    "a list of blocks for (batch, heads, queries, keys) {:?}, the mask is for \
+                     {tokens:?}",
+                    list.tokens()
+                ),
+            ));
+        }
+        let of_head = |head: &usize| (self.0.classes[*head].labels, self.0.classes[*head].column);
+        let of_heads: Vec<_> = self.0.class_of.iter().map(of_head).collect();
+        let mut inner = Arc::unwrap_or_clone(self.0);
+        (inner.classes, inner.class_of) = classes(&of_heads, Some(&list));
+        inner.list = Some(list);
+        Ok(Self(Arc::new(inner)))
     }
 
     /// Causal mask of `len` tokens against themselves.
@@ -153,7 +218,7 @@ impl Mask {
 
     /// Number of query heads.
     pub fn heads(&self) -> usize {
-        self.0.heads
+        self.0.class_of.len()
     }
 
     pub(crate) fn classes(&self) -> &[HeadClass] {
@@ -162,26 +227,43 @@ impl Mask {
 
     /// Index of the class that query head `head` belongs to.
     pub(crate) fn class_of(&self, head: usize) -> usize {
-        let class = self.classes().iter().position(|c| c.heads.contains(&head));
-        class.expect("classes cover all heads")
+        self.0.class_of[head]
+    }
+
+    pub(crate) fn labels(&self) -> &[Labels] {
+        &self.0.labels
     }
 
     pub(crate) fn sink(&self) -> &[bool] {
         &self.0.sink
     }
 
-    /// Whether query `t` of row `b` sees key `s` in query head `h`: the definition.
-    pub fn visible(&self, b: usize, h: usize, t: usize, s: usize) -> bool {
-        let class = &self.classes()[self.class_of(h)];
-        let (i, j) = (b * self.0.q.len() + t, b * self.0.k.len() + s);
-        self.rule(class.q_label[i], class.k_label[j], i, j)
+    pub(crate) fn strided(&self) -> Option<&Strided> {
+        self.0.strided.as_ref()
     }
 
-    fn rule(&self, q_label: i32, k_label: i32, i: usize, j: usize) -> bool {
+    /// The blocks that were chosen, where some were.
+    pub fn list(&self) -> Option<&BlockList> {
+        self.0.list.as_ref()
+    }
+
+    /// Whether query `t` of row `b` sees key `s` in query head `h`: the definition.
+    pub fn visible(&self, b: usize, h: usize, t: usize, s: usize) -> bool {
+        self.sees(&self.classes()[self.class_of(h)], b, t, s)
+    }
+
+    fn sees(&self, class: &HeadClass, b: usize, t: usize, s: usize) -> bool {
+        let (i, j) = (b * self.0.q.len() + t, b * self.0.k.len() + s);
         let (p, r) = (self.0.q.pos()[i], self.0.k.pos()[j]);
-        q_label == k_label
+        let labels = &self.0.labels[class.labels];
+        labels.q[i] == labels.k[j]
             && (!self.0.spec.causal || r <= p)
             && self.0.spec.window.is_none_or(|w| p as usize - (r as usize) < w || self.0.sink[j])
+            && self.strided().is_none_or(|strided| strided.sees(class.column, p, r))
+            && self.list().is_none_or(|list| {
+                let [q_block, k_block] = list.block();
+                list.sees(b, class.heads.start, t / q_block, s / k_block)
+            })
     }
 
     /// The block map at this tile size: which tiles hold nothing, everything or a part.
@@ -189,27 +271,41 @@ impl Mask {
         BlockMap::new(self, q_tile, k_tile)
     }
 
-    /// Query-key pairs that are visible, over all rows and heads (counted one by one: O(T·S)).
+    /// Query-key pairs that are visible, over all rows and heads: looked at one by one only in
+    /// tiles that are seen in part.
     pub fn pairs(&self) -> u64 {
-        let (tq, tk) = (self.0.q.len(), self.0.k.len());
+        let (q_tile, k_tile) = self.counted();
+        let tiles = Tiles::new(self, q_tile, k_tile);
+        let (rows, columns) = tiles.numbers();
         let mut count = 0u64;
         for class in self.classes() {
-            let mut of_class = 0u64;
-            for b in 0..self.0.q.batch() {
-                for i in b * tq..(b + 1) * tq {
-                    for j in b * tk..(b + 1) * tk {
-                        of_class += self.rule(class.q_label[i], class.k_label[j], i, j) as u64;
-                    }
-                }
+            let mut of_class = 0;
+            for n in 0..self.0.q.batch() * rows * columns {
+                let (b, q, k) = (n / (rows * columns), n / columns % rows, n % columns);
+                let (queries, keys) = tiles.spans(q, k);
+                of_class += match tiles.kind(b, class, q, k) {
+                    BlockKind::Skip => 0,
+                    BlockKind::Full => queries.len() * keys.len(),
+                    BlockKind::Partial => queries
+                        .map(|t| keys.clone().filter(|s| self.sees(class, b, t, *s)).count())
+                        .sum(),
+                };
             }
-            count += of_class * class.heads.len() as u64;
+            count += (of_class * class.heads.len()) as u64;
         }
         count
     }
 
+    /// Tiles that most likely are whole or empty.
+    fn counted(&self) -> (usize, usize) {
+        let stride = self.0.spec.stride.map_or(usize::MAX, |stride| stride.block);
+        let [q, k] = self.list().map_or([usize::MAX; 2], |list| list.block());
+        (q.min(stride).clamp(16, 256), k.min(stride).clamp(16, 256))
+    }
+
     /// Visible pairs over all pairs, 0 to 1.
     pub fn density(&self) -> f64 {
-        let all = self.0.q.batch() * self.0.q.len() * self.0.k.len() * self.0.heads;
+        let all = self.0.q.batch() * self.0.q.len() * self.0.k.len() * self.heads();
         if all == 0 { 0.0 } else { self.pairs() as f64 / all as f64 }
     }
 
@@ -217,4 +313,25 @@ impl Mask {
     pub fn flops(&self, head_dim: usize, value_dim: usize) -> f64 {
         2.0 * self.pairs() as f64 * (head_dim + value_dim) as f64
     }
+}
+
+/// Neighbouring heads with the same labels, column and lists, and the class of each head.
+fn classes(
+    of_heads: &[(usize, Option<i32>)],
+    list: Option<&BlockList>,
+) -> (Vec<HeadClass>, Vec<usize>) {
+    let mut classes: Vec<HeadClass> = Vec::new();
+    let mut class_of = Vec::with_capacity(of_heads.len());
+    for (head, &(labels, column)) in of_heads.iter().enumerate() {
+        let last = classes.last_mut().filter(|last| {
+            (last.labels, last.column) == (labels, column)
+                && list.is_none_or(|list| list.alike(last.heads.start, head))
+        });
+        match last {
+            Some(last) => last.heads.end = head + 1,
+            None => classes.push(HeadClass { heads: head..head + 1, labels, column }),
+        }
+        class_of.push(classes.len() - 1);
+    }
+    (classes, class_of)
 }

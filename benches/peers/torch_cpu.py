@@ -33,8 +33,9 @@ except ImportError as error:
 PROBED = 512
 
 
-def hashed(count, salt):
-    h = (torch.arange(count, dtype=torch.int64) * 2654435761 + salt * 2246822519) & 0xFFFFFFFF
+def hashed(count, salt, start=0):
+    index = (torch.arange(count, dtype=torch.int64) + start) & 0xFFFFFFFF
+    h = (index * 2654435761 + salt * 2246822519) & 0xFFFFFFFF
     for _ in range(2):
         h ^= h >> 16
         h = (h * 0x045D9F3B) & 0xFFFFFFFF
@@ -65,8 +66,34 @@ def probe(named):
 # Attention
 
 
-def visible(mask, length):
-    """Which pairs count, [T, T]; none where SDPA's own causal form says it."""
+def chosen(head, q, blocks, density):
+    """Key blocks of a query block, as examples/cli/bench/inputs.rs has it."""
+    count = min(max(math.ceil((q + 1) * density), 1), q + 1)
+    line = (head * blocks + q) * blocks
+    h = hashed(q, 6, line).tolist()
+    return sorted(range(q), key=lambda k: h[k])[: count - 1] + [q]
+
+
+def of_blocks(mask, length, heads, kv_heads):
+    """Which blocks count, [H, blocks, blocks]."""
+    blocks = -(-length // mask["block"])
+    allowed = torch.zeros((heads, blocks, blocks), dtype=torch.bool)
+    if mask["name"] == "stride":
+        m = torch.arange(blocks)
+        near = m[:, None] - m[None, :] < mask["local"]
+        step = max(1, mask["stride"] // heads)
+        for head in range(heads):
+            phase = head // (heads // kv_heads) * step
+            allowed[head] = near | ((m[None, :] + phase) % mask["stride"] == 0)
+        return allowed
+    for head in range(heads):
+        for q in range(blocks):
+            allowed[head, q, chosen(head, q, blocks, mask["density"])] = True
+    return allowed
+
+
+def visible(mask, length, heads):
+    """Which pairs count, [T, T] or [1, H, T, T]; none where SDPA's own causal form says it."""
     if mask["name"] == "dense":
         return None
     i = torch.arange(length)
@@ -74,6 +101,10 @@ def visible(mask, length):
     if mask["name"] == "window":
         near = i[:, None] - i[None, :] < mask["window"]
         return causal & (near | (i[None, :] < mask["sinks"]))
+    if mask["name"] in ("stride", "blocks"):
+        n = i // mask["block"]
+        allowed = [causal & of[n][:, n] for of in of_blocks(mask, length, *heads)]
+        return torch.stack(allowed)[None]
     raise ValueError(f"no boolean mask for {mask}")
 
 
@@ -100,8 +131,8 @@ def grouped(q, k, v, parts):
     return torch.cat([attend(first, 0, length, size), torch.cat(shifted, 2)], 1)
 
 
-def attention(mask, length, code="sdpa"):
-    """A function of q, k, v, as a user of PyTorch would write it."""
+def attention(mask, length, heads, code="sdpa"):
+    """A function of q, k, v, as a user of PyTorch would write it; heads of queries and of keys."""
     if code == "flex":
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -130,7 +161,7 @@ def attention(mask, length, code="sdpa"):
             return grouped(q, k, v, mask["parts"])
 
         return run
-    allowed = visible(mask, length)
+    allowed = visible(mask, length, heads)
 
     def run(q, k, v):
         gqa = q.shape[1] != k.shape[1]
@@ -145,7 +176,7 @@ def attention_job(job, code, _):
     of_queries = (job["batch"], job["heads"], job["len"], job["head_dim"])
     of_keys = (job["batch"], job["kv_heads"], job["len"], job["head_dim"])
     q, k, v = tensor(of_queries, 1), tensor(of_keys, 2), tensor(of_keys, 3)
-    run = attention(job["mask"], job["len"], code)
+    run = attention(job["mask"], job["len"], (job["heads"], job["kv_heads"]), code)
     if not job["backward"]:
 
         def forward():
@@ -214,7 +245,7 @@ class Llama:
         self.weights = {
             name: w.requires_grad_() for name, w in weights(job, folder).items()
         }
-        self.attend = attention(job["mask"], job["len"], code)
+        self.attend = attention(job["mask"], job["len"], (self.heads, self.kv), code)
         frequencies = 10000.0 ** -(torch.arange(0, self.head, 2, dtype=torch.float64) / self.head)
         angles = torch.arange(job["len"], dtype=torch.float64)[:, None] * frequencies
         angles = torch.cat([angles, angles], 1)

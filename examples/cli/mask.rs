@@ -4,7 +4,7 @@ use crate::output::Target;
 use crate::{Globals, output};
 use clap::{Args, Subcommand};
 use longburn::attention::LongLoraConfig;
-use longburn::kernel::{Mask, MaskSpec, TokenMeta};
+use longburn::kernel::{BlockStride, Mask, MaskSpec, TokenMeta};
 use longburn::models::ModelConfig;
 use longburn::models::hub::Need;
 use longburn::models::weights::write_atomic;
@@ -18,6 +18,9 @@ const MOST: usize = 1 << 20;
 
 /// Most heads, and widest, that are counted.
 const MOST_HEADS: usize = 1 << 16;
+
+/// Most key heads that are drawn one by one.
+const MOST_PANELS: usize = 64;
 
 /// Look at attention masks
 #[derive(Subcommand)]
@@ -35,7 +38,8 @@ pub enum MaskVerb {
 #[command(after_help = "\
 Examples:
   longburn mask show recipe.toml --out mask.svg
-  longburn mask show --len 64 --group-ratio 4 --heads 4 --out mask.svg")]
+  longburn mask show --len 64 --group-ratio 4 --heads 4 --out mask.svg
+  longburn mask show --len 64 --stride 4 --block 4 --local-blocks 2 --heads 4 --out stride.svg")]
 pub struct ShowArgs {
     /// A recipe; its mixer, length, heads and window are taken
     recipe: Option<PathBuf>,
@@ -75,6 +79,18 @@ struct Spec {
     /// Accept a length that is no multiple of the group
     #[arg(long, requires = "groups", conflicts_with = "recipe")]
     ragged: bool,
+    /// One in so many of the blocks before the nearest, with a phase per key head (LongGen)
+    #[arg(long, value_name = "N", conflicts_with = "recipe")]
+    stride: Option<usize>,
+    /// Tokens per block of the stride
+    #[arg(long, value_name = "N", default_value_t = 64, requires = "stride")]
+    block: usize,
+    /// Nearest blocks that are seen beside the stride, the query's own included
+    #[arg(long, value_name = "N", default_value_t = 8, requires = "stride")]
+    local_blocks: usize,
+    /// Key heads of the stride; as many as query heads where not given
+    #[arg(long, value_name = "N", requires = "stride")]
+    kv_heads: Option<usize>,
     /// Lengths of documents packed into the row, instead of one document
     #[arg(long, value_delimiter = ',', value_name = "N,N")]
     segments: Vec<usize>,
@@ -172,6 +188,15 @@ impl ShowArgs {
         };
         if let Some(groups) = groups {
             spec = spec.with_groups(groups.groups());
+        }
+        if let Some(stride) = flags.stride {
+            let key_heads = flags.kv_heads.unwrap_or(flags.heads);
+            if key_heads > MOST_PANELS {
+                let expected = format!("up to {MOST_PANELS}, each has a panel of its own");
+                return Err(Error::config("command line", "kv-heads", key_heads, expected));
+            }
+            let near = flags.local_blocks;
+            spec = spec.with_stride(BlockStride::new(flags.block, near, stride, key_heads));
         }
         let title = format!("{len} tokens");
         Ok(Shown { title, spec, heads: flags.heads, head_dim: flags.head_dim, len })

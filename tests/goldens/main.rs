@@ -6,6 +6,7 @@
 //! the files whose name holds it.
 #![allow(non_snake_case)]
 
+mod blocks;
 mod eval;
 mod golden;
 mod longlora;
@@ -27,7 +28,8 @@ pub type Check = fn(&Golden) -> Result<(), Failure>;
 pub type Failure = Box<dyn std::error::Error>;
 
 /// Names that `tests/goldens.toml` may use.
-const CHECKS: [(&str, Check); 10] = [
+const CHECKS: [(&str, Check); 11] = [
+    ("block_stride", blocks::check),
     ("model", model::check),
     ("rope", rope::check),
     ("rope_partial", rope::partial),

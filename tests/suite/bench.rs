@@ -6,7 +6,7 @@ mod refusals;
 mod torch;
 
 use assert_cmd::Command;
-use longburn::kernel::{GroupSize, Groups, Mask, MaskSpec, TokenMeta};
+use longburn::kernel::{BlockStride, GroupSize, Groups, Mask, MaskSpec, TokenMeta};
 use serde_json::Value;
 
 /// `longburn bench` with few samples and a small ceiling.
@@ -88,6 +88,10 @@ fn operations_and_densities_are_those_of_the_masks_pairs() {
             MaskSpec::causal().with_window(Some(30)).with_sinks(3),
         ),
         (&["--mask", "longlora", "--groups", "4"], MaskSpec::causal().with_groups(groups)),
+        (
+            &["--mask", "stride", "--block", "8", "--local-blocks", "2", "--stride", "3"],
+            MaskSpec::causal().with_stride(BlockStride::new(8, 2, 3, 4)),
+        ),
     ] {
         let tokens = TokenMeta::contiguous(2, 96, 0);
         let mask_of_it = Mask::new(spec, tokens.clone(), tokens, 4).unwrap();
@@ -105,6 +109,26 @@ fn operations_and_densities_are_those_of_the_masks_pairs() {
         near(number(&forward, "bytes"), 4.0 * 4.0 * (2 * 4 * 96 * 8) as f64);
         let both = row(&[&args[..], &["--backward"]].concat());
         near(number(&both, "flops"), 3.5 * 4.0 * 8.0 * pairs as f64);
+    }
+}
+
+/// Random blocks: the share that was asked for, and the same results as Burn's own.
+#[test]
+fn lists_of_blocks_have_the_share_that_was_asked_for() {
+    let sizes = ["attention", "--no-memory", "--len", "1000", "--heads", "4", "--kv-heads", "2"];
+    let share = |density: &str, more: &[&str]| {
+        let mask = ["--head-dim", "4", "--mask", "blocks", "--block", "16", "--density", density];
+        let row = row(&[&sizes[..], &mask, more].concat());
+        if let Some(peer) = row["peers"].get(0) {
+            assert!(number(peer, "difference") < 1e-5, "{row}");
+        }
+        number(&row, "causal_share")
+    };
+    near(share("1", &[]), 1.0);
+    for density in ["0.05", "0.25"] {
+        let wanted: f64 = density.parse().unwrap();
+        let found = share(density, &["--backward", "--peer", "stock"]);
+        assert!((0.98 * wanted..1.1 * wanted).contains(&found), "{density}: {found}");
     }
 }
 

@@ -12,8 +12,6 @@ const MOST_CELLS: usize = 96;
 const MOST_TILES: usize = 64;
 /// Smallest side of a tile, tokens.
 const LEAST_TILE: usize = 16;
-/// Side of the tiles in which pairs are counted.
-const COUNTING_TILE: usize = 256;
 /// Side of a panel.
 const SIDE: usize = 320;
 const GAP: usize = 28;
@@ -98,7 +96,7 @@ impl MaskDrawing {
         let rows = (mask.queries().batch() * mask.heads() * queries) as f64;
         let causal = (keys + 1) as f64 / 2.0;
         let seen = if mask.spec().causal { causal } else { keys as f64 };
-        let pairs = pairs(mask);
+        let pairs = mask.pairs();
         let of_one_pair = 4.0 * head_dim as f64;
         Self {
             summary: MaskSummary {
@@ -183,37 +181,6 @@ impl MaskDrawing {
     }
 }
 
-/// Visible pairs over all rows and heads: [`Mask::pairs`], looking at pairs only in tiles that
-/// are seen in part, so that a million tokens take seconds.
-fn pairs(mask: &Mask) -> u64 {
-    let (queries, keys) = (mask.queries().len(), mask.keys().len());
-    let blocks = mask.blocks(COUNTING_TILE, COUNTING_TILE);
-    let span = |i: usize, len: usize| i * COUNTING_TILE..((i + 1) * COUNTING_TILE).min(len);
-    let mut count = 0;
-    for b in 0..mask.queries().batch() {
-        for (class, heads) in blocks.classes().iter().enumerate() {
-            let mut of_class = 0;
-            for q in 0..blocks.tiles().0 {
-                for k in 0..blocks.tiles().1 {
-                    let (rows, columns) = (span(q, queries), span(k, keys));
-                    of_class += match blocks.kind(b, class, q, k) {
-                        BlockKind::Skip => 0,
-                        BlockKind::Full => rows.len() * columns.len(),
-                        BlockKind::Partial => rows
-                            .map(|t| {
-                                let seen = |s: &usize| mask.visible(b, heads.start, t, *s);
-                                columns.clone().filter(seen).count()
-                            })
-                            .sum(),
-                    };
-                }
-            }
-            count += of_class * heads.len();
-        }
-    }
-    count as u64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,16 +195,6 @@ mod tests {
 
     fn drawing(len: usize) -> MaskDrawing {
         MaskDrawing::new(&mask(len), 8)
-    }
-
-    #[test]
-    fn pairs_are_those_counted_one_by_one() {
-        for len in [8, 256, 520, 1200] {
-            let (mask, drawing) = (mask(len), drawing(len));
-            assert_eq!(drawing.summary.pairs, mask.pairs());
-            assert_eq!(drawing.summary.density, mask.density());
-            assert_eq!(drawing.summary.operations, mask.flops(8, 8));
-        }
     }
 
     #[test]

@@ -192,6 +192,12 @@ fn check(branches: &[Branch], v: &Tensor<4>, options: &AttentionOptions) -> Resu
                 (b, h, t, s)
             ));
         }
+        if let Some(stride) = m.spec().stride.filter(|stride| stride.key_heads != kv) {
+            return fail(format!(
+                "branch {i}: the mask's stride is for {} key heads, k has {kv}",
+                stride.key_heads
+            ));
+        }
         if branch.q.dtype() != v.dtype() || branch.k.dtype() != v.dtype() {
             return fail(format!(
                 "branch {i}: q is {:?}, k {:?}, v {:?}",

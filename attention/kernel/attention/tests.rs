@@ -3,6 +3,8 @@
 // One range slices the batch and leaves the rest whole.
 #![allow(clippy::single_range_in_vec_init)]
 
+mod sparse;
+
 use crate::*;
 use burn::tensor::{DType, Device, Distribution, Tensor};
 
@@ -268,6 +270,7 @@ fn cases() -> Vec<Case> {
         let (queries, keys, dim, value_dim) = (130, 130, 8, 8);
         cases.push(Case { name, batch: 1, heads: 6, kv: 3, queries, keys, dim, value_dim, masks });
     }
+    cases.extend(sparse::cases());
     cases
 }
 
@@ -308,12 +311,13 @@ fn block_kinds_are_true_to_the_definition() {
             let map = mask.blocks(16, 24);
             let (q_tiles, k_tiles) = map.tiles();
             for b in 0..case.batch {
-                for (c, heads) in map.classes().iter().enumerate() {
+                let classes = map.classes().iter().enumerate();
+                for (c, head) in classes.flat_map(|(c, heads)| heads.clone().map(move |h| (c, h))) {
                     for (qi, ki) in (0..q_tiles).flat_map(|q| (0..k_tiles).map(move |k| (q, k))) {
                         let (mut seen, mut all) = (0, 0);
                         for t in qi * 16..((qi + 1) * 16).min(case.queries) {
                             for s in ki * 24..((ki + 1) * 24).min(case.keys) {
-                                seen += mask.visible(b, heads.start, t, s) as usize;
+                                seen += mask.visible(b, head, t, s) as usize;
                                 all += 1;
                             }
                         }

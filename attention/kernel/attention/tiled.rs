@@ -4,7 +4,8 @@
 //! over the same tiles, which recomputes the scores from (q, k, lse).
 
 use super::Plan;
-use crate::{BlockKind, BlockMap, Mask};
+use crate::mask::HeadClass;
+use crate::{BlockKind, BlockList, BlockMap, Mask};
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use std::ops::Range;
 
@@ -44,12 +45,51 @@ fn runs(masks: &[Mask], heads: usize, kv: usize) -> Vec<Run> {
 /// A branch's mask on the device.
 struct Side {
     blocks: BlockMap,
-    /// per class: labels `[B, 1, T, 1]` and `[B, 1, 1, S]`
+    /// labels `[B, 1, T, 1]` and `[B, 1, 1, S]`, as the mask has them
     labels: Vec<(Tensor<4, Int>, Tensor<4, Int>)>,
     q_pos: Tensor<4, Int>,
     k_pos: Tensor<4, Int>,
     sink: Tensor<4, Bool>,
+    strided: Option<Blocks>,
+    listed: Option<Listed>,
     mask: Mask,
+}
+
+/// A list of blocks: per class 1 where seen `[B, 1, query blocks, key blocks]`, and the block of
+/// every query `[T]` and key `[S]`.
+struct Listed {
+    seen: Vec<Tensor<4, Int>>,
+    q_block: Tensor<1, Int>,
+    k_block: Tensor<1, Int>,
+}
+
+impl Listed {
+    fn new(list: &BlockList, mask: &Mask, device: &Device) -> Self {
+        let ([batch, _, t, s], [q, k]) = (list.tokens(), list.block());
+        let (rows, columns) = list.numbers();
+        let seen = |class: &HeadClass| {
+            let all = 0..batch * rows * columns;
+            let seen = all.map(|n| {
+                let (b, q, k) = (n / columns / rows, n / columns % rows, n % columns);
+                i32::from(list.sees(b, class.heads.start, q, k))
+            });
+            ints(&seen.collect::<Vec<_>>(), [batch, 1, rows, columns], device)
+        };
+        let blocks = |len: usize, block: usize| {
+            let blocks: Vec<i32> = (0..len).map(|i| (i / block) as i32).collect();
+            ints(&blocks, [1, 1, 1, len], device).reshape([len])
+        };
+        let seen = mask.classes().iter().map(seen).collect();
+        Self { seen, q_block: blocks(t, q), k_block: blocks(s, k) }
+    }
+}
+
+/// What a stride looks at: the farthest near block of every query that is hidden `[B, 1, T, 1]`,
+/// blocks and columns of the keys `[B, 1, 1, S]`.
+struct Blocks {
+    farthest: Tensor<4, Int>,
+    k_block: Tensor<4, Int>,
+    k_column: Tensor<4, Int>,
 }
 
 impl Side {
@@ -58,12 +98,23 @@ impl Side {
         let column = |x: &[i32]| ints(x, [b, 1, t, 1], device);
         let row = |x: &[i32]| ints(x, [b, 1, 1, s], device);
         let sink: Vec<i32> = mask.sink().iter().map(|s| *s as i32).collect();
+        let strided = mask.strided().map(|strided| {
+            let pos = mask.queries().pos().iter();
+            let farthest: Vec<i32> = pos.map(|p| strided.farthest(*p)).collect();
+            Blocks {
+                farthest: column(&farthest),
+                k_block: row(&strided.k_block),
+                k_column: row(&strided.k_column),
+            }
+        });
         Self {
             blocks: mask.blocks(TILE.0, TILE.1),
-            labels: mask.classes().iter().map(|c| (column(&c.q_label), row(&c.k_label))).collect(),
+            labels: mask.labels().iter().map(|l| (column(&l.q), row(&l.k))).collect(),
             q_pos: column(mask.queries().pos()),
             k_pos: row(mask.keys().pos()),
             sink: row(&sink).equal_scalar(1),
+            strided,
+            listed: mask.list().map(|list| Listed::new(list, mask, device)),
             mask: mask.clone(),
         }
     }
@@ -84,7 +135,9 @@ impl Side {
         let columns = |x: &Tensor<4, Int>| x.clone().narrow(3, k.start, k.len());
         let shape = [self.mask.queries().batch(), 1, q.len(), k.len()];
         let both = |r: Tensor<4, Int>, c: Tensor<4, Int>| (r.expand(shape), c.expand(shape));
-        let (ql, kl) = both(rows(&self.labels[class].0), columns(&self.labels[class].1));
+        let &HeadClass { labels, column, .. } = &self.mask.classes()[class];
+        let labels = &self.labels[labels];
+        let (ql, kl) = both(rows(&labels.0), columns(&labels.1));
         let mut hidden = ql.not_equal(kl);
         let (qp, kp) = both(rows(&self.q_pos), columns(&self.k_pos));
         if self.mask.spec().causal {
@@ -97,6 +150,17 @@ impl Side {
                 far = far.bool_and(sink.bool_not());
             }
             hidden = hidden.bool_or(far);
+        }
+        if let (Some(blocks), Some(column)) = (&self.strided, column) {
+            let (farthest, block) = both(rows(&blocks.farthest), columns(&blocks.k_block));
+            let other = columns(&blocks.k_column).not_equal_scalar(column).expand(shape);
+            hidden = hidden.bool_or(block.lower_equal(farthest).bool_and(other));
+        }
+        if let Some(listed) = &self.listed {
+            let seen = listed.seen[class].clone();
+            let seen = seen.select(2, listed.q_block.clone().narrow(0, q.start, q.len()));
+            let seen = seen.select(3, listed.k_block.clone().narrow(0, k.start, k.len()));
+            hidden = hidden.bool_or(seen.equal_scalar(0));
         }
         hidden
     }

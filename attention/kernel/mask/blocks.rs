@@ -1,6 +1,6 @@
 //! Tiles of a mask: skip what nobody sees, drop the predicate where everybody sees everything.
 
-use super::Mask;
+use super::{HeadClass, Mask};
 use std::ops::Range;
 
 /// What a tile of queries and keys holds.
@@ -50,45 +50,128 @@ impl Bounds {
     }
 }
 
-impl BlockMap {
-    pub(super) fn new(mask: &Mask, q_tile: usize, k_tile: usize) -> Self {
+/// A mask cut into tiles of some size, whose kinds are told one at a time.
+pub(super) struct Tiles<'a> {
+    mask: &'a Mask,
+    q_tile: usize,
+    k_tile: usize,
+    /// `[B, labels, q tile]`
+    queries: Vec<Bounds>,
+    /// `[B, labels, k tile]`
+    keys: Vec<Bounds>,
+}
+
+impl<'a> Tiles<'a> {
+    pub fn new(mask: &'a Mask, q_tile: usize, k_tile: usize) -> Self {
         let (q_tile, k_tile) = (q_tile.max(1), k_tile.max(1));
-        let (batch, tq, tk) = (mask.queries().batch(), mask.queries().len(), mask.keys().len());
-        let (q_tiles, k_tiles) = (tq.div_ceil(q_tile), tk.div_ceil(k_tile));
-        let mut kinds = Vec::with_capacity(batch * mask.classes().len() * q_tiles * k_tiles);
-        for b in 0..batch {
-            for class in mask.classes() {
-                let part = |n: usize, tile: usize, len: usize| {
-                    b * len + n * tile..b * len + ((n + 1) * tile).min(len)
-                };
-                let keys: Vec<Bounds> = (0..k_tiles)
-                    .map(|n| part(n, k_tile, tk))
-                    .map(|r| {
-                        Bounds::new(
-                            &class.k_label[r.clone()],
-                            &mask.keys().pos()[r.clone()],
-                            Some(&mask.sink()[r]),
-                        )
-                    })
-                    .collect();
-                for n in 0..q_tiles {
-                    let r = part(n, q_tile, tq);
-                    let q = Bounds::new(&class.q_label[r.clone()], &mask.queries().pos()[r], None);
-                    kinds.extend(keys.iter().map(|k| kind(mask, q, *k)));
+        let (mut queries, mut keys) = (Vec::new(), Vec::new());
+        for b in 0..mask.queries().batch() {
+            for labels in mask.labels() {
+                for r in spans(b, q_tile, mask.queries().len()) {
+                    let pos = &mask.queries().pos()[r.clone()];
+                    queries.push(Bounds::new(&labels.q[r], pos, None));
+                }
+                for r in spans(b, k_tile, mask.keys().len()) {
+                    let pos = &mask.keys().pos()[r.clone()];
+                    keys.push(Bounds::new(&labels.k[r.clone()], pos, Some(&mask.sink()[r])));
                 }
             }
         }
-        let heads = mask.classes().iter().map(|c| c.heads.clone()).collect();
-        Self {
-            q_tile,
-            k_tile,
-            q_tiles,
-            k_tiles,
-            classes: mask.classes().len(),
-            kinds,
-            heads,
-            batch,
+        Self { mask, q_tile, k_tile, queries, keys }
+    }
+
+    /// Numbers of tiles (queries, keys).
+    pub fn numbers(&self) -> (usize, usize) {
+        let of = |len: usize, tile: usize| len.div_ceil(tile);
+        (of(self.mask.queries().len(), self.q_tile), of(self.mask.keys().len(), self.k_tile))
+    }
+
+    /// Queries and keys of a tile.
+    pub fn spans(&self, q: usize, k: usize) -> (Range<usize>, Range<usize>) {
+        let span = |n: usize, tile: usize, len: usize| n * tile..((n + 1) * tile).min(len);
+        let (t, s) = (self.mask.queries().len(), self.mask.keys().len());
+        (span(q, self.q_tile, t), span(k, self.k_tile, s))
+    }
+
+    /// Kind of tile (`q`, `k`) of row `b` for a class of heads.
+    pub fn kind(&self, b: usize, class: &HeadClass, q: usize, k: usize) -> BlockKind {
+        self.within(self.of_labels(b, class.labels, q, k), b, class, q, k)
+    }
+
+    /// What labels, order, window and sinks say.
+    fn of_labels(&self, b: usize, labels: usize, q: usize, k: usize) -> BlockKind {
+        let (q, k) = self.bounds(b, labels, q, k);
+        kind(self.mask, q, k)
+    }
+
+    /// `kind` with what differs from head to head beside labels.
+    fn within(
+        &self,
+        kind: BlockKind,
+        b: usize,
+        class: &HeadClass,
+        q: usize,
+        k: usize,
+    ) -> BlockKind {
+        let mut kind = kind;
+        if let Some(strided) = self.mask.strided().filter(|_| kind != BlockKind::Skip) {
+            let (q, k) = self.bounds(b, class.labels, q, k);
+            kind = kind.and(strided.kind(class.column, q.pos, k.pos));
         }
+        if let Some(list) = self.mask.list().filter(|_| kind != BlockKind::Skip) {
+            let (queries, keys) = self.spans(q, k);
+            kind = kind.and(list.kind((b, class.heads.start), &queries, &keys));
+        }
+        kind
+    }
+
+    fn bounds(&self, b: usize, labels: usize, q: usize, k: usize) -> (Bounds, Bounds) {
+        let (q_tiles, k_tiles) = self.numbers();
+        let of = b * self.mask.labels().len() + labels;
+        (self.queries[of * q_tiles + q], self.keys[of * k_tiles + k])
+    }
+}
+
+/// Tokens of the tiles of row `b`, among those of all rows.
+fn spans(b: usize, tile: usize, len: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..len).step_by(tile).map(move |t| b * len + t..b * len + t.saturating_add(tile).min(len))
+}
+
+impl BlockKind {
+    /// What is left where both rules must hold.
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Skip, _) | (_, Self::Skip) => Self::Skip,
+            (Self::Full, Self::Full) => Self::Full,
+            _ => Self::Partial,
+        }
+    }
+}
+
+impl BlockMap {
+    pub(super) fn new(mask: &Mask, q_tile: usize, k_tile: usize) -> Self {
+        let tiles = Tiles::new(mask, q_tile, k_tile);
+        let (batch, (q_tiles, k_tiles)) = (mask.queries().batch(), tiles.numbers());
+        let mut kinds = Vec::with_capacity(batch * mask.classes().len() * q_tiles * k_tiles);
+        for b in 0..batch {
+            // Heads of many classes may have the same labels.
+            let mut of_labels: (usize, Vec<BlockKind>) = (usize::MAX, Vec::new());
+            for class in mask.classes() {
+                let all = || (0..q_tiles).flat_map(|q| (0..k_tiles).map(move |k| (q, k)));
+                if of_labels.0 != class.labels {
+                    let kind = |(q, k)| tiles.of_labels(b, class.labels, q, k);
+                    of_labels = (class.labels, all().map(kind).collect());
+                }
+                let kinds_of_labels = all().zip(&of_labels.1);
+                kinds.extend(
+                    kinds_of_labels.map(|((q, k), kind)| tiles.within(*kind, b, class, q, k)),
+                );
+            }
+        }
+        let heads = mask.classes().iter().map(|c| c.heads.clone()).collect();
+        let (q_tile, k_tile) = (tiles.q_tile, tiles.k_tile);
+        let classes = mask.classes().len();
+        Self { q_tile, k_tile, q_tiles, k_tiles, classes, kinds, heads, batch }
     }
 
     /// Kind of tile (`q`, `k`) of row `b` for head class `class`.

@@ -1,6 +1,6 @@
 //! Groups of neighbouring tokens with a shift for half of the heads (LongLoRA, 2309.12307, §3.2).
 
-use super::{BLIND_QUERY, HIDDEN_KEY, HeadClass, TokenMeta};
+use super::{BLIND_QUERY, HIDDEN_KEY, Labels, TokenMeta};
 use crate::Error;
 use std::collections::HashMap;
 
@@ -78,12 +78,12 @@ impl Groups {
         Ok(group)
     }
 
-    pub(super) fn classes(
+    pub(super) fn labels(
         &self,
         q: &TokenMeta,
         k: &TokenMeta,
         heads: usize,
-    ) -> Result<Vec<HeadClass>, Error> {
+    ) -> Result<Vec<Labels>, Error> {
         if self.shift && !heads.is_multiple_of(2) {
             return Err(Error::mask(
                 "heads",
@@ -99,9 +99,9 @@ impl Groups {
             ));
         }
         let class = |heads: std::ops::Range<usize>, shifted: bool| {
-            let labels = self.labels(q, shifted)?;
-            let pad = |hidden: i32| labels.iter().map(|l| l.unwrap_or(hidden)).collect();
-            Ok(HeadClass { heads, q_label: pad(BLIND_QUERY), k_label: pad(HIDDEN_KEY) })
+            let numbers = self.numbers(q, shifted)?;
+            let pad = |hidden: i32| numbers.iter().map(|l| l.unwrap_or(hidden)).collect();
+            Ok(Labels { heads, q: pad(BLIND_QUERY), k: pad(HIDDEN_KEY) })
         };
         Ok(match self.shift {
             false => vec![class(0..heads, false)?],
@@ -110,7 +110,7 @@ impl Groups {
     }
 
     /// One number per (document, group) of a row; none for padding.
-    fn labels(&self, tokens: &TokenMeta, shifted: bool) -> Result<Vec<Option<i32>>, Error> {
+    fn numbers(&self, tokens: &TokenMeta, shifted: bool) -> Result<Vec<Option<i32>>, Error> {
         let mut labels = Vec::with_capacity(tokens.pos().len());
         for row in 0..tokens.batch() {
             let range = row * tokens.len()..(row + 1) * tokens.len();

@@ -1,6 +1,6 @@
 //! Options that the measuring verbs share.
 
-use super::job::{Job, MaskKind};
+use super::job::{AttentionJob, Job, MaskKind};
 use super::torch::Torch;
 use clap::{Args, ValueEnum};
 use longburn::{Error, Result};
@@ -86,9 +86,13 @@ impl PeerName {
         match self {
             Self::Stock => matches!(job, Job::Attention(_) | Job::LinearLoss(_)),
             Self::Dense | Self::TorchDense => job.dense().is_some(),
-            Self::Torch => !matches!(job, Job::Generate(_) | Job::Growth(_)),
+            Self::Torch => match job {
+                Job::Generate(_) | Job::Growth(_) => false,
+                Job::Attention(attention) => fits(attention),
+                _ => true,
+            },
             Self::TorchFlex => matches!(job, Job::Attention(attention) if !attention.backward
-                && !matches!(attention.mask, MaskKind::Longlora { .. })),
+                && matches!(attention.mask, MaskKind::Dense | MaskKind::Window { .. })),
             Self::Transformers => matches!(job, Job::Generate(_)),
         }
     }
@@ -110,6 +114,17 @@ impl PeerName {
     }
 }
 
+/// Most bytes of masks with a value per head and pair.
+const MOST_OF_MASKS: usize = 4 << 30;
+
+/// Whether PyTorch can hold the mask: where heads differ it takes one value per head and pair, a
+/// boolean and the f32 that it makes of it.
+fn fits(job: &AttentionJob) -> bool {
+    let pairs = job.len.saturating_mul(job.len).saturating_mul(job.heads);
+    let per_head = matches!(job.mask, MaskKind::Stride { .. } | MaskKind::Blocks { .. });
+    !per_head || pairs.saturating_mul(1 + 4) <= MOST_OF_MASKS
+}
+
 /// Which causal pairs count.
 #[derive(Args, Clone, Debug)]
 pub struct MaskArgs {
@@ -125,6 +140,18 @@ pub struct MaskArgs {
     /// Groups of one part in so many of the length (longlora)
     #[arg(long, default_value_t = 4, value_name = "N")]
     groups: usize,
+    /// Tokens per block (stride, blocks)
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    block: usize,
+    /// Nearest blocks, the query's own included (stride)
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    local_blocks: usize,
+    /// One in so many of the blocks before them (stride)
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    stride: usize,
+    /// Share of the earlier blocks (blocks)
+    #[arg(long, default_value_t = 0.1, value_name = "X")]
+    density: f64,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -135,6 +162,10 @@ enum MaskName {
     Window,
     /// Shifted groups
     Longlora,
+    /// Near blocks and one in so many before them, with a phase per key head
+    Stride,
+    /// Random blocks, others for every head and block of queries
+    Blocks,
 }
 
 impl MaskArgs {
@@ -143,6 +174,11 @@ impl MaskArgs {
             MaskName::Dense => MaskKind::Dense,
             MaskName::Window => MaskKind::Window { window: self.window, sinks: self.sinks },
             MaskName::Longlora => MaskKind::Longlora { parts: self.groups },
+            MaskName::Stride => {
+                let (block, local, stride) = (self.block, self.local_blocks, self.stride);
+                MaskKind::Stride { block, local, stride }
+            }
+            MaskName::Blocks => MaskKind::Blocks { block: self.block, density: self.density },
         }
     }
 }

@@ -4,7 +4,6 @@ use super::job::{AttentionJob, GenerateJob, Job, ModelJob};
 use longburn::Result;
 use longburn::kernel::Mask;
 use longburn::models::ModelConfig;
-use longburn::training::report::MaskDrawing;
 
 /// Bytes of an f32.
 const F32: f64 = 4.0;
@@ -69,16 +68,12 @@ fn attention(job: &AttentionJob) -> Result<Cost> {
     if job.backward {
         elements += 3.0 * of_queries + 2.0 * of_keys + of_queries + 2.0 * of_keys;
     }
-    let counted = pairs(&mask);
+    let counted = mask.pairs();
     Ok(Cost {
         flops: passes * 4.0 * counted as f64 * job.head_dim as f64,
         bytes: F32 * elements,
         ..shares(&mask, counted)
     })
-}
-
-fn pairs(mask: &Mask) -> u64 {
-    MaskDrawing::new(mask, 1).summary.pairs
 }
 
 fn shares(mask: &Mask, pairs: u64) -> Cost {

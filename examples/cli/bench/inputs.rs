@@ -37,6 +37,19 @@ pub fn ids(count: usize, limit: usize, salt: u64) -> Vec<u32> {
     (0..count as u64).map(|i| hash(i, salt) % limit as u32).collect()
 }
 
+/// The blocks of keys that query block `of` = (head, block) of `blocks` sees: itself and others
+/// before it, at random, together `density` of all up to it, rounded up.
+pub fn blocks(of: (usize, usize), blocks: usize, density: f64) -> Vec<usize> {
+    let (head, q) = of;
+    let count = (((q + 1) as f64 * density).ceil() as usize).clamp(1, q + 1);
+    let line = head.wrapping_mul(blocks).wrapping_add(q).wrapping_mul(blocks) as u32;
+    let mut chosen: Vec<usize> = (0..q).collect();
+    chosen.sort_by_key(|&k| hash(u64::from(line.wrapping_add(k as u32)), 6));
+    chosen.truncate(count - 1);
+    chosen.push(q);
+    chosen
+}
+
 /// At most this many elements of a result are compared.
 const PROBED: usize = 512;
 

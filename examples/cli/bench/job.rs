@@ -1,7 +1,8 @@
 //! What is measured, as data: one process describes it, another does the same.
 
+use super::inputs;
 use longburn::attention::{LongLoraConfig, MixerConfig};
-use longburn::kernel::{Mask, MaskSpec, TokenMeta};
+use longburn::kernel::{BlockList, BlockStride, Mask, MaskSpec, TokenMeta};
 use longburn::models::ModelConfig;
 use longburn::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -36,7 +37,8 @@ pub struct AttentionJob {
     pub backward: bool,
 }
 
-/// Which causal pairs count. A further pattern is a variant here and a line in [`MaskKind::spec`].
+/// Which causal pairs count. A further pattern is a variant here and a line in [`MaskKind::spec`]
+/// or [`mask`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "kebab-case")]
 pub enum MaskKind {
@@ -46,6 +48,11 @@ pub enum MaskKind {
     Window { window: usize, sinks: usize },
     /// Groups of one part in `parts` of the length, shifted for half of the heads.
     Longlora { parts: usize },
+    /// The `local` nearest blocks of `block` positions and one in `stride` before them, with a
+    /// phase per key head.
+    Stride { block: usize, local: usize, stride: usize },
+    /// Blocks chosen at random for every head and block of queries, `density` of the earlier ones.
+    Blocks { block: usize, density: f64 },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -214,7 +221,7 @@ impl Job {
                 }
                 job.config().validate()?;
                 job.mask.mixer()?;
-                mask(job.mask, job.batch, job.len, job.heads).map(drop)
+                mask(job.mask, job.batch, job.len, (job.heads, job.kv_heads)).map(drop)
             }
             Self::Generate(job) => {
                 ModelConfig::from_file(&job.folder.join("config.json")).map(drop)
@@ -272,40 +279,59 @@ impl AttentionJob {
     /// # Errors
     /// What masks refuse.
     pub fn mask(&self) -> Result<Mask> {
-        mask(self.mask, self.batch, self.len, self.heads)
+        mask(self.mask, self.batch, self.len, (self.heads, self.kv_heads))
     }
 }
 
-fn mask(kind: MaskKind, batch: usize, len: usize, heads: usize) -> Result<Mask> {
+fn mask(kind: MaskKind, batch: usize, len: usize, heads: (usize, usize)) -> Result<Mask> {
+    let (heads, key_heads) = heads;
     let tokens = TokenMeta::contiguous(batch, len, 0);
-    let mask = Mask::new(kind.spec(), tokens.clone(), tokens, heads)?;
-    Ok(mask)
+    let mask = Mask::new(kind.spec(key_heads), tokens.clone(), tokens, heads)?;
+    let MaskKind::Blocks { block, density } = kind else { return Ok(mask) };
+    if !(density > 0.0 && density <= 1.0) {
+        return Err(Error::config("command line", "density", density, "above 0 and up to 1"));
+    }
+    if block == 0 {
+        return Err(Error::config("command line", "block", block, "at least 1"));
+    }
+    let blocks = len.div_ceil(block);
+    let of_head = |h| (0..blocks).map(move |q| inputs::blocks((h, q), blocks, density));
+    let of_row: Vec<Vec<usize>> = (0..heads).flat_map(of_head).collect();
+    // The same in all rows.
+    let lists: Vec<Vec<usize>> = (0..batch).flat_map(|_| of_row.clone()).collect();
+    let list = BlockList::from_lists([batch, heads, len, len], [block; 2], &lists)?;
+    Ok(mask.with_blocks(list)?)
 }
 
 impl MaskKind {
     /// The rules for the kernels.
-    pub fn spec(self) -> MaskSpec {
+    pub fn spec(self, key_heads: usize) -> MaskSpec {
         match self {
-            Self::Dense => MaskSpec::causal(),
+            Self::Dense | Self::Blocks { .. } => MaskSpec::causal(),
             Self::Window { window, sinks } => {
                 MaskSpec::causal().with_window(Some(window)).with_sinks(sinks)
             }
             Self::Longlora { parts } => MaskSpec::causal()
                 .with_groups(LongLoraConfig::new().with_group_ratio(parts).groups()),
+            Self::Stride { block, local, stride } => {
+                MaskSpec::causal().with_stride(BlockStride::new(block, local, stride, key_heads))
+            }
         }
     }
 
     /// The mixer of a model.
     ///
     /// # Errors
-    /// For windows, which a Llama does not have.
+    /// For what a Llama does not have.
     pub fn mixer(self) -> Result<MixerConfig> {
         match self {
             Self::Dense => Ok(MixerConfig::Dense),
-            Self::Window { .. } => Err(Error::Unsupported {
-                what: "a Llama with a window".into(),
-                remedy: "measure windows by `longburn bench attention`".into(),
-            }),
+            Self::Window { .. } | Self::Stride { .. } | Self::Blocks { .. } => {
+                Err(Error::Unsupported {
+                    what: format!("a Llama with a mask of {self}"),
+                    remedy: "measure such masks by `longburn bench attention`".into(),
+                })
+            }
             Self::Longlora { parts } => {
                 Ok(MixerConfig::LongLora(LongLoraConfig::new().with_group_ratio(parts)))
             }
@@ -320,6 +346,12 @@ impl std::fmt::Display for MaskKind {
             Self::Window { window, sinks: 0 } => write!(f, "window {window}"),
             Self::Window { window, sinks } => write!(f, "window {window}, {sinks} sinks"),
             Self::Longlora { parts } => write!(f, "LongLoRA groups of 1/{parts}"),
+            Self::Stride { block, local, stride } => {
+                write!(f, "stride {stride}, {local} near, blocks of {block}")
+            }
+            Self::Blocks { block, density } => {
+                write!(f, "{density} of the blocks of {block}")
+            }
         }
     }
 }

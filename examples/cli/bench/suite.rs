@@ -125,7 +125,9 @@ fn attention(cases: &mut Vec<Case>, short: impl Fn(usize) -> usize) {
         let (batch, heads) = (1, 8);
         let len = short(len);
         let job = AttentionJob { len, batch, heads, kv_heads: heads, head_dim, mask, backward };
-        cases.push((Job::Attention(job), peers.to_vec()));
+        let job = Job::Attention(job);
+        let peers = peers.iter().copied().filter(|peer| peer.does(&job)).collect();
+        cases.push((job, peers));
     };
     for head_dim in [64, 128] {
         for len in [1024, 2048, 4096, 8192, 16_384] {
@@ -150,6 +152,13 @@ fn attention(cases: &mut Vec<Case>, short: impl Fn(usize) -> usize) {
         }
         for parts in [4, 8] {
             push(len, 64, MaskKind::Longlora { parts }, true, &[Dense, Torch]);
+        }
+        let stride = MaskKind::Stride { block: 64, local: 8, stride: 8 };
+        let blocks = [0.05, 0.1, 0.25].map(|density| MaskKind::Blocks { block: 64, density });
+        for mask in [&[stride][..], &blocks].concat() {
+            for backward in [false, true] {
+                push(len, 64, mask, backward, &[Dense, Torch]);
+            }
         }
     }
 }

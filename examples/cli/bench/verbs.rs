@@ -16,7 +16,8 @@ use longburn::Result;
 Examples:
   longburn bench attention --len 4096 --backward --peer stock
   longburn bench attention --len 1024,4096 --heads 8 --kv-heads 2 --peer torch --json
-  longburn bench attention --len 8192 --mask window --window 512 --sinks 4 --peer dense")]
+  longburn bench attention --len 8192 --mask window --window 512 --sinks 4 --peer dense
+  longburn bench attention --len 8192 --mask blocks --density 0.1 --backward --peer dense")]
 pub struct AttentionArgs {
     /// Tokens; a list gives a row each
     #[arg(long, value_delimiter = ',', default_value = "4096", value_name = "N,..")]

@@ -24,6 +24,22 @@ fn sizes_and_masks_that_cannot_be_are_named() {
         (&["attention", "--len", "8", "--batch", "0"], "config", &["`batch`"]),
         (&["attention", "--len", "9", "--mask", "longlora"], "kernel", &["9", "4"]),
         (&["attention", "--len", "8", "--mask", "window", "--window", "0"], "kernel", &["window"]),
+        (
+            &["attention", "--len", "8", "--mask", "stride", "--local-blocks", "0"],
+            "kernel",
+            &["local_blocks"],
+        ),
+        (
+            &["attention", "--len", "8", "--mask", "blocks", "--density", "1.5"],
+            "config",
+            &["`density`", "1.5"],
+        ),
+        (&["attention", "--len", "8", "--mask", "blocks", "--block", "0"], "config", &["`block`"]),
+        (
+            &["block", "--len", "8", "--mask", "stride"],
+            "unsupported",
+            &["stride 8", "bench attention"],
+        ),
         (&["attention", "--len", "8", "--repeats", "0"], "config", &["`repeats`"]),
         (&["matmul", "--m", "0", "--k", "1", "--n", "1"], "config", &["`m`"]),
         (&["matmul", "--m", "1", "--k", "1", "--n", "99999999999"], "config", &["`n`"]),
@@ -68,6 +84,11 @@ fn peers_that_do_something_else_are_refused_with_those_that_would_do() {
         // Without gaps there is nothing that sparsity could save.
         (&["attention", "--len", "8", "--peer", "dense"], "stock"),
         (&["attention", "--len", "8", "--backward", "--peer", "torch-flex"], "stock"),
+        // A boolean mask per head would take all memory.
+        (
+            &["attention", "--len", "16384", "--mask", "blocks", "--peer", "torch"],
+            "stock, dense, torch-dense",
+        ),
     ] {
         let (kind, message) = refusal(args);
         assert_eq!(kind, "unsupported", "{message}");

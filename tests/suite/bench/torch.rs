@@ -70,6 +70,11 @@ fn pytorch_computes_the_same() {
             "torch",
         ),
         ([&attention[..], &["--mask", "longlora"]].concat(), "torch"),
+        (
+            [&attention[..], &["--mask", "stride", "--block", "4", "--stride", "3"]].concat(),
+            "torch",
+        ),
+        ([&attention[..], &["--mask", "blocks", "--block", "7"]].concat(), "torch"),
         ([&PRODUCT[..], &["--layout", "tn", "--batch", "2"]].concat(), "torch"),
         (vec!["linear-loss", "--tokens", "40", "--width", "16", "--vocab", "60"], "torch"),
         ([&["block", "--kv-heads", "2"][..], &model].concat(), "torch"),

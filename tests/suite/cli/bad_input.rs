@@ -295,6 +295,9 @@ fn masks_have_lengths_that_can_be_drawn() {
         (&["--len", "30", "--group-ratio", "4"], "30"),
         (&["--len", "32", "--group-ratio", "4", "--heads", "3"], "even"),
         (&["--len", "8", "--segments", "5,5"], "10 tokens"),
+        (&["--len", "8", "--stride", "0"], "stride"),
+        (&["--len", "8", "--stride", "2", "--heads", "65536"], "up to 64"),
+        (&["--len", "8", "--stride", "2", "--kv-heads", "0"], "key_heads"),
     ] {
         let message = bench.fails(&[&["mask", "show"], args].concat());
         assert!(message.contains(says), "{args:?}: {message}");

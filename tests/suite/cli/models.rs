@@ -1,7 +1,7 @@
 //! Verbs that read a model.
 
 use super::Bench;
-use longburn::kernel::{GroupSize, Groups, Mask, MaskSpec, TokenMeta};
+use longburn::kernel::{BlockStride, GroupSize, Groups, Mask, MaskSpec, TokenMeta};
 use longburn::models::weights::{WeightFiles, read_safetensors};
 use longburn::models::{Blocks, ForwardOptions, GenerateConfig, generate, ids_tensor};
 use longburn::training::eval::Perplexity;
@@ -163,6 +163,16 @@ fn masks_are_drawn_and_counted() {
 
     let packed = bench.json(&["mask", "show", "--len", "8", "--segments", "3,5"]);
     assert_eq!(packed["pairs"], 2 * (3 * 4 / 2 + 5 * 6 / 2));
+
+    let args = ["mask", "show", "--len", "100", "--heads", "4", "--kv-heads", "2"];
+    let blocks = ["--stride", "3", "--block", "8", "--local-blocks", "2", "--out", "stride.svg"];
+    let strided = bench.json(&[&args[..], &blocks].concat());
+    let tokens = TokenMeta::contiguous(1, 100, 0);
+    let spec = MaskSpec::causal().with_stride(BlockStride::new(8, 2, 3, 2));
+    let mask = Mask::new(spec, tokens.clone(), tokens, 4).unwrap();
+    assert_eq!(strided["pairs"], mask.pairs());
+    let svg = std::fs::read_to_string(bench.path("stride.svg")).unwrap();
+    assert!(svg.contains("heads 0 – 1") && svg.contains("heads 2 – 3"));
 }
 
 #[test]

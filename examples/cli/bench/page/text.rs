@@ -42,11 +42,12 @@ const METHOD: &str = "
   back what is freed.
 - *Attention* gets the gradient of its output and returns those of q, k and v. Stock Burn is
   `softmax(q·kᵀ + mask)·v` and autodiff. PyTorch is `scaled_dot_product_attention`, causal where the mask
-  is dense, with a boolean mask for windows, and by groups as rows for LongLoRA.
+  is dense, with a boolean mask for windows, for strides and lists of blocks as far as one per head
+  fits in 4 GiB, and by groups as rows for LongLoRA.
 - *Training step.* Longburn's side is the public trainer with all its checks. PyTorch's is a Llama out of
   its own functions with fused AdamW. The losses of three steps agree.
 - *Sparse masks.* `dense` is Longburn itself without the gaps; its ratio is what sparsity saves. Choosing
-  blocks is no part of it: these masks are known beforehand.
+  blocks is no part of it: they are known beforehand, those of lists at random.
 - The peers' code is `benches/peers/torch_cpu.py`, which can also be run by hand.
 ";
 

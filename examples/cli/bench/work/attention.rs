@@ -89,7 +89,9 @@ fn repeated(x: Tensor<4>, n: usize) -> Tensor<4> {
 
 /// Pairs that do not count: `[1, 1 or H, T, T]`, the smaller where all heads are alike.
 fn hidden(mask: &Mask, job: &AttentionJob, device: &Device) -> Tensor<4, Bool> {
-    let heads = if mask.spec().groups.is_some() { job.heads } else { 1 };
+    let spec = mask.spec();
+    let alike = spec.groups.is_none() && spec.stride.is_none() && mask.list().is_none();
+    let heads = if alike { 1 } else { job.heads };
     let mut values = Vec::with_capacity(heads * job.len * job.len);
     for h in 0..heads {
         for t in 0..job.len {
