@@ -81,7 +81,7 @@ impl At {
     }
 }
 
-/// A vector whose chunks are written on all threads.
+/// A vector whose chunks are written one by one, on all threads.
 fn filled(
     len: usize,
     chunk: usize,
@@ -89,7 +89,12 @@ fn filled(
 ) -> Vec<f32> {
     let mut data = Vec::with_capacity(len);
     let room = &mut data.spare_capacity_mut()[..len];
-    room.par_chunks_mut(chunk.max(1)).enumerate().for_each(|(n, out)| write(n, out));
+    // Less is not worth waking a thread.
+    if len < 1 << 15 {
+        room.chunks_mut(chunk.max(1)).enumerate().for_each(|(n, out)| write(n, out));
+    } else {
+        room.par_chunks_mut(chunk.max(1)).enumerate().for_each(|(n, out)| write(n, out));
+    }
     // Safe: all callers write all of every chunk.
     unsafe { data.set_len(len) };
     data

@@ -13,10 +13,12 @@ const COLUMNS: usize = 256;
 /// How much of the inner dimension is summed up in registers at a time: a panel of this many rows
 /// fits the first-level cache.
 const DEPTH: usize = 256;
+/// Elements of B that are packed at a time.
+const PACKED: usize = 1 << 17;
 /// Rows of A up to which B is read once, where it lies: packing would cost more than the product.
 const FEW: usize = 4;
 /// Products of fewer multiplications run on one thread.
-const PARALLEL_FROM: usize = 1 << 18;
+const PARALLEL_FROM: usize = 1 << 20;
 
 /// A right-hand side `[K, N]` for [`multiply`].
 pub(crate) struct Right {
@@ -56,7 +58,12 @@ pub(crate) unsafe fn multiply(
     // Safe: as the caller vouches.
     unsafe {
         if is_near(a) && k > 0 {
-            return multiply_right(m, a, &Right::pack(b, (k, n)), c, accumulate);
+            let some = (PACKED / k / COLUMNS).max(1) * COLUMNS;
+            for first in (0..n).step_by(some) {
+                let part = Right::pack(b.at(0, first), (k, (n - first).min(some)));
+                multiply_part((m, n, first), a, &part, c, accumulate);
+            }
+            return;
         }
         let threads = match m * n * k {
             ..PARALLEL_FROM => gemm::Parallelism::None,
@@ -93,25 +100,40 @@ pub(crate) unsafe fn multiply(
 /// # Safety
 /// `a` must be readable at its whole size.
 pub(crate) unsafe fn multiply_right(m: usize, a: At, b: &Right, c: &mut [f32], accumulate: bool) {
-    let (n, k) = (b.n, b.k);
-    assert_eq!(c.len(), m * n, "the product is {m} by {n}");
+    // Safe: as the caller vouches.
+    unsafe { multiply_part((m, b.n, 0), a, b, c, accumulate) }
+}
+
+/// Some columns of C `[m, n]`, those of `b` from `first` on.
+///
+/// # Safety
+/// `a` must be readable at its whole size.
+unsafe fn multiply_part(
+    (m, n, first): (usize, usize, usize),
+    a: At,
+    b: &Right,
+    c: &mut [f32],
+    accumulate: bool,
+) {
+    let (some, k) = (b.n, b.k);
+    assert!(c.len() == m * n && first + some <= n, "the product is {m} by {n}");
     // A few jobs per thread, so that none waits long for the last one.
     let wanted = 4 * rayon::current_num_threads();
     let high = if m.div_ceil(ROWS) < wanted { FEWER } else { ROWS };
     let rows = m.div_ceil(high);
-    let columns = n.div_ceil(wanted.div_ceil(rows)).clamp(64, COLUMNS).next_multiple_of(width());
-    let blocks = n.div_ceil(columns);
+    let columns = some.div_ceil(wanted.div_ceil(rows)).clamp(64, COLUMNS).next_multiple_of(width());
+    let blocks = some.div_ceil(columns);
     let c = Out(c.as_mut_ptr());
     let job = |index: usize| {
         let (row, column) = (index / blocks * high, index % blocks * columns);
-        let size = ((m - row).min(high), (n - column).min(columns), k);
+        let size = ((m - row).min(high), (some - column).min(columns), k);
         let a = a.at(row, 0);
         // Safe: blocks of C lie apart, and within it.
-        let c = unsafe { c.block(row * n + column) };
+        let c = unsafe { c.block(row * n + first + column) };
         let right = |depth: usize| b.panels.block(depth, column);
         widest(Job { size, a, right, c, c_rows: n, accumulate });
     };
-    if m * n * k < PARALLEL_FROM {
+    if m * some * k < PARALLEL_FROM {
         (0..rows * blocks).for_each(job);
     } else {
         (0..rows * blocks).into_par_iter().for_each(job);

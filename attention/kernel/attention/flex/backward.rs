@@ -56,7 +56,7 @@ pub(in super::super) fn backward(
     // Every job owns some runs of key tiles and all that is written there; what it adds to the
     // queries of its key head goes to a copy of its own, summed up in a fixed order.
     let runs = s.div_ceil(RUN * TILE.1);
-    let parts = JOBS.div_ceil(batch * kv).min(runs.div_ceil(4)).min(PARTS);
+    let parts = JOBS.div_ceil(batch * kv).min(runs.div_ceil(2)).min(PARTS);
     let mut dq = vec![0.0f32; parts * stacked * heads * t * d];
     let mut jobs: Vec<Job> = (0..batch * kv * parts)
         .map(|n| Job {
