@@ -2,7 +2,8 @@
 //!
 //! `reference` is dense and obvious, `tiled` is made of tensor operations, `flex` of slices and
 //! a matrix-product library; `autodiff` puts `tiled` and `flex` behind one node of the graph,
-//! whose backward pass recomputes the tiles from (q, k, v, out, lse).
+//! whose backward pass recomputes the tiles from (q, k, v, out, lse). `stats` computes the weights
+//! once more for what is said about them, outside the graph.
 
 mod autodiff;
 #[cfg(feature = "flex")]
