@@ -41,12 +41,11 @@ fn all_cases() -> Vec<Case> {
 }
 
 fn reductions(t: usize, s: usize) -> Vec<Reduce> {
+    let largest = [(1, 1), (7, 13), (64, 64), (100, 30), (t, s)];
+    let sums = [(7, 13), (40, 300), (usize::MAX, 1 << 40)];
     let mut all = vec![Reduce::ColumnSums, Reduce::DiagonalSums, Reduce::Entropy];
-    let sizes = [(1, 1), (7, 13), (64, 64), (32, 16), (100, 30), (40, 300), (150, 3)];
-    for (queries, keys) in sizes.into_iter().chain([(t, s), (usize::MAX, 1 << 40)]) {
-        all.push(Reduce::BlockMax { queries, keys });
-        all.push(Reduce::BlockSum { queries, keys });
-    }
+    all.extend(largest.map(|(queries, keys)| Reduce::BlockMax { queries, keys }));
+    all.extend(sums.map(|(queries, keys)| Reduce::BlockSum { queries, keys }));
     all
 }
 
