@@ -1,5 +1,6 @@
 //! Long-sequence ops for Burn: masked attention over branches of queries and keys, with memory
-//! linear in the sequence length, and a linear layer fused with its cross-entropy.
+//! linear in the sequence length, statistics of its weights, and a linear layer fused with its
+//! cross-entropy.
 //!
 //! Every op has a slow, obvious `reference`, a `tiled` form out of tensor operations that runs on
 //! any device, and, where it pays, a form of its own for a device. All share one signature and
@@ -24,7 +25,7 @@ mod product;
 #[cfg(feature = "flex")]
 mod simd;
 
-pub use attention::{attention_backward, masked_attention};
+pub use attention::{Reduce, attention_backward, attention_stats, masked_attention};
 pub use branch::{AttentionGrads, AttentionOptions, AttentionOutput, Branch, Implementation};
 pub use error::Error;
 pub use loss::{linear_cross_entropy, linear_nll};

@@ -8,8 +8,8 @@ use longburn::attention::{AttnShape, LongLoraConfig, MixerConfig};
 use longburn::datasets::{Side, TokenBatch};
 use longburn::kernel::loss::linear_cross_entropy_with;
 use longburn::kernel::{
-    AttentionOptions, Branch, GroupSize, Groups, Implementation, Mask, MaskSpec, TokenMeta,
-    linear_nll, masked_attention,
+    AttentionOptions, Branch, GroupSize, Groups, Implementation, Mask, MaskSpec, Reduce, TokenMeta,
+    attention_stats, linear_nll, masked_attention,
 };
 use longburn::models::lora::{self, LoraConfig};
 use longburn::models::{
@@ -45,6 +45,7 @@ macro_rules! device_test {
 
 device_test!(
     attention_equals_the_reference,
+    statistics_equal_the_reference,
     loss_equals_the_reference,
     longlora_conforms,
     gradients_of_a_model_equal_the_reference,
@@ -95,6 +96,31 @@ fn attention_equals_the_reference(device: &Device) {
             let allowed = if i == 0 { FORWARD } else { GRADIENTS };
             assert!(r <= allowed, "{name}: tensor {i} (out, q, k, v) differs by {r:.1e}");
         }
+    }
+}
+
+fn statistics_equal_the_reference(device: &Device) {
+    let (b, h, kv, t, d) = (2, 4, 2, 150, 12);
+    let tokens = TokenMeta::packed(&[vec![5, 140], vec![150]], t).unwrap();
+    let mask = Mask::new(MaskSpec::causal(), tokens.clone(), tokens, h).unwrap();
+    let of = |heads, stream| random([b, heads, t, d], stream, device);
+    let branch = Branch { q: of(h, 1), k: of(kv, 2), mask };
+    let all = std::slice::from_ref(&branch);
+    let lse = masked_attention(all, of(kv, 3), &AttentionOptions::default()).unwrap().lse;
+    let (queries, keys) = (32, 7);
+    for reduce in [
+        Reduce::ColumnSums,
+        Reduce::DiagonalSums,
+        Reduce::BlockMax { queries, keys },
+        Reduce::BlockSum { queries, keys },
+        Reduce::Entropy,
+    ] {
+        let run = |implementation| {
+            let options = AttentionOptions::default().with_implementation(implementation);
+            host(attention_stats(&branch, lse.clone(), reduce, &options).unwrap())
+        };
+        let r = ratio(&run(Implementation::Auto), &run(Implementation::Reference));
+        assert!(r <= FORWARD, "{reduce:?} differs by {r:.1e}");
     }
 }
 

@@ -2,12 +2,14 @@
 //!
 //! `reference` is dense and obvious, `tiled` is made of tensor operations, `flex` of slices and
 //! a matrix-product library; `autodiff` puts `tiled` and `flex` behind one node of the graph,
-//! whose backward pass recomputes the tiles from (q, k, v, out, lse).
+//! whose backward pass recomputes the tiles from (q, k, v, out, lse). `stats` computes the weights
+//! once more for what is said about them, outside the graph.
 
 mod autodiff;
 #[cfg(feature = "flex")]
 mod flex;
 mod reference;
+mod stats;
 #[cfg(test)]
 mod tests;
 mod tiled;
@@ -19,6 +21,8 @@ use autodiff::AttentionOps;
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Tensor};
 use std::sync::Arc;
+
+pub use stats::{Reduce, attention_stats};
 
 /// Tile sizes (queries, keys) of the CPU form, also used to count visited blocks in tests.
 pub const TILE: (usize, usize) = (64, 64);
@@ -77,7 +81,7 @@ pub fn masked_attention(
     v: Tensor<4>,
     options: &AttentionOptions,
 ) -> Result<AttentionOutput, Error> {
-    let plan = check(branches, &v, options)?;
+    let plan = check("masked_attention", branches, ("v", &v), options)?;
     if options.implementation == Implementation::Reference {
         return Ok(reference::attention(branches, v, plan.0.scale));
     }
@@ -107,7 +111,7 @@ pub fn attention_backward(
     dout: Tensor<4>,
     options: &AttentionOptions,
 ) -> Result<AttentionGrads, Error> {
-    let plan = check(branches, &v, options)?;
+    let plan = check("attention_backward", branches, ("v", &v), options)?;
     if options.implementation == Implementation::Reference {
         return Err(Error::Unsupported {
             op: "attention_backward",
@@ -127,12 +131,7 @@ pub fn attention_backward(
             return Err(Error::shape("attention_backward", reason));
         }
     }
-    let lse = &output.lse;
-    if lse.dims() != [b, h, t] || lse.dtype() != DType::F32 {
-        let reason =
-            format!("lse is {:?} {:?}, expected {:?} F32", lse.dims(), lse.dtype(), [b, h, t]);
-        return Err(Error::shape("attention_backward", reason));
-    }
+    check_lse("attention_backward", &output.lse, [b, h, t])?;
     let (q, k) = stack(branches);
     let (dq, dk, dv) = <Dispatch as AttentionOps>::attention_gradients(
         q.inner().into_dispatch(),
@@ -158,21 +157,36 @@ fn stack(branches: &[Branch]) -> (Tensor<4>, Tensor<4>) {
     }
 }
 
-fn check(branches: &[Branch], v: &Tensor<4>, options: &AttentionOptions) -> Result<Plan, Error> {
-    let fail = |reason: String| Err(Error::shape("masked_attention", reason));
+fn check_lse(op: &'static str, lse: &Tensor<3>, shape: [usize; 3]) -> Result<(), Error> {
+    if lse.dims() == shape && lse.dtype() == DType::F32 {
+        return Ok(());
+    }
+    let reason = format!("lse is {:?} {:?}, expected {shape:?} F32", lse.dims(), lse.dtype());
+    Err(Error::shape(op, reason))
+}
+
+/// `v` are the values or, where a call has none, the keys, with their name.
+fn check(
+    op: &'static str,
+    branches: &[Branch],
+    (name, v): (&str, &Tensor<4>),
+    options: &AttentionOptions,
+) -> Result<Plan, Error> {
+    let fail = |reason: String| Err(Error::shape(op, reason));
     let Some(first) = branches.first() else {
         return fail("no branch given".into());
     };
     let [b, h, t, d] = first.q.dims();
     let [vb, kv, s, e] = v.dims();
     if b * h * t * d * s * e == 0 {
-        return fail(format!("an empty dimension in q {:?} or v {:?}", first.q.dims(), v.dims()));
+        let (q, v) = (first.q.dims(), v.dims());
+        return fail(format!("an empty dimension in q {q:?} or {name} {v:?}"));
     }
     if kv == 0 || h % kv != 0 {
         return fail(format!("{kv} key heads do not divide {h} query heads"));
     }
     if vb != b {
-        return fail(format!("q has {b} rows, v has {vb}"));
+        return fail(format!("q has {b} rows, {name} has {vb}"));
     }
     for (i, branch) in branches.iter().enumerate() {
         if branch.q.dims() != [b, h, t, d] || branch.k.dims() != [b, kv, s, d] {
@@ -200,7 +214,7 @@ fn check(branches: &[Branch], v: &Tensor<4>, options: &AttentionOptions) -> Resu
         }
         if branch.q.dtype() != v.dtype() || branch.k.dtype() != v.dtype() {
             return fail(format!(
-                "branch {i}: q is {:?}, k {:?}, v {:?}",
+                "branch {i}: q is {:?}, k {:?}, {name} {:?}",
                 branch.q.dtype(),
                 branch.k.dtype(),
                 v.dtype()

@@ -29,6 +29,17 @@ pub(super) fn attention(branches: &[Branch], v: Tensor<4>, scale: f64) -> Attent
     AttentionOutput { out, lse: lse.squeeze_dim::<3>(3).cast(DType::F32).detach() }
 }
 
+/// exp(score − lse), 0 where hidden or where lse is −∞: `[B, H, T, S]`.
+pub(super) fn weights(branch: &Branch, lse: Tensor<3>, scale: f64) -> Tensor<4> {
+    let Branch { q, k, mask } = branch;
+    let visible = dense(mask, &q.device(), q.dtype());
+    let k = repeat_heads(k.clone(), mask.heads());
+    let scores = q.clone().matmul(k.transpose()).mul_scalar(scale);
+    let blind = lse.clone().equal_scalar(f32::NEG_INFINITY);
+    let lse = lse.mask_fill(blind, f32::INFINITY).unsqueeze_dim::<4>(3).cast(q.dtype());
+    (scores - lse).exp().mask_fill(visible.equal_scalar(0.0), 0.0)
+}
+
 /// `[B, K, S, D]` -> `[B, H, S, D]`: head h reads key head h / (H / K).
 fn repeat_heads(x: Tensor<4>, heads: usize) -> Tensor<4> {
     let [b, kv, s, d] = x.dims();

@@ -8,19 +8,19 @@ mod sparse;
 use crate::*;
 use burn::tensor::{DType, Device, Distribution, Tensor};
 
-const FORWARD: f64 = 2e-6;
+pub(super) const FORWARD: f64 = 2e-6;
 const GRADIENTS: f64 = 1e-5;
 
-struct Case {
-    name: &'static str,
-    batch: usize,
-    heads: usize,
-    kv: usize,
-    queries: usize,
-    keys: usize,
-    dim: usize,
-    value_dim: usize,
-    masks: Vec<Mask>,
+pub(super) struct Case {
+    pub(super) name: &'static str,
+    pub(super) batch: usize,
+    pub(super) heads: usize,
+    pub(super) kv: usize,
+    pub(super) queries: usize,
+    pub(super) keys: usize,
+    pub(super) dim: usize,
+    pub(super) value_dim: usize,
+    pub(super) masks: Vec<Mask>,
 }
 
 fn device() -> Device {
@@ -31,7 +31,7 @@ fn device() -> Device {
 }
 
 /// RMS(a − b) / RMS(b), with NaN counted as a failure.
-fn ratio<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> f64 {
+pub(super) fn ratio<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> f64 {
     let (a, b) = (values(a), values(b));
     let square = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>();
     let finite = |x: f64| if x == f64::NEG_INFINITY { -1e4 } else { x };
@@ -43,11 +43,11 @@ fn ratio<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> f64 {
     if size == 0.0 { diff.sqrt() } else { (diff / size).sqrt() }
 }
 
-fn values<const D: usize>(x: Tensor<D>) -> Vec<f64> {
+pub(super) fn values<const D: usize>(x: Tensor<D>) -> Vec<f64> {
     x.inner().cast(DType::F64).into_data().try_to_vec::<f64>().expect("float data")
 }
 
-fn random(shape: [usize; 4], seed: u64) -> Tensor<4> {
+pub(super) fn random(shape: [usize; 4], seed: u64) -> Tensor<4> {
     // A fixed, cheap sequence: the process-wide random state of a device is not ours to rely on.
     let n = shape.iter().product::<usize>();
     let data: Vec<f32> = (0..n as u64)
@@ -103,7 +103,7 @@ fn compare(case: &Case, implementation: Implementation) {
     }
 }
 
-fn implementations() -> Vec<Implementation> {
+pub(super) fn implementations() -> Vec<Implementation> {
     let mut all = vec![Implementation::Tiled];
     if cfg!(feature = "flex") {
         all.push(Implementation::Flex);
@@ -133,7 +133,7 @@ fn square(
     }
 }
 
-fn cases() -> Vec<Case> {
+pub(super) fn cases() -> Vec<Case> {
     let causal = MaskSpec::causal;
     let plain = TokenMeta::contiguous;
     let groups = |size, ragged| Groups { size, shift: true, ragged };

@@ -3,6 +3,10 @@
 //! Forward: an online softmax over the visited key tiles of each query tile. Backward: one pass
 //! over the same tiles, which recomputes the scores from (q, k, lse).
 
+mod stats;
+
+pub(super) use stats::stats;
+
 use super::Plan;
 use crate::mask::HeadClass;
 use crate::{BlockKind, BlockList, BlockMap, Mask};
@@ -180,12 +184,13 @@ fn cut(x: &Tensor<4>, b: Range<usize>, h: &Range<usize>, t: &Range<usize>) -> Te
     x.clone().slice([b, h.clone(), t.clone(), 0..d])
 }
 
-/// Scores `[B, heads, t, s]` in f32, hidden ones at [`LOW`].
+/// Scores `[B, heads, t, s]` in f32, or f64 where q is, hidden ones at [`LOW`].
 fn scores(q: Tensor<4>, k: Tensor<4>, scale: f64, hidden: Option<&Tensor<4, Bool>>) -> Tensor<4> {
     let [b, h, t, _] = q.dims();
     let s = k.dims()[2];
     let x = grouped(q, k.dims()[1]).matmul(k.transpose()).reshape([b, h, t, s]);
-    let x = x.cast(DType::F32).mul_scalar(scale);
+    let float = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let x = x.cast(float).mul_scalar(scale);
     match hidden {
         Some(hidden) => x.mask_fill(hidden.clone().expand([b, h, t, s]), LOW),
         None => x,

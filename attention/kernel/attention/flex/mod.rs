@@ -1,5 +1,5 @@
 //! Attention on the CPU: tiles through packed panels, threads over (batch, head, query tile)
-//! forward and over (batch, key head, part of the keys) backward.
+//! forward and over (batch, key head, part of the keys) backward; statistics of the weights.
 //!
 //! Scores are kept in units of log 2, where powers are cheapest; `lse` leaves in natural units.
 
@@ -7,9 +7,11 @@ mod backward;
 mod band;
 mod decode;
 mod forward;
+mod stats;
 
 pub(super) use backward::backward;
 pub(super) use forward::forward;
+pub(super) use stats::stats;
 
 use super::{Plan, TILE};
 use crate::panels::{At, Panels, width};
