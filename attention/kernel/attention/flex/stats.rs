@@ -1,9 +1,10 @@
 //! Statistics of the weights, from scores that are computed again: products of queries and keys
 //! alone.
 
+use super::band::Band;
 use super::*;
 use crate::attention::stats::{Fold, Kind};
-use crate::panels::{product, widest};
+use crate::panels::{BAND, product, widest};
 use crate::simd::exp2;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -12,6 +13,8 @@ use rayon::prelude::*;
 const RUN: usize = 4;
 /// Distance between two rows of scores.
 const WIDE: usize = RUN * TILE.1 + 32;
+/// Bands of keys in a run.
+const BANDS: usize = RUN * TILE.1 / BAND;
 /// Queries that a job takes at least where one row of results comes of many, and how many jobs
 /// share such a row. The shapes alone decide about both, so that results do not depend on threads.
 const PART: usize = 512;
@@ -136,17 +139,16 @@ impl WithSimd for Job<'_> {
             let computed = |ki| kind(ki) != BlockKind::Skip;
             for run in runs(0..s.div_ceil(TILE.1), RUN, computed) {
                 let columns = span(&run, TILE.1, s);
+                let at = ((b, head), (&run, s));
+                let band: Band<BANDS> =
+                    Band::new(side, at.0, tile, at.1, (&rows, &columns), x, WIDE);
                 // Safe: the tile lies within queries and keys, `x` holds it.
                 unsafe {
                     let size = (rows.len(), columns.len(), d);
                     let keys = call.keys.columns(key_head, columns.start);
                     let queries = q.at(b, head, rows.start);
-                    product(simd, size, queries, keys, (x.as_mut_ptr(), WIDE), false);
-                }
-                for ki in run.filter(|ki| kind(*ki) == BlockKind::Partial) {
-                    let part = part(ki, TILE.1, s);
-                    let x = &mut x[part.start - columns.start..];
-                    side.hide((b, head), (&rows, &part), x, WIDE);
+                    let (x, limits) = ((x.as_mut_ptr(), WIDE), band.scores());
+                    product(simd, size, queries, keys, x, band.is_partial(), limits);
                 }
                 let of_x = x.chunks_mut(WIDE).zip(base);
                 match fold.kind {
