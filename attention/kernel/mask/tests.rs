@@ -34,7 +34,7 @@ fn a_stride_keeps_near_blocks_and_one_in_so_many() {
             for (t, s) in (0..100).flat_map(|t| (0..100).map(move |s| (t, s))) {
                 let (m, n) = (t / stride.block, s / stride.block);
                 let near = n + stride.local_blocks > m;
-                let kept = (n + key_head * step + stride.offset) % stride.stride == 0;
+                let kept = (n + key_head * step + stride.offset).is_multiple_of(stride.stride);
                 let want = s <= t && (near || kept || dense);
                 assert_eq!(mask.visible(0, h, t, s), want, "{stride:?}: head {h}, {t} and {s}");
             }
@@ -81,7 +81,8 @@ fn a_stride_visits_its_blocks_alone() {
     let tokens = TokenMeta::contiguous(1, 1024, 0);
     let stride = BlockStride::new(64, 2, 4, 4).with_step(1);
     let mask = masked(MaskSpec::causal().with_stride(stride), &tokens, &tokens, 8);
-    let kept = |h: usize, m: usize| (0..=m).filter(|n| n + 2 > m || (n + h) % 4 == 0).count();
+    let kept =
+        |h: usize, m: usize| (0..=m).filter(|n| n + 2 > m || (n + h).is_multiple_of(4)).count();
     let want: usize = (0..4).flat_map(|h| (0..16).map(move |m| 2 * kept(h, m))).sum();
     let map = mask.blocks(64, 64);
     assert_eq!(map.visited(), want);
@@ -136,7 +137,7 @@ fn strides_that_make_no_sense_are_refused() {
 
 /// A third of the blocks, those on the diagonal among them.
 fn third(b: usize, h: usize, q: usize, k: usize) -> bool {
-    q == k || (b * 7 + h * 5 + q * 3 + k * k) % 3 == 0
+    q == k || (b * 7 + h * 5 + q * 3 + k * k).is_multiple_of(3)
 }
 
 #[test]
