@@ -418,6 +418,31 @@ fn nan_in_an_input_is_not_hidden() {
     }
 }
 
+/// Whatever padded keys hold, of many queries and of few: nobody sees it.
+#[test]
+fn nan_in_a_hidden_key_is_seen_by_nobody() {
+    for implementation in implementations() {
+        for queries in [130, 2] {
+            let all = TokenMeta::right_padded(&[130], 150).unwrap();
+            let of_queries = all.slice(130 - queries..130).unwrap();
+            let mask = Mask::new(MaskSpec::causal(), of_queries, all, 2).unwrap();
+            let q = random([1, 2, queries, 4], 1);
+            let (k, v) = (random([1, 1, 150, 4], 2), random([1, 1, 150, 4], 3));
+            let options = AttentionOptions::default().with_implementation(implementation);
+            let run = |k: Tensor<4>| {
+                let branches = [Branch { q: q.clone(), k, mask: mask.clone() }];
+                let output = masked_attention(&branches, v.clone(), &options).unwrap();
+                let dout = q.clone();
+                let grads =
+                    attention_backward(&branches, v.clone(), &output, dout, &options).unwrap();
+                [values(output.out), values(grads.dv)]
+            };
+            let poisoned = k.clone().slice_fill([0..1, 0..1, 130..150, 0..4], f32::NAN);
+            assert_eq!(run(poisoned), run(k), "{implementation:?}, {queries} queries");
+        }
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_refused() {
     let x = |shape| Tensor::<4>::random(shape, Distribution::Default, &device());

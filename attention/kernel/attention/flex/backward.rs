@@ -220,8 +220,9 @@ impl WithSimd for Run<'_, '_> {
                             let tile = Tile { call: &call, b, head, key_head, stacked };
                             let at = ((b, head), (&run, s));
                             let band: Band<BANDS> =
-                                Band::new(side, at.0, qi, at.1, (&rows, &columns), x, WIDE);
+                                Band::new(side, at.0, qi, at.1, (&rows, &columns), (x, WIDE));
                             tile.scores(simd, (&rows, &columns), &band, (x, dx));
+                            band.hide(side, at.0, qi, at.1, (&rows, &columns), (x, WIDE));
                             let of_query = (b * heads + head) * t;
                             let of_query = of_query + rows.start..of_query + rows.end;
                             let (base, delta) =
@@ -270,7 +271,7 @@ impl Tile<'_> {
             let keys = call.keys.columns(stacked * kv + key_head, columns.start);
             let queries = call.q.at(stacked, head, rows.start);
             let (x, limits) = ((x.as_mut_ptr(), WIDE), band.scores());
-            product(simd, (m, n, d), queries, keys, x, band.is_partial(), limits);
+            product(simd, (m, n, d), queries, keys, x, false, limits);
             let values = call.values.columns(b * kv + key_head, columns.start);
             let douts = call.dout.at(b, head, rows.start);
             product(simd, (m, n, e), douts, values, (dx.as_mut_ptr(), WIDE), false, limits);

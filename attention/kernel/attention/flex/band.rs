@@ -19,8 +19,8 @@ pub(super) struct Band<const N: usize> {
 const EMPTY: (usize, usize) = (usize::MAX, 0);
 
 impl<const N: usize> Band<N> {
-    /// Writes what is added to the scores of the run to `x`, rows `stride` apart: nothing is written
-    /// where all pairs are visible.
+    /// Of a run of tiles. `x`, rows `stride` apart, is left with −inf for hidden pairs, so that those
+    /// that are not computed have it.
     #[inline(always)]
     pub fn new(
         side: &Side,
@@ -28,8 +28,7 @@ impl<const N: usize> Band<N> {
         qi: usize,
         (run, run_len): (&Range<usize>, usize),
         (rows, columns): (&Range<usize>, &Range<usize>),
-        x: &mut [f32],
-        stride: usize,
+        (x, stride): (&mut [f32], usize),
     ) -> Self {
         let kind = |ki: usize| side.kind(at.0, at.1, qi, ki);
         let partial = run.clone().any(|ki| kind(ki) == BlockKind::Partial);
@@ -45,21 +44,19 @@ impl<const N: usize> Band<N> {
         for ki in run.clone() {
             let keys = part(ki, TILE.1, run_len);
             let first = keys.start - columns.start;
-            if kind(ki) == BlockKind::Partial {
+            let edge = kind(ki) == BlockKind::Partial;
+            if edge {
+                let rows_of_x = x[first..].chunks_mut(stride).take(rows.len());
+                rows_of_x.for_each(|row| row[..keys.len()].fill(0.0));
                 side.hide(at, (rows, &keys), &mut x[first..], stride);
             }
             for i in 0..rows.len() {
-                let row = &mut x[i * stride + first..][..keys.len()];
-                let seen = match kind(ki) {
-                    BlockKind::Partial => {
-                        let from = row.iter().position(|x| *x == 0.0).unwrap_or(row.len());
-                        let to = row.iter().rposition(|x| *x == 0.0).map_or(0, |last| last + 1);
-                        from..to
-                    }
-                    _ => {
-                        row.fill(0.0);
-                        0..row.len()
-                    }
+                let row = &x[i * stride + first..][..keys.len()];
+                let seen = if edge {
+                    let from = row.iter().position(|x| *x == 0.0).unwrap_or(row.len());
+                    from..row.iter().rposition(|x| *x == 0.0).map_or(0, |last| last + 1)
+                } else {
+                    0..row.len()
                 };
                 if seen.is_empty() {
                     continue;
@@ -77,9 +74,26 @@ impl<const N: usize> Band<N> {
         band
     }
 
-    /// Whether scores are added to what `x` holds.
-    pub fn is_partial(&self) -> bool {
-        self.partial
+    /// Hides what was computed beside visible pairs: a number that nobody may see, NaN perhaps.
+    #[inline(always)]
+    pub fn hide(
+        &self,
+        side: &Side,
+        at: (usize, usize),
+        qi: usize,
+        (run, run_len): (&Range<usize>, usize),
+        (rows, columns): (&Range<usize>, &Range<usize>),
+        (x, stride): (&mut [f32], usize),
+    ) {
+        if !self.partial {
+            return;
+        }
+        for ki in run.clone() {
+            if side.kind(at.0, at.1, qi, ki) == BlockKind::Partial {
+                let keys = part(ki, TILE.1, run_len);
+                side.hide(at, (rows, &keys), &mut x[keys.start - columns.start..], stride);
+            }
+        }
     }
 
     /// Columns that query `i` of the run may see; no others hold anything.

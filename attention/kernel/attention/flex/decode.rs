@@ -98,19 +98,21 @@ impl WithSimd for Job<'_> {
                 for g in 0..group {
                     let head = key_head * group + g;
                     let kind = side.kind(b, head, 0, ki);
-                    match kind {
-                        BlockKind::Skip => continue,
-                        BlockKind::Partial => {
-                            side.hide((b, head), (&(0..t), &columns), &mut x, TILE.1)
-                        }
-                        BlockKind::Full => x.fill(0.0),
+                    if kind == BlockKind::Skip {
+                        continue;
                     }
                     for ti in 0..t {
                         let query = q.row(stacked, head, ti);
                         let x = &mut x[ti * TILE.1..][..columns.len()];
                         for (x, key) in x.iter_mut().zip(columns.clone()) {
-                            *x += scale * dot(simd, query, k.row(stacked, key_head, key));
+                            *x = scale * dot(simd, query, k.row(stacked, key_head, key));
                         }
+                    }
+                    if kind == BlockKind::Partial {
+                        side.hide((b, head), (&(0..t), &columns), &mut x, TILE.1);
+                    }
+                    for ti in 0..t {
+                        let x = &mut x[ti * TILE.1..][..columns.len()];
                         let value = |j: usize| v.row(b, key_head, columns.start + j);
                         add(simd, &mut shares[g * t + ti], x, value);
                     }

@@ -107,14 +107,15 @@ impl WithSimd for Job<'_> {
                 let columns = span(&run, TILE.1, s);
                 let (m, n) = (rows.len(), columns.len());
                 let band: Band<BANDS> =
-                    Band::new(side, (b, head), tile, (&run, s), (&rows, &columns), x, WIDE);
+                    Band::new(side, (b, head), tile, (&run, s), (&rows, &columns), (x, WIDE));
                 // Safe: the tile lies within queries and keys, `x` holds it.
                 unsafe {
                     let keys = call.keys.columns(stacked * kv + key_head, columns.start);
                     let queries = call.q.at(stacked, head, rows.start);
                     let (x, limits) = ((x.as_mut_ptr(), WIDE), band.scores());
-                    product(simd, (m, n, d), queries, keys, x, band.is_partial(), limits);
+                    product(simd, (m, n, d), queries, keys, x, false, limits);
                 }
+                band.hide(side, (b, head), tile, (&run, s), (&rows, &columns), (x, WIDE));
                 softmax_step(x, (m, n), &band, &mut top, &mut sum, out, e);
                 // Safe: as above; `out` holds m × E.
                 unsafe {

@@ -116,8 +116,8 @@ impl<'a> Side<'a> {
         self.blocks.kind(b, self.class_of[head], q, k)
     }
 
-    /// Writes −inf wherever a query of the tile may not see a key, 0 elsewhere. `x`: `[rows,
-    /// columns]`, rows `stride` apart.
+    /// Writes −inf wherever a query of the tile may not see a key. `x`: `[rows, columns]`, rows
+    /// `stride` apart.
     fn hide(
         &self,
         (b, head): (usize, usize),
@@ -147,7 +147,7 @@ impl<'a> Side<'a> {
                         let near = (k_pos[j] <= last) & ((k_pos[j] > first) | sink[j]);
                         let seen = (k_label[j] == label)
                             & (near | (window == i32::MAX && k_pos[j] <= last));
-                        row[j] = if seen { 0.0 } else { f32::NEG_INFINITY };
+                        row[j] = if seen { row[j] } else { f32::NEG_INFINITY };
                     }
                 }
             },

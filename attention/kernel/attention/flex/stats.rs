@@ -141,15 +141,16 @@ impl WithSimd for Job<'_> {
                 let columns = span(&run, TILE.1, s);
                 let at = ((b, head), (&run, s));
                 let band: Band<BANDS> =
-                    Band::new(side, at.0, tile, at.1, (&rows, &columns), x, WIDE);
+                    Band::new(side, at.0, tile, at.1, (&rows, &columns), (x, WIDE));
                 // Safe: the tile lies within queries and keys, `x` holds it.
                 unsafe {
                     let size = (rows.len(), columns.len(), d);
                     let keys = call.keys.columns(key_head, columns.start);
                     let queries = q.at(b, head, rows.start);
                     let (x, limits) = ((x.as_mut_ptr(), WIDE), band.scores());
-                    product(simd, size, queries, keys, x, band.is_partial(), limits);
+                    product(simd, size, queries, keys, x, false, limits);
                 }
+                band.hide(side, at.0, tile, at.1, (&rows, &columns), (x, WIDE));
                 let of_x = x.chunks_mut(WIDE).zip(base);
                 match fold.kind {
                     Kind::Entropy => of_x.for_each(|(x, base)| terms(x, columns.len(), *base)),
