@@ -10,6 +10,8 @@ use rayon::prelude::*;
 
 /// Key tiles that are computed together.
 const RUN: usize = 4;
+/// Query tiles of a job at most: what it reads of a run of keys serves them all.
+const TILES: usize = 4;
 /// Distance between two rows of scores; not a power of two, which would put rows on the same
 /// lines of a cache.
 const WIDE: usize = RUN * TILE.1 + 32;
@@ -43,18 +45,21 @@ pub(in super::super) fn forward(
     let mut out = vec![0.0f32; batch * heads * t * e];
     let mut lse = vec![0.0f32; batch * heads * t];
 
-    // One job per (row, head, query tile); late tiles are the long ones under a causal mask.
-    let mut jobs = Vec::with_capacity(batch * heads * t.div_ceil(TILE.0));
+    // One job per (row, head, query tiles); late ones are long under a causal mask. Short rows give
+    // few jobs, of one tile each.
+    let tiles = (t / 1024).clamp(1, TILES);
+    let mut jobs = Vec::with_capacity(batch * heads * t.div_ceil(tiles * TILE.0));
     let rows_of = out.chunks_mut(t * e).zip(lse.chunks_mut(t)).enumerate();
     for (n, (out, lse)) in rows_of {
-        let tiles = out.chunks_mut(TILE.0 * e).zip(lse.chunks_mut(TILE.0)).enumerate();
-        jobs.extend(tiles.map(|(tile, (out, lse))| (n / heads, n % heads, tile, out, lse)));
+        let parts = out.chunks_mut(tiles * TILE.0 * e).zip(lse.chunks_mut(tiles * TILE.0));
+        let job = |(i, (out, lse))| (n / heads, n % heads, i * tiles, out, lse);
+        jobs.extend(parts.enumerate().map(job));
     }
     jobs.sort_by_key(|job| std::cmp::Reverse(job.2));
     jobs.into_par_iter().for_each_init(
         || vec![0.0f32; TILE.0 * WIDE],
-        |x, (b, head, tile, out, lse)| {
-            widest(Job { call, b, head, tile, x, out, lse });
+        |x, (b, head, first, out, lse)| {
+            widest(Job { call, b, head, first, x, out, lse });
         },
     );
     (tensor(out, &[batch, heads, t, e], dtype), tensor(lse, &[batch, heads, t], DType::F32))
@@ -75,12 +80,12 @@ struct Call<'a> {
     size: [usize; 4],
 }
 
-/// One query tile of one head.
+/// Some query tiles of one head.
 struct Job<'a> {
     call: Call<'a>,
     b: usize,
     head: usize,
-    tile: usize,
+    first: usize,
     /// Scores, then weights.
     x: &'a mut [f32],
     out: &'a mut [f32],
@@ -92,40 +97,26 @@ impl WithSimd for Job<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { call, b, head, tile, x, out, lse } = self;
-        let [batch, kv, s, e] = call.size;
-        let [_, _, t, d] = call.q.shape;
-        let rows = part(tile, TILE.0, t);
-        let key_head = head / call.group;
-        let mut top = [f32::NEG_INFINITY; TILE.0];
-        let mut sum = [0.0f32; TILE.0];
+        let Self { call, b, head, first, x, out, lse } = self;
+        let [batch, _, s, _] = call.size;
+        let mut top = [f32::NEG_INFINITY; TILES * TILE.0];
+        let mut sum = [0.0f32; TILES * TILE.0];
+        let (tiles, k_tiles) = (lse.len().div_ceil(TILE.0), s.div_ceil(TILE.1));
         for (i, side) in call.sides.iter().enumerate() {
-            let stacked = i * batch + b;
-            let kind = |ki| side.kind(b, head, tile, ki);
-            let computed = |ki| kind(ki) != BlockKind::Skip;
-            for run in runs(0..s.div_ceil(TILE.1), RUN, computed) {
-                let columns = span(&run, TILE.1, s);
-                let (m, n) = (rows.len(), columns.len());
-                let band: Band<BANDS> =
-                    Band::new(side, (b, head), tile, (&run, s), (&rows, &columns), (x, WIDE));
-                // Safe: the tile lies within queries and keys, `x` holds it.
-                unsafe {
-                    let keys = call.keys.columns(stacked * kv + key_head, columns.start);
-                    let queries = call.q.at(stacked, head, rows.start);
-                    let (x, limits) = ((x.as_mut_ptr(), WIDE), band.scores());
-                    product(simd, (m, n, d), queries, keys, x, false, limits);
-                }
-                band.hide(side, (b, head), tile, (&run, s), (&rows, &columns), (x, WIDE));
-                softmax_step(x, (m, n), &band, &mut top, &mut sum, out, e);
-                // Safe: as above; `out` holds m × E.
-                unsafe {
-                    let weights = At { first: x.as_ptr(), rows: WIDE, columns: 1 };
-                    let values = call.values.rows(b * kv + key_head, &columns);
-                    let (out, limits) = ((out.as_mut_ptr(), e), band.over_keys());
-                    product(simd, (m, e, n), weights, values, out, true, limits);
+            for near in (0..k_tiles).step_by(RUN) {
+                let near = near..(near + RUN).min(k_tiles);
+                for n in 0..tiles {
+                    let (tile, from) = (first + n, n * TILE.0);
+                    let computed = |ki| side.kind(b, head, tile, ki) != BlockKind::Skip;
+                    for run in runs(near.clone(), RUN, computed) {
+                        let at = Tile { call, side, stacked: i * batch + b, b, head, tile, run };
+                        let state = (&mut top[from..], &mut sum[from..]);
+                        at.add(simd, x, state, &mut out[from * call.size[3]..]);
+                    }
                 }
             }
         }
+        let e = call.size[3];
         for (i, row) in out.chunks_mut(e).enumerate() {
             let inverse = if sum[i] == 0.0 { 0.0 } else { 1.0 / sum[i] };
             row.iter_mut().for_each(|o| *o *= inverse);
@@ -133,6 +124,54 @@ impl WithSimd for Job<'_> {
                 true => f32::NEG_INFINITY,
                 false => top[i] * LN_2 + sum[i].ln(),
             };
+        }
+    }
+}
+
+/// A query tile and a run of key tiles.
+struct Tile<'a> {
+    call: Call<'a>,
+    side: &'a Side<'a>,
+    /// Row of queries and keys, which are stacked by branches.
+    stacked: usize,
+    b: usize,
+    head: usize,
+    tile: usize,
+    run: Range<usize>,
+}
+
+impl Tile<'_> {
+    /// Adds the values that the run's keys give; `top`, `sum` and `out` begin with the tile's.
+    #[inline(always)]
+    fn add<S: Simd>(
+        &self,
+        simd: S,
+        x: &mut [f32],
+        (top, sum): (&mut [f32], &mut [f32]),
+        out: &mut [f32],
+    ) {
+        let Self { ref call, side, stacked, b, head, tile, ref run } = *self;
+        let [_, kv, s, e] = call.size;
+        let [_, _, t, d] = call.q.shape;
+        let (key_head, at) = (head / call.group, (b, head));
+        let (rows, columns) = (part(tile, TILE.0, t), span(run, TILE.1, s));
+        let (m, n) = (rows.len(), columns.len());
+        let band: Band<BANDS> = Band::new(side, at, tile, (run, s), (&rows, &columns), (x, WIDE));
+        // Safe: the tile lies within queries and keys, `x` holds it.
+        unsafe {
+            let keys = call.keys.columns(stacked * kv + key_head, columns.start);
+            let queries = call.q.at(stacked, head, rows.start);
+            let (x, limits) = ((x.as_mut_ptr(), WIDE), band.scores());
+            product(simd, (m, n, d), queries, keys, x, false, limits);
+        }
+        band.hide(side, at, tile, (run, s), (&rows, &columns), (x, WIDE));
+        softmax_step(x, (m, n), &band, top, sum, out, e);
+        // Safe: as above; `out` holds m × E.
+        unsafe {
+            let weights = At { first: x.as_ptr(), rows: WIDE, columns: 1 };
+            let values = call.values.rows(b * kv + key_head, &columns);
+            let (out, limits) = ((out.as_mut_ptr(), e), band.over_keys());
+            product(simd, (m, e, n), weights, values, out, true, limits);
         }
     }
 }
