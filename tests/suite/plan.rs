@@ -173,18 +173,24 @@ const CHILD: &str = "LONGBURN_TEST_PLAN";
 #[test]
 fn plan_is_what_is_measured_with_workers() {
     for strategy in [Strategy::Plain, Strategy::Recompute] {
-        let out = std::process::Command::new(std::env::current_exe().unwrap())
-            .args([
-                "plan::child_of_plan_is_what_is_measured_with_workers",
-                "--exact",
-                "--nocapture",
-            ])
-            .env(CHILD, strategy.name())
-            .output()
-            .unwrap();
-        let text = String::from_utf8(out.stdout).unwrap();
-        let peak = text.lines().find_map(|line| line.split_once("peak: ")).unwrap().1;
-        compare("workers", &with_workers(strategy), peak.parse().unwrap());
+        let run = || {
+            let out = std::process::Command::new(std::env::current_exe().unwrap())
+                .args([
+                    "plan::child_of_plan_is_what_is_measured_with_workers",
+                    "--exact",
+                    "--nocapture",
+                ])
+                .env(CHILD, strategy.name())
+                .output()
+                .unwrap();
+            let text = String::from_utf8(out.stdout).unwrap();
+            let peak = text.lines().find_map(|line| line.split_once("peak: ")).unwrap().1;
+            peak.parse::<u64>().unwrap()
+        };
+        // On a busy machine workers take turns, and need less than side by side: the most of some
+        // runs is what the plan speaks of.
+        let peak = (0..5).map(|_| run()).max().unwrap();
+        compare("workers", &with_workers(strategy), peak);
     }
 }
 
