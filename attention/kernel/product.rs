@@ -13,6 +13,9 @@ const COLUMNS: usize = 256;
 /// How much of the inner dimension is summed up in registers at a time: a panel of this many rows
 /// fits the first-level cache.
 const DEPTH: usize = 256;
+/// Distance between rows of A up to which A is read where it lies: rows farther apart share few
+/// places in a cache.
+pub(crate) const NEAR: usize = 2 * DEPTH;
 /// Elements of B that are packed at a time.
 const PACKED: usize = 1 << 17;
 /// Rows of A up to which B is read once, where it lies: packing would cost more than the product.
@@ -36,10 +39,9 @@ impl Right {
     }
 }
 
-/// Whether A can be read where it lies: rows far apart share few places in a cache, columns far
-/// apart are fetched again for every panel.
-pub(crate) fn is_near(a: At) -> bool {
-    a.columns == 1 && a.rows <= 2 * DEPTH
+/// Whether A is read where it lies: columns that are apart are fetched again for every panel.
+fn is_near(a: At) -> bool {
+    a.columns == 1 && a.rows <= NEAR
 }
 
 /// C `[m, n]` = A `[m, k]`·B `[k, n]` (+ C), rows of C adjacent: out of panels for the narrow A of
@@ -279,7 +281,9 @@ mod tests {
             (97, 65, 257),
             (200, 130, 300),
             (5, 600, 64),
+            // Inner dimensions that the library takes, and more columns than are packed at a time.
             (3, 5, PACKED + 1),
+            (7, 300, NEAR),
         ] {
             let of_a: Vec<f32> = (0..m * k).map(value).collect();
             let of_b: Vec<f32> = (0..k * n).map(|i| value(i + 5)).collect();

@@ -118,13 +118,16 @@ impl InspectArgs {
     }
 }
 
+/// Numbers in tensors of these shapes, or the largest that is counted.
+fn parameters(shapes: impl Iterator<Item = impl AsRef<[usize]>>) -> u64 {
+    let numbers = |shape: &[usize]| shape.iter().map(|n| *n as u128).product::<u128>();
+    u64::try_from(shapes.map(|shape| numbers(shape.as_ref())).sum::<u128>()).unwrap_or(u64::MAX)
+}
+
 fn model(config: &ModelConfig) -> Value {
-    let shapes = config.tensor_shapes();
-    let parameters: u128 =
-        shapes.values().map(|shape| shape.iter().map(|n| *n as u128).product::<u128>()).sum();
     json!({
         "architecture": config.architecture.model_type(),
-        "parameters": u64::try_from(parameters).unwrap_or(u64::MAX),
+        "parameters": parameters(config.tensor_shapes().values()),
         "layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,

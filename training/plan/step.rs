@@ -5,14 +5,12 @@ use super::block::Walk;
 use super::layout::{Layout, Weights};
 use super::ledger::{Ledger, Part, Use};
 use crate::kernel::attention::scratch;
-use crate::kernel::loss::chunk_len;
+use crate::kernel::loss::{chunk_len, packs_head};
 use crate::training::Strategy;
 use std::collections::BTreeMap;
 
 /// Longest run of rows that the matrix product packs at a time.
 const PANEL: u64 = 512;
-/// Width of a model up to which the loss keeps a packed copy of the head.
-const PACKED: u64 = 512;
 
 /// A step in which the optimizer has its moments already.
 pub(super) fn step(config: &PlanConfig, layout: &Layout) -> Ledger {
@@ -20,8 +18,7 @@ pub(super) fn step(config: &PlanConfig, layout: &Layout) -> Ledger {
     let workers = u64::from(config.workers.min(config.micro_batches)).max(1);
     let of_queries = [config.batch, layout.heads as usize, config.length, layout.head_dim as usize];
     let key_heads = (layout.kv / layout.head_dim) as usize;
-    let (_, scratch) = scratch(of_queries, key_heads, config.length);
-    let scratch = scratch as u64;
+    let scratch = scratch(of_queries, key_heads, config.length) as u64;
     let mut walk = Walk { layout, ledger: Ledger::default(), tokens, workers, scratch };
     let all = weights(layout);
     for (part, weights) in &all {
@@ -123,7 +120,7 @@ impl Walk<'_> {
         self.ledger.keep(head, Use::Gradients, of_weights);
         let rows = (chunk_len(l.vocab as usize) as u64).min(self.tokens);
         let mut logits = rows * l.vocab;
-        if l.hidden <= PACKED {
+        if packs_head(l.hidden as usize) {
             logits += l.vocab * l.hidden;
         }
         if l.head_trains() {

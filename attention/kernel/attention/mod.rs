@@ -27,18 +27,18 @@ pub use stats::{Reduce, attention_stats};
 /// Tile sizes (queries, keys) of the CPU form, also used to count visited blocks in tests.
 pub const TILE: (usize, usize) = (64, 64);
 
-/// Numbers that the CPU form holds beside what goes in and comes out, forward and backward, for
-/// memory plans. With value heads as wide as the others.
+/// Numbers that the CPU form holds in its backward pass beside what goes in and comes out, for memory
+/// plans. With value heads as wide as the others.
 ///
 /// # Shapes
 /// q `[B, H, T, D]`, k `[B, K, S, D]` as ([B, H, T, D], K, S)
-pub fn scratch([b, h, t, d]: [usize; 4], kv: usize, s: usize) -> (usize, usize) {
+pub fn scratch([b, h, t, d]: [usize; 4], kv: usize, s: usize) -> usize {
     #[cfg(feature = "flex")]
     return flex::scratch([b, h, t, d], kv, s);
     #[cfg(not(feature = "flex"))]
     {
         let _ = (b, h, t, d, kv, s);
-        (0, 0)
+        0
     }
 }
 

@@ -1,8 +1,8 @@
 //! The same on the CPU: one pass over the logits of a chunk turns them into their own gradient.
 
-use super::{LossPlan, chunk_len};
+use super::{LossPlan, chunk_len, packs_head};
 use crate::panels::At;
-use crate::product::{Right, is_near, multiply, multiply_right};
+use crate::product::{Right, multiply, multiply_right};
 use crate::simd::{exp, vectorized};
 use burn::tensor::TensorData;
 use burn_flex::FlexTensor;
@@ -26,7 +26,7 @@ pub(super) fn forward(
     let rows_of = |x: &[f32], width: usize| At { first: x.as_ptr(), rows: width, columns: 1 };
     let w = rows_of(w, d);
     // Safe here and below: all slices have exactly the sizes named.
-    let packed = is_near(rows_of(x, d)).then(|| unsafe { Right::pack(w.turned(), (d, v)) });
+    let packed = packs_head(d).then(|| unsafe { Right::pack(w.turned(), (d, v)) });
     for start in (0..n).step_by(chunk) {
         let len = chunk.min(n - start);
         let part = &x[start * d..(start + len) * d];

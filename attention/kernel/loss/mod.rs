@@ -40,6 +40,17 @@ pub fn chunk_len(vocabulary: usize) -> usize {
     (CHUNK_FLOATS / vocabulary.max(1)).clamp(16, 1024)
 }
 
+/// Whether the CPU form keeps a packed copy of a head of this width.
+pub fn packs_head(width: usize) -> bool {
+    #[cfg(feature = "flex")]
+    return width <= crate::product::NEAR;
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = width;
+        false
+    }
+}
+
 /// Sum over labelled tokens of −log softmax(x·Wᵀ) at the label.
 ///
 /// # Shapes

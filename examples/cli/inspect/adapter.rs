@@ -35,11 +35,9 @@ pub fn weights(dir: &Path) -> Value {
         Err(error) => json!({ "complete": false, "problem": error.to_string() }),
         Ok(files) => {
             let shapes = files.names().filter_map(|name| files.shape(name));
-            let parameters: u128 =
-                shapes.map(|shape| shape.iter().map(|n| *n as u128).product::<u128>()).sum();
             json!({
                 "tensors": files.names().count(),
-                "parameters": u64::try_from(parameters).unwrap_or(u64::MAX),
+                "parameters": super::parameters(shapes),
             })
         }
     }

@@ -1,6 +1,6 @@
 //! All gradients in one pass over the tiles, from weights that are computed again.
 
-use super::band::Band;
+use super::band::{Band, Place};
 use super::*;
 use crate::panels::{BAND, product, widest};
 use crate::simd::exp2;
@@ -10,7 +10,7 @@ use rayon::prelude::*;
 /// Key tiles that are computed together.
 const RUN: usize = 2;
 /// Distance between two rows of scores.
-const WIDE: usize = RUN * TILE.1 + 32;
+const WIDE: usize = wide(RUN);
 /// Bands of keys in a run.
 const BANDS: usize = RUN * TILE.1 / BAND;
 /// Jobs that are wanted at least. The shapes alone decide about the parts, not the threads, so
@@ -89,7 +89,7 @@ pub(in super::super) fn backward(
     debug_assert!(jobs.iter().all(|job| job.dq.len() == branches));
     let scratch = || vec![0.0f32; 2 * TILE.0 * WIDE];
     jobs.into_par_iter().for_each_init(scratch, |x, job| widest(Run { job, x }));
-    sum_of_parts(&mut dq, parts);
+    fold_parts(&mut dq, parts, |a, b| a + b);
     (
         tensor(dq, &[stacked, heads, t, d], dtype),
         tensor(dk, &[stacked, kv, s, d], dtype),
@@ -107,19 +107,6 @@ pub(super) fn parts_of(key_heads: usize, s: usize) -> usize {
 fn part_of(run: usize, parts: usize) -> usize {
     let n = run % (2 * parts);
     n.min(2 * parts - 1 - n)
-}
-
-/// Leaves the sum of `parts` equal parts.
-fn sum_of_parts(x: &mut Vec<f32>, parts: usize) {
-    let len = x.len() / parts;
-    let (sum, others) = x.split_at_mut(len);
-    const CHUNK: usize = 1 << 14;
-    for other in others.chunks(len) {
-        let pairs = sum.par_chunks_mut(CHUNK).zip(other.par_chunks(CHUNK));
-        pairs.for_each(|(sum, other)| sum.iter_mut().zip(other).for_each(|(a, b)| *a += b));
-    }
-    x.truncate(len);
-    x.shrink_to_fit();
 }
 
 /// What the scores of a query are taken relative to, in units of log 2.
@@ -218,11 +205,16 @@ impl WithSimd for Run<'_, '_> {
                             let columns = span(&run, TILE.1, s);
                             let own = columns.start - first..columns.end - first;
                             let tile = Tile { call: &call, b, head, key_head, stacked };
-                            let at = ((b, head), (&run, s));
-                            let band: Band<BANDS> =
-                                Band::new(side, at.0, qi, at.1, (&rows, &columns), (x, WIDE));
-                            tile.scores(simd, (&rows, &columns), &band, (x, dx));
-                            band.hide(side, at.0, qi, at.1, (&rows, &columns), (x, WIDE));
+                            let place = Place {
+                                side,
+                                at: (b, head),
+                                tile: qi,
+                                run: &run,
+                                keys: s,
+                                rows: &rows,
+                                columns: &columns,
+                            };
+                            let band = tile.scores(simd, &place, (x, dx));
                             let of_query = (b * heads + head) * t;
                             let of_query = of_query + rows.start..of_query + rows.end;
                             let (base, delta) =
@@ -259,22 +251,22 @@ impl Tile<'_> {
     fn scores<S: Simd>(
         &self,
         simd: S,
-        (rows, columns): (&Range<usize>, &Range<usize>),
-        band: &Band<BANDS>,
+        place: &Place<'_>,
         (x, dx): (&mut [f32], &mut [f32]),
-    ) {
+    ) -> Band<BANDS> {
         let Self { call, b, head, key_head, stacked } = *self;
         let [_, kv, _, e] = call.size;
-        let (m, n, d) = (rows.len(), columns.len(), call.q.shape[3]);
+        let (from, first) = (place.rows.start, place.columns.start);
+        let size = (place.rows.len(), place.columns.len(), e);
         // Safe: the tile lies within queries and keys, `x` and `dx` hold it.
         unsafe {
-            let keys = call.keys.columns(stacked * kv + key_head, columns.start);
-            let queries = call.q.at(stacked, head, rows.start);
-            let (x, limits) = ((x.as_mut_ptr(), WIDE), band.scores());
-            product(simd, (m, n, d), queries, keys, x, false, limits);
-            let values = call.values.columns(b * kv + key_head, columns.start);
-            let douts = call.dout.at(b, head, rows.start);
-            product(simd, (m, n, e), douts, values, (dx.as_mut_ptr(), WIDE), false, limits);
+            let keys = call.keys.columns(stacked * kv + key_head, first);
+            let queries = call.q.at(stacked, head, from);
+            let band: Band<BANDS> = place.scores(simd, call.q.shape[3], (queries, keys), (x, WIDE));
+            let values = call.values.columns(b * kv + key_head, first);
+            let (douts, dx) = (call.dout.at(b, head, from), (dx.as_mut_ptr(), WIDE));
+            product(simd, size, douts, values, dx, false, band.scores());
+            band
         }
     }
 

@@ -1,6 +1,6 @@
 //! Weights and their sum in one pass over the keys, relative to a running maximum.
 
-use super::band::Band;
+use super::band::{Band, Place};
 use super::decode::{FEW, decode};
 use super::*;
 use crate::panels::{BAND, product, widest};
@@ -12,9 +12,8 @@ use rayon::prelude::*;
 const RUN: usize = 4;
 /// Query tiles of a job at most: what it reads of a run of keys serves them all.
 const TILES: usize = 4;
-/// Distance between two rows of scores; not a power of two, which would put rows on the same
-/// lines of a cache.
-const WIDE: usize = RUN * TILE.1 + 32;
+/// Distance between two rows of scores.
+const WIDE: usize = wide(RUN);
 /// Bands of keys in a run.
 const BANDS: usize = RUN * TILE.1 / BAND;
 
@@ -156,15 +155,13 @@ impl Tile<'_> {
         let (key_head, at) = (head / call.group, (b, head));
         let (rows, columns) = (part(tile, TILE.0, t), span(run, TILE.1, s));
         let (m, n) = (rows.len(), columns.len());
-        let band: Band<BANDS> = Band::new(side, at, tile, (run, s), (&rows, &columns), (x, WIDE));
+        let place = Place { side, at, tile, run, keys: s, rows: &rows, columns: &columns };
         // Safe: the tile lies within queries and keys, `x` holds it.
-        unsafe {
+        let band: Band<BANDS> = unsafe {
             let keys = call.keys.columns(stacked * kv + key_head, columns.start);
             let queries = call.q.at(stacked, head, rows.start);
-            let (x, limits) = ((x.as_mut_ptr(), WIDE), band.scores());
-            product(simd, (m, n, d), queries, keys, x, false, limits);
-        }
-        band.hide(side, at, tile, (run, s), (&rows, &columns), (x, WIDE));
+            place.scores(simd, d, (queries, keys), (x, WIDE))
+        };
         softmax_step(x, (m, n), &band, top, sum, out, e);
         // Safe: as above; `out` holds m × E.
         unsafe {

@@ -21,17 +21,35 @@ use burn::backend::Flex;
 use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{DType, FloatDType, TensorData};
 use burn_flex::FlexTensor;
+use rayon::prelude::*;
 use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
 
 /// See the function of this name above.
-pub(super) fn scratch([b, h, t, d]: [usize; 4], kv: usize, s: usize) -> (usize, usize) {
+pub(super) fn scratch([b, h, t, d]: [usize; 4], kv: usize, s: usize) -> usize {
     // Panels are wider than narrow heads.
     let wide = d.next_multiple_of(width());
-    let forward = b * kv * s * (d + wide);
     let parts = backward::parts_of(b * kv, s);
-    let of_queries = h * t * (2 * wide + 2 + (parts - 1) * d);
-    (forward, b * (kv * s * (2 * d + wide) + of_queries))
+    b * (kv * s * (2 * d + wide) + h * t * (2 * wide + 2 + (parts - 1) * d))
+}
+
+/// Distance between two rows of scores of so many key tiles; not a power of two, which would put
+/// rows on the same lines of a cache.
+const fn wide(run: usize) -> usize {
+    run * TILE.1 + 32
+}
+
+/// Leaves the fold of `parts` equal parts, in their order.
+fn fold_parts(x: &mut Vec<f32>, parts: usize, op: impl Fn(f32, f32) -> f32 + Sync) {
+    const CHUNK: usize = 1 << 14;
+    let len = x.len() / parts;
+    let (first, others) = x.split_at_mut(len);
+    for other in others.chunks(len) {
+        let pairs = first.par_chunks_mut(CHUNK).zip(other.par_chunks(CHUNK));
+        pairs.for_each(|(a, b)| a.iter_mut().zip(b).for_each(|(a, b)| *a = op(*a, *b)));
+    }
+    x.truncate(len);
+    x.shrink_to_fit();
 }
 
 /// A `[N, H, T, D]` f32 tensor read through its strides; channels are adjacent.

@@ -1,10 +1,10 @@
 //! Statistics of the weights, from scores that are computed again: products of queries and keys
 //! alone.
 
-use super::band::Band;
+use super::band::{Band, Place};
 use super::*;
 use crate::attention::stats::{Fold, Kind};
-use crate::panels::{BAND, product, widest};
+use crate::panels::{BAND, widest};
 use crate::simd::exp2;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -12,7 +12,7 @@ use rayon::prelude::*;
 /// Key tiles that are computed together.
 const RUN: usize = 4;
 /// Distance between two rows of scores.
-const WIDE: usize = RUN * TILE.1 + 32;
+const WIDE: usize = wide(RUN);
 /// Bands of keys in a run.
 const BANDS: usize = RUN * TILE.1 / BAND;
 /// Queries that a job takes at least where one row of results comes of many, and how many jobs
@@ -64,8 +64,8 @@ pub(in super::super) fn stats(
         },
     );
     match fold.kind {
-        Kind::Max => merge(&mut out, parts, larger),
-        _ => merge(&mut out, parts, plus),
+        Kind::Max => fold_parts(&mut out, parts, larger),
+        _ => fold_parts(&mut out, parts, plus),
     }
     if fold.kind == Kind::Diagonals {
         out.chunks_mut(s).for_each(|row| row.reverse());
@@ -77,16 +77,6 @@ pub(in super::super) fn stats(
 /// is −∞.
 fn base_of(lse: f32) -> f32 {
     if lse == f32::NEG_INFINITY { f32::INFINITY } else { lse * LOG2_E }
-}
-
-/// Leaves the fold of `parts` equal parts.
-fn merge(x: &mut Vec<f32>, parts: usize, op: impl Fn(f32, f32) -> f32) {
-    let len = x.len() / parts;
-    let (first, others) = x.split_at_mut(len);
-    for other in others.chunks(len) {
-        first.iter_mut().zip(other).for_each(|(a, b)| *a = op(*a, *b));
-    }
-    x.truncate(len);
 }
 
 /// What all jobs share.
@@ -139,18 +129,14 @@ impl WithSimd for Job<'_> {
             let computed = |ki| kind(ki) != BlockKind::Skip;
             for run in runs(0..s.div_ceil(TILE.1), RUN, computed) {
                 let columns = span(&run, TILE.1, s);
-                let at = ((b, head), (&run, s));
-                let band: Band<BANDS> =
-                    Band::new(side, at.0, tile, at.1, (&rows, &columns), (x, WIDE));
+                let (at, run, keys) = ((b, head), &run, s);
+                let place = Place { side, at, tile, run, keys, rows: &rows, columns: &columns };
                 // Safe: the tile lies within queries and keys, `x` holds it.
-                unsafe {
-                    let size = (rows.len(), columns.len(), d);
+                let _: Band<BANDS> = unsafe {
                     let keys = call.keys.columns(key_head, columns.start);
                     let queries = q.at(b, head, rows.start);
-                    let (x, limits) = ((x.as_mut_ptr(), WIDE), band.scores());
-                    product(simd, size, queries, keys, x, false, limits);
-                }
-                band.hide(side, at.0, tile, at.1, (&rows, &columns), (x, WIDE));
+                    place.scores(simd, d, (queries, keys), (x, WIDE))
+                };
                 let of_x = x.chunks_mut(WIDE).zip(base);
                 match fold.kind {
                     Kind::Entropy => of_x.for_each(|(x, base)| terms(x, columns.len(), *base)),
