@@ -7,6 +7,8 @@ pub mod longlora;
 mod norm;
 mod projections;
 pub mod reference;
+mod schedule;
+mod site;
 mod state;
 
 pub use context::{MixContext, MixOutput, Phase, Tap, Taps};
@@ -16,6 +18,8 @@ pub use linear::{Linear, LinearConfig, Lora};
 pub use longlora::{LongLora, LongLoraConfig, LongLoraForm};
 pub use norm::{RmsNorm, RmsNormConfig};
 pub use projections::{AttnProjections, AttnShape, HasProjections};
+pub use schedule::{LayerMixers, Layers, MixerSchedule};
+pub use site::MixerSite;
 pub use state::{KvCache, State};
 
 use crate::{Error, Result};
@@ -65,6 +69,14 @@ pub enum MixerConfig {
 }
 
 impl MixerConfig {
+    /// Build for a layer of a model.
+    ///
+    /// # Errors
+    /// As [`init`](Self::init), and for attention in a family without.
+    pub fn build(&self, site: &MixerSite<'_>) -> Result<Mixer> {
+        self.init(site.projections()?, site.window)
+    }
+
     /// Build for a layer with these projections.
     ///
     /// # Errors
@@ -95,6 +107,25 @@ impl MixerConfig {
         }
     }
 
+    /// What a checkpoint trained with this has in inference, and is remembered by.
+    pub fn in_inference(&self) -> Self {
+        match self {
+            Self::Dense | Self::LongLora(_) => Self::Dense,
+        }
+    }
+
+    /// Whether q, k, v and o are all the weights it has.
+    pub fn has_projections_only(&self) -> bool {
+        match self {
+            Self::Dense | Self::LongLora(_) => true,
+        }
+    }
+
+    /// Whether a layer with `other` has the same weights.
+    pub fn shares_weights_with(&self, other: &Self) -> bool {
+        self == other || (self.has_projections_only() && other.has_projections_only())
+    }
+
     /// The name that recipes use.
     pub fn name(&self) -> &'static str {
         match self {
@@ -115,11 +146,11 @@ pub enum Mixer {
 }
 
 impl Mixer {
-    /// The q, k, v, o projections, which all attention mixers share.
-    pub fn projections(&self) -> &AttnProjections {
+    /// The q, k, v, o projections, of a mixer that is built around them.
+    pub fn projections(&self) -> Option<&AttnProjections> {
         match self {
-            Self::Dense(m) => &m.proj,
-            Self::LongLora(m) => &m.proj,
+            Self::Dense(m) => Some(&m.proj),
+            Self::LongLora(m) => Some(&m.proj),
         }
     }
 
@@ -137,14 +168,14 @@ impl Mixer {
 }
 
 impl HasProjections for Mixer {
-    fn projections(&self) -> &AttnProjections {
+    fn projections(&self) -> Option<&AttnProjections> {
         self.projections()
     }
 
-    fn projections_mut(&mut self) -> &mut AttnProjections {
+    fn projections_mut(&mut self) -> Option<&mut AttnProjections> {
         match self {
-            Self::Dense(m) => &mut m.proj,
-            Self::LongLora(m) => &mut m.proj,
+            Self::Dense(m) => Some(&mut m.proj),
+            Self::LongLora(m) => Some(&mut m.proj),
         }
     }
 }

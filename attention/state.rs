@@ -24,6 +24,17 @@ pub struct KvCache {
 }
 
 impl KvCache {
+    /// The cache that a state is, for a mixer that goes on with it.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for what another kind of mixer remembers.
+    pub fn of(state: Option<State>) -> Result<Option<Self>> {
+        match state {
+            None => Ok(None),
+            Some(State::Kv(cache)) => Ok(Some(cache)),
+        }
+    }
+
     /// Append keys and values of new tokens.
     ///
     /// # Errors

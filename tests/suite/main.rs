@@ -28,6 +28,8 @@ mod gpt_neox;
 #[cfg(all(feature = "flex", unix))]
 mod hub;
 #[cfg(feature = "flex")]
+mod hybrids;
+#[cfg(feature = "flex")]
 mod interop;
 #[cfg(feature = "flex")]
 mod longlora;
