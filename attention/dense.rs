@@ -79,6 +79,10 @@ pub(crate) fn attend(
     let cache = match state {
         Some(State::Kv(cache)) => cache.append(new.k, new.v, ctx.tokens)?,
         None => KvCache { k: new.k, v: new.v, tokens: ctx.tokens.clone() },
+        Some(other) => {
+            let reason = format!("the state of another kind of layer, {}", other.kind());
+            return Err(crate::Error::shape("attention", reason));
+        }
     };
     let spec = MaskSpec::causal().with_window(window);
     let mask = Mask::new(spec, ctx.tokens.clone(), cache.tokens.clone(), proj.heads())?;

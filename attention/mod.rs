@@ -4,19 +4,25 @@ mod context;
 pub mod dense;
 mod linear;
 pub mod longlora;
+pub mod mamba1;
+pub mod mamba2;
 mod norm;
 mod projections;
 pub mod reference;
 mod state;
+mod state_space;
 
 pub use context::{MixContext, MixOutput, Phase, Tap, Taps};
 pub use dense::{Dense, DenseConfig};
 pub(crate) use linear::normal;
 pub use linear::{Linear, LinearConfig, Lora};
 pub use longlora::{LongLora, LongLoraConfig, LongLoraForm};
+pub use mamba1::{Mamba1, Mamba1Config};
+pub use mamba2::{Mamba2, Mamba2Config};
 pub use norm::{RmsNorm, RmsNormConfig};
 pub use projections::{AttnProjections, AttnShape, HasProjections};
-pub use state::{KvCache, State};
+pub use state::{KvCache, Recurrent, State};
+pub use state_space::{Conv1d, StepSizes};
 
 use crate::{Error, Result};
 use burn::module::{Module, ModuleDisplay};

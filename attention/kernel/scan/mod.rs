@@ -66,6 +66,14 @@ fn choose(
     }
 }
 
+/// The implementation that a scan would run for tensors like `x`, for reports.
+///
+/// # Errors
+/// [`Error::Unsupported`] for an implementation that is not there.
+pub fn implementation_for(wanted: Implementation, x: &Tensor<3>) -> Result<Implementation, Error> {
+    choose("scan", wanted, x)
+}
+
 /// f64 stays, everything else is computed in f32.
 fn wide(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }
