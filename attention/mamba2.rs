@@ -185,7 +185,9 @@ impl Mamba2Config {
             let expected = format!("a divisor of the {inner} inner channels");
             return bad("norm_groups", &norm_groups, &expected);
         }
-        if let Some((low, high)) = self.dt_limit.filter(|(low, high)| !(low <= high)) {
+        if let Some((low, high)) =
+            self.dt_limit.filter(|(low, high)| low.is_nan() || high.is_nan() || low > high)
+        {
             return bad("dt_limit", &format!("({low}, {high})"), "a lower and an upper bound");
         }
         let (low, high) = self.a_init;

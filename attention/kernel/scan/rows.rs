@@ -32,6 +32,11 @@ impl Rows {
         }
     }
 
+    /// Numbers from a token to the next.
+    pub fn stride(&self) -> usize {
+        self.of_token
+    }
+
     /// The numbers of a token.
     #[inline(always)]
     pub fn at(&self, row: usize, token: usize) -> &[f32] {

@@ -2,6 +2,7 @@
 //! states are computed again in the backward pass.
 
 use super::{Inputs, Plan, tiled};
+use crate::Implementation;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
@@ -56,9 +57,12 @@ pub trait SsdOps: Backend {
 
 /// Implements [`SsdOps`] through the tiled form for a backend that [`Tensor`] knows.
 macro_rules! through_tiled {
-    ($backend:ty) => {
+    ($backend:ty, forward: $forward:expr, gradients: $gradients:expr) => {
         impl SsdOps for $backend {
             fn ssd_forward(x: SsdTensors<Self>, plan: Plan) -> FloatTensor<Self> {
+                if plan.implementation != Implementation::Tiled {
+                    return $forward(x, &plan);
+                }
                 primitive!($backend, tiled::forward(inputs!($backend, x), &plan))
             }
 
@@ -67,6 +71,9 @@ macro_rules! through_tiled {
                 dout: FloatTensor<Self>,
                 plan: Plan,
             ) -> SsdTensors<Self> {
+                if plan.implementation != Implementation::Tiled {
+                    return $gradients(x, dout, &plan);
+                }
                 let dout = Tensor::from_primitive::<$backend>(dout);
                 let g = tiled::gradients(inputs!($backend, x), dout, &plan);
                 SsdTensors {
@@ -96,10 +103,18 @@ macro_rules! inputs {
 }
 
 #[cfg(feature = "flex")]
-through_tiled!(burn::backend::Flex);
+through_tiled!(
+    burn::backend::Flex,
+    forward: super::flex::forward,
+    gradients: super::flex::gradients
+);
 
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-through_tiled!(burn::backend::Cube);
+through_tiled!(
+    burn::backend::Cube,
+    forward: |_, _: &Plan| unreachable!("`choose` picks `Tiled` off the CPU"),
+    gradients: |_, _, _: &Plan| unreachable!("`choose` picks `Tiled` off the CPU")
+);
 
 impl<B: Backend + SsdOps, C: CheckpointStrategy> SsdOps for Autodiff<B, C> {
     fn ssd_forward(x: SsdTensors<Self>, plan: Plan) -> FloatTensor<Self> {

@@ -7,6 +7,8 @@
 //! tokens outside of i and j.
 
 mod autodiff;
+#[cfg(feature = "flex")]
+mod flex;
 mod reference;
 mod tiled;
 
@@ -121,7 +123,9 @@ pub struct Plan {
 pub fn ssd(input: Ssd) -> Result<(Tensor<4>, Option<Tensor<4>>), Error> {
     let fail = |reason: String| Err(Error::shape("ssd", reason));
     let [batch, len, heads, p] = input.x.dims();
-    if let Some((low, high)) = input.dt_limit.filter(|(low, high)| !(low <= high)) {
+    if let Some((low, high)) =
+        input.dt_limit.filter(|(low, high)| low.is_nan() || high.is_nan() || low > high)
+    {
         return fail(format!("dt_limit is ({low}, {high}), expected a lower and an upper bound"));
     }
     for (name, x) in [("A", Some(&input.a)), ("dt_bias", input.dt_bias.as_ref())] {
@@ -205,10 +209,7 @@ pub fn ssd_discrete(input: SsdDiscrete) -> Result<(Tensor<4>, Option<Tensor<4>>)
         log_decay = log_decay * live * keep + forget;
     }
     let x = input.x.reshape([batch, len, channels]);
-    let implementation = match choose("ssd", input.implementation, &x)? {
-        Implementation::Flex => Implementation::Tiled,
-        other => other,
-    };
+    let implementation = choose("ssd", input.implementation, &x)?;
     let flat = |x: Tensor<4>| x.reshape([batch, len, groups * n]);
     let inputs = Inputs {
         h0: match input.h0 {

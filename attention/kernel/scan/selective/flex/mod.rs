@@ -6,6 +6,8 @@
 //! computed again and kept in the second-level cache while the span is gone through from its end.
 //! Which channels make a block does not depend on the machine, and sums over blocks keep their
 //! order: two runs give the same bits.
+// Lanes of several arrays go side by side.
+#![allow(clippy::needless_range_loop)]
 
 mod backward;
 mod forward;
