@@ -1,6 +1,6 @@
 //! Long-sequence ops for Burn: masked attention over branches of queries and keys, with memory
-//! linear in the sequence length, statistics of its weights, and a linear layer fused with its
-//! cross-entropy.
+//! linear in the sequence length, statistics of its weights, state-space scans, and a linear layer
+//! fused with its cross-entropy.
 //!
 //! Every op has a slow, obvious `reference`, a `tiled` form out of tensor operations that runs on
 //! any device, and, where it pays, a form of its own for a device. All share one signature and
