@@ -13,6 +13,7 @@ mod longlora;
 mod lora;
 mod model;
 mod rope;
+mod scan;
 mod selftest;
 mod table;
 
@@ -28,7 +29,7 @@ pub type Check = fn(&Golden) -> Result<(), Failure>;
 pub type Failure = Box<dyn std::error::Error>;
 
 /// Names that `tests/goldens.toml` may use.
-const CHECKS: [(&str, Check); 11] = [
+const CHECKS: [(&str, Check); 17] = [
     ("block_stride", blocks::check),
     ("model", model::check),
     ("rope", rope::check),
@@ -40,6 +41,12 @@ const CHECKS: [(&str, Check); 11] = [
     ("passkey", eval::passkey),
     ("perplexity", eval::perplexity),
     ("rolling", eval::rolling),
+    ("scan_discrete", scan::discrete),
+    ("scan_duality", scan::duality),
+    ("scan_gated_norm", scan::gated_norm),
+    ("scan_mamba2", scan::mixer),
+    ("scan_selective", scan::selective),
+    ("scan_steps", scan::steps),
 ];
 
 fn main() -> ExitCode {

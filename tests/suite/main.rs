@@ -36,6 +36,8 @@ mod longlora;
 #[cfg(feature = "flex")]
 mod lora;
 #[cfg(feature = "flex")]
+mod mamba;
+#[cfg(feature = "flex")]
 mod mixers;
 #[cfg(feature = "flex")]
 mod plan;
