@@ -38,6 +38,10 @@ mod lora;
 #[cfg(feature = "flex")]
 mod mamba;
 #[cfg(feature = "flex")]
+mod mamba1;
+#[cfg(feature = "flex")]
+mod mamba2;
+#[cfg(feature = "flex")]
 mod mixers;
 #[cfg(feature = "flex")]
 mod plan;
