@@ -89,12 +89,14 @@ pub enum Role {
     Embedding,
     /// Norms of the residual stream: before the mixer, before the feed-forward layer, the last.
     Norm,
-    /// Norms of queries and keys.
+    /// Norms inside mixers: of queries and keys, of a state-space layer's output.
     QkNorm,
     /// The head, where it has weights of its own.
     Head,
-    /// Biases of linear layers.
+    /// Biases of linear layers and convolutions.
     Bias,
+    /// What shapes the state of state-space layers: decays, skips, biases of step sizes.
+    StateSpace,
 }
 
 impl Role {
@@ -111,6 +113,8 @@ impl Role {
             (_, "bias") => Some(Self::Bias),
             ("lm_head", "weight") => Some(Self::Head),
             ("q_norm" | "k_norm", "weight") => Some(Self::QkNorm),
+            ("norm", "weight") if module.ends_with(".self_attn.norm") => Some(Self::QkNorm),
+            ("self_attn", "A_log" | "D" | "dt_bias") => Some(Self::StateSpace),
             _ => None,
         }
     }
@@ -122,6 +126,7 @@ impl Role {
             Self::QkNorm => "qk_norm",
             Self::Head => "head",
             Self::Bias => "bias",
+            Self::StateSpace => "state_space",
         }
     }
 }

@@ -15,6 +15,7 @@ mod model;
 mod rope;
 mod scan;
 mod selftest;
+mod state_space;
 mod table;
 
 use golden::{Golden, Outcome};
@@ -29,7 +30,7 @@ pub type Check = fn(&Golden) -> Result<(), Failure>;
 pub type Failure = Box<dyn std::error::Error>;
 
 /// Names that `tests/goldens.toml` may use.
-const CHECKS: [(&str, Check); 17] = [
+const CHECKS: [(&str, Check); 18] = [
     ("block_stride", blocks::check),
     ("model", model::check),
     ("rope", rope::check),
@@ -47,6 +48,7 @@ const CHECKS: [(&str, Check); 17] = [
     ("scan_mamba2", scan::mixer),
     ("scan_selective", scan::selective),
     ("scan_steps", scan::steps),
+    ("state_space", state_space::check),
 ];
 
 fn main() -> ExitCode {

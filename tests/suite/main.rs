@@ -42,6 +42,8 @@ mod mamba1;
 #[cfg(feature = "flex")]
 mod mamba2;
 #[cfg(feature = "flex")]
+mod mamba_models;
+#[cfg(feature = "flex")]
 mod mixers;
 #[cfg(feature = "flex")]
 mod plan;

@@ -183,6 +183,13 @@ fn known(mixer: &MixerConfig) -> Result<()> {
             remedy: "use form = \"segment\"".into(),
         }),
         MixerConfig::Dense | MixerConfig::LongLora(_) => Ok(()),
+        other => Err(Error::Unsupported {
+            what: format!(
+                "a memory plan of {} layers, whose own memory is not counted yet",
+                other.name()
+            ),
+            remedy: "run without a budget (device_memory), and watch what a few steps take".into(),
+        }),
     }
 }
 
