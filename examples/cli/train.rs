@@ -2,6 +2,7 @@
 
 use crate::{Globals, INTERRUPTED, output};
 use clap::Args;
+use longburn::attention::MixerConfig;
 use longburn::training::plan::parse_bytes;
 use longburn::training::report::Progress;
 use longburn::training::{Interrupter, Recipe, RunOptions, RunSummary, run_recipe};
@@ -28,6 +29,9 @@ pub struct TrainArgs {
     /// Folder of the run, instead of the recipe's
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Mixer of all layers with its defaults, instead of the recipe's: such as longlora, mamba2
+    #[arg(long, value_name = "NAME", value_parser = mixer)]
+    mixer: Option<MixerConfig>,
     /// Memory that the run may take: bytes, or such as 8GiB; the recipe's own where not given
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     device_memory: Option<u64>,
@@ -42,12 +46,18 @@ pub struct TrainArgs {
     tui: bool,
 }
 
+/// A mixer by its name.
+fn mixer(name: &str) -> std::result::Result<MixerConfig, String> {
+    serde_json::from_value(serde_json::json!({ "name": name })).map_err(|e| e.to_string())
+}
+
 impl TrainArgs {
     pub fn run(&self, globals: &Globals) -> Result<()> {
         let recipe = Recipe::from_file(&self.recipe)?;
         let options = RunOptions::new(globals.device.open()?)
             .with_seed(globals.seed)
             .with_out(self.out.clone())
+            .with_mixer(self.mixer.clone())
             .with_explain(globals.explain)
             .with_device_memory(self.device_memory)
             .with_resume(self.resume)

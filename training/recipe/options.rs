@@ -1,6 +1,7 @@
 //! What a run is told beside its recipe, and what it tells.
 
 use super::{Evaluation, MemoryReport};
+use crate::attention::MixerConfig;
 use crate::datasets::DataReport;
 use crate::models::lora::TrainableReport;
 use crate::training::Interrupter;
@@ -18,6 +19,8 @@ pub struct RunOptions {
     pub seed: Option<u64>,
     /// Instead of the recipe's output folder.
     pub out: Option<PathBuf>,
+    /// Instead of the recipe's mixers, this one in all layers.
+    pub mixer: Option<MixerConfig>,
     /// Say which code runs in every layer.
     pub explain: bool,
     /// Memory that the run may take, bytes, instead of the recipe's.
@@ -39,6 +42,7 @@ impl RunOptions {
             device,
             seed: None,
             out: None,
+            mixer: None,
             explain: false,
             device_memory: None,
             resume: false,
@@ -57,6 +61,12 @@ impl RunOptions {
     /// Replace the recipe's output folder.
     pub fn with_out(mut self, out: Option<PathBuf>) -> Self {
         self.out = out;
+        self
+    }
+
+    /// Replace the recipe's mixers.
+    pub fn with_mixer(mut self, mixer: Option<MixerConfig>) -> Self {
+        self.mixer = mixer;
         self
     }
 
@@ -103,6 +113,7 @@ impl fmt::Debug for RunOptions {
             .field("device", &self.device)
             .field("seed", &self.seed)
             .field("out", &self.out)
+            .field("mixer", &self.mixer)
             .field("explain", &self.explain)
             .field("device_memory", &self.device_memory)
             .field("resume", &self.resume)

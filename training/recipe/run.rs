@@ -34,7 +34,12 @@ pub fn run_recipe(
     options: &RunOptions,
     progress: &Progress,
 ) -> Result<RunSummary> {
-    let recipe = &recipe.located(Need::Model, progress)?;
+    let mut recipe = recipe.located(Need::Model, progress)?;
+    if let Some(mixer) = &options.mixer {
+        recipe.mixer = mixer.into();
+        recipe.check()?;
+    }
+    let recipe = &recipe;
     let (run, start) = Run::prepare(recipe, options, progress)?;
     let mixers = recipe.mixers(&run.config)?;
     run.train(start, |site| {
@@ -57,7 +62,8 @@ pub fn run_recipe_with<M: HasProjections>(
     progress: &Progress,
     mut mixer: impl FnMut(usize, AttnProjections) -> Result<M>,
 ) -> Result<RunSummary> {
-    if !recipe.mixer.is_own() && recipe.mixer != MixerConfig::Dense.into() {
+    let named = !recipe.mixer.is_own() && recipe.mixer != MixerConfig::Dense.into();
+    if named || options.mixer.is_some() {
         let expected = "no [mixer] section in a run that brings its own";
         return Err(recipe.bad("mixer.name", &recipe.mixer, expected));
     }
@@ -191,6 +197,9 @@ impl<'a> Run<'a> {
         }
         if let Some(seed) = self.options.seed {
             command += &format!(" --seed {seed}");
+        }
+        if let Some(mixer) = &self.options.mixer {
+            command += &format!(" --mixer {}", mixer.name());
         }
         command
     }

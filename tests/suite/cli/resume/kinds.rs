@@ -170,3 +170,21 @@ fn new_mixers_are_not_left_as_they_were_drawn() {
     let message = refusal(&bench, &["train", "run.toml"]);
     assert!(message.contains("mamba1, layer 1") && message.contains("[lora]"), "{message}");
 }
+
+#[test]
+fn a_mixer_on_the_command_line_is_part_of_the_run() {
+    let bench = bench();
+    let text = short(&bench, 4);
+    let args = ["train", "run.toml", "--out", "swapped", "--mixer", "mamba1"];
+    bench.json(&args);
+    let mixers = bench.json(&["inspect", "swapped/model"])["model"]["mixers"].clone();
+    assert_eq!(mixers, "mamba1");
+    bench.write("run.toml", &text.replace("steps = 4\n", "steps = 6\n"));
+    let message = refusal(&bench, &["train", "run.toml", "--out", "swapped", "--resume"]);
+    assert!(message.contains("mixer.name was \"mamba1\", is \"dense\""), "{message}");
+    assert_eq!(bench.json(&[&args[..], &["--resume"]].concat())["resumed"], 4);
+    let out = longburn(bench.dir.path(), &["train", "run.toml", "--mixer", "cobra"]);
+    let said = out.assert().failure().get_output().stderr.clone();
+    let said = String::from_utf8(said).unwrap();
+    assert!(said.contains("unknown variant `cobra`") && said.contains("mamba2"), "{said}");
+}
