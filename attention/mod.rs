@@ -1,18 +1,22 @@
 //! How a sequence becomes a sequence: one file per paper, one trait for all.
 
+pub mod anchor;
 mod context;
 pub mod dense;
 mod linear;
+pub mod longgen;
 pub mod longlora;
 mod norm;
 mod projections;
 pub mod reference;
 mod state;
 
+pub use anchor::{Anchor, AnchorConfig};
 pub use context::{MixContext, MixOutput, Phase, Tap, Taps};
 pub use dense::{Dense, DenseConfig};
 pub(crate) use linear::normal;
 pub use linear::{Linear, LinearConfig, Lora};
+pub use longgen::{LayerSchedule, LongGen, LongGenConfig};
 pub use longlora::{LongLora, LongLoraConfig, LongLoraForm};
 pub use norm::{RmsNorm, RmsNormConfig};
 pub use projections::{AttnProjections, AttnShape, HasProjections};
@@ -46,6 +50,13 @@ pub trait SequenceMixer: Module + ModuleDisplay {
         state: Option<State>,
     ) -> Result<MixOutput>;
 
+    /// Whether all documents of a row see its shared anchor
+    /// ([`TokenMeta::ANCHOR`](longburn_kernels::TokenMeta::ANCHOR)). A decoder refuses rows that
+    /// have one for a mixer that says no.
+    fn sees_anchor(&self) -> bool {
+        false
+    }
+
     /// One sentence on the code that would run, for `--explain`.
     fn explain(&self, ctx: &MixContext<'_>, device: &Device) -> String {
         let _ = ctx;
@@ -62,6 +73,10 @@ pub enum MixerConfig {
     Dense,
     /// Shifted sparse attention in training, dense attention in inference (LongLoRA).
     LongLora(LongLoraConfig),
+    /// Near blocks with sinks or a stride, in training and in inference (LongGen).
+    LongGen(LongGenConfig),
+    /// Documents of a row with an anchor that all of them see (AnchorAttention).
+    Anchor,
 }
 
 impl MixerConfig {
@@ -73,20 +88,24 @@ impl MixerConfig {
         Ok(match self {
             Self::Dense => Mixer::Dense(DenseConfig::new().with_window(window).init(proj)),
             Self::LongLora(config) => Mixer::LongLora(config.init(proj, window)?),
+            Self::LongGen(config) => Mixer::LongGen(config.init(proj, window)?),
+            Self::Anchor => Mixer::Anchor(AnchorConfig::new().init(proj, window)?),
         })
     }
 
-    /// Mask of a training pass in a layer with the checkpoint's own sliding `window`.
+    /// Mask of a training pass in a layer with `key_heads` and the checkpoint's own sliding `window`.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for what is no mask over positions.
-    pub fn mask(&self, window: Option<usize>) -> Result<MaskSpec> {
+    pub fn mask(&self, window: Option<usize>, key_heads: usize) -> Result<MaskSpec> {
         let own = MaskSpec::causal().with_window(window);
         match self {
             Self::Dense => Ok(own),
             Self::LongLora(config) if config.form == LongLoraForm::Segment => {
                 Ok(own.with_groups(config.groups()))
             }
+            Self::LongGen(config) => Ok(config.spec(key_heads)),
+            Self::Anchor => Ok(AnchorConfig::new().spec()),
             Self::LongLora(_) => Err(Error::Unsupported {
                 what: "the mask of LongLoRA's rolled form, which rolls tokens before it masks"
                     .into(),
@@ -100,6 +119,8 @@ impl MixerConfig {
         match self {
             Self::Dense => "dense",
             Self::LongLora(_) => "longlora",
+            Self::LongGen(_) => "longgen",
+            Self::Anchor => "anchor",
         }
     }
 }
@@ -112,6 +133,10 @@ pub enum Mixer {
     Dense(Dense),
     /// See [`longlora`].
     LongLora(LongLora),
+    /// See [`longgen`].
+    LongGen(LongGen),
+    /// See [`anchor`].
+    Anchor(Anchor),
 }
 
 impl Mixer {
@@ -120,6 +145,8 @@ impl Mixer {
         match self {
             Self::Dense(m) => &m.proj,
             Self::LongLora(m) => &m.proj,
+            Self::LongGen(m) => &m.proj,
+            Self::Anchor(m) => &m.proj,
         }
     }
 
@@ -131,6 +158,8 @@ impl Mixer {
         let (proj, window) = match self {
             Self::Dense(m) => (m.proj, m.window),
             Self::LongLora(m) => (m.proj, m.window),
+            Self::LongGen(m) => (m.proj, None),
+            Self::Anchor(m) => (m.proj, None),
         };
         config.init(proj, window)
     }
@@ -145,6 +174,8 @@ impl HasProjections for Mixer {
         match self {
             Self::Dense(m) => &mut m.proj,
             Self::LongLora(m) => &mut m.proj,
+            Self::LongGen(m) => &mut m.proj,
+            Self::Anchor(m) => &mut m.proj,
         }
     }
 }
@@ -159,6 +190,8 @@ impl SequenceMixer for Mixer {
         match self {
             Self::Dense(m) => m.forward(x_BTD, ctx, state),
             Self::LongLora(m) => m.forward(x_BTD, ctx, state),
+            Self::LongGen(m) => m.forward(x_BTD, ctx, state),
+            Self::Anchor(m) => m.forward(x_BTD, ctx, state),
         }
     }
 
@@ -166,6 +199,12 @@ impl SequenceMixer for Mixer {
         match self {
             Self::Dense(m) => m.explain(ctx, device),
             Self::LongLora(m) => m.explain(ctx, device),
+            Self::LongGen(m) => m.explain(ctx, device),
+            Self::Anchor(m) => m.explain(ctx, device),
         }
+    }
+
+    fn sees_anchor(&self) -> bool {
+        matches!(self, Self::Anchor(m) if m.sees_anchor())
     }
 }

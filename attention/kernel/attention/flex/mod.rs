@@ -16,7 +16,7 @@ pub(super) use stats::stats;
 use super::{Plan, TILE};
 use crate::panels::{At, Panels, width};
 use crate::simd::vectorized;
-use crate::{BlockKind, BlockMap, Mask};
+use crate::{BlockKind, BlockMap, Mask, TokenMeta};
 use burn::backend::Flex;
 use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{DType, FloatDType, TensorData};
@@ -159,11 +159,12 @@ impl<'a> Side<'a> {
                 for (i, t) in rows.clone().enumerate() {
                     let t = b * q.len() + t;
                     let (label, pos) = (labels.q[t], q.pos()[t]);
+                    let anchor = if label >= 0 { TokenMeta::ANCHOR } else { label };
                     let (last, first) = (latest(pos), pos.saturating_sub(window));
                     let row = &mut x[i * stride..][..k_pos.len()];
                     for j in 0..row.len() {
                         let near = (k_pos[j] <= last) & ((k_pos[j] > first) | sink[j]);
-                        let seen = (k_label[j] == label)
+                        let seen = ((k_label[j] == label) | (k_label[j] == anchor))
                             & (near | (window == i32::MAX && k_pos[j] <= last));
                         row[j] = if seen { row[j] } else { f32::NEG_INFINITY };
                     }
@@ -179,7 +180,7 @@ impl<'a> Side<'a> {
                         let far = strided.farthest(q.pos()[b * q.len() + t]);
                         let row = &mut x[i * stride..][..k_block.len()];
                         for j in 0..row.len() {
-                            let seen = (k_block[j] > far) | (k_column[j] == column);
+                            let seen = (k_block[j] > far) | (k_column[j] == column) | sink[j];
                             row[j] = if seen { row[j] } else { f32::NEG_INFINITY };
                         }
                     }
