@@ -4,7 +4,6 @@ use crate::Failure;
 use crate::golden::Golden;
 use crate::layer::{context, gradients, projections, shape};
 use crate::model::values;
-use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use longburn::attention::{AnchorConfig, DenseConfig, LongGenConfig, SequenceMixer};
 use longburn::datasets::{AnchorEngine, AnchorPacking, PackConfig, TokenBatch, TokenDocument};

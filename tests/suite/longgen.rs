@@ -331,7 +331,7 @@ fn schedules_put_full_layers_in_the_middle() {
     assert_eq!(middle(32, 12), (10..22).collect::<Vec<_>>());
     assert_eq!(middle(6, 2), [2, 3]);
     assert_eq!(middle(5, 2), [1, 2]);
-    assert_eq!(middle(4, 0), []);
+    assert!(middle(4, 0).is_empty());
     let third = |layers| full(LayerSchedule::middle_third(layers).unwrap()).len();
     assert_eq!([1, 2, 3, 6, 32, 80].map(third), [0, 1, 1, 2, 11, 27]);
     assert_eq!(full(LayerSchedule::from_list(5, &[4, 1]).unwrap()), [1, 4]);

@@ -55,6 +55,8 @@ struct Section {
     heading: &'static str,
     file: &'static str,
     item: &'static str,
+    /// Which of several tables of one name.
+    variant: Option<&'static str>,
 }
 
 const fn section(
@@ -63,26 +65,42 @@ const fn section(
     file: &'static str,
     item: &'static str,
 ) -> Section {
-    Section { path, heading, file, item }
+    Section { path, heading, file, item, variant: None }
+}
+
+const fn mixer(
+    name: &'static str,
+    heading: &'static str,
+    file: &'static str,
+    item: &'static str,
+) -> Section {
+    Section { path: "mixer", heading, file, item, variant: Some(name) }
 }
 
 const SECTIONS: &str = "training/recipe/sections.rs";
 
 /// In the order of the page.
-const PAGE: [Section; 17] = [
+const PAGE: [Section; 19] = [
     section("", "The recipe itself", SECTIONS, "struct Recipe"),
     section("model", "`[model]`", SECTIONS, "struct ModelSection"),
     section("model.new", "`[model.new]`", SECTIONS, "struct NewModel"),
     section("extend", "`[extend]`", "training/recipe/extend.rs", "struct ExtendSection"),
-    section(
-        "mixer",
+    mixer(
+        "longlora",
         "`[mixer]`, `name = \"longlora\"`",
         "attention/longlora.rs",
         "struct LongLoraConfig",
     ),
+    mixer(
+        "longgen",
+        "`[mixer]`, `name = \"longgen\"`",
+        "attention/longgen.rs",
+        "struct LongGenConfig",
+    ),
     section("lora", "`[lora]`", "models/lora.rs", "struct LoraConfig"),
     section("data", "`[data]`", SECTIONS, "struct DataSection"),
     section("data.mix", "`[[data.mix]]`", SECTIONS, "struct MixSection"),
+    section("data.anchor", "`[data.anchor]`", SECTIONS, "struct AnchorSection"),
     section("data.chat", "`[data.chat]`", "training/recipe/chat.rs", "struct ChatSection"),
     section("train", "`[train]`", SECTIONS, "struct TrainSection"),
     section("train.adamw", "`[train.adamw]`", "training/adamw.rs", "struct AdamW"),
@@ -108,7 +126,8 @@ pub fn tables() -> String {
                 page += &format!("**`name = \"{variant}\"`**: {about}\n\n");
             }
             let path = section.path;
-            let known = known_fields(path, variant.as_deref());
+            let variant = variant.as_deref().or(section.variant);
+            let known = known_fields(path, variant);
             let mut named: Vec<&str> = fields.iter().map(|(name, _)| name.as_str()).collect();
             named.sort_unstable();
             assert_eq!(named, known, "{path}: the sources beside what recipes accept");
@@ -118,7 +137,7 @@ pub fn tables() -> String {
             page += "| Field | Meaning | Where not set |\n|---|---|---|\n";
             for (name, about) in &fields {
                 let place = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-                page += &row(&place, name, about, variant.as_deref());
+                page += &row(&place, name, about, variant);
             }
             page.push('\n');
         }
@@ -214,6 +233,9 @@ fn recipe(place: &str, variant: Option<&str>) -> Table {
         false => LEAST.to_string(),
     };
     let mut recipe: Table = text.parse().unwrap();
+    if place.starts_with("data.anchor.") {
+        put(&mut recipe, "data.anchor", Table::new().into());
+    }
     if let Some(variant) = variant {
         let (parent, _) = place.rsplit_once('.').unwrap();
         let fields: &[(&str, i64)] = match variant {
@@ -348,6 +370,7 @@ fn doc_comments_are_read_with_their_fields() {
     let found: BTreeMap<String, String> = read_item(&PAGE[2]).remove(0).2.into_iter().collect();
     assert_eq!(found["heads"], "Query heads.");
     assert!(!found.contains_key("file"));
-    let names: Vec<_> = read_item(&PAGE[14]).into_iter().map(|(name, ..)| name.unwrap()).collect();
+    let protocol = PAGE.iter().find(|section| section.path == "eval.protocol").unwrap();
+    let names: Vec<_> = read_item(protocol).into_iter().map(|(name, ..)| name.unwrap()).collect();
     assert_eq!(names, ["strided", "longlora"]);
 }
