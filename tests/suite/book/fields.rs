@@ -238,9 +238,9 @@ fn recipe(place: &str, variant: Option<&str>) -> Table {
     }
     if let Some(variant) = variant {
         let (parent, _) = place.rsplit_once('.').unwrap();
-        let fields: &[(&str, i64)] = match variant {
-            "strided" => &[("max_len", 64), ("stride", 32)],
-            "longlora" => &[("len", 64), ("step", 32)],
+        let fields: &[(&str, i64)] = match (parent, variant) {
+            ("eval.protocol", "strided") => &[("max_len", 64), ("stride", 32)],
+            ("eval.protocol", "longlora") => &[("len", 64), ("step", 32)],
             _ => &[],
         };
         let mut table = Table::from_iter([("name".to_string(), variant.into())]);
