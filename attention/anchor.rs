@@ -1,5 +1,5 @@
 //! When Precision Meets Position: BFloat16 Breaks Down RoPE in Long-Context Training
-//! (AnchorAttention, arXiv 2411.13476).
+//! (arXiv 2411.13476), AnchorAttention for short.
 //!
 //! Documents packed into a row do not see each other, but all of them see one shared first token,
 //! the anchor: query i sees key j ≤ i when both are of one document, or j is the anchor. Rotary

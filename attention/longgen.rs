@@ -1,5 +1,5 @@
 //! A Little Goes a Long Way: Efficient Long Context Training and Inference with Partial Contexts
-//! (LongGen, arXiv 2410.01485).
+//! (arXiv 2410.01485), LongGen for short.
 //!
 //! About the middle third of the layers keeps full attention ([`LayerSchedule`]), the others attend
 //! by a static pattern over blocks of positions, in training and in inference alike: the nearest

@@ -8,9 +8,9 @@ use clap::Parser;
 use longburn::attention::MixerConfig;
 use longburn::datasets::source::CrateSourceConfig;
 use longburn::datasets::{
-    AnchorEngine, AnchorPacking, PackConfig, PackPositions, TokenDocument, split,
+    AnchorEngine, AnchorPacking, PackConfig, PackPositions, TokenDocument, Tokenizer, split,
 };
-use longburn::models::{Decoder, ModelConfig};
+use longburn::models::{Blocks, Decoder, ModelConfig};
 use longburn::positional::RopeConfig;
 use longburn::streams::{Draw, Purpose, Streams};
 use longburn::training::eval::{RopePrecision, by_position, document_starts, rope_shift_probe};
@@ -38,6 +38,12 @@ struct Args {
     /// Other seeds than the recipe's.
     #[arg(long, value_delimiter = ',')]
     seeds: Vec<u64>,
+    /// Measure the drift of a checkpoint instead, on `--text`.
+    #[arg(long, requires = "text")]
+    model: Option<PathBuf>,
+    /// A file whose beginning the checkpoint reads.
+    #[arg(long, requires = "model")]
+    text: Option<PathBuf>,
     /// Where the figures go.
     #[arg(long, default_value = "runs/anchor")]
     out: PathBuf,
@@ -213,6 +219,9 @@ fn run(args: &Args) -> Result<()> {
     let recipe = Recipe::load(args.recipe.as_deref())?;
     let seeds = if args.seeds.is_empty() { &recipe.seeds } else { &args.seeds };
     std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
+    if let (Some(dir), Some(text)) = (&args.model, &args.text) {
+        return checkpoint(&recipe, dir, text, &args.out);
+    }
     let text = Text::read(&recipe)?;
     let within = recipe.text.shortest..recipe.text.longest;
     let buckets = [1..within.start, within.clone(), within.end..recipe.train.length];
@@ -226,7 +235,9 @@ fn run(args: &Args) -> Result<()> {
             let losses: Vec<String> = losses.iter().map(|loss| format!("{loss:.3}")).collect();
             println!("| {} | {seed} | {} |", arm.name(), losses.join(" | "));
             if arm == Arm::Anchor && Some(&seed) == seeds.first() {
-                drift(&recipe, &text, &model, seed, &args.out)?;
+                let untrained = new(&recipe, seed)?;
+                let models = [(&model, "trained"), (&untrained, "untrained")];
+                drift(&recipe, &text.held_out[0][..recipe.train.length], &models, &args.out)?;
             }
         }
     }
@@ -264,10 +275,24 @@ fn losses(model: &Decoder, text: &Text, buckets: &[Range<usize>]) -> Result<Vec<
     Ok(report.buckets.iter().map(|bucket| bucket.mean_nll).collect())
 }
 
-/// Figures of the drift: per key, and by length, for the trained model and an untrained one.
-fn drift(recipe: &Recipe, text: &Text, trained: &Decoder, seed: u64, out: &Path) -> Result<()> {
-    let ids = &text.held_out[0][..recipe.train.length];
-    let untrained = new(recipe, seed)?;
+/// The drift of a checkpoint, and of a model of its shape with random weights.
+fn checkpoint(recipe: &Recipe, dir: &Path, text: &Path, out: &Path) -> Result<()> {
+    let model = Decoder::load(dir, &MixerConfig::Dense, &Device::default())?;
+    let tokenizer = Tokenizer::from_file(dir)?;
+    let text = std::fs::read_to_string(text).map_err(|e| Error::io(text, e))?;
+    let mut ids = tokenizer.encode(&text, false)?;
+    let named = model.config().raw().get("bos_token_id").and_then(|id| id.as_u64());
+    let bos = tokenizer.special_ids().bos.or(named.map(|id| id as u32));
+    if let Some(bos) = bos.filter(|bos| ids.first() != Some(bos)) {
+        ids.insert(0, bos);
+    }
+    ids.truncate(recipe.train.length.min(model.config().max_context()));
+    let untrained = Decoder::new(model.config(), &MixerConfig::Dense, 0, &Device::default())?;
+    drift(recipe, &ids, &[(&model, "checkpoint"), (&untrained, "random weights")], out)
+}
+
+/// Figures of the drift: per key, and by length.
+fn drift(recipe: &Recipe, ids: &[u32], models: &[(&Decoder, &str)], out: &Path) -> Result<()> {
     let shifts = (0, recipe.evaluate.shift);
     let mut per_key = Plot::lines("Change of attention weights when all positions move by 16")
         .x("key (token)")
@@ -277,7 +302,7 @@ fn drift(recipe: &Recipe, text: &Text, trained: &Decoder, seed: u64, out: &Path)
         .x("length (tokens)")
         .y("sum of |A1 - A2| per head and query")
         .log_y();
-    for (model, of) in [(trained, "trained"), (&untrained, "untrained")] {
+    for (model, of) in models {
         for (precision, name) in [
             (RopePrecision::F32, "f32"),
             (RopePrecision::Bf16Dot, "bf16 product"),

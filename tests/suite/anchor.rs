@@ -9,6 +9,8 @@ use longburn::positional::{Positions, RopeConfig};
 use longburn::streams::{Draw, Purpose, Streams};
 use longburn::testing::ratio;
 use longburn::training::eval::{RopePrecision, rope_shift_probe};
+use longburn::training::report::Progress;
+use longburn::training::{Recipe, RunOptions, run_recipe};
 use proptest::prelude::*;
 
 const BOS: u32 = 1;
@@ -420,4 +422,69 @@ fn bf16_breaks_what_rotation_promises() {
     assert!(logits(&dot) > 100.0 * logits(&f32));
     assert!(rope_shift_probe(&model, &[3], (0, 1), RopePrecision::F32).is_err());
     assert!(rope_shift_probe(&model, &[3, 99], (0, 1), RopePrecision::F32).is_err());
+}
+
+/// What a recipe says of anchors, and what it may not.
+#[test]
+fn recipes_name_anchors() {
+    let recipe = |mixer: &str, data: &str| {
+        let text = format!(
+            "[model.new]\nvocab_size = 300\nhidden_size = 16\nlayers = 1\nheads = 2\n\
+             [mixer]\nname = \"{mixer}\"\n[data]\ntrain = \"texts\"\n{data}\n\
+             [train]\nsteps = 3\nlength = 32\nlr = 1e-3\n"
+        );
+        Recipe::parse(&text, "run.toml")
+    };
+    let shared = "[data.anchor]\nengine = \"shared\"";
+    let read = recipe("anchor", shared).unwrap();
+    assert_eq!(read.mixer, MixerConfig::Anchor);
+    let section = read.data.anchor.clone().unwrap();
+    assert_eq!(
+        (section.engine, section.min_len, section.mask_borders),
+        (AnchorEngine::Shared, 3, false)
+    );
+    assert!(read.data.segments());
+    assert!(recipe("dense", "[data.anchor]").is_ok());
+    assert!(recipe("longgen", "[data.anchor]\nmask_borders = true").is_ok());
+    assert!(recipe("dense", "segments = true\npositions = \"continuous\"").is_ok());
+    for (mixer, data, word) in [
+        ("dense", shared, "data.anchor.engine"),
+        ("longgen", shared, "data.anchor.engine"),
+        ("dense", "[data.anchor]\nmin_len = 0", "data.anchor.min_len"),
+        ("dense", "rows = \"windows\"\n[data.anchor]", "data.anchor"),
+        ("dense", "kind = \"chat\"\n[data.anchor]", "data.anchor"),
+        ("dense", "positions = \"reset\"", "data.positions"),
+    ] {
+        let error = recipe(mixer, data).unwrap_err().to_string();
+        assert!(error.contains(&format!("`{word}` is")), "{mixer}, {data}: {error}");
+    }
+    let unknown = recipe("dense", "[data.anchor]\nid = 3").unwrap_err().to_string();
+    assert!(unknown.contains("unknown field `id`"), "{unknown}");
+}
+
+/// A run on texts with an anchor trains, with either engine.
+#[test]
+fn a_recipe_with_an_anchor_trains() {
+    let place = tempfile::tempdir().unwrap();
+    let texts = place.path().join("texts.jsonl");
+    let lines: Vec<String> = (0..40)
+        .map(|i| format!("{{\"text\": \"{}\"}}", format!("story {i} ").repeat(3 + i % 7)))
+        .collect();
+    std::fs::write(&texts, lines.join("\n")).unwrap();
+    let run = |mixer: &str, anchor: &str, name: &str| {
+        let text = format!(
+            "[model.new]\nvocab_size = 300\nhidden_size = 16\nlayers = 2\nheads = 2\n\
+             [mixer]\nname = \"{mixer}\"\n[data]\ntrain = {texts:?}\n{anchor}\n\
+             [train]\nsteps = 30\nlength = 64\nbatch = 2\nlr = 1e-2\n"
+        );
+        let recipe = Recipe::parse(&text, "run.toml").unwrap();
+        let options = RunOptions::new(Device::flex()).with_out(Some(place.path().join(name)));
+        run_recipe(&recipe, &options, &Progress::quiet()).unwrap()
+    };
+    let own = run("dense", "[data.anchor]", "own");
+    let shared = run("anchor", "[data.anchor]\nengine = \"shared\"", "shared");
+    for summary in [own, shared] {
+        let (first, last) = (summary.first_loss, summary.last_loss);
+        assert!(last < 0.8 * first, "{first} to {last}");
+    }
 }
