@@ -1,6 +1,6 @@
 //! Long-sequence ops for Burn: masked attention over branches of queries and keys, with memory
-//! linear in the sequence length, statistics of its weights, and a linear layer fused with its
-//! cross-entropy.
+//! linear in the sequence length, statistics of its weights, state-space scans, and a linear layer
+//! fused with its cross-entropy.
 //!
 //! Every op has a slow, obvious `reference`, a `tiled` form out of tensor operations that runs on
 //! any device, and, where it pays, a form of its own for a device. All share one signature and
@@ -23,6 +23,7 @@ pub mod mask;
 mod panels;
 #[cfg(feature = "flex")]
 mod product;
+pub mod scan;
 #[cfg(feature = "flex")]
 mod room;
 #[cfg(feature = "flex")]
@@ -33,6 +34,7 @@ pub use branch::{AttentionGrads, AttentionOptions, AttentionOutput, Branch, Impl
 pub use error::Error;
 pub use host::{keep_freed_memory, on_threads};
 pub use loss::{linear_cross_entropy, linear_nll};
+pub use scan::{SelectiveScan, Ssd, SsdDiscrete, Step, Steps, selective_scan, ssd, ssd_discrete};
 
 pub use mask::{
     BlockKind, BlockList, BlockMap, BlockStride, GroupSize, Groups, Mask, MaskSpec, TokenMeta,

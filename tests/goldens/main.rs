@@ -13,7 +13,9 @@ mod longlora;
 mod lora;
 mod model;
 mod rope;
+mod scan;
 mod selftest;
+mod state_space;
 mod table;
 
 use golden::{Golden, Outcome};
@@ -28,7 +30,7 @@ pub type Check = fn(&Golden) -> Result<(), Failure>;
 pub type Failure = Box<dyn std::error::Error>;
 
 /// Names that `tests/goldens.toml` may use.
-const CHECKS: [(&str, Check); 11] = [
+const CHECKS: [(&str, Check); 18] = [
     ("block_stride", blocks::check),
     ("model", model::check),
     ("rope", rope::check),
@@ -40,6 +42,13 @@ const CHECKS: [(&str, Check); 11] = [
     ("passkey", eval::passkey),
     ("perplexity", eval::perplexity),
     ("rolling", eval::rolling),
+    ("scan_discrete", scan::discrete),
+    ("scan_duality", scan::duality),
+    ("scan_gated_norm", scan::gated_norm),
+    ("scan_mamba2", scan::mixer),
+    ("scan_selective", scan::selective),
+    ("scan_steps", scan::steps),
+    ("state_space", state_space::check),
 ];
 
 fn main() -> ExitCode {

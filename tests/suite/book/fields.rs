@@ -49,9 +49,10 @@ const OPTIONAL: [&str; 12] = [
     "output.dir",
 ];
 
-/// A table of the page: where it stands in a recipe, its heading, source and type.
+/// A table of the page: where it stands in a recipe, of which mixer, its heading, source and type.
 struct Section {
     path: &'static str,
+    mixer: Option<&'static str>,
     heading: &'static str,
     file: &'static str,
     item: &'static str,
@@ -63,13 +64,27 @@ const fn section(
     file: &'static str,
     item: &'static str,
 ) -> Section {
-    Section { path, heading, file, item }
+    Section { path, mixer: None, heading, file, item }
 }
+
+/// Of a mixer other than that of [`LEAST`]; the name is marked as no variant of an enum's.
+const fn of_mixer(
+    mixer: &'static str,
+    path: &'static str,
+    heading: &'static str,
+    file: &'static str,
+    item: &'static str,
+) -> Section {
+    Section { path, mixer: Some(mixer), heading, file, item }
+}
+
+/// Before the name of a mixer in the place of a variant's.
+const MIXER: &str = "mixer=";
 
 const SECTIONS: &str = "training/recipe/sections.rs";
 
 /// In the order of the page.
-const PAGE: [Section; 17] = [
+const PAGE: [Section; 20] = [
     section("", "The recipe itself", SECTIONS, "struct Recipe"),
     section("model", "`[model]`", SECTIONS, "struct ModelSection"),
     section("model.new", "`[model.new]`", SECTIONS, "struct NewModel"),
@@ -79,6 +94,27 @@ const PAGE: [Section; 17] = [
         "`[mixer]`, `name = \"longlora\"`",
         "attention/longlora.rs",
         "struct LongLoraConfig",
+    ),
+    of_mixer(
+        "mixer=mamba1",
+        "mixer",
+        "`[mixer]`, `name = \"mamba1\"`",
+        "attention/mamba1.rs",
+        "struct Mamba1Config",
+    ),
+    of_mixer(
+        "mixer=mamba2",
+        "mixer",
+        "`[mixer]`, `name = \"mamba2\"`",
+        "attention/mamba2.rs",
+        "struct Mamba2Config",
+    ),
+    of_mixer(
+        "mixer=mamba1",
+        "mixer.step_sizes",
+        "`[mixer.step_sizes]`, of `mamba1` and `mamba2`",
+        "attention/state_space.rs",
+        "struct StepSizes",
     ),
     section("lora", "`[lora]`", "models/lora.rs", "struct LoraConfig"),
     section("data", "`[data]`", SECTIONS, "struct DataSection"),
@@ -107,6 +143,7 @@ pub fn tables() -> String {
             if let Some(variant) = &variant {
                 page += &format!("**`name = \"{variant}\"`**: {about}\n\n");
             }
+            let variant = variant.or(section.mixer.map(Into::into));
             let path = section.path;
             let known = known_fields(path, variant.as_deref());
             let mut named: Vec<&str> = fields.iter().map(|(name, _)| name.as_str()).collect();
@@ -214,7 +251,9 @@ fn recipe(place: &str, variant: Option<&str>) -> Table {
         false => LEAST.to_string(),
     };
     let mut recipe: Table = text.parse().unwrap();
-    if let Some(variant) = variant {
+    if let Some(mixer) = variant.and_then(|variant| variant.strip_prefix(MIXER)) {
+        put(&mut recipe, "mixer", Table::from_iter([("name".to_string(), mixer.into())]).into());
+    } else if let Some(variant) = variant {
         let (parent, _) = place.rsplit_once('.').unwrap();
         let fields: &[(&str, i64)] = match variant {
             "strided" => &[("max_len", 64), ("stride", 32)],
@@ -348,6 +387,6 @@ fn doc_comments_are_read_with_their_fields() {
     let found: BTreeMap<String, String> = read_item(&PAGE[2]).remove(0).2.into_iter().collect();
     assert_eq!(found["heads"], "Query heads.");
     assert!(!found.contains_key("file"));
-    let names: Vec<_> = read_item(&PAGE[14]).into_iter().map(|(name, ..)| name.unwrap()).collect();
+    let names: Vec<_> = read_item(&PAGE[17]).into_iter().map(|(name, ..)| name.unwrap()).collect();
     assert_eq!(names, ["strided", "longlora"]);
 }
