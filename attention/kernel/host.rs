@@ -1,4 +1,4 @@
-//! How a program and its threads treat the machine they run on.
+//! How a program treats the machine it runs on.
 
 /// Asks the C library to keep memory that is freed instead of handing it back to the system, for
 /// programs that ask for the same sizes again and again: pages that come from the system are
@@ -21,13 +21,4 @@ pub fn keep_freed_memory() {
             libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
         }
     }
-}
-
-/// Runs `work`, a chain of ops on the CPU, on one of the threads that share its products. From
-/// outside, every product would be handed over and waited for.
-pub fn on_threads<R: Send>(work: impl FnOnce() -> R + Send) -> R {
-    #[cfg(feature = "flex")]
-    return rayon::scope(|_| work());
-    #[cfg(not(feature = "flex"))]
-    work()
 }

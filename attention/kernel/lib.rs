@@ -23,16 +23,16 @@ pub mod mask;
 mod panels;
 #[cfg(feature = "flex")]
 mod product;
-pub mod scan;
 #[cfg(feature = "flex")]
 mod room;
+pub mod scan;
 #[cfg(feature = "flex")]
 mod simd;
 
 pub use attention::{Reduce, attention_backward, attention_stats, masked_attention};
 pub use branch::{AttentionGrads, AttentionOptions, AttentionOutput, Branch, Implementation};
 pub use error::Error;
-pub use host::{keep_freed_memory, on_threads};
+pub use host::keep_freed_memory;
 pub use loss::{linear_cross_entropy, linear_nll};
 pub use scan::{SelectiveScan, Ssd, SsdDiscrete, Step, Steps, selective_scan, ssd, ssd_discrete};
 

@@ -163,7 +163,12 @@ pub(crate) enum Limits<'a> {
     Depth(&'a [(usize, usize)]),
 }
 
-const MOST: usize = 12;
+/// Rows of C whose sums registers hold beside two vectors of B and one of A.
+#[inline(always)]
+fn group<S: Simd>() -> usize {
+    if S::REGISTER_COUNT >= 32 { 12 } else { 6 }
+}
+
 /// Rows that share an entry of [`Limits`].
 pub(crate) const BAND: usize = 16;
 
@@ -199,8 +204,7 @@ pub(crate) unsafe fn product<S: Simd>(
             let b = b.first.add(j / width * b.step);
             let mut i = 0;
             while i < m {
-                let most = if S::REGISTER_COUNT >= 32 { MOST } else { 6 };
-                let here = i..(i + most).min(m);
+                let here = i..(i + group::<S>()).min(m);
                 let (mut a, mut b, mut k) = (a.at(i, 0), b, k);
                 match limits {
                     Limits::None => {}

@@ -2,6 +2,7 @@
 
 use crate::panels::{At, Limits, Panels, PanelsAt, product, widest, width};
 use crate::room::Room;
+use crate::simd::{LINE, prefetch};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -18,7 +19,9 @@ const DEPTH: usize = 256;
 /// places in a cache.
 pub(crate) const NEAR: usize = 2 * DEPTH;
 /// Elements of B that are packed at a time.
-const PACKED: usize = 1 << 17;
+const PACKED: usize = 1 << 19;
+/// Rows of B that are asked for beforehand: more than the machine foresees by itself.
+const AHEAD: usize = 4;
 /// Rows of A up to which B is read once, where it lies: packing would cost more than the product.
 const FEW: usize = 4;
 /// Products of fewer multiplications run on one thread.
@@ -121,7 +124,7 @@ unsafe fn multiply_part(
     let (some, k) = (b.n, b.k);
     debug_assert!(first + some <= n);
     // A few jobs per thread, so that none waits long for the last one.
-    let wanted = 4 * rayon::current_num_threads();
+    let wanted = 8 * rayon::current_num_threads();
     let high = if m.div_ceil(ROWS) < wanted { FEWER } else { ROWS };
     let rows = m.div_ceil(high);
     let columns = some.div_ceil(wanted.div_ceil(rows)).clamp(64, COLUMNS).next_multiple_of(width());
@@ -139,7 +142,7 @@ unsafe fn multiply_part(
     if m * some * k < PARALLEL_FROM {
         (0..rows * blocks).for_each(job);
     } else {
-        (0..rows * blocks).into_par_iter().for_each(job);
+        (0..rows * blocks).into_par_iter().with_max_len(1).for_each(job);
     }
 }
 
@@ -182,8 +185,8 @@ impl<F: Fn(usize) -> PanelsAt> WithSimd for Job<F> {
             let accumulate = self.accumulate || depth > 0;
             // Safe: a block within A, B and C, which no other job writes.
             unsafe {
-                let c = (self.c, self.c_rows);
-                product(simd, (m, n, deep), a, (self.right)(depth), c, accumulate, Limits::None);
+                let (c, b, size) = ((self.c, self.c_rows), (self.right)(depth), (m, n, deep));
+                product(simd, size, a, b, c, accumulate, Limits::None);
             }
         }
     }
@@ -226,7 +229,7 @@ unsafe fn multiply_few((m, n, k): (usize, usize, usize), a: At, b: At) -> Vec<f3
     if n * k < PARALLEL_FROM {
         turned.chunks_mut(CHUNK * m).enumerate().for_each(work);
     } else {
-        turned.par_chunks_mut(CHUNK * m).enumerate().for_each(work);
+        turned.par_chunks_mut(CHUNK * m).enumerate().with_max_len(1).for_each(work);
     }
     if m == 1 {
         return turned;
@@ -259,6 +262,8 @@ impl WithSimd for Dots<'_> {
             |at: At, i: usize| unsafe { std::slice::from_raw_parts(at.at(i, 0).first, self.k) };
         for (j, out) in self.out.chunks_mut(self.m).enumerate() {
             let b = row(self.b, j);
+            let later = self.b.at(j + AHEAD, 0).first;
+            (0..self.k).step_by(LINE).for_each(|i| prefetch(later.wrapping_add(i)));
             for (i, out) in out.iter_mut().enumerate() {
                 *out = dot(simd, row(self.a, i), b);
             }
@@ -303,7 +308,7 @@ mod tests {
             (5, 600, 64),
             // Inner dimensions that the library takes, and more columns than are packed at a time.
             (3, 5, PACKED + 1),
-            (7, 300, NEAR),
+            (7, PACKED / NEAR + 44, NEAR),
         ] {
             let of_a: Vec<f32> = (0..m * k).map(value).collect();
             let of_b: Vec<f32> = (0..k * n).map(|i| value(i + 5)).collect();

@@ -10,6 +10,7 @@ pub(crate) struct Room(Vec<MaybeUninit<f32>>);
 impl Room {
     pub fn new(len: usize) -> Self {
         let mut data = Vec::with_capacity(len);
+        ask_for_large_pages(&mut data, len);
         // Safe: such elements may hold anything.
         unsafe { data.set_len(len) };
         Self(data)
@@ -37,6 +38,25 @@ impl Room {
         // Safe: the same memory, whose elements the caller vouches for.
         unsafe { Vec::from_raw_parts(first.cast(), len, capacity) }
     }
+}
+
+/// Asks the system to back what is large with large pages, of which there are fewer to clear and to
+/// look up.
+fn ask_for_large_pages(data: &mut Vec<MaybeUninit<f32>>, len: usize) {
+    #[cfg(target_os = "linux")]
+    {
+        const PAGE: usize = 2 << 20;
+        let bytes = len * size_of::<f32>();
+        let before = data.as_mut_ptr().addr().wrapping_neg() % PAGE;
+        let whole = bytes.saturating_sub(before) / PAGE * PAGE;
+        if whole > 0 {
+            let first = data.as_mut_ptr().wrapping_byte_add(before);
+            // Safe: advice about memory that is ours; what it is worth does not matter.
+            unsafe { libc::madvise(first.cast(), whole, libc::MADV_HUGEPAGE) };
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (data, len);
 }
 
 /// A part of a [`Room`], cleared by the job that needs it.

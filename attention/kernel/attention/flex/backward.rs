@@ -9,11 +9,14 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
+/// Queries of a tile at most: what the gradients of keys and values sum over at a time.
+const QUERIES: usize = 2 * TILE.0;
 /// Key tiles that are computed together.
-const RUN: usize = 2;
+const RUN: usize = 4;
 /// Distance between two rows of scores.
 const WIDE: usize = wide(RUN);
-/// Bands of keys in a run.
+/// Bands of queries in a tile, and of keys in a run.
+const Q_BANDS: usize = QUERIES / BAND;
 const BANDS: usize = RUN * TILE.1 / BAND;
 /// Jobs that are wanted at least. The shapes alone decide about the parts, not the threads, so
 /// that results do not depend on these.
@@ -40,8 +43,12 @@ pub(in super::super) fn backward(
     let lse = lse.to_contiguous();
     let scale = plan.0.scale as f32;
     let base: Vec<f32> = lse.storage::<f32>().iter().map(|x| base_of(*x)).collect();
+    // Where neighbouring tiles see other blocks of keys, they share none.
+    let of_blocks = |mask: &Mask| mask.list().is_some() || mask.strided().is_some();
+    let queries_of_tile = if plan.0.masks.iter().any(of_blocks) { TILE.0 } else { QUERIES };
     let call = Call {
-        sides: &Side::all(plan),
+        sides: &Side::all(plan, queries_of_tile),
+        queries_of_tile,
         q: &q,
         dout: &dout,
         keys: &k.turned(scale * LOG2_E),
@@ -89,8 +96,8 @@ pub(in super::super) fn backward(
         jobs[n % (batch * kv) * parts + part].dq.push(dq);
     }
     debug_assert!(jobs.iter().all(|job| job.dq.len() == branches));
-    let scratch = || vec![0.0f32; 2 * TILE.0 * WIDE];
-    jobs.into_par_iter().for_each_init(scratch, |x, job| widest(Run { job, x }));
+    let scratch = || vec![0.0f32; 2 * QUERIES * WIDE];
+    jobs.into_par_iter().with_max_len(1).for_each_init(scratch, |x, job| widest(Run { job, x }));
     // Safe: every part belongs to a job, which has cleared and written it.
     let (mut dq, dk, dv) = unsafe { (dq.written(), dk.written(), dv.written()) };
     fold_parts(&mut dq, parts, |a, b| a + b);
@@ -143,6 +150,7 @@ fn delta_of(out: &View, dout: &View, scale: f32) -> Vec<f32> {
 #[derive(Clone, Copy)]
 struct Call<'a> {
     sides: &'a [Side<'a>],
+    queries_of_tile: usize,
     q: &'a View,
     dout: &'a View,
     /// `[D, S]`, scaled.
@@ -196,7 +204,7 @@ impl WithSimd for Run<'_, '_> {
         let mut dq: Vec<_> = dq.into_iter().map(zeroed).collect();
         let [batch, _, s, e] = call.size;
         let [_, heads, t, d] = call.q.shape;
-        let (x, dx) = self.x.split_at_mut(TILE.0 * WIDE);
+        let (x, dx) = self.x.split_at_mut(QUERIES * WIDE);
         for Keys { run, dv, dk } in keys {
             let dv = zeroed(dv);
             let mut dk: Vec<_> = dk.into_iter().map(zeroed).collect();
@@ -206,8 +214,8 @@ impl WithSimd for Run<'_, '_> {
                 for (i, side) in call.sides.iter().enumerate() {
                     let (stacked, first) = (i * batch + b, run * RUN * TILE.1);
                     let dq = &mut dq[i][g * t * d..(g + 1) * t * d];
-                    for qi in 0..t.div_ceil(TILE.0) {
-                        let rows = part(qi, TILE.0, t);
+                    for qi in 0..t.div_ceil(call.queries_of_tile) {
+                        let rows = part(qi, call.queries_of_tile, t);
                         let kind = |ki| side.kind(b, head, qi, ki);
                         for run in runs(tiles.clone(), RUN, |ki| kind(ki) != BlockKind::Skip) {
                             let columns = span(&run, TILE.1, s);
@@ -261,7 +269,7 @@ impl Tile<'_> {
         simd: S,
         place: &Place<'_>,
         (x, dx): (&mut [f32], &mut [f32]),
-    ) -> Band<BANDS> {
+    ) -> Band<Q_BANDS, BANDS> {
         let Self { call, b, head, key_head, stacked } = *self;
         let [_, kv, _, e] = call.size;
         let (from, first) = (place.rows.start, place.columns.start);
@@ -270,7 +278,8 @@ impl Tile<'_> {
         unsafe {
             let keys = call.keys.columns(stacked * kv + key_head, first);
             let queries = call.q.at(stacked, head, from);
-            let band: Band<BANDS> = place.scores(simd, call.q.shape[3], (queries, keys), (x, WIDE));
+            let band: Band<Q_BANDS, BANDS> =
+                place.scores(simd, call.q.shape[3], (queries, keys), (x, WIDE));
             let values = call.values.columns(b * kv + key_head, first);
             let (douts, dx) = (call.dout.at(b, head, from), (dx.as_mut_ptr(), WIDE));
             product(simd, size, douts, values, dx, false, band.scores());
@@ -283,7 +292,7 @@ impl Tile<'_> {
         &self,
         simd: S,
         (rows, columns): (&Range<usize>, &Range<usize>),
-        (band, x, dx): (&Band<BANDS>, &[f32], &[f32]),
+        (band, x, dx): (&Band<Q_BANDS, BANDS>, &[f32], &[f32]),
         dq: &mut [f32],
         dk: &mut [f32],
         dv: &mut [f32],
@@ -313,7 +322,7 @@ fn gradient_step(
     (x, dx): (&mut [f32], &mut [f32]),
     base: &[f32],
     delta: &[f32],
-    band: &Band<BANDS>,
+    band: &Band<Q_BANDS, BANDS>,
     columns: usize,
 ) {
     for (i, (base, delta)) in base.iter().zip(delta).enumerate() {

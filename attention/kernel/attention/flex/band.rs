@@ -29,13 +29,13 @@ impl Place<'_> {
     /// # Safety
     /// `queries` `[rows, d]` and `keys` `[d, columns]` must be readable, and `x` hold the run.
     #[inline(always)]
-    pub unsafe fn scores<S: Simd, const N: usize>(
+    pub unsafe fn scores<S: Simd, const Q: usize, const N: usize>(
         &self,
         simd: S,
         d: usize,
         (queries, keys): (At, PanelsAt),
         (x, stride): (&mut [f32], usize),
-    ) -> Band<N> {
+    ) -> Band<Q, N> {
         let band = Band::new(self);
         let (size, c) = ((self.rows.len(), self.columns.len(), d), (x.as_mut_ptr(), stride));
         // Safe: as the caller vouches.
@@ -45,7 +45,11 @@ impl Place<'_> {
             for (ki, seen) in self.run.clone().zip(&band.seen).filter(|(ki, _)| self.is_edge(*ki)) {
                 let (edge, own) = (self.edge(ki), self.own(ki));
                 for (i, t) in self.rows.clone().enumerate() {
-                    edge.hide_beside(t, seen[i], &mut x[i * stride..][own.clone()]);
+                    edge.hide_beside(
+                        t,
+                        seen[i / BAND][i % BAND],
+                        &mut x[i * stride..][own.clone()],
+                    );
                 }
             }
         }
@@ -67,15 +71,15 @@ impl Place<'_> {
     }
 }
 
-/// Least ranges that hold all visible pairs, by bands of queries and of keys, from the first of the
-/// run on.
-pub(super) struct Band<const N: usize> {
+/// Least ranges that hold all visible pairs, by `Q` bands of queries and `N` of keys, from the first
+/// of the run on.
+pub(super) struct Band<const Q: usize, const N: usize> {
     /// Whether there are hidden pairs.
     partial: bool,
-    columns: [(usize, usize); TILE.0 / BAND],
+    columns: [(usize, usize); Q],
     rows: [(usize, usize); N],
     /// What the queries see of each tile of the run; only of tiles at an edge.
-    seen: [[Seen; TILE.0]; RUN],
+    seen: [[[Seen; BAND]; Q]; RUN],
 }
 
 /// Key tiles of a run at most.
@@ -83,7 +87,7 @@ const RUN: usize = 4;
 /// Nothing.
 const EMPTY: (usize, usize) = (usize::MAX, 0);
 
-impl<const N: usize> Band<N> {
+impl<const Q: usize, const N: usize> Band<Q, N> {
     const FITS: () = assert!(N * BAND <= RUN * TILE.1);
 
     #[inline(always)]
@@ -93,21 +97,22 @@ impl<const N: usize> Band<N> {
         let partial = run.clone().any(|ki| place.is_edge(ki));
         let mut band = Self {
             partial,
-            columns: [(0, columns.len()); TILE.0 / BAND],
+            columns: [(0, columns.len()); Q],
             rows: [(0, rows.len()); N],
-            seen: [[Seen::default(); TILE.0]; RUN],
+            seen: [[[Seen::default(); BAND]; Q]; RUN],
         };
         if !partial {
             return band;
         }
-        (band.columns, band.rows) = ([EMPTY; TILE.0 / BAND], [EMPTY; N]);
+        (band.columns, band.rows) = ([EMPTY; Q], [EMPTY; N]);
         for (n, ki) in run.clone().enumerate() {
             let own = place.own(ki);
             if place.is_edge(ki) {
                 let edge = place.edge(ki);
                 for (i, t) in rows.clone().enumerate() {
-                    band.seen[n][i] = edge.seen(t);
-                    let seen = band.seen[n][i].range();
+                    let seen = edge.seen(t);
+                    band.seen[n][i / BAND][i % BAND] = seen;
+                    let seen = seen.range();
                     band.widen(i..i + 1, own.start + seen.start..own.start + seen.end);
                 }
             } else {

@@ -17,12 +17,13 @@ const PART: usize = 1024;
 pub(super) fn decode(q: &View, k: &View, v: &View, plan: &Plan) -> (Vec<f32>, Vec<f32>) {
     let [_, heads, t, _] = q.shape;
     let [batch, kv, s, e] = v.shape;
-    let sides = &Side::all(plan);
+    let sides = &Side::all(plan, TILE.0);
     let scale = plan.0.scale as f32 * LOG2_E;
     let parts = s.div_ceil(PART);
     // Of every row, key head and part: one share per query head and query.
     let shares: Vec<Vec<Share>> = (0..batch * kv * parts)
         .into_par_iter()
+        .with_max_len(1)
         .map(|n| {
             let (b, key_head) = (n / parts / kv, n / parts % kv);
             let keys = part(n % parts, PART, s);

@@ -117,15 +117,16 @@ impl View {
 /// A mask with its tiles and the class of every head.
 struct Side<'a> {
     mask: &'a Mask,
+    /// Tiles of some queries by `TILE.1` keys.
     blocks: BlockMap,
     class_of: Vec<usize>,
 }
 
 impl<'a> Side<'a> {
-    fn all(plan: &'a Plan) -> Vec<Self> {
+    fn all(plan: &'a Plan, queries: usize) -> Vec<Self> {
         let side = |mask: &'a Mask| Side {
             mask,
-            blocks: mask.blocks(TILE.0, TILE.1),
+            blocks: mask.blocks(queries, TILE.1),
             class_of: (0..mask.heads()).map(|head| mask.class_of(head)).collect(),
         };
         plan.0.masks.iter().map(side).collect()
