@@ -81,8 +81,8 @@ pub(crate) fn attend_under(
     state: Option<State>,
 ) -> Result<MixOutput> {
     let (q, new, taps) = project(proj, x_BTD, ctx)?;
-    let cache = match state {
-        Some(state) => state.into_kv("attention")?.append(new.k, new.v, ctx.tokens)?,
+    let cache = match KvCache::of(state)? {
+        Some(cache) => cache.append(new.k, new.v, ctx.tokens)?,
         None => new,
     };
     let mixed = over(&cache, spec, q, ctx)?;

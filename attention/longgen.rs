@@ -137,22 +137,28 @@ impl LongGenConfig {
     /// assert_eq!(strided.peak_tokens(256, 8, 1), [88]);
     /// ```
     pub fn peak_tokens(&self, len: usize, heads: usize, key_heads: usize) -> Vec<usize> {
-        let (block, near) = (self.block.max(1), self.local_blocks);
+        let (block, near) = (self.block.max(1), self.local_blocks.max(1));
         let blocks = self.blocks(key_heads);
         let of_head = |h: usize| {
-            let phase = blocks.phase(h, heads);
-            let Some(phase) = phase else { return len };
+            let Some(phase) = blocks.phase(h, heads) else { return len };
+            // Blocks below n that the stride keeps.
+            let multiples = |n: u128| n.div_ceil(blocks.stride as u128);
             let kept = |n: usize| {
-                let column = n as u128 + phase as u128;
-                n < self.sinks() || column.is_multiple_of(blocks.stride as u128)
+                (multiples(n as u128 + phase as u128) - multiples(phase as u128)) as usize
             };
-            let (mut far, mut most) = (0, 0);
-            for m in 0..len.div_ceil(block) {
-                far += usize::from(m >= near && kept(m - near));
-                let own = (len - m * block).min(block);
-                most = most.max((far + near.min(m + 1) - 1) * block + own);
+            // While the tokens of block m come.
+            let held = |m: usize| {
+                let gone = (m + 1).saturating_sub(near);
+                let sinks = self.sinks().min(gone);
+                let far = sinks + kept(gone) - kept(sinks);
+                (far + near.min(m + 1) - 1) * block + (len - m * block).min(block)
+            };
+            match len.div_ceil(block) {
+                0 => 0,
+                1 => held(0),
+                // The last block may be a short one.
+                n => held(n - 1).max(held(n - 2)),
             }
-            most
         };
         (0..key_heads).map(of_head).collect()
     }
@@ -273,7 +279,10 @@ impl SequenceMixer for LongGen {
             Some(State::Heads(old)) if old.len() == self.parts.len() => {
                 self.continued(q, new, old, ctx)?
             }
-            Some(state) => return Err(state.foreign("longgen")),
+            Some(other) => {
+                let reason = format!("the state of another kind of layer, {}", other.kind());
+                return Err(Error::shape("longgen", reason));
+            }
         };
         let state = match ctx.keep_state {
             true => {

@@ -6,10 +6,16 @@ pub mod dense;
 mod linear;
 pub mod longgen;
 pub mod longlora;
+pub mod mamba1;
+pub mod mamba2;
 mod norm;
 mod projections;
 pub mod reference;
+mod schedule;
+mod site;
 mod state;
+mod state_space;
+mod weights;
 
 pub use anchor::{Anchor, AnchorConfig};
 pub use context::{MixContext, MixOutput, Phase, Tap, Taps};
@@ -18,9 +24,14 @@ pub(crate) use linear::normal;
 pub use linear::{Linear, LinearConfig, Lora};
 pub use longgen::{LayerSchedule, LongGen, LongGenConfig};
 pub use longlora::{LongLora, LongLoraConfig, LongLoraForm};
+pub use mamba1::{Mamba1, Mamba1Config};
+pub use mamba2::{Mamba2, Mamba2Config};
 pub use norm::{RmsNorm, RmsNormConfig};
 pub use projections::{AttnProjections, AttnShape, HasProjections};
-pub use state::{KvCache, State};
+pub use schedule::{LayerMixers, Layers, MixerSchedule};
+pub use site::MixerSite;
+pub use state::{KvCache, Recurrent, State};
+pub use state_space::{Conv1d, StepSizes};
 
 use crate::{Error, Result};
 use burn::module::{Module, ModuleDisplay};
@@ -77,19 +88,48 @@ pub enum MixerConfig {
     LongGen(LongGenConfig),
     /// Documents of a row with an anchor that all of them see (AnchorAttention).
     Anchor,
+    /// Selective state spaces (Mamba).
+    Mamba1(Mamba1Config),
+    /// State-space duality (Mamba-2).
+    Mamba2(Mamba2Config),
 }
 
 impl MixerConfig {
+    /// Build for a layer of a model.
+    ///
+    /// # Errors
+    /// As [`init`](Self::init), and for attention in a family without.
+    pub fn build(&self, site: &MixerSite<'_>) -> Result<Mixer> {
+        let MixerSite { hidden, layers, streams, device, .. } = *site;
+        let first = site.own_streams();
+        Ok(match self {
+            Self::Mamba1(config) => {
+                Mixer::Mamba1(config.init(hidden, layers, streams, first, device)?)
+            }
+            Self::Mamba2(config) => {
+                Mixer::Mamba2(config.init(hidden, layers, streams, first, device)?)
+            }
+            _ => self.init(site.projections()?, site.window)?,
+        })
+    }
+
     /// Build for a layer with these projections.
     ///
     /// # Errors
-    /// When the settings do not fit the layer (odd number of heads, a window beside groups ...).
+    /// When the settings do not fit the layer (odd number of heads, a window beside groups ...),
+    /// and [`Error::Unsupported`] for a mixer that is not built around projections.
     pub fn init(&self, proj: AttnProjections, window: Option<usize>) -> Result<Mixer> {
         Ok(match self {
             Self::Dense => Mixer::Dense(DenseConfig::new().with_window(window).init(proj)),
             Self::LongLora(config) => Mixer::LongLora(config.init(proj, window)?),
             Self::LongGen(config) => Mixer::LongGen(config.init(proj, window)?),
             Self::Anchor => Mixer::Anchor(AnchorConfig::new().init(proj, window)?),
+            Self::Mamba1(_) | Self::Mamba2(_) => {
+                return Err(Error::Unsupported {
+                    what: format!("{} around the projections of attention", self.name()),
+                    remedy: "build it for a layer, with MixerConfig::build".into(),
+                });
+            }
         })
     }
 
@@ -111,7 +151,37 @@ impl MixerConfig {
                     .into(),
                 remedy: "use form = \"segment\"".into(),
             }),
+            Self::Mamba1(_) | Self::Mamba2(_) => Err(Error::Unsupported {
+                what: format!("the mask of {}, which has a state and no mask", self.name()),
+                remedy: "look at a layer with attention".into(),
+            }),
         }
+    }
+
+    /// What a checkpoint trained with this has in inference, and is remembered by.
+    pub fn in_inference(&self) -> Self {
+        match self {
+            Self::Dense | Self::LongLora(_) | Self::Anchor => Self::Dense,
+            Self::LongGen(_) | Self::Mamba1(_) | Self::Mamba2(_) => self.clone(),
+        }
+    }
+
+    /// Whether it is built around q, k, v and o.
+    pub fn has_projections(&self) -> bool {
+        match self {
+            Self::Dense | Self::LongLora(_) | Self::LongGen(_) | Self::Anchor => true,
+            Self::Mamba1(_) | Self::Mamba2(_) => false,
+        }
+    }
+
+    /// Whether q, k, v and o are all the weights it has.
+    pub fn has_projections_only(&self) -> bool {
+        self.has_projections() && self.own_weights(1).is_empty()
+    }
+
+    /// Whether a layer with `other` has the same weights.
+    pub fn shares_weights_with(&self, other: &Self) -> bool {
+        self == other || (self.has_projections_only() && other.has_projections_only())
     }
 
     /// The name that recipes use.
@@ -121,6 +191,8 @@ impl MixerConfig {
             Self::LongLora(_) => "longlora",
             Self::LongGen(_) => "longgen",
             Self::Anchor => "anchor",
+            Self::Mamba1(_) => "mamba1",
+            Self::Mamba2(_) => "mamba2",
         }
     }
 }
@@ -137,45 +209,58 @@ pub enum Mixer {
     LongGen(LongGen),
     /// See [`anchor`].
     Anchor(Anchor),
+    /// See [`mamba1`].
+    Mamba1(Mamba1),
+    /// See [`mamba2`].
+    Mamba2(Mamba2),
 }
 
 impl Mixer {
-    /// The q, k, v, o projections, which all attention mixers share.
-    pub fn projections(&self) -> &AttnProjections {
+    /// The q, k, v, o projections, of a mixer that is built around them.
+    pub fn projections(&self) -> Option<&AttnProjections> {
         match self {
-            Self::Dense(m) => &m.proj,
-            Self::LongLora(m) => &m.proj,
-            Self::LongGen(m) => &m.proj,
-            Self::Anchor(m) => &m.proj,
+            Self::Dense(m) => Some(&m.proj),
+            Self::LongLora(m) => Some(&m.proj),
+            Self::LongGen(m) => Some(&m.proj),
+            Self::Anchor(m) => Some(&m.proj),
+            Self::Mamba1(_) | Self::Mamba2(_) => None,
         }
     }
 
     /// Another mechanism around the same projections.
     ///
     /// # Errors
-    /// As [`MixerConfig::init`].
+    /// As [`MixerConfig::init`], and [`Error::Unsupported`] for a mixer without projections.
     pub fn swap(self, config: &MixerConfig) -> Result<Self> {
         let (proj, window) = match self {
             Self::Dense(m) => (m.proj, m.window),
             Self::LongLora(m) => (m.proj, m.window),
             Self::LongGen(m) => (m.proj, None),
             Self::Anchor(m) => (m.proj, None),
+            Self::Mamba1(_) | Self::Mamba2(_) => {
+                return Err(Error::Unsupported {
+                    what: format!("a state-space layer as {}", config.name()),
+                    remedy: "load the checkpoint with Decoder::convert, which draws new weights"
+                        .into(),
+                });
+            }
         };
         config.init(proj, window)
     }
 }
 
 impl HasProjections for Mixer {
-    fn projections(&self) -> &AttnProjections {
+    fn projections(&self) -> Option<&AttnProjections> {
         self.projections()
     }
 
-    fn projections_mut(&mut self) -> &mut AttnProjections {
+    fn projections_mut(&mut self) -> Option<&mut AttnProjections> {
         match self {
-            Self::Dense(m) => &mut m.proj,
-            Self::LongLora(m) => &mut m.proj,
-            Self::LongGen(m) => &mut m.proj,
-            Self::Anchor(m) => &mut m.proj,
+            Self::Dense(m) => Some(&mut m.proj),
+            Self::LongLora(m) => Some(&mut m.proj),
+            Self::LongGen(m) => Some(&mut m.proj),
+            Self::Anchor(m) => Some(&mut m.proj),
+            Self::Mamba1(_) | Self::Mamba2(_) => None,
         }
     }
 }
@@ -192,6 +277,8 @@ impl SequenceMixer for Mixer {
             Self::LongLora(m) => m.forward(x_BTD, ctx, state),
             Self::LongGen(m) => m.forward(x_BTD, ctx, state),
             Self::Anchor(m) => m.forward(x_BTD, ctx, state),
+            Self::Mamba1(m) => m.forward(x_BTD, ctx, state),
+            Self::Mamba2(m) => m.forward(x_BTD, ctx, state),
         }
     }
 
@@ -201,6 +288,8 @@ impl SequenceMixer for Mixer {
             Self::LongLora(m) => m.explain(ctx, device),
             Self::LongGen(m) => m.explain(ctx, device),
             Self::Anchor(m) => m.explain(ctx, device),
+            Self::Mamba1(m) => m.explain(ctx, device),
+            Self::Mamba2(m) => m.explain(ctx, device),
         }
     }
 

@@ -12,6 +12,21 @@ pub enum State {
     Kv(KvCache),
     /// Keys and values of sets of key heads, each of which keeps other tokens.
     Heads(Vec<KvCache>),
+    /// The state of a state-space layer.
+    Recurrent(Recurrent),
+}
+
+/// What a state-space layer remembers, of the same size at any length.
+#[derive(Clone, Debug)]
+pub struct Recurrent {
+    /// The last K inputs of the convolution, oldest first, `[B, 1, K, C]`
+    pub conv: Tensor<4>,
+    /// `[B, H, P, N]`; Mamba-1 has one head of all channels.
+    pub ssm: Tensor<4>,
+    /// The document that each row is in, negative where no token has come yet.
+    pub documents: Vec<i32>,
+    /// Tokens seen per row, padding included.
+    pub tokens: usize,
 }
 
 /// Keys and values of earlier tokens, with what masks need to know of them.
@@ -26,6 +41,21 @@ pub struct KvCache {
 }
 
 impl KvCache {
+    /// The cache that a state is, for a mixer that goes on with it.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for what another kind of mixer remembers.
+    pub fn of(state: Option<State>) -> Result<Option<Self>> {
+        match state {
+            None => Ok(None),
+            Some(State::Kv(cache)) => Ok(Some(cache)),
+            Some(other) => {
+                let reason = format!("the state of another kind of layer, {}", other.kind());
+                Err(Error::shape("attention", reason))
+            }
+        }
+    }
+
     /// Append keys and values of new tokens.
     ///
     /// # Errors
@@ -125,6 +155,7 @@ impl State {
             Self::Heads(caches) => {
                 caches.iter().flat_map(|cache| [cache.k.clone(), cache.v.clone()]).collect()
             }
+            Self::Recurrent(state) => vec![state.conv.clone(), state.ssm.clone()],
         }
     }
 
@@ -139,14 +170,21 @@ impl State {
             return Err(Error::shape("State", reason));
         }
         let mut tensors = tensors.into_iter();
+        // There are as many as the state has.
+        let mut next = |old: &Tensor<4>| tensors.next().unwrap_or_else(|| old.clone());
         let mut renewed = |cache: &KvCache| KvCache {
-            k: tensors.next().unwrap_or_else(|| cache.k.clone()),
-            v: tensors.next().unwrap_or_else(|| cache.v.clone()),
+            k: next(&cache.k),
+            v: next(&cache.v),
             tokens: cache.tokens.clone(),
         };
         Ok(match self {
             Self::Kv(cache) => Self::Kv(renewed(cache)),
             Self::Heads(caches) => Self::Heads(caches.iter().map(renewed).collect()),
+            Self::Recurrent(state) => Self::Recurrent(Recurrent {
+                conv: next(&state.conv),
+                ssm: next(&state.ssm),
+                ..state.clone()
+            }),
         })
     }
 
@@ -155,26 +193,16 @@ impl State {
         match self {
             Self::Kv(cache) => cache.tokens.len(),
             Self::Heads(caches) => caches.iter().map(|cache| cache.tokens.len()).max().unwrap_or(0),
+            Self::Recurrent(state) => state.tokens,
         }
     }
 
-    /// Keys and values, for a mixer that knows no more.
-    pub(crate) fn into_kv(self, mixer: &str) -> Result<KvCache> {
+    /// What kind of memory it is, for messages.
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
-            Self::Kv(cache) => Ok(cache),
-            other => Err(other.foreign(mixer)),
-        }
-    }
-
-    /// The refusal of a state that another mixer made.
-    pub(crate) fn foreign(&self, mixer: &str) -> Error {
-        let of = match self {
             Self::Kv(_) => "keys and values",
-            Self::Heads(_) => "keys and values by heads (LongGen)",
-        };
-        Error::Unsupported {
-            what: format!("{mixer} with a state of {of}"),
-            remedy: "hand every layer the state that it returned itself".into(),
+            Self::Heads(_) => "keys and values by heads",
+            Self::Recurrent(_) => "a recurrent state",
         }
     }
 

@@ -1,6 +1,6 @@
 //! Long-sequence ops for Burn: masked attention over branches of queries and keys, with memory
-//! linear in the sequence length, statistics of its weights, and a linear layer fused with its
-//! cross-entropy.
+//! linear in the sequence length, statistics of its weights, state-space scans, and a linear layer
+//! fused with its cross-entropy.
 //!
 //! Every op has a slow, obvious `reference`, a `tiled` form out of tensor operations that runs on
 //! any device, and, where it pays, a form of its own for a device. All share one signature and
@@ -15,6 +15,7 @@ pub mod attention;
 mod branch;
 mod error;
 pub mod fused;
+mod host;
 pub mod loss;
 
 pub mod mask;
@@ -23,12 +24,17 @@ mod panels;
 #[cfg(feature = "flex")]
 mod product;
 #[cfg(feature = "flex")]
+mod room;
+pub mod scan;
+#[cfg(feature = "flex")]
 mod simd;
 
 pub use attention::{Reduce, attention_backward, attention_stats, masked_attention};
 pub use branch::{AttentionGrads, AttentionOptions, AttentionOutput, Branch, Implementation};
 pub use error::Error;
+pub use host::keep_freed_memory;
 pub use loss::{linear_cross_entropy, linear_nll};
+pub use scan::{SelectiveScan, Ssd, SsdDiscrete, Step, Steps, selective_scan, ssd, ssd_discrete};
 
 pub use mask::{
     BlockKind, BlockList, BlockMap, BlockStride, GroupSize, Groups, Mask, MaskSpec, TokenMeta,

@@ -7,7 +7,7 @@ mod task;
 
 use burn::tensor::Device;
 use clap::Parser;
-use longburn::attention::{LayerSchedule, LongGenConfig, MixerConfig};
+use longburn::attention::{LayerSchedule, LongGenConfig, MixerConfig, MixerSchedule};
 use longburn::models::{Decoder, ModelConfig};
 use longburn::positional::RopeConfig;
 use longburn::training::report::{Plot, Series};
@@ -185,11 +185,7 @@ fn models(recipe: &Recipe, seed: u64) -> Result<Vec<(&'static str, Decoder)>> {
     let dense = train(recipe, dense, recipe.base, seed)?;
     let convert = |full: usize| -> Result<Decoder> {
         let mixers = recipe.schedule(full)?.mixers(&MixerConfig::LongGen(recipe.sparse.clone()));
-        let mut model = dense.clone();
-        for (block, mixer) in model.layers.iter_mut().zip(&mixers) {
-            block.self_attn = block.self_attn.clone().swap(mixer)?;
-        }
-        Ok(model)
+        dense.clone().swap_mixer(MixerSchedule::of(&mixers))
     };
     let light = |full: usize| train(recipe, convert(full)?, recipe.light, seed + 1000);
     Ok(vec![

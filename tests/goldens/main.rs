@@ -14,8 +14,10 @@ mod longlora;
 mod lora;
 mod model;
 mod rope;
+mod scan;
 mod selftest;
 mod sparse;
+mod state_space;
 mod table;
 
 use golden::{Golden, Outcome};
@@ -30,7 +32,7 @@ pub type Check = fn(&Golden) -> Result<(), Failure>;
 pub type Failure = Box<dyn std::error::Error>;
 
 /// Names that `tests/goldens.toml` may use.
-const CHECKS: [(&str, Check); 14] = [
+const CHECKS: [(&str, Check); 21] = [
     ("anchor", sparse::anchor),
     ("anchor_packing", sparse::packing),
     ("block_stride", blocks::check),
@@ -45,6 +47,13 @@ const CHECKS: [(&str, Check); 14] = [
     ("passkey", eval::passkey),
     ("perplexity", eval::perplexity),
     ("rolling", eval::rolling),
+    ("scan_discrete", scan::discrete),
+    ("scan_duality", scan::duality),
+    ("scan_gated_norm", scan::gated_norm),
+    ("scan_mamba2", scan::mixer),
+    ("scan_selective", scan::selective),
+    ("scan_steps", scan::steps),
+    ("state_space", state_space::check),
 ];
 
 fn main() -> ExitCode {

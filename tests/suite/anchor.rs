@@ -437,7 +437,7 @@ fn recipes_name_anchors() {
     };
     let shared = "[data.anchor]\nengine = \"shared\"";
     let read = recipe("anchor", shared).unwrap();
-    assert_eq!(read.mixer, MixerConfig::Anchor);
+    assert_eq!(read.mixer, MixerConfig::Anchor.into());
     let section = read.data.anchor.clone().unwrap();
     assert_eq!(
         (section.engine, section.min_len, section.mask_borders),

@@ -8,6 +8,7 @@ use longburn::models::{Blocks, Decoder, ForwardOptions, ModelConfig};
 use longburn::positional::{Positions, RopeConfig, RopeTable};
 use longburn::streams::{Draw, Purpose, Streams};
 use longburn::testing::ratio;
+use longburn::training::plan::PlanConfig;
 
 const HEADS: usize = 8;
 const KEY_HEADS: usize = 4;
@@ -291,10 +292,7 @@ fn decoder(schedule: &LayerSchedule, sparse: &LongGenConfig, device: &Device) ->
     let config = ModelConfig::llama(32, 16, schedule.layers(), 4).with_kv_heads(2);
     let mixers = schedule.mixers(&MixerConfig::LongGen(sparse.clone()));
     let config = config.with_max_positions(4096);
-    Decoder::with_mixer(&config, 3, device, |layer, proj| {
-        mixers[layer].init(proj, config.windows[layer])
-    })
-    .unwrap()
+    Decoder::new(&config, MixerSchedule::of(&mixers), 3, device).unwrap()
 }
 
 /// Item 5: all layers full is the dense model, bit for bit; none is pure sparse.
@@ -354,6 +352,11 @@ fn the_cache_shrinks_by_62_percent() {
         let keys = schedule.cached_keys(&published, 131_072, heads, kv_heads);
         let share = keys as f64 / (layers * kv_heads * 131_072) as f64;
         assert!((share - 0.384_77).abs() < 1e-4, "{layers} layers: {share}");
+        // The planner says the same, in bytes of f32.
+        let config = ModelConfig::llama(100, 128 * heads, layers, heads).with_kv_heads(kv_heads);
+        let mixers = schedule.mixers(&MixerConfig::LongGen(published.clone()));
+        let plan = PlanConfig::new(config, 131_072).with_mixer(MixerSchedule::of(&mixers));
+        assert_eq!(plan.init().unwrap().kv_cache, (keys * 2 * 128 * 4) as u64);
     }
     // The same 64th of the tokens and 12 of 32 layers.
     let (t, sparse) = (2048, LongGenConfig::new().with_block(8).with_local_blocks(3));
@@ -361,8 +364,7 @@ fn the_cache_shrinks_by_62_percent() {
     let held = |schedule: &LayerSchedule| {
         let config = ModelConfig::llama(32, 4, 32, 1).with_max_positions(t).with_intermediate(4);
         let mixers = schedule.mixers(&MixerConfig::LongGen(sparse.clone()));
-        let init = |layer: usize, proj| mixers[layer].init(proj, None);
-        let model = Decoder::with_mixer(&config, 0, &Device::flex(), init).unwrap();
+        let model = Decoder::new(&config, MixerSchedule::of(&mixers), 0, &Device::flex()).unwrap();
         let (mut states, mut start) = (Vec::new(), 0);
         while start < t {
             let size = 256.min(t - start);
@@ -461,7 +463,7 @@ fn bad_settings_are_refused() {
         };
         let state = run(one, None).unwrap().state;
         let error = run(other, state).unwrap_err().to_string();
-        assert!(error.contains("with a state of keys and values"), "{error}");
+        assert!(error.contains("another kind of layer, keys and values"), "{error}");
     }
 }
 

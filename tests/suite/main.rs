@@ -30,6 +30,8 @@ mod gpt_neox;
 #[cfg(all(feature = "flex", unix))]
 mod hub;
 #[cfg(feature = "flex")]
+mod hybrids;
+#[cfg(feature = "flex")]
 mod interop;
 #[cfg(feature = "flex")]
 mod longgen;
@@ -37,6 +39,14 @@ mod longgen;
 mod longlora;
 #[cfg(feature = "flex")]
 mod lora;
+#[cfg(feature = "flex")]
+mod mamba;
+#[cfg(feature = "flex")]
+mod mamba1;
+#[cfg(feature = "flex")]
+mod mamba2;
+#[cfg(feature = "flex")]
+mod mamba_models;
 #[cfg(feature = "flex")]
 mod mixers;
 #[cfg(feature = "flex")]

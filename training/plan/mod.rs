@@ -20,7 +20,7 @@ pub use remedy::Remedy;
 pub use resident::Resident;
 pub use text::{bytes, parse_bytes};
 
-use crate::attention::{LongLoraForm, MixerConfig};
+use crate::attention::{LongLoraForm, MixerConfig, MixerSchedule};
 use crate::models::ModelConfig;
 use crate::models::lora::LoraConfig;
 use crate::training::Strategy;
@@ -49,8 +49,8 @@ const SLAB: u64 = (512 + 64) << 10;
 pub struct PlanConfig {
     /// The model.
     pub model: ModelConfig,
-    /// The mixer of its blocks.
-    pub mixer: MixerConfig,
+    /// The mixers of its blocks.
+    pub mixer: MixerSchedule,
     /// Low-rank adaptation; without it all parameters train.
     pub lora: Option<LoraConfig>,
     /// Tokens per row.
@@ -72,7 +72,7 @@ impl PlanConfig {
     pub fn new(model: ModelConfig, length: usize) -> Self {
         Self {
             model,
-            mixer: MixerConfig::Dense,
+            mixer: MixerSchedule::Own,
             lora: None,
             length,
             batch: 1,
@@ -83,9 +83,9 @@ impl PlanConfig {
         }
     }
 
-    /// The mixer.
-    pub fn with_mixer(mut self, mixer: MixerConfig) -> Self {
-        self.mixer = mixer;
+    /// The mixers.
+    pub fn with_mixer(mut self, mixer: impl Into<MixerSchedule>) -> Self {
+        self.mixer = mixer.into();
         self
     }
 
@@ -128,8 +128,8 @@ impl PlanConfig {
     /// Compute the plan.
     ///
     /// # Errors
-    /// [`Error::Config`] for a size of 0; [`Error::Unsupported`] for a mixer whose memory is not
-    /// known here (LongLoRA's rolled form).
+    /// [`Error::Config`] for a size of 0 or mixers that do not fit the layers;
+    /// [`Error::Unsupported`] for a mixer whose memory is not known here (LongLoRA's rolled form).
     pub fn init(&self) -> Result<MemoryPlan> {
         for (field, value) in [
             ("length", self.length),
@@ -153,28 +153,52 @@ impl PlanConfig {
             let expected = "rows of which this model's numbers can be counted";
             return Err(Error::config("plan", "batch and length", value, expected));
         }
-        if matches!(&self.mixer, MixerConfig::LongLora(m) if m.form == LongLoraForm::Rolled) {
-            return Err(Error::Unsupported {
-                what: "a memory plan of LongLoRA's rolled form".into(),
-                remedy: "use form = \"segment\"".into(),
-            });
-        }
+        let mixers = self.mixer.resolve(&self.model.mixers)?;
+        mixers.iter().try_for_each(known)?;
         let layout = Layout::new(&self.model, self.lora.as_ref());
         let ledger = step::step(self, &layout);
         let working = SLAB * self.threads as u64;
-        let kv = 2 * layout.kv * layout.blocks as u64 * 4;
+        let (heads, key_heads) = (model.num_attention_heads, model.num_key_value_heads);
+        let cached = |mixer: &MixerConfig| match mixer {
+            MixerConfig::LongGen(config) => {
+                config.peak_tokens(self.length, heads, key_heads).iter().map(|n| *n as u64).sum()
+            }
+            _ => self.length as u64 * key_heads as u64,
+        };
+        let cached: u64 = mixers.iter().map(cached).sum();
         Ok(MemoryPlan {
             peak: ledger::sum(&ledger.at_peak) + working,
             moment: ledger.moment,
             parts: BTreeMap::from(Part::ALL.map(|part| (part, ledger.at_peak[part as usize]))),
             working,
             block: step::kept_by_block(self, &layout),
-            kv_cache: kv * self.length as u64,
+            kv_cache: 2 * 4 * cached * model.head_dim as u64,
             length: self.length,
             batch: self.batch,
             workers: self.workers.min(self.micro_batches),
             strategy: self.strategy,
         })
+    }
+}
+
+/// Whether the account of `block` is right for a mixer.
+fn known(mixer: &MixerConfig) -> Result<()> {
+    match mixer {
+        MixerConfig::LongLora(m) if m.form == LongLoraForm::Rolled => Err(Error::Unsupported {
+            what: "a memory plan of LongLoRA's rolled form".into(),
+            remedy: "use form = \"segment\"".into(),
+        }),
+        MixerConfig::Dense
+        | MixerConfig::LongLora(_)
+        | MixerConfig::LongGen(_)
+        | MixerConfig::Anchor => Ok(()),
+        other => Err(Error::Unsupported {
+            what: format!(
+                "a memory plan of {} layers, whose own memory is not counted yet",
+                other.name()
+            ),
+            remedy: "run without a budget (device_memory), and watch what a few steps take".into(),
+        }),
     }
 }
 

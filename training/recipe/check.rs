@@ -1,7 +1,7 @@
 //! What must hold between the fields of a recipe, as far as it can be told without the files.
 
-use super::sections::{DataKind, Recipe, Rows};
-use crate::attention::{LongLoraConfig, MixerConfig};
+use super::sections::{DataKind, Family, NewModel, Recipe, Rows};
+use crate::attention::{LongLoraConfig, Mamba1Config, Mamba2Config, MixerConfig, MixerSchedule};
 use crate::datasets::{AnchorEngine, Pack};
 use crate::models::ModelConfig;
 use crate::training::checkpoint::KEEP;
@@ -33,6 +33,12 @@ impl Recipe {
             }
             let config = self.new_config()?;
             config.validate().map_err(|e| self.new_field(e))?;
+            let mixers = self.mixers(&config)?;
+            if let Some(layer) = mixers.iter().position(|mixer| !self.in_family(mixer)) {
+                let place = self.mixer.place(layer, mixers.len())?;
+                let expected = "the mixer of model.new.family, or another family";
+                return Err(self.bad(&format!("{place}.name"), mixers[layer].name(), expected));
+            }
             self.check_length(&config)?;
         }
         self.check_train()?;
@@ -43,8 +49,10 @@ impl Recipe {
             }
             lora.validate().map_err(|e| self.within("lora", e))?;
         }
-        if let MixerConfig::LongLora(mixer) = &self.mixer {
-            self.check_groups(mixer)?;
+        for (place, mixer) in self.mixer.named() {
+            if let MixerConfig::LongLora(mixer) = mixer {
+                self.check_groups(&place, mixer)?;
+            }
         }
         if let Some(protocol) = self.eval.as_ref().and_then(|eval| eval.protocol) {
             protocol.check().map_err(|e| self.within("eval.protocol", e))?;
@@ -175,7 +183,9 @@ impl Recipe {
         if anchor.min_len == 0 {
             return Err(self.bad("data.anchor.min_len", 0, "at least 1"));
         }
-        if anchor.engine == AnchorEngine::Shared && self.mixer != MixerConfig::Anchor {
+        let named = self.mixer.named();
+        let seen = named.iter().all(|(_, mixer)| **mixer == MixerConfig::Anchor);
+        if anchor.engine == AnchorEngine::Shared && (named.is_empty() || !seen) {
             let expected = "\"per_document\", or mixer.name = \"anchor\"";
             return Err(self.bad("data.anchor.engine", "\"shared\"", expected));
         }
@@ -183,27 +193,26 @@ impl Recipe {
     }
 
     /// Groups must divide every document that attention sees.
-    fn check_groups(&self, mixer: &LongLoraConfig) -> Result<()> {
+    fn check_groups(&self, place: &str, mixer: &LongLoraConfig) -> Result<()> {
         let length = self.train.length;
         let (field, value) = match mixer.group_size {
-            Some(size) => ("mixer.group_size", size),
-            None => ("mixer.group_ratio", mixer.group_ratio),
+            Some(size) => (format!("{place}.group_size"), size),
+            None => (format!("{place}.group_ratio"), mixer.group_ratio),
         };
         if value == 0 {
-            return Err(self.bad(field, 0, "at least 1"));
+            return Err(self.bad(&field, 0, "at least 1"));
         }
         let groups = mixer.groups();
         // What ragged groups would not mend lies in the group, the rest in the length.
         if let Err(e) = (crate::kernel::Groups { ragged: true, ..groups }).size_for(length) {
-            return Err(self.bad(field, value, reason(e)));
+            return Err(self.bad(&field, value, reason(e)));
         }
         if let Err(e) = groups.size_for(length) {
             let expected = match mixer.group_size {
-                Some(size) => format!("a multiple of mixer.group_size = {size}"),
                 None if length.is_multiple_of(value) => reason(e),
-                None => format!("a multiple of mixer.group_ratio = {value}"),
+                _ => format!("a multiple of {field} = {value}"),
             };
-            let expected = format!("{expected}, or mixer.ragged = true");
+            let expected = format!("{expected}, or {place}.ragged = true");
             return Err(self.bad("train.length", length, expected));
         }
         let data = &self.data;
@@ -212,7 +221,7 @@ impl Recipe {
         if !mixer.ragged && (data.segments() || !whole_rows) {
             let expected = "true where documents of other lengths than train.length stand alone \
                             (data.kind, data.segments, data.pack or data.epochs)";
-            return Err(self.bad("mixer.ragged", false, expected));
+            return Err(self.bad(&format!("{place}.ragged"), false, expected));
         }
         Ok(())
     }
@@ -222,20 +231,59 @@ impl Recipe {
         let Some(new) = &self.model.new else {
             return Err(self.bad("model.new", "missing", "the sizes of a new model"));
         };
-        for (field, value) in [("layers", new.layers), ("heads", new.heads)] {
-            if value == 0 {
-                return Err(self.bad(&format!("model.new.{field}"), 0, "at least 1"));
-            }
+        if new.layers == 0 {
+            return Err(self.bad("model.new.layers", 0, "at least 1"));
         }
-        let mut config = ModelConfig::llama(new.vocab_size, new.hidden_size, new.layers, new.heads);
+        if new.family != Family::Llama {
+            return self.new_state_space(new);
+        }
+        let heads = match new.heads {
+            Some(heads) if heads > 0 => heads,
+            Some(_) => return Err(self.bad("model.new.heads", 0, "at least 1")),
+            None => return Err(self.bad("model.new.heads", "missing", "the number of heads")),
+        };
+        let mut config = ModelConfig::llama(new.vocab_size, new.hidden_size, new.layers, heads);
         config.rope.theta = new.rope_theta;
         if let Some(width) = new.intermediate_size {
             config = config.with_intermediate(width);
         }
         Ok(config
-            .with_kv_heads(new.kv_heads.unwrap_or(new.heads))
+            .with_kv_heads(new.kv_heads.unwrap_or(heads))
             .with_max_positions(new.max_positions.unwrap_or(self.train.length))
             .with_tied(new.tied))
+    }
+
+    fn new_state_space(&self, new: &NewModel) -> Result<ModelConfig> {
+        for (field, value) in [
+            ("heads", new.heads),
+            ("kv_heads", new.kv_heads),
+            ("intermediate_size", new.intermediate_size),
+            ("max_positions", new.max_positions),
+        ] {
+            if let Some(value) = value {
+                let expected = "nothing in a family of state-space layers";
+                return Err(self.bad(&format!("model.new.{field}"), value, expected));
+            }
+        }
+        let default = match new.family {
+            Family::Mamba => MixerConfig::Mamba1(Mamba1Config::new()),
+            _ => MixerConfig::Mamba2(Mamba2Config::new()),
+        };
+        let mixer = match &self.mixer {
+            MixerSchedule::All(mixer) if self.in_family(mixer) => mixer.clone(),
+            _ => default,
+        };
+        let (vocab, hidden) = (new.vocab_size, new.hidden_size);
+        Ok(ModelConfig::state_space(vocab, hidden, new.layers, mixer).with_tied(new.tied))
+    }
+
+    /// Whether a new model of the recipe's family can have this mixer.
+    fn in_family(&self, mixer: &MixerConfig) -> bool {
+        match self.model.new.as_ref().map(|new| new.family) {
+            Some(Family::Mamba) => matches!(mixer, MixerConfig::Mamba1(_)),
+            Some(Family::Mamba2) => matches!(mixer, MixerConfig::Mamba2(_)),
+            Some(Family::Llama) | None => true,
+        }
     }
 
     /// A fault of the configuration under the name that the field has in `[model.new]`.

@@ -1,7 +1,7 @@
 //! The sections of a recipe.
 
 use super::{ChatSection, ExtendSection};
-use crate::attention::MixerConfig;
+use crate::attention::MixerSchedule;
 use crate::datasets::source::{BadLines, SourceOptions};
 use crate::datasets::{AnchorEngine, Pack, PackPositions};
 use crate::models::lora::LoraConfig;
@@ -55,9 +55,11 @@ pub struct Recipe {
     /// Longer positions, where wanted.
     #[serde(default)]
     pub extend: Option<ExtendSection>,
-    /// How a sequence becomes a sequence.
-    #[serde(default)]
-    pub mixer: MixerConfig,
+    /// How a sequence becomes a sequence: a table for all layers, or `[[mixer]]` tables that name
+    /// their `layers`, as numbers or as a text such as "0, 4-7" or "middle third", but for one that
+    /// has the rest; the model's own where not set.
+    #[serde(default, skip_serializing_if = "MixerSchedule::is_own")]
+    pub mixer: MixerSchedule,
     /// Low-rank adaptation; without it all parameters train. Its seed counts from the run's.
     #[serde(default)]
     pub lora: Option<LoraConfig>,
@@ -103,18 +105,22 @@ pub struct ModelSection {
     pub tokenizer: Option<PathBuf>,
 }
 
-/// `[model.new]`: a Llama.
+/// `[model.new]`: a Llama, or a model of state-space layers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewModel {
+    /// What its blocks are; of the state-space families, `[mixer]` has the settings.
+    #[serde(default, skip_serializing_if = "Family::is_llama")]
+    pub family: Family,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Blocks.
     pub layers: usize,
-    /// Query heads.
-    pub heads: usize,
+    /// Query heads; a Llama must have some.
+    #[serde(default)]
+    pub heads: Option<usize>,
     /// Key and value heads; as many as query heads where not set.
     #[serde(default)]
     pub kv_heads: Option<usize>,
@@ -124,12 +130,31 @@ pub struct NewModel {
     /// θ of the rotary encoding.
     #[serde(default = "theta")]
     pub rope_theta: f64,
-    /// Longest sequence; `train.length` where not set.
+    /// Longest sequence; `train.length` where not set. State-space layers have no such limit.
     #[serde(default)]
     pub max_positions: Option<usize>,
     /// Whether the head is the embedding.
     #[serde(default)]
     pub tied: bool,
+}
+
+/// What a new model is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// Attention and feed-forward layers, any of whose mixers may be another.
+    #[default]
+    Llama,
+    /// Layers of Mamba, nothing else.
+    Mamba,
+    /// Layers of Mamba-2, nothing else.
+    Mamba2,
+}
+
+impl Family {
+    fn is_llama(&self) -> bool {
+        *self == Self::Llama
+    }
 }
 
 fn theta() -> f64 {

@@ -19,7 +19,7 @@ pub fn swiglu<const N: usize>(gate: Tensor<N>, up: Tensor<N>) -> Tensor<N> {
 #[cfg(feature = "flex")]
 mod flex {
     use crate::fused::{register, rows};
-    use crate::simd::{exp, vectorized};
+    use crate::simd::{sigmoid, vectorized};
     use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
     use burn::backend::autodiff::grads::Gradients;
     use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
@@ -39,20 +39,11 @@ mod flex {
         ) -> (FloatTensor<Self>, FloatTensor<Self>);
     }
 
-    /// 1 / (1 + e^−x), from the exponential of −|x| so that it never overflows.
-    #[inline(always)]
-    fn sigmoid(x: f32) -> f32 {
-        let e = exp(-x.abs());
-        let inverse = 1.0 / (1.0 + e);
-        if x >= 0.0 { inverse } else { e * inverse }
-    }
-
     impl SwigluOps for Flex {
         fn swiglu_op(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
             let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
             let (g, u) = (gate.storage::<f32>(), up.storage::<f32>());
-            let mut y = vec![0.0f32; g.len()];
-            rows(&mut y, 1, |first, out| {
+            let y = rows(g.len(), 1, |first, out| {
                 vectorized(
                     #[inline(always)]
                     || {
@@ -72,8 +63,7 @@ mod flex {
         ) -> (FlexTensor, FlexTensor) {
             let (gate, up, dy) = (gate.to_contiguous(), up.to_contiguous(), dy.to_contiguous());
             let (g, u, d) = (gate.storage::<f32>(), up.storage::<f32>(), dy.storage::<f32>());
-            let (mut dg, mut du) = (vec![0.0f32; g.len()], vec![0.0f32; g.len()]);
-            rows(&mut dg, 1, |first, out| {
+            let dg = rows(g.len(), 1, |first, out| {
                 vectorized(
                     #[inline(always)]
                     || {
@@ -85,7 +75,7 @@ mod flex {
                     },
                 )
             });
-            rows(&mut du, 1, |first, out| {
+            let du = rows(g.len(), 1, |first, out| {
                 vectorized(
                     #[inline(always)]
                     || {

@@ -49,14 +49,13 @@ const OPTIONAL: [&str; 12] = [
     "output.dir",
 ];
 
-/// A table of the page: where it stands in a recipe, its heading, source and type.
+/// A table of the page: where it stands in a recipe, of which mixer, its heading, source and type.
 struct Section {
     path: &'static str,
+    mixer: Option<&'static str>,
     heading: &'static str,
     file: &'static str,
     item: &'static str,
-    /// Which of several tables of one name.
-    variant: Option<&'static str>,
 }
 
 const fn section(
@@ -65,37 +64,64 @@ const fn section(
     file: &'static str,
     item: &'static str,
 ) -> Section {
-    Section { path, heading, file, item, variant: None }
+    Section { path, mixer: None, heading, file, item }
 }
 
-const fn mixer(
-    name: &'static str,
+/// Of a mixer other than that of [`LEAST`]; the name is marked as no variant of an enum's.
+const fn of_mixer(
+    mixer: &'static str,
+    path: &'static str,
     heading: &'static str,
     file: &'static str,
     item: &'static str,
 ) -> Section {
-    Section { path: "mixer", heading, file, item, variant: Some(name) }
+    Section { path, mixer: Some(mixer), heading, file, item }
 }
+
+/// Before the name of a mixer in the place of a variant's.
+const MIXER: &str = "mixer=";
 
 const SECTIONS: &str = "training/recipe/sections.rs";
 
 /// In the order of the page.
-const PAGE: [Section; 19] = [
+const PAGE: [Section; 22] = [
     section("", "The recipe itself", SECTIONS, "struct Recipe"),
     section("model", "`[model]`", SECTIONS, "struct ModelSection"),
     section("model.new", "`[model.new]`", SECTIONS, "struct NewModel"),
     section("extend", "`[extend]`", "training/recipe/extend.rs", "struct ExtendSection"),
-    mixer(
-        "longlora",
+    section(
+        "mixer",
         "`[mixer]`, `name = \"longlora\"`",
         "attention/longlora.rs",
         "struct LongLoraConfig",
     ),
-    mixer(
-        "longgen",
+    of_mixer(
+        "mixer=longgen",
+        "mixer",
         "`[mixer]`, `name = \"longgen\"`",
         "attention/longgen.rs",
         "struct LongGenConfig",
+    ),
+    of_mixer(
+        "mixer=mamba1",
+        "mixer",
+        "`[mixer]`, `name = \"mamba1\"`",
+        "attention/mamba1.rs",
+        "struct Mamba1Config",
+    ),
+    of_mixer(
+        "mixer=mamba2",
+        "mixer",
+        "`[mixer]`, `name = \"mamba2\"`",
+        "attention/mamba2.rs",
+        "struct Mamba2Config",
+    ),
+    of_mixer(
+        "mixer=mamba1",
+        "mixer.step_sizes",
+        "`[mixer.step_sizes]`, of `mamba1` and `mamba2`",
+        "attention/state_space.rs",
+        "struct StepSizes",
     ),
     section("lora", "`[lora]`", "models/lora.rs", "struct LoraConfig"),
     section("data", "`[data]`", SECTIONS, "struct DataSection"),
@@ -125,9 +151,9 @@ pub fn tables() -> String {
             if let Some(variant) = &variant {
                 page += &format!("**`name = \"{variant}\"`**: {about}\n\n");
             }
+            let variant = variant.or(section.mixer.map(Into::into));
             let path = section.path;
-            let variant = variant.as_deref().or(section.variant);
-            let known = known_fields(path, variant);
+            let known = known_fields(path, variant.as_deref());
             let mut named: Vec<&str> = fields.iter().map(|(name, _)| name.as_str()).collect();
             named.sort_unstable();
             assert_eq!(named, known, "{path}: the sources beside what recipes accept");
@@ -137,7 +163,7 @@ pub fn tables() -> String {
             page += "| Field | Meaning | Where not set |\n|---|---|---|\n";
             for (name, about) in &fields {
                 let place = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-                page += &row(&place, name, about, variant);
+                page += &row(&place, name, about, variant.as_deref());
             }
             page.push('\n');
         }
@@ -236,7 +262,9 @@ fn recipe(place: &str, variant: Option<&str>) -> Table {
     if place.starts_with("data.anchor.") {
         put(&mut recipe, "data.anchor", Table::new().into());
     }
-    if let Some(variant) = variant {
+    if let Some(mixer) = variant.and_then(|variant| variant.strip_prefix(MIXER)) {
+        put(&mut recipe, "mixer", Table::from_iter([("name".to_string(), mixer.into())]).into());
+    } else if let Some(variant) = variant {
         let (parent, _) = place.rsplit_once('.').unwrap();
         let fields: &[(&str, i64)] = match (parent, variant) {
             ("eval.protocol", "strided") => &[("max_len", 64), ("stride", 32)],
