@@ -1,7 +1,7 @@
 //! Causal softmax attention over everything before (Vaswani et al., 1706.03762), with grouped
 //! key heads (2305.13245) and an optional sliding window (Mistral, 2310.06825).
 
-use super::{AttnProjections, KvCache, MixContext, MixOutput, SequenceMixer, State, Tap};
+use super::{AttnProjections, KvCache, MixContext, MixOutput, SequenceMixer, State, Tap, Taps};
 use crate::Result;
 use crate::positional::Positions;
 use burn::module::Module;
@@ -69,6 +69,33 @@ pub(crate) fn attend(
     ctx: &MixContext<'_>,
     state: Option<State>,
 ) -> Result<MixOutput> {
+    attend_under(MaskSpec::causal().with_window(window), proj, x_BTD, ctx, state)
+}
+
+/// The same under the rules of `spec`.
+pub(crate) fn attend_under(
+    spec: MaskSpec,
+    proj: &AttnProjections,
+    x_BTD: Tensor<3>,
+    ctx: &MixContext<'_>,
+    state: Option<State>,
+) -> Result<MixOutput> {
+    let (q, new, taps) = project(proj, x_BTD, ctx)?;
+    let cache = match KvCache::of(state)? {
+        Some(cache) => cache.append(new.k, new.v, ctx.tokens)?,
+        None => new,
+    };
+    let mixed = over(&cache, spec, q, ctx)?;
+    let state = ctx.keep_state.then_some(State::Kv(cache));
+    Ok(output(proj, mixed, ctx, taps, state))
+}
+
+/// Rotated queries of the new tokens, and what a cache is to hold of them.
+pub(super) fn project(
+    proj: &AttnProjections,
+    x_BTD: Tensor<3>,
+    ctx: &MixContext<'_>,
+) -> Result<(Tensor<4>, KvCache, Taps)> {
     let mut new = proj.project_unrotated(x_BTD, ctx)?;
     if let Some(rope) = ctx.rope {
         new.q = rope.rotate(new.q);
@@ -76,12 +103,19 @@ pub(crate) fn attend(
             new.k = rope.rotate(new.k);
         }
     }
-    let cache = match KvCache::of(state)? {
-        Some(cache) => cache.append(new.k, new.v, ctx.tokens)?,
-        None => KvCache { k: new.k, v: new.v, tokens: ctx.tokens.clone() },
-    };
-    let spec = MaskSpec::causal().with_window(window);
-    let mask = Mask::new(spec, ctx.tokens.clone(), cache.tokens.clone(), proj.heads())?;
+    let cache = KvCache { k: new.k, v: new.v, tokens: ctx.tokens.clone() };
+    Ok((new.q, cache, new.taps))
+}
+
+/// Attention of the new tokens over `cache`: q `[B, H, T, D]` -> `[B, H, T, E]`.
+pub(super) fn over(
+    cache: &KvCache,
+    spec: MaskSpec,
+    q_BHTD: Tensor<4>,
+    ctx: &MixContext<'_>,
+) -> Result<Tensor<4>> {
+    let heads = q_BHTD.dims()[1];
+    let mask = Mask::new(spec, ctx.tokens.clone(), cache.tokens.clone(), heads)?;
     let k = match ctx.unrotated_cache {
         Some(rope) => {
             let table = rope.table(&Positions::of(&cache.tokens), &cache.k.device());
@@ -89,15 +123,23 @@ pub(crate) fn attend(
         }
         None => cache.k.clone(),
     };
-    let branch = Branch { q: new.q, k, mask };
+    let branch = Branch { q: q_BHTD, k, mask };
     let options = AttentionOptions::default().with_implementation(ctx.implementation);
-    let out = masked_attention(&[branch], cache.v.clone(), &options)?.out;
-    let mut taps = new.taps;
+    Ok(masked_attention(&[branch], cache.v.clone(), &options)?.out)
+}
+
+/// The output projection, with the taps that were asked for.
+pub(super) fn output(
+    proj: &AttnProjections,
+    mixed_BHTD: Tensor<4>,
+    ctx: &MixContext<'_>,
+    mut taps: Taps,
+    state: Option<State>,
+) -> MixOutput {
     if ctx.taps.contains(&Tap::Mixed) {
-        taps.mixed = Some(out.clone());
+        taps.mixed = Some(mixed_BHTD.clone());
     }
-    let state = ctx.keep_state.then_some(State::Kv(cache));
-    Ok(MixOutput { y: proj.output(out), state, aux: None, taps })
+    MixOutput { y: proj.output(mixed_BHTD), state, aux: None, taps }
 }
 
 /// Which attention code runs on `device`.

@@ -1,8 +1,10 @@
 //! How a sequence becomes a sequence: one file per paper, one trait for all.
 
+pub mod anchor;
 mod context;
 pub mod dense;
 mod linear;
+pub mod longgen;
 pub mod longlora;
 pub mod mamba1;
 pub mod mamba2;
@@ -15,10 +17,12 @@ mod state;
 mod state_space;
 mod weights;
 
+pub use anchor::{Anchor, AnchorConfig};
 pub use context::{MixContext, MixOutput, Phase, Tap, Taps};
 pub use dense::{Dense, DenseConfig};
 pub(crate) use linear::normal;
 pub use linear::{Linear, LinearConfig, Lora};
+pub use longgen::{LayerSchedule, LongGen, LongGenConfig};
 pub use longlora::{LongLora, LongLoraConfig, LongLoraForm};
 pub use mamba1::{Mamba1, Mamba1Config};
 pub use mamba2::{Mamba2, Mamba2Config};
@@ -57,6 +61,13 @@ pub trait SequenceMixer: Module + ModuleDisplay {
         state: Option<State>,
     ) -> Result<MixOutput>;
 
+    /// Whether all documents of a row see its shared anchor
+    /// ([`TokenMeta::ANCHOR`](longburn_kernels::TokenMeta::ANCHOR)). A decoder refuses rows that
+    /// have one for a mixer that says no.
+    fn sees_anchor(&self) -> bool {
+        false
+    }
+
     /// One sentence on the code that would run, for `--explain`.
     fn explain(&self, ctx: &MixContext<'_>, device: &Device) -> String {
         let _ = ctx;
@@ -73,6 +84,10 @@ pub enum MixerConfig {
     Dense,
     /// Shifted sparse attention in training, dense attention in inference (LongLoRA).
     LongLora(LongLoraConfig),
+    /// Near blocks with sinks or a stride, in training and in inference (LongGen).
+    LongGen(LongGenConfig),
+    /// Documents of a row with an anchor that all of them see (AnchorAttention).
+    Anchor,
     /// Selective state spaces (Mamba).
     Mamba1(Mamba1Config),
     /// State-space duality (Mamba-2).
@@ -107,6 +122,8 @@ impl MixerConfig {
         Ok(match self {
             Self::Dense => Mixer::Dense(DenseConfig::new().with_window(window).init(proj)),
             Self::LongLora(config) => Mixer::LongLora(config.init(proj, window)?),
+            Self::LongGen(config) => Mixer::LongGen(config.init(proj, window)?),
+            Self::Anchor => Mixer::Anchor(AnchorConfig::new().init(proj, window)?),
             Self::Mamba1(_) | Self::Mamba2(_) => {
                 return Err(Error::Unsupported {
                     what: format!("{} around the projections of attention", self.name()),
@@ -116,17 +133,19 @@ impl MixerConfig {
         })
     }
 
-    /// Mask of a training pass in a layer with the checkpoint's own sliding `window`.
+    /// Mask of a training pass in a layer with `key_heads` and the checkpoint's own sliding `window`.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for what is no mask over positions.
-    pub fn mask(&self, window: Option<usize>) -> Result<MaskSpec> {
+    pub fn mask(&self, window: Option<usize>, key_heads: usize) -> Result<MaskSpec> {
         let own = MaskSpec::causal().with_window(window);
         match self {
             Self::Dense => Ok(own),
             Self::LongLora(config) if config.form == LongLoraForm::Segment => {
                 Ok(own.with_groups(config.groups()))
             }
+            Self::LongGen(config) => Ok(config.spec(key_heads)),
+            Self::Anchor => Ok(AnchorConfig::new().spec()),
             Self::LongLora(_) => Err(Error::Unsupported {
                 what: "the mask of LongLoRA's rolled form, which rolls tokens before it masks"
                     .into(),
@@ -142,15 +161,15 @@ impl MixerConfig {
     /// What a checkpoint trained with this has in inference, and is remembered by.
     pub fn in_inference(&self) -> Self {
         match self {
-            Self::Dense | Self::LongLora(_) => Self::Dense,
-            Self::Mamba1(_) | Self::Mamba2(_) => self.clone(),
+            Self::Dense | Self::LongLora(_) | Self::Anchor => Self::Dense,
+            Self::LongGen(_) | Self::Mamba1(_) | Self::Mamba2(_) => self.clone(),
         }
     }
 
     /// Whether it is built around q, k, v and o.
     pub fn has_projections(&self) -> bool {
         match self {
-            Self::Dense | Self::LongLora(_) => true,
+            Self::Dense | Self::LongLora(_) | Self::LongGen(_) | Self::Anchor => true,
             Self::Mamba1(_) | Self::Mamba2(_) => false,
         }
     }
@@ -170,6 +189,8 @@ impl MixerConfig {
         match self {
             Self::Dense => "dense",
             Self::LongLora(_) => "longlora",
+            Self::LongGen(_) => "longgen",
+            Self::Anchor => "anchor",
             Self::Mamba1(_) => "mamba1",
             Self::Mamba2(_) => "mamba2",
         }
@@ -184,6 +205,10 @@ pub enum Mixer {
     Dense(Dense),
     /// See [`longlora`].
     LongLora(LongLora),
+    /// See [`longgen`].
+    LongGen(LongGen),
+    /// See [`anchor`].
+    Anchor(Anchor),
     /// See [`mamba1`].
     Mamba1(Mamba1),
     /// See [`mamba2`].
@@ -196,6 +221,8 @@ impl Mixer {
         match self {
             Self::Dense(m) => Some(&m.proj),
             Self::LongLora(m) => Some(&m.proj),
+            Self::LongGen(m) => Some(&m.proj),
+            Self::Anchor(m) => Some(&m.proj),
             Self::Mamba1(_) | Self::Mamba2(_) => None,
         }
     }
@@ -208,6 +235,8 @@ impl Mixer {
         let (proj, window) = match self {
             Self::Dense(m) => (m.proj, m.window),
             Self::LongLora(m) => (m.proj, m.window),
+            Self::LongGen(m) => (m.proj, None),
+            Self::Anchor(m) => (m.proj, None),
             Self::Mamba1(_) | Self::Mamba2(_) => {
                 return Err(Error::Unsupported {
                     what: format!("a state-space layer as {}", config.name()),
@@ -229,6 +258,8 @@ impl HasProjections for Mixer {
         match self {
             Self::Dense(m) => Some(&mut m.proj),
             Self::LongLora(m) => Some(&mut m.proj),
+            Self::LongGen(m) => Some(&mut m.proj),
+            Self::Anchor(m) => Some(&mut m.proj),
             Self::Mamba1(_) | Self::Mamba2(_) => None,
         }
     }
@@ -244,6 +275,8 @@ impl SequenceMixer for Mixer {
         match self {
             Self::Dense(m) => m.forward(x_BTD, ctx, state),
             Self::LongLora(m) => m.forward(x_BTD, ctx, state),
+            Self::LongGen(m) => m.forward(x_BTD, ctx, state),
+            Self::Anchor(m) => m.forward(x_BTD, ctx, state),
             Self::Mamba1(m) => m.forward(x_BTD, ctx, state),
             Self::Mamba2(m) => m.forward(x_BTD, ctx, state),
         }
@@ -253,8 +286,14 @@ impl SequenceMixer for Mixer {
         match self {
             Self::Dense(m) => m.explain(ctx, device),
             Self::LongLora(m) => m.explain(ctx, device),
+            Self::LongGen(m) => m.explain(ctx, device),
+            Self::Anchor(m) => m.explain(ctx, device),
             Self::Mamba1(m) => m.explain(ctx, device),
             Self::Mamba2(m) => m.explain(ctx, device),
         }
+    }
+
+    fn sees_anchor(&self) -> bool {
+        matches!(self, Self::Anchor(m) if m.sees_anchor())
     }
 }

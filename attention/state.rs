@@ -1,8 +1,8 @@
 //! What a layer remembers between calls.
 
 use crate::{Error, Result};
-use burn::tensor::Tensor;
-use longburn_kernels::TokenMeta;
+use burn::tensor::{Int, Tensor, TensorData};
+use longburn_kernels::{Mask, MaskSpec, TokenMeta};
 
 /// The memory of one layer. Strategies detach, relay and count its tensors without knowing the
 /// mixer.
@@ -10,6 +10,8 @@ use longburn_kernels::TokenMeta;
 pub enum State {
     /// Keys and values of all earlier tokens.
     Kv(KvCache),
+    /// Keys and values of sets of key heads, each of which keeps other tokens.
+    Heads(Vec<KvCache>),
     /// The state of a state-space layer.
     Recurrent(Recurrent),
 }
@@ -65,6 +67,84 @@ impl KvCache {
             v: Tensor::cat(vec![self.v, v], 2),
         })
     }
+
+    /// Key heads `heads` alone.
+    pub fn heads(&self, heads: &[usize]) -> Self {
+        let pick = |x: &Tensor<4>| x.clone().select(1, indices(heads.iter().copied(), x));
+        Self { k: pick(&self.k), v: pick(&self.v), tokens: self.tokens.clone() }
+    }
+
+    /// Without the keys that no later query sees under `spec`, in calls with `heads` query heads.
+    ///
+    /// It is for rules whose view only moves on (windows, sinks, strides): what the next query of a
+    /// document does not see, none after it does. Where rows keep different numbers of keys, the
+    /// shorter ones are filled up with padding.
+    ///
+    /// # Errors
+    /// When `spec` does not fit the heads.
+    pub fn evict(self, spec: &MaskSpec, heads: usize) -> Result<Self> {
+        let (batch, len) = (self.tokens.batch(), self.tokens.len());
+        let next = next_queries(&self.tokens)?;
+        let mask = Mask::new(spec.clone(), next, self.tokens.clone(), heads)?;
+        let seen = |b: usize, s: usize| {
+            let queries = 0..mask.queries().len();
+            queries.into_iter().any(|t| (0..heads).any(|h| mask.visible(b, h, t, s)))
+        };
+        let mut rows: Vec<Vec<usize>> =
+            (0..batch).map(|b| (0..len).filter(|s| seen(b, *s)).collect()).collect();
+        let most = rows.iter().map(Vec::len).max().unwrap_or(0);
+        if most == len {
+            return Ok(self);
+        }
+        if most == 0 {
+            // A tensor holds at least one token.
+            rows[0].push(0);
+        }
+        let tokens = self.tokens.gather(&rows)?;
+        let places = |b: usize, row: &[usize]| -> Vec<usize> {
+            (0..tokens.len()).map(|i| b * len + row.get(i).copied().unwrap_or(0)).collect()
+        };
+        let places: Vec<usize> =
+            rows.iter().enumerate().flat_map(|(b, row)| places(b, row)).collect();
+        let pick = |x: Tensor<4>| {
+            let [b, k, s, d] = x.dims();
+            let index = indices(places.iter().copied(), &x);
+            let kept = x.swap_dims(1, 2).reshape([b * s, k * d]).select(0, index);
+            kept.reshape([b, tokens.len(), k, d]).swap_dims(1, 2)
+        };
+        Ok(Self { k: pick(self.k), v: pick(self.v), tokens })
+    }
+}
+
+/// One query behind the last key of every document, `[B, most documents of a row]`.
+fn next_queries(tokens: &TokenMeta) -> Result<TokenMeta> {
+    let mut rows: Vec<Vec<(i32, i32)>> = Vec::with_capacity(tokens.batch());
+    for b in 0..tokens.batch() {
+        let mut row: Vec<(i32, i32)> = Vec::new();
+        let range = b * tokens.len()..(b + 1) * tokens.len();
+        for (&pos, &segment) in tokens.pos()[range.clone()].iter().zip(&tokens.segment()[range]) {
+            let next = pos.saturating_add(1);
+            match row.iter_mut().rev().find(|(_, of)| *of == segment) {
+                Some((last, _)) => *last = (*last).max(next),
+                None if segment >= 0 => row.push((next, segment)),
+                None => {}
+            }
+        }
+        rows.push(row);
+    }
+    let most = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let padded = |row: &Vec<(i32, i32)>| {
+        row.iter().copied().chain(std::iter::repeat((0, -1))).take(most).collect::<Vec<_>>()
+    };
+    let (pos, segment) = rows.iter().flat_map(padded).unzip();
+    Ok(TokenMeta::new(tokens.batch(), most, pos, segment)?)
+}
+
+/// Indices on the device of `like`.
+pub(super) fn indices(at: impl Iterator<Item = usize>, like: &Tensor<4>) -> Tensor<1, Int> {
+    let at: Vec<i32> = at.map(|i| i as i32).collect();
+    let shape = [at.len()];
+    Tensor::from_data(TensorData::new(at, shape), &like.device())
 }
 
 impl State {
@@ -72,6 +152,9 @@ impl State {
     pub fn tensors(&self) -> Vec<Tensor<4>> {
         match self {
             Self::Kv(cache) => vec![cache.k.clone(), cache.v.clone()],
+            Self::Heads(caches) => {
+                caches.iter().flat_map(|cache| [cache.k.clone(), cache.v.clone()]).collect()
+            }
             Self::Recurrent(state) => vec![state.conv.clone(), state.ssm.clone()],
         }
     }
@@ -81,22 +164,35 @@ impl State {
     /// # Errors
     /// When the number of tensors differs.
     pub fn from_tensors(&self, tensors: Vec<Tensor<4>>) -> Result<Self> {
-        let n = tensors.len();
-        match (self, <[Tensor<4>; 2]>::try_from(tensors)) {
-            (Self::Kv(cache), Ok([k, v])) => {
-                Ok(Self::Kv(KvCache { k, v, tokens: cache.tokens.clone() }))
-            }
-            (Self::Recurrent(state), Ok([conv, ssm])) => {
-                Ok(Self::Recurrent(Recurrent { conv, ssm, ..state.clone() }))
-            }
-            _ => Err(Error::shape("State", format!("{n} tensors where the state has 2"))),
+        let (n, wanted) = (tensors.len(), self.tensors().len());
+        if n != wanted {
+            let reason = format!("{n} tensors where the state has {wanted}");
+            return Err(Error::shape("State", reason));
         }
+        let mut tensors = tensors.into_iter();
+        // There are as many as the state has.
+        let mut next = |old: &Tensor<4>| tensors.next().unwrap_or_else(|| old.clone());
+        let mut renewed = |cache: &KvCache| KvCache {
+            k: next(&cache.k),
+            v: next(&cache.v),
+            tokens: cache.tokens.clone(),
+        };
+        Ok(match self {
+            Self::Kv(cache) => Self::Kv(renewed(cache)),
+            Self::Heads(caches) => Self::Heads(caches.iter().map(renewed).collect()),
+            Self::Recurrent(state) => Self::Recurrent(Recurrent {
+                conv: next(&state.conv),
+                ssm: next(&state.ssm),
+                ..state.clone()
+            }),
+        })
     }
 
-    /// Tokens remembered per row.
+    /// Tokens remembered per row; where heads differ, of the one that remembers most.
     pub fn len(&self) -> usize {
         match self {
             Self::Kv(cache) => cache.tokens.len(),
+            Self::Heads(caches) => caches.iter().map(|cache| cache.tokens.len()).max().unwrap_or(0),
             Self::Recurrent(state) => state.tokens,
         }
     }
@@ -105,6 +201,7 @@ impl State {
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Kv(_) => "keys and values",
+            Self::Heads(_) => "keys and values by heads",
             Self::Recurrent(_) => "a recurrent state",
         }
     }

@@ -31,6 +31,8 @@ pub struct Row {
     pub pos: Vec<i32>,
     /// `[T]`, document within the row; negative for padding.
     pub segment: Vec<i32>,
+    /// `[T]`, position that rotary encoding uses, where it is not `pos`.
+    pub rotary: Option<Vec<i32>>,
     /// The documents that the row was taken from.
     pub sources: Vec<String>,
 }
@@ -45,6 +47,7 @@ impl Row {
             ids,
             pos: (0..len as i32).collect(),
             segment: vec![0; len],
+            rotary: None,
             sources: vec![source.into()],
         }
     }
@@ -57,6 +60,9 @@ impl Row {
         self.labels.splice(at..at, std::iter::repeat_n(IGNORE, n));
         self.pos.splice(at..at, std::iter::repeat_n(0, n));
         self.segment.splice(at..at, std::iter::repeat_n(-1, n));
+        if let Some(rotary) = &mut self.rotary {
+            rotary.splice(at..at, std::iter::repeat_n(0, n));
+        }
     }
 }
 
@@ -94,17 +100,25 @@ impl TokenBatch {
         let mut sources = Vec::new();
         let (mut ids, mut labels) = (Vec::new(), Vec::new());
         let (mut pos, mut segment) = (Vec::new(), Vec::new());
+        let mut rotary = rows.iter().any(|row| row.rotary.is_some()).then(Vec::new);
         for (b, row) in rows.iter_mut().enumerate() {
-            let lengths = [row.ids.len(), row.labels.len(), row.pos.len(), row.segment.len()];
+            let turned = row.rotary.as_ref().unwrap_or(&row.pos).len();
+            let lengths =
+                [row.ids.len(), row.labels.len(), row.pos.len(), row.segment.len(), turned];
             if lengths[0] == 0 || lengths.iter().any(|n| *n != lengths[0]) {
                 return Err(Error::shape(
                     "TokenBatch",
-                    format!("row {b} has {lengths:?} ids, labels, positions and segments"),
+                    format!(
+                        "row {b} has {lengths:?} ids, labels, positions, segments and rotary positions"
+                    ),
                 ));
             }
             row.pad(len, pad, pad_id);
             ids.append(&mut row.ids);
             labels.append(&mut row.labels);
+            if let Some(rotary) = &mut rotary {
+                rotary.extend(row.rotary.as_ref().unwrap_or(&row.pos));
+            }
             pos.append(&mut row.pos);
             segment.append(&mut row.segment);
             for source in row.sources.drain(..) {
@@ -119,7 +133,11 @@ impl TokenBatch {
         if more > 0 {
             source.push_str(&format!(" and {more} more"));
         }
-        Ok(Self { ids, labels, tokens: TokenMeta::new(batch, len, pos, segment)?, source })
+        let mut tokens = TokenMeta::new(batch, len, pos, segment)?;
+        if let Some(rotary) = rotary {
+            tokens = tokens.with_rotary(rotary)?;
+        }
+        Ok(Self { ids, labels, tokens, source })
     }
 
     /// The next `batch` rows, or as many as there are; `None` of none.

@@ -1,5 +1,6 @@
 //! Text to token sequences: sources, tokenizer, packing, synthetic tasks.
 
+mod anchor;
 mod batch;
 mod cache;
 mod chat;
@@ -14,6 +15,7 @@ pub mod source;
 pub mod synthetic;
 mod tokenizer;
 
+pub use anchor::{AnchorEngine, AnchorPacking, PackPositions};
 pub use batch::{IGNORE, Row, Side, TokenBatch};
 pub use cache::{Cached, TokenCache};
 pub use chat::{

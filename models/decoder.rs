@@ -499,6 +499,13 @@ impl<M: SequenceMixer> Blocks for Decoder<M> {
     ) -> Result<MixOutput> {
         let block = &self.layers[index];
         let ctx = self.context(index, place, options);
+        if place.tokens.has_anchor() && !block.self_attn.sees_anchor() {
+            return Err(Error::Unsupported {
+                what: format!("rows with a shared anchor, which the mixer of layer {index} hides"),
+                remedy: "use the mixer `anchor`, or pack an anchor in front of every document"
+                    .into(),
+            });
+        }
         let mixed =
             block.self_attn.forward(block.input_layernorm.forward(x_BTD.clone()), &ctx, state)?;
         let x = x_BTD.clone() + mixed.y;

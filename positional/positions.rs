@@ -38,12 +38,13 @@ impl Positions {
         Ok(Self { batch, len, numerators: Arc::new(numerators), denominator })
     }
 
-    /// The positions that token attributes carry (within each document).
+    /// The positions that token attributes carry for rotary encoding: within each document, unless
+    /// they were set otherwise.
     pub fn of(tokens: &TokenMeta) -> Self {
         Self {
             batch: tokens.batch(),
             len: tokens.len(),
-            numerators: Arc::new(tokens.pos().iter().map(|p| *p as i64).collect()),
+            numerators: Arc::new(tokens.rotary().iter().map(|p| *p as i64).collect()),
             denominator: 1,
         }
     }

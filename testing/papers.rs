@@ -137,11 +137,11 @@ const PAPERS: &[Paper] = &[
 
     planned("longlora", "2309.12307", "attention", "LongLoRA: Efficient Fine-tuning of Long-Context Large Language Models", "Grouped attention, half of the heads shifted, in training; dense in inference; LoRA with embedding and norms").implemented("attention/longlora.rs", Some("examples/longlora")),
     planned("lococo", "2406.05317", "attention", "LoCoCo: Dropping In Convolutions for Long Context Compression", "Keys and values fused into a fixed number of slots by learned weights"),
-    planned("longgen", "2410.01485", "attention", "A Little Goes a Long Way: Efficient Long Context Training and Inference with Partial Contexts", "Full attention in the middle third of the layers, sparse attention outside"),
+    planned("longgen", "2410.01485", "attention", "A Little Goes a Long Way: Efficient Long Context Training and Inference with Partial Contexts", "Full attention in the middle third of the layers, sparse attention outside").implemented("attention/longgen.rs", Some("examples/longgen")),
     planned("seer", "2410.13276", "attention", "SeerAttention: Learning Intrinsic Sparse Attention in Your LLMs", "A learned gate picks the blocks of keys that a block of queries sees"),
     planned("stuffed_mamba", "2410.07145", "attention", "Stuffed Mamba: Oversized States Lead to the Inability to Forget", "State collapse in recurrent models: measured and mitigated"),
     planned("tokenselect", "2411.02886", "attention", "TokenSelect: Efficient Long-Context Inference and Length Extrapolation for LLMs via Dynamic Token-Level KV Cache Selection", "Heads vote for the cached tokens that a query sees"),
-    planned("anchor", "2411.13476", "attention", "When Precision Meets Position: BFloat16 Breaks Down RoPE in Long-Context Training", "Packed documents share one first token at position 0"),
+    planned("anchor", "2411.13476", "attention", "When Precision Meets Position: BFloat16 Breaks Down RoPE in Long-Context Training", "Packed documents share one first token at position 0").implemented("attention/anchor.rs", Some("examples/anchor")),
     planned("qwen25_1m", "2501.15383", "attention", "Qwen2.5-1M Technical Report", "Dual chunk attention, sparse prefill and a recipe up to a million tokens"),
     planned("longmamba", "2504.16053", "attention", "LongMamba: Enhancing Mamba's Long Context Capabilities via Training-Free Receptive Field Enlargement", "Unimportant tokens leave the state of slowly forgetting heads alone"),
     planned("lact", "2505.23884", "attention", "Test-Time Training Done Right", "Fast weights updated once per large chunk, beside window attention"),

@@ -2,9 +2,10 @@
 //!
 //! A [`MaskSpec`] names the rules, [`TokenMeta`] holds what the rules look at. Both together make
 //! a [`Mask`], which every kernel evaluates in the same way: query i sees key j when their labels
-//! are equal (padding, document and group in one number), the key is not later than the query,
-//! and it lies in the window or is a sink, or in a block that is near or kept by the head. Because
-//! only attributes count, a mask stays true in a cache, under left padding and after eviction.
+//! are equal (padding, document and group in one number) or j is the row's anchor, the key is not
+//! later than the query, and it lies in the window or is a sink, or in a block that is near or kept
+//! by the head. Because only attributes count, a mask stays true in a cache, under left padding and
+//! after eviction.
 
 mod blocks;
 mod groups;
@@ -18,13 +19,13 @@ pub use blocks::{BlockKind, BlockMap};
 pub use groups::{GroupSize, Groups};
 pub use lists::BlockList;
 pub use stride::BlockStride;
+pub(crate) use stride::Strided;
 pub use tokens::TokenMeta;
 
 use crate::Error;
 use blocks::Tiles;
 use std::ops::Range;
 use std::sync::Arc;
-use stride::Strided;
 
 /// Label of a key that nobody sees.
 const HIDDEN_KEY: i32 = -1;
@@ -38,8 +39,12 @@ pub struct MaskSpec {
     pub causal: bool,
     /// A query sees the last `window` positions up to its own (1 = itself only).
     pub window: Option<usize>,
-    /// The first `sinks` positions of a document stay visible outside the window.
+    /// The first `sinks` positions of a document stay visible outside the window, or outside the
+    /// blocks of a stride.
     pub sinks: usize,
+    /// Keys of the segment [`TokenMeta::ANCHOR`] are seen from every document of their row. Without,
+    /// tokens that have one are refused.
+    pub anchor: bool,
     /// Queries see keys of their own group only, half of the heads with shifted groups.
     pub groups: Option<Groups>,
     /// Queries see the nearest blocks, and one in so many of those before them.
@@ -49,7 +54,8 @@ pub struct MaskSpec {
 impl MaskSpec {
     /// Causal attention over all earlier tokens of the document.
     pub fn causal() -> Self {
-        Self { causal: true, window: None, sinks: 0, groups: None, stride: None }
+        let anchor = false;
+        Self { causal: true, window: None, sinks: 0, anchor, groups: None, stride: None }
     }
 
     /// Every token of the document sees every other.
@@ -66,6 +72,12 @@ impl MaskSpec {
     /// Keep the first `sinks` positions of each document visible.
     pub fn with_sinks(mut self, sinks: usize) -> Self {
         self.sinks = sinks;
+        self
+    }
+
+    /// Choose whether all documents of a row see its anchor.
+    pub fn with_anchor(mut self, anchor: bool) -> Self {
+        self.anchor = anchor;
         self
     }
 
@@ -126,8 +138,10 @@ impl Mask {
     /// Apply `spec` to queries `q` and keys `k` for `heads` query heads.
     ///
     /// # Errors
-    /// When batches differ, a window is 0, sinks come without a window, or groups do not fit
-    /// the lengths or the heads (see [`Groups`]), or a stride makes no sense (see [`BlockStride`]).
+    /// When batches differ, a window is 0, sinks come without a window or a stride, tokens have an
+    /// anchor that the rules do not know or an anchor meets a window, groups or a stride, groups do
+    /// not fit the lengths or the heads (see [`Groups`]), or a stride makes no sense (see
+    /// [`BlockStride`]).
     pub fn new(spec: MaskSpec, q: TokenMeta, k: TokenMeta, heads: usize) -> Result<Self, Error> {
         if q.batch() != k.batch() {
             return Err(Error::shape(
@@ -144,8 +158,19 @@ impl Mask {
         if spec.window.is_some() && !spec.causal {
             return Err(Error::mask("window", "set", "windows are defined for causal masks only"));
         }
-        if spec.sinks > 0 && spec.window.is_none() {
-            return Err(Error::mask("sinks", spec.sinks, "without a window every key is visible"));
+        if spec.sinks > 0 && spec.window.is_none() && spec.stride.is_none() {
+            let reason = "without a window or a stride every key is visible";
+            return Err(Error::mask("sinks", spec.sinks, reason));
+        }
+        if spec.anchor && (spec.window.is_some() || spec.groups.is_some() || spec.stride.is_some())
+        {
+            let reason = "a shared anchor excludes windows, groups and strides";
+            return Err(Error::mask("anchor", true, reason));
+        }
+        if !spec.anchor && (q.has_anchor() || k.has_anchor()) {
+            let reason = "the rows have an anchor that all documents are to see, and this attention \
+                          would hide it";
+            return Err(Error::mask("anchor", false, reason));
         }
         let strided = match &spec.stride {
             Some(stride) => Some(Strided::new(stride, &spec, &k, heads)?),
@@ -256,10 +281,12 @@ impl Mask {
         let (i, j) = (b * self.0.q.len() + t, b * self.0.k.len() + s);
         let (p, r) = (self.0.q.pos()[i], self.0.k.pos()[j]);
         let labels = &self.0.labels[class.labels];
-        labels.q[i] == labels.k[j]
+        (labels.q[i] == labels.k[j] || labels.k[j] == TokenMeta::ANCHOR && labels.q[i] >= 0)
             && (!self.0.spec.causal || r <= p)
             && self.0.spec.window.is_none_or(|w| p as usize - (r as usize) < w || self.0.sink[j])
-            && self.strided().is_none_or(|strided| strided.sees(class.column, p, r))
+            && self
+                .strided()
+                .is_none_or(|strided| strided.sees(class.column, p, r) || self.0.sink[j])
             && self.list().is_none_or(|list| {
                 let [q_block, k_block] = list.block();
                 list.sees(b, class.heads.start, t / q_block, s / k_block)

@@ -1,3 +1,5 @@
 //! Slow, obvious twins of the mixers, for tests.
 
+pub mod anchor;
+pub mod longgen;
 pub mod longlora;

@@ -61,7 +61,7 @@ struct Spec {
     /// A query sees so many tokens up to itself
     #[arg(long, value_name = "N", conflicts_with = "recipe")]
     window: Option<usize>,
-    /// So many first tokens stay visible outside of the window
+    /// So many first tokens stay visible outside of the window, or of what a stride keeps
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "recipe")]
     sinks: usize,
     /// Queries see later keys, too
@@ -91,6 +91,9 @@ struct Spec {
     /// Key heads of the stride; as many as query heads where not given
     #[arg(long, value_name = "N", requires = "stride")]
     kv_heads: Option<usize>,
+    /// With --segments, the row begins with an anchor that all documents see (AnchorAttention)
+    #[arg(long, requires = "segments", conflicts_with = "recipe")]
+    anchor: bool,
     /// Lengths of documents packed into the row, instead of one document
     #[arg(long, value_delimiter = ',', value_name = "N,N")]
     segments: Vec<usize>,
@@ -118,6 +121,7 @@ impl MaskVerb {
         let segments = &args.spec.segments;
         let tokens = match segments.is_empty() {
             true => TokenMeta::contiguous(1, len, 0),
+            false if spec.anchor => TokenMeta::anchored(std::slice::from_ref(segments), len)?,
             false => TokenMeta::packed(std::slice::from_ref(segments), len)?,
         };
         let mask = Mask::new(spec, tokens.clone(), tokens, heads)?;
@@ -163,7 +167,7 @@ impl ShowArgs {
         let mixer = &recipe.mixers(&config)?[self.layer];
         Ok(Shown {
             title: format!("{}, layer {}, {len} tokens", mixer.name(), self.layer),
-            spec: mixer.mask(*window)?,
+            spec: mixer.mask(*window, config.num_key_value_heads)?,
             heads: config.num_attention_heads,
             head_dim: config.head_dim,
             len,
@@ -179,7 +183,8 @@ impl ShowArgs {
             }
         }
         let base = if flags.bidirectional { MaskSpec::bidirectional() } else { MaskSpec::causal() };
-        let mut spec = base.with_window(flags.window).with_sinks(flags.sinks);
+        let mut spec =
+            base.with_window(flags.window).with_sinks(flags.sinks).with_anchor(flags.anchor);
         let len = self.len.unwrap_or_default();
         let groups = LongLoraConfig::new().with_shift(!flags.no_shift).with_ragged(flags.ragged);
         let groups = match (flags.group_size, flags.group_ratio) {

@@ -2,7 +2,7 @@
 
 use crate::output;
 use burn::tensor::Device;
-use longburn::attention::{AttnShape, LongLoraConfig, MixerConfig};
+use longburn::attention::{AttnShape, LongGenConfig, LongLoraConfig, MixerConfig};
 use longburn::models::lora::{Role, Target};
 use longburn::models::{Architecture, ModelConfig};
 use longburn::positional::RopeKind;
@@ -59,6 +59,8 @@ fn mixers(config: &ModelConfig) -> Value {
     for (mixer, use_for) in [
         (MixerConfig::Dense, "training and inference"),
         (MixerConfig::LongLora(LongLoraConfig::new()), "training; inference is dense"),
+        (MixerConfig::LongGen(LongGenConfig::new()), "training and inference"),
+        (MixerConfig::Anchor, "training; inference is dense"),
     ] {
         let entry = match mixer.init(proj.clone(), window) {
             Ok(_) => json!({ "for": use_for, "max_length": config.max_context() }),

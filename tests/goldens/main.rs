@@ -9,12 +9,14 @@
 mod blocks;
 mod eval;
 mod golden;
+mod layer;
 mod longlora;
 mod lora;
 mod model;
 mod rope;
 mod scan;
 mod selftest;
+mod sparse;
 mod state_space;
 mod table;
 
@@ -30,13 +32,16 @@ pub type Check = fn(&Golden) -> Result<(), Failure>;
 pub type Failure = Box<dyn std::error::Error>;
 
 /// Names that `tests/goldens.toml` may use.
-const CHECKS: [(&str, Check); 18] = [
+const CHECKS: [(&str, Check); 21] = [
+    ("anchor", sparse::anchor),
+    ("anchor_packing", sparse::packing),
     ("block_stride", blocks::check),
     ("model", model::check),
     ("rope", rope::check),
     ("rope_partial", rope::partial),
     ("rope_state", rope::state),
     ("rope_tables", rope::tables),
+    ("longgen", sparse::longgen),
     ("longlora", longlora::check),
     ("lora", lora::check),
     ("passkey", eval::passkey),

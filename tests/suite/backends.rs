@@ -4,12 +4,12 @@
 //! can run them.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use longburn::attention::{AttnShape, LongLoraConfig, MixerConfig};
+use longburn::attention::{AttnShape, LongGenConfig, LongLoraConfig, MixerConfig};
 use longburn::datasets::{Side, TokenBatch};
 use longburn::kernel::loss::linear_cross_entropy_with;
 use longburn::kernel::{
-    AttentionOptions, Branch, GroupSize, Groups, Implementation, Mask, MaskSpec, Reduce, TokenMeta,
-    attention_stats, linear_nll, masked_attention,
+    AttentionOptions, BlockStride, Branch, GroupSize, Groups, Implementation, Mask, MaskSpec,
+    Reduce, TokenMeta, attention_stats, linear_nll, masked_attention,
 };
 use longburn::models::lora::{self, LoraConfig};
 use longburn::models::{
@@ -48,6 +48,7 @@ device_test!(
     statistics_equal_the_reference,
     loss_equals_the_reference,
     longlora_conforms,
+    longgen_conforms,
     gradients_of_a_model_equal_the_reference,
     training_lowers_the_loss_as_the_reference_does,
     cached_logits_equal_uncached,
@@ -74,6 +75,16 @@ fn attention_equals_the_reference(device: &Device) {
         ("groups", MaskSpec::causal().with_groups(groups), plain),
         ("padding", MaskSpec::causal(), TokenMeta::left_padded(&[75, 20], t).unwrap()),
         ("packed", MaskSpec::causal(), TokenMeta::packed(&[vec![5, 70], vec![75]], t).unwrap()),
+        (
+            "anchor",
+            MaskSpec::causal().with_anchor(true),
+            TokenMeta::anchored(&[vec![5, 60], vec![74]], t).unwrap(),
+        ),
+        (
+            "near blocks, sinks",
+            MaskSpec::causal().with_stride(BlockStride::near(8, 2, kv)).with_sinks(8),
+            TokenMeta::contiguous(b, t, 0),
+        ),
     ];
     for (name, spec, tokens) in cases {
         let mask = Mask::new(spec, tokens.clone(), tokens, h).unwrap();
@@ -148,11 +159,20 @@ fn loss_equals_the_reference(device: &Device) {
 }
 
 fn longlora_conforms(device: &Device) {
+    let config = LongLoraConfig::new().with_group_size(8).with_ragged(true);
+    conforms(&MixerConfig::LongLora(config), device);
+}
+
+fn longgen_conforms(device: &Device) {
+    let config = LongGenConfig::new().with_block(8).with_local_blocks(2).with_stride(3);
+    conforms(&MixerConfig::LongGen(config), device);
+}
+
+fn conforms(mixer: &MixerConfig, device: &Device) {
     let options = CheckOptions::new(16)
         .with_rope(RopeConfig::new(10_000.0, 4))
         .with_lengths(vec![1, 63])
         .with_device(device.clone(), GRADIENTS);
-    let config = LongLoraConfig::new().with_group_size(8).with_ragged(true);
     let report = check_mixer(&options, |device| {
         let shape = AttnShape {
             hidden: 16,
@@ -163,7 +183,7 @@ fn longlora_conforms(device: &Device) {
             o_bias: false,
             qk_norm: None,
         };
-        config.init(shape.init((0.3, 0.3), &Streams::new(3), 0, device), None)
+        mixer.init(shape.init((0.3, 0.3), &Streams::new(3), 0, device), None)
     })
     .unwrap();
     assert!(report.passed(), "{report}");

@@ -4,6 +4,8 @@
 
 #[cfg(feature = "flex")]
 mod alloc;
+#[cfg(feature = "flex")]
+mod anchor;
 mod backends;
 #[cfg(feature = "flex")]
 mod bench;
@@ -31,6 +33,8 @@ mod hub;
 mod hybrids;
 #[cfg(feature = "flex")]
 mod interop;
+#[cfg(feature = "flex")]
+mod longgen;
 #[cfg(feature = "flex")]
 mod longlora;
 #[cfg(feature = "flex")]

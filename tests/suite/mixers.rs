@@ -91,6 +91,38 @@ fn longlora_conforms() {
     }
 }
 
+/// The same in training and in inference.
+#[test]
+fn longgen_conforms() {
+    let near = LongGenConfig::new().with_block(8).with_local_blocks(2);
+    for (kv_heads, config) in [
+        (4, near.clone()),
+        (1, near.clone().with_sink_blocks(0)),
+        (4, near.clone().with_stride(3).with_step(1)),
+        (2, near.clone().with_stride(4).with_offset(1).with_dense_heads(1)),
+        (2, near.with_stride(4).with_step(0).with_sink_blocks(1)),
+    ] {
+        let build = |d: &Device| config.init(projections(d, 4, kv_heads), None);
+        let report = check_mixer(&options(), build).unwrap();
+        assert!(report.passed(), "{config:?}\n{report}");
+        for check in [Check::Segments, Check::Padding, Check::Cache, Check::Chunks, Check::Memory] {
+            assert!(matches!(report.of(check), Some(Outcome::Passed(_))), "{config:?}\n{report}");
+        }
+    }
+}
+
+#[test]
+fn anchor_conforms() {
+    for kv_heads in [4, 2, 1] {
+        let build = |d: &Device| AnchorConfig::new().init(projections(d, 4, kv_heads), None);
+        let report = check_mixer(&options(), build).unwrap();
+        assert!(report.passed(), "{report}");
+        for check in [Check::Segments, Check::Padding, Check::Cache, Check::Chunks, Check::Memory] {
+            assert!(matches!(report.of(check), Some(Outcome::Passed(_))), "{report}");
+        }
+    }
+}
+
 /// Twice the length takes at most 2.2 times the memory, and the figure is one of a linear kernel:
 /// the scores of 2048 tokens alone would take 64 MiB.
 #[test]

@@ -10,6 +10,7 @@ mod perplexity;
 mod position;
 mod results;
 mod rolling;
+mod rope_shift;
 mod rows;
 mod score;
 mod tasks;
@@ -22,6 +23,7 @@ pub use position::{
 };
 pub use results::{ResultsFile, data_stamp, model_stamp, resumable};
 pub use rolling::{RollingItem, RollingReport, rolling, rolling_windows};
+pub use rope_shift::{RopePrecision, RopeShift, rope_shift_probe};
 pub use rows::read_rows;
 pub use score::{EvalWindow, WindowNll};
 pub use tasks::{

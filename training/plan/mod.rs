@@ -153,20 +153,26 @@ impl PlanConfig {
             let expected = "rows of which this model's numbers can be counted";
             return Err(Error::config("plan", "batch and length", value, expected));
         }
-        for mixer in self.mixer.resolve(&self.model.mixers)? {
-            known(&mixer)?;
-        }
+        let mixers = self.mixer.resolve(&self.model.mixers)?;
+        mixers.iter().try_for_each(known)?;
         let layout = Layout::new(&self.model, self.lora.as_ref());
         let ledger = step::step(self, &layout);
         let working = SLAB * self.threads as u64;
-        let kv = 2 * layout.kv * layout.blocks as u64 * 4;
+        let (heads, key_heads) = (model.num_attention_heads, model.num_key_value_heads);
+        let cached = |mixer: &MixerConfig| match mixer {
+            MixerConfig::LongGen(config) => {
+                config.peak_tokens(self.length, heads, key_heads).iter().map(|n| *n as u64).sum()
+            }
+            _ => self.length as u64 * key_heads as u64,
+        };
+        let cached: u64 = mixers.iter().map(cached).sum();
         Ok(MemoryPlan {
             peak: ledger::sum(&ledger.at_peak) + working,
             moment: ledger.moment,
             parts: BTreeMap::from(Part::ALL.map(|part| (part, ledger.at_peak[part as usize]))),
             working,
             block: step::kept_by_block(self, &layout),
-            kv_cache: kv * self.length as u64,
+            kv_cache: 2 * 4 * cached * model.head_dim as u64,
             length: self.length,
             batch: self.batch,
             workers: self.workers.min(self.micro_batches),
@@ -182,7 +188,10 @@ fn known(mixer: &MixerConfig) -> Result<()> {
             what: "a memory plan of LongLoRA's rolled form".into(),
             remedy: "use form = \"segment\"".into(),
         }),
-        MixerConfig::Dense | MixerConfig::LongLora(_) => Ok(()),
+        MixerConfig::Dense
+        | MixerConfig::LongLora(_)
+        | MixerConfig::LongGen(_)
+        | MixerConfig::Anchor => Ok(()),
         other => Err(Error::Unsupported {
             what: format!(
                 "a memory plan of {} layers, whose own memory is not counted yet",

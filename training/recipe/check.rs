@@ -1,8 +1,8 @@
 //! What must hold between the fields of a recipe, as far as it can be told without the files.
 
-use super::sections::{Family, NewModel, Recipe, Rows};
+use super::sections::{DataKind, Family, NewModel, Recipe, Rows};
 use crate::attention::{LongLoraConfig, Mamba1Config, Mamba2Config, MixerConfig, MixerSchedule};
-use crate::datasets::Pack;
+use crate::datasets::{AnchorEngine, Pack};
 use crate::models::ModelConfig;
 use crate::training::checkpoint::KEEP;
 use crate::{Error, Result};
@@ -149,12 +149,18 @@ impl Recipe {
             ("data.mix", !data.mix.is_empty()),
             ("data.pack", data.pack.is_some_and(|pack| pack != Pack::Concat)),
             ("data.segments", data.segments),
+            ("data.anchor", data.anchor.is_some()),
             ("data.epochs", data.epochs.is_some()),
         ] {
             if set && data.rows == Rows::Windows {
                 return Err(self.bad(field, "set", "rows = \"packed\" with it"));
             }
         }
+        if data.positions.is_some() && !data.segments() {
+            let expected = "nothing without documents in rows (data.segments or data.anchor)";
+            return Err(self.bad("data.positions", "set", expected));
+        }
+        self.check_anchor()?;
         let eval = self.eval.as_ref();
         for (field, value) in [
             ("eval.documents", eval.and_then(|e| e.documents)),
@@ -163,6 +169,25 @@ impl Recipe {
             if value == Some(0) {
                 return Err(self.bad(field, 0, "at least 1"));
             }
+        }
+        Ok(())
+    }
+
+    /// An anchor that the mixers see.
+    fn check_anchor(&self) -> Result<()> {
+        let Some(anchor) = &self.data.anchor else { return Ok(()) };
+        if self.data.kind == DataKind::Chat {
+            let expected = "nothing with conversations, which begin as their template says";
+            return Err(self.bad("data.anchor", "set", expected));
+        }
+        if anchor.min_len == 0 {
+            return Err(self.bad("data.anchor.min_len", 0, "at least 1"));
+        }
+        let named = self.mixer.named();
+        let seen = named.iter().all(|(_, mixer)| **mixer == MixerConfig::Anchor);
+        if anchor.engine == AnchorEngine::Shared && (named.is_empty() || !seen) {
+            let expected = "\"per_document\", or mixer.name = \"anchor\"";
+            return Err(self.bad("data.anchor.engine", "\"shared\"", expected));
         }
         Ok(())
     }

@@ -4,8 +4,9 @@ use super::chat::Chats;
 use super::sections::{DataKind, Recipe, Rows};
 use crate::datasets::source::SourceOptions;
 use crate::datasets::{
-    Amount, BpeConfig, DataReport, Document, Mixture, Named, PackConfig, PackedSource, TokenBatch,
-    TokenCache, TokenDocument, Tokenizer, WindowSampler, split, tokenize, train_bpe, with_tokens,
+    Amount, AnchorPacking, BpeConfig, DataReport, Document, Mixture, Named, PackConfig,
+    PackedSource, TokenBatch, TokenCache, TokenDocument, Tokenizer, WindowSampler, split, tokenize,
+    train_bpe, with_tokens,
 };
 use crate::streams::Streams;
 use crate::training::BatchSource;
@@ -216,9 +217,19 @@ fn rows(
 ) -> Result<RowSource> {
     let (data, length, batch) = (&recipe.data, recipe.train.length, recipe.train.batch);
     let special = tokenizer.special_ids();
-    let config = PackConfig::new(length)
+    let mut config = PackConfig::new(length).with_segments(data.segments());
+    if let Some(section) = &data.anchor {
+        let anchor = AnchorPacking::of_tokenizer(special.bos, special.eos)?
+            .with_engine(section.engine)
+            .with_min_len(section.min_len)
+            .with_mask_borders(section.mask_borders);
+        config = config.with_anchor(anchor);
+    }
+    if let Some(positions) = data.positions {
+        config = config.with_positions(positions);
+    }
+    let config = config
         .with_pack(data.pack())
-        .with_segments(data.segments())
         .with_eos(match data.kind {
             DataKind::Text => special.eos,
             // A template writes its own end of a turn.

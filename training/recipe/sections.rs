@@ -2,8 +2,8 @@
 
 use super::{ChatSection, ExtendSection};
 use crate::attention::MixerSchedule;
-use crate::datasets::Pack;
 use crate::datasets::source::{BadLines, SourceOptions};
+use crate::datasets::{AnchorEngine, Pack, PackPositions};
 use crate::models::lora::LoraConfig;
 use crate::models::weights::SaveDtype;
 use crate::training::checkpoint::KEEP;
@@ -205,6 +205,13 @@ pub struct DataSection {
     /// conversations.
     #[serde(default)]
     pub segments: bool,
+    /// For rows with segments, which positions rotary encoding sees; continuous with an anchor and
+    /// from 0 on in every document without, where not set.
+    #[serde(default)]
+    pub positions: Option<PackPositions>,
+    /// For packed rows of texts, an anchor that the documents of a row begin from (AnchorAttention).
+    #[serde(default)]
+    pub anchor: Option<AnchorSection>,
     /// For packed rows, passes over the documents; without end where not set.
     #[serde(default)]
     pub epochs: Option<u64>,
@@ -224,8 +231,28 @@ impl DataSection {
 
     /// Whether attention and positions know the documents of a row.
     pub fn segments(&self) -> bool {
-        self.segments || self.kind == DataKind::Chat
+        self.segments || self.anchor.is_some() || self.kind == DataKind::Chat
     }
+}
+
+/// `[data.anchor]`: the tokenizer's BOS, or its EOS where it has none, as the first token that
+/// documents see.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnchorSection {
+    /// One in front of every document, for any mixer, or one per row, for the mixer `anchor`.
+    #[serde(default)]
+    pub engine: AnchorEngine,
+    /// Documents of fewer tokens, a first BOS included, are left out.
+    #[serde(default = "three")]
+    pub min_len: usize,
+    /// Leave the last token of a document without a target.
+    #[serde(default)]
+    pub mask_borders: bool,
+}
+
+fn three() -> usize {
+    3
 }
 
 /// What there is to learn from.

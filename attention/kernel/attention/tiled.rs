@@ -9,7 +9,7 @@ pub(super) use stats::stats;
 
 use super::Plan;
 use crate::mask::HeadClass;
-use crate::{BlockKind, BlockList, BlockMap, Mask};
+use crate::{BlockKind, BlockList, BlockMap, Mask, TokenMeta};
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use std::ops::Range;
 
@@ -142,23 +142,34 @@ impl Side {
         let &HeadClass { labels, column, .. } = &self.mask.classes()[class];
         let labels = &self.labels[labels];
         let (ql, kl) = both(rows(&labels.0), columns(&labels.1));
-        let mut hidden = ql.not_equal(kl);
+        let mut hidden = ql.clone().not_equal(kl.clone());
+        if self.mask.spec().anchor {
+            let anchor = kl.equal_scalar(TokenMeta::ANCHOR);
+            hidden = hidden.bool_and(anchor.bool_and(ql.greater_equal_scalar(0)).bool_not());
+        }
         let (qp, kp) = both(rows(&self.q_pos), columns(&self.k_pos));
         if self.mask.spec().causal {
             hidden = hidden.bool_or(kp.clone().greater(qp.clone()));
         }
+        // Sinks are never far.
+        let hide = |hidden: Tensor<4, Bool>, far: Tensor<4, Bool>| {
+            let far = match self.mask.spec().sinks {
+                0 => far,
+                _ => {
+                    let sink = self.sink.clone().narrow(3, k.start, k.len()).expand(shape);
+                    far.bool_and(sink.bool_not())
+                }
+            };
+            hidden.bool_or(far)
+        };
         if let Some(window) = self.mask.spec().window {
-            let mut far = (qp - kp).greater_equal_scalar(window.min(i32::MAX as usize) as i32);
-            if self.mask.spec().sinks > 0 {
-                let sink = self.sink.clone().narrow(3, k.start, k.len()).expand(shape);
-                far = far.bool_and(sink.bool_not());
-            }
-            hidden = hidden.bool_or(far);
+            let far = (qp - kp).greater_equal_scalar(window.min(i32::MAX as usize) as i32);
+            hidden = hide(hidden, far);
         }
         if let (Some(blocks), Some(column)) = (&self.strided, column) {
             let (farthest, block) = both(rows(&blocks.farthest), columns(&blocks.k_block));
             let other = columns(&blocks.k_column).not_equal_scalar(column).expand(shape);
-            hidden = hidden.bool_or(block.lower_equal(farthest).bool_and(other));
+            hidden = hide(hidden, block.lower_equal(farthest).bool_and(other));
         }
         if let Some(listed) = &self.listed {
             let seen = listed.seen[class].clone();

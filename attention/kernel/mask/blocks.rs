@@ -1,6 +1,6 @@
 //! Tiles of a mask: skip what nobody sees, drop the predicate where everybody sees everything.
 
-use super::{HeadClass, Mask};
+use super::{HeadClass, Mask, TokenMeta};
 use std::ops::Range;
 
 /// What a tile of queries and keys holds.
@@ -31,19 +31,24 @@ pub struct BlockMap {
 /// Bounds of a tile's attributes.
 #[derive(Clone, Copy)]
 struct Bounds {
+    /// Of all tokens but anchors.
     label: (i32, i32),
     pos: (i32, i32),
+    any_anchor: bool,
     any_sink: bool,
     all_sinks: bool,
 }
 
 impl Bounds {
     fn new(label: &[i32], pos: &[i32], sink: Option<&[bool]>) -> Self {
-        let range =
-            |x: &[i32]| x.iter().fold((i32::MAX, i32::MIN), |(lo, hi), &v| (lo.min(v), hi.max(v)));
+        fn range<'a>(x: impl Iterator<Item = &'a i32>) -> (i32, i32) {
+            x.fold((i32::MAX, i32::MIN), |(lo, hi), &v| (lo.min(v), hi.max(v)))
+        }
+        let range_of_labels = label.iter().filter(|label| **label != TokenMeta::ANCHOR);
         Self {
-            label: range(label),
-            pos: range(pos),
+            label: range(range_of_labels),
+            pos: range(pos.iter()),
+            any_anchor: label.contains(&TokenMeta::ANCHOR),
             any_sink: sink.is_some_and(|s| s.iter().any(|s| *s)),
             all_sinks: sink.is_some_and(|s| s.iter().all(|s| *s)),
         }
@@ -116,7 +121,12 @@ impl<'a> Tiles<'a> {
         let mut kind = kind;
         if let Some(strided) = self.mask.strided().filter(|_| kind != BlockKind::Skip) {
             let (q, k) = self.bounds(b, class.labels, q, k);
-            kind = kind.and(strided.kind(class.column, q.pos, k.pos));
+            let of_blocks = match strided.kind(class.column, q.pos, k.pos) {
+                _ if k.all_sinks => BlockKind::Full,
+                BlockKind::Skip if k.any_sink => BlockKind::Partial,
+                kind => kind,
+            };
+            kind = kind.and(of_blocks);
         }
         if let Some(list) = self.mask.list().filter(|_| kind != BlockKind::Skip) {
             let (queries, keys) = self.spans(q, k);
@@ -221,13 +231,15 @@ fn kind(mask: &Mask, q: Bounds, k: Bounds) -> BlockKind {
     // Padding labels are negative and differ between queries and keys, so a tile of padding
     // alone is disjoint from everything.
     let disjoint = q.label.1 < k.label.0.max(0) || k.label.1 < q.label.0.max(0);
-    if disjoint
+    let anchored = k.any_anchor && (q.any_anchor || q.label.1 >= 0);
+    if (disjoint && !anchored)
         || (spec.causal && farthest < 0)
         || (spec.window.is_some() && nearest >= window && !k.any_sink)
     {
         return BlockKind::Skip;
     }
-    let one_label = q.label.0 == q.label.1 && q.label == k.label;
+    let anchor = q.any_anchor || k.any_anchor;
+    let one_label = q.label.0 == q.label.1 && q.label == k.label && !anchor;
     let seen = (!spec.causal || nearest >= 0)
         && (spec.window.is_none() || farthest < window || k.all_sinks);
     if one_label && seen { BlockKind::Full } else { BlockKind::Partial }

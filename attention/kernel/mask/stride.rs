@@ -34,6 +34,12 @@ impl BlockStride {
         Self { block, local_blocks, stride, key_heads, step: None, offset: 0, dense_heads: 0 }
     }
 
+    /// The nearest blocks and none before them, in every head.
+    pub fn near(block: usize, local_blocks: usize, key_heads: usize) -> Self {
+        // The first block that such a stride keeps is block usize::MAX − 1.
+        Self::new(block, local_blocks, usize::MAX, key_heads).with_step(0).with_offset(1)
+    }
+
     /// Set the phase between key heads.
     pub fn with_step(mut self, step: usize) -> Self {
         self.step = Some(step);
@@ -44,6 +50,18 @@ impl BlockStride {
     pub fn with_offset(mut self, offset: usize) -> Self {
         self.offset = offset;
         self
+    }
+
+    /// What is added to the numbers of blocks in key head `head` of a call with `heads` query heads,
+    /// modulo the stride; none where the head sees every earlier key.
+    pub fn phase(&self, head: usize, heads: usize) -> Option<usize> {
+        if head.saturating_add(self.dense_heads) >= self.key_heads || self.stride <= 1 {
+            return None;
+        }
+        let step = self.step.unwrap_or((self.stride / heads.max(1)).max(1));
+        let of = self.stride as u128;
+        let phase = (head as u128 * (step as u128 % of) + self.offset as u128) % of;
+        Some(phase as usize)
     }
 
     /// Let the last key heads see everything.
@@ -57,9 +75,8 @@ impl BlockStride {
 #[derive(Clone, Debug)]
 pub(crate) struct Strided {
     stride: BlockStride,
-    /// Query heads per key head.
-    group: usize,
-    step: usize,
+    /// Query heads.
+    heads: usize,
     /// Block of every key, `[B * S]`.
     pub k_block: Vec<i32>,
     /// That modulo the stride.
@@ -102,23 +119,14 @@ impl Strided {
         let k_block: Vec<i32> =
             k.pos().iter().map(|&p| (p as usize / stride.block) as i32).collect();
         let k_column = k_block.iter().map(|&n| (n as usize % stride.stride) as i32).collect();
-        Ok(Self {
-            stride: *stride,
-            group: heads / stride.key_heads,
-            step: stride.step.unwrap_or((stride.stride / heads).max(1)),
-            k_block,
-            k_column,
-        })
+        Ok(Self { stride: *stride, heads, k_block, k_column })
     }
 
     /// The block number modulo the stride that far blocks of a query head have; none where the
     /// head sees all of them.
     pub(super) fn column(&self, head: usize) -> Option<i32> {
-        let (h, of) = (head / self.group, self.stride.stride as u128);
-        if h >= self.stride.key_heads - self.stride.dense_heads || of == 1 {
-            return None;
-        }
-        let phase = (h as u128 * (self.step as u128 % of) + self.stride.offset as u128) % of;
+        let (group, of) = (self.heads / self.stride.key_heads, self.stride.stride);
+        let phase = self.stride.phase(head / group, self.heads)?;
         // No block is as late as a column that does not fit.
         Some(i32::try_from((of - phase) % of).unwrap_or(-1))
     }

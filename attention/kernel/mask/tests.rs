@@ -116,6 +116,7 @@ fn strides_that_make_no_sense_are_refused() {
         (causal(good.with_dense_heads(3)), "stride.dense_heads"),
         (MaskSpec::bidirectional().with_stride(good), "causal masks only"),
         (causal(good).with_window(Some(4)), "leave the window out"),
+        (causal(good).with_anchor(true), "a shared anchor excludes"),
     ] {
         let error = go(spec).unwrap_err().to_string();
         assert!(error.contains(field), "{error}");
@@ -259,4 +260,101 @@ fn lists_that_do_not_fit_are_refused() {
     }
     let nothing = BlockList::from_lists([1, 2, 0, 0], [16, 16], &[]).unwrap();
     assert!(of(1, 100, 2).with_blocks(nothing).is_err());
+}
+
+/// Near blocks of positions, beside the first of each document.
+#[test]
+fn near_blocks_and_sinks_go_by_position() {
+    let (block, near, sinks) = (8, 2, 12);
+    let row = TokenMeta::packed(&[vec![13, 80, 7]], 104).unwrap();
+    let spec = MaskSpec::causal().with_stride(BlockStride::near(block, near, 2)).with_sinks(sinks);
+    let mask = masked(spec.clone(), &row, &row, 4);
+    assert_eq!(mask.blocks(8, 8).classes().len(), 1, "all heads are alike");
+    for (h, t, s) in (0..4 * 104 * 104).map(|n| (n / 10_816, n / 104 % 104, n % 104)) {
+        let (p, r) = (row.pos()[t] as usize, row.pos()[s] as usize);
+        let same = row.segment()[t] >= 0 && row.segment()[t] == row.segment()[s];
+        let want = same && r <= p && (r < sinks || p / block - r / block < near);
+        assert_eq!(mask.visible(0, h, t, s), want, "head {h}: {t}, {s}");
+    }
+    let tokens = TokenMeta::contiguous(1, 1024, 0);
+    let map = masked(spec.with_sinks(64), &tokens, &tokens, 4).blocks(64, 64);
+    // The diagonal, the tile before it (with a block of 8 that is near) and the first.
+    assert_eq!(map.visited(), 4 * (1 + 2 + 14 * 3));
+    assert_eq!(map.kind(0, 0, 9, 0), BlockKind::Full);
+    assert_eq!(map.kind(0, 0, 9, 5), BlockKind::Skip);
+}
+
+/// The rule of AnchorAttention: the same document, or the anchor.
+#[test]
+fn all_documents_see_the_anchor() {
+    let documents = [vec![5, 1, 9, 17], vec![3, 20]];
+    let tokens = TokenMeta::anchored(&documents, 33).unwrap();
+    let mask = masked(MaskSpec::causal().with_anchor(true), &tokens, &tokens, 2);
+    let number = |b: usize, at: usize| -> Option<usize> {
+        let mut end = 1;
+        let of = |n: &usize| {
+            end += n;
+            at < end
+        };
+        if at == 0 { Some(0) } else { Some(1 + documents[b].iter().position(of)?) }
+    };
+    for (b, t, s) in (0..2 * 33 * 33).map(|n| (n / 1089, n / 33 % 33, n % 33)) {
+        let want = s <= t
+            && match (number(b, t), number(b, s)) {
+                (Some(q), Some(k)) => q == k || k == 0,
+                _ => false,
+            };
+        assert_eq!(mask.visible(b, 1, t, s), want, "row {b}: {t}, {s}");
+    }
+    assert_eq!(mask.pairs(), counted(&mask));
+    let triangle = |n: &usize| (n * (n + 1) / 2 + n) as u64;
+    let of_row = |row: &Vec<usize>| 1 + row.iter().map(triangle).sum::<u64>();
+    assert_eq!(mask.pairs(), 2 * documents.iter().map(of_row).sum::<u64>());
+}
+
+#[test]
+fn an_anchor_costs_its_tile_and_no_more() {
+    let tokens = TokenMeta::anchored(&[vec![63, 64, 64, 128, 64, 64]], 448).unwrap();
+    let map = masked(MaskSpec::causal().with_anchor(true), &tokens, &tokens, 1).blocks(64, 64);
+    // Seven tiles on the diagonal, one within the document of 128, and the anchor's for six.
+    assert_eq!(map.visited(), 7 + 1 + 6);
+    assert_eq!(map.kind(0, 0, 4, 0), BlockKind::Partial);
+    assert_eq!(map.kind(0, 0, 4, 3), BlockKind::Full);
+    assert_eq!(map.kind(0, 0, 0, 1), BlockKind::Skip);
+}
+
+#[test]
+fn tokens_with_an_anchor_are_refused_by_rules_that_would_hide_it() {
+    let tokens = TokenMeta::anchored(&[vec![5, 6]], 12).unwrap();
+    let go = |spec: MaskSpec| Mask::new(spec, tokens.clone(), tokens.clone(), 2);
+    let error = go(MaskSpec::causal()).unwrap_err().to_string();
+    assert!(error.contains("an anchor that all documents are to see"), "{error}");
+    let anchor = || MaskSpec::causal().with_anchor(true);
+    assert!(go(anchor()).is_ok());
+    let groups = Groups { size: GroupSize::Fixed(4), shift: false, ragged: true };
+    for spec in [anchor().with_window(Some(4)), anchor().with_groups(groups)] {
+        assert!(go(spec).unwrap_err().to_string().contains("a shared anchor excludes"));
+    }
+    assert!(TokenMeta::anchored(&[vec![5, 7]], 12).is_err());
+    assert!(TokenMeta::anchored(&[vec![]], 0).is_err());
+}
+
+/// Rotary positions go where their tokens go.
+#[test]
+fn rotary_positions_follow_their_tokens() {
+    let tokens = TokenMeta::packed(&[vec![3, 2], vec![4]], 6).unwrap();
+    assert_eq!(tokens.rotary(), tokens.pos());
+    let other = tokens.clone().with_rotary((0..12).collect()).unwrap();
+    assert_ne!(other, tokens);
+    assert_eq!(other.slice(2..4).unwrap().rotary(), [2, 3, 8, 9]);
+    let joined = tokens.concat(&other.slice(0..1).unwrap()).unwrap();
+    assert_eq!(joined.rotary(), [0, 1, 2, 0, 1, 0, 0, 0, 1, 2, 3, 0, 0, 6]);
+    let kept = other.gather(&[vec![1, 4], vec![3]]).unwrap();
+    assert_eq!(kept.pos(), [1, 1, 3, 0]);
+    assert_eq!(kept.segment(), [0, 1, 0, -1]);
+    assert_eq!(kept.rotary(), [1, 4, 9, 0]);
+    assert!(tokens.gather(&[vec![6], vec![]]).is_err());
+    assert!(tokens.gather(&[vec![0]]).is_err());
+    assert!(tokens.clone().with_rotary(vec![0; 11]).is_err());
+    assert!(tokens.with_rotary(vec![-1; 12]).is_err());
 }

@@ -6,21 +6,29 @@ use std::sync::Arc;
 /// Position and document of each token of a batch; cheap to clone.
 ///
 /// `pos` counts within the token's own document and orders it there. `segment` numbers the
-/// documents of a row; a negative segment is padding, which nobody sees and which sees nothing.
+/// documents of a row; a negative segment is padding, which nobody sees and which sees nothing, and
+/// [`ANCHOR`](Self::ANCHOR) is what all documents of a row see. `rotary` is the position that rotary
+/// encoding is to use, where it is another than `pos`; no mask looks at it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenMeta {
     batch: usize,
     len: usize,
     pos: Arc<Vec<i32>>,
     segment: Arc<Vec<i32>>,
+    rotary: Option<Arc<Vec<i32>>>,
 }
 
 impl TokenMeta {
+    /// Segment of a row's anchor, which every document of the row sees and which sees itself alone
+    /// (AnchorAttention, 2411.13476).
+    pub const ANCHOR: i32 = i32::MAX;
+
     /// One document per row, positions `start..start + len`.
     pub fn contiguous(batch: usize, len: usize, start: usize) -> Self {
         let row = (start as i32)..(start + len) as i32;
         let pos = (0..batch).flat_map(|_| row.clone()).collect();
-        Self { batch, len, pos: Arc::new(pos), segment: Arc::new(vec![0; batch * len]) }
+        let segment = Arc::new(vec![0; batch * len]);
+        Self { batch, len, pos: Arc::new(pos), segment, rotary: None }
     }
 
     /// From flat `[B * T]` lists.
@@ -42,7 +50,24 @@ impl TokenMeta {
         if let Some(p) = pos.iter().find(|p| **p < 0) {
             return Err(Error::mask("pos", p, "positions start at 0"));
         }
-        Ok(Self { batch, len, pos: Arc::new(pos), segment: Arc::new(segment) })
+        Ok(Self { batch, len, pos: Arc::new(pos), segment: Arc::new(segment), rotary: None })
+    }
+
+    /// Let rotary encoding use other positions than `pos`, `[B * T]`.
+    ///
+    /// # Errors
+    /// When the list does not hold one number per token or a position is negative.
+    pub fn with_rotary(mut self, rotary: Vec<i32>) -> Result<Self, Error> {
+        if rotary.len() != self.pos.len() {
+            let (n, rows, len) = (rotary.len(), self.batch, self.len);
+            let reason = format!("{n} rotary positions for {rows} rows of {len}");
+            return Err(Error::shape("TokenMeta", reason));
+        }
+        if let Some(p) = rotary.iter().find(|p| **p < 0) {
+            return Err(Error::mask("rotary", p, "positions start at 0"));
+        }
+        self.rotary = Some(Arc::new(rotary));
+        Ok(self)
     }
 
     /// Rows of different lengths, padded on the left to `len`.
@@ -102,6 +127,19 @@ impl TokenMeta {
         Self::new(rows.len(), len, pos, segment)
     }
 
+    /// Rows packed as [`packed`](Self::packed) has it, each behind an anchor that all its documents
+    /// see.
+    ///
+    /// # Errors
+    /// When the anchor and the documents of a row exceed `len`.
+    pub fn anchored(rows: &[Vec<usize>], len: usize) -> Result<Self, Error> {
+        let rest = len.checked_sub(1);
+        let rest = rest.ok_or_else(|| Error::shape("TokenMeta", "an anchor in a row of 0"))?;
+        let documents = Self::packed(rows, rest)?;
+        let pos = vec![0; rows.len()];
+        Self::new(rows.len(), 1, pos, vec![Self::ANCHOR; rows.len()])?.concat(&documents)
+    }
+
     /// Rows.
     pub fn batch(&self) -> usize {
         self.batch
@@ -127,9 +165,19 @@ impl TokenMeta {
         &self.segment
     }
 
+    /// `[B * T]`, what rotary encoding uses: `pos` unless set otherwise.
+    pub fn rotary(&self) -> &[i32] {
+        self.rotary.as_ref().unwrap_or(&self.pos)
+    }
+
     /// Whether some row holds more than one document or padding.
     pub fn has_segments(&self) -> bool {
         self.segment.iter().any(|s| *s != 0)
+    }
+
+    /// Whether some row has a token that all its documents are to see.
+    pub fn has_anchor(&self) -> bool {
+        self.segment.contains(&Self::ANCHOR)
     }
 
     /// These tokens followed, row by row, by `next` (a cache and what is appended to it).
@@ -151,12 +199,44 @@ impl TokenMeta {
             }
             out
         };
-        Self::new(
+        let joined = Self::new(
             self.batch,
             self.len + next.len,
             join(&self.pos, &next.pos),
             join(&self.segment, &next.segment),
-        )
+        )?;
+        match self.rotary.is_some() || next.rotary.is_some() {
+            true => joined.with_rotary(join(self.rotary(), next.rotary())),
+            false => Ok(joined),
+        }
+    }
+
+    /// Some tokens of every row, by their places in it, with padding where none is named; rows are
+    /// filled up to the longest.
+    ///
+    /// # Errors
+    /// When there is not one list per row, or a place lies behind the row.
+    pub fn gather(&self, rows: &[Vec<usize>]) -> Result<Self, Error> {
+        if rows.len() != self.batch {
+            let reason = format!("{} lists of tokens for {} rows", rows.len(), self.batch);
+            return Err(Error::shape("TokenMeta", reason));
+        }
+        if let Some(at) = rows.iter().flatten().find(|at| **at >= self.len) {
+            return Err(Error::shape("TokenMeta", format!("token {at} of rows of {}", self.len)));
+        }
+        let len = rows.iter().map(Vec::len).max().unwrap_or(0);
+        let pick = |of: &[i32], padding: i32| -> Vec<i32> {
+            let row = |(b, row): (usize, &Vec<usize>)| {
+                let named = row.iter().map(|at| of[b * self.len + at]).collect::<Vec<_>>();
+                named.into_iter().chain(std::iter::repeat_n(padding, len - row.len()))
+            };
+            rows.iter().enumerate().flat_map(row).collect()
+        };
+        let kept = Self::new(self.batch, len, pick(&self.pos, 0), pick(&self.segment, -1))?;
+        match &self.rotary {
+            Some(rotary) => kept.with_rotary(pick(rotary, 0)),
+            None => Ok(kept),
+        }
     }
 
     /// Tokens `range` of every row.
@@ -173,7 +253,11 @@ impl TokenMeta {
                 .copied()
                 .collect()
         };
-        Self::new(self.batch, range.len(), cut(&self.pos), cut(&self.segment))
+        let part = Self::new(self.batch, range.len(), cut(&self.pos), cut(&self.segment))?;
+        match &self.rotary {
+            Some(rotary) => part.with_rotary(cut(rotary)),
+            None => Ok(part),
+        }
     }
 
     /// Segment as label, with `padding` in place of every negative segment.

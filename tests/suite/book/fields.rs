@@ -84,7 +84,7 @@ const MIXER: &str = "mixer=";
 const SECTIONS: &str = "training/recipe/sections.rs";
 
 /// In the order of the page.
-const PAGE: [Section; 20] = [
+const PAGE: [Section; 22] = [
     section("", "The recipe itself", SECTIONS, "struct Recipe"),
     section("model", "`[model]`", SECTIONS, "struct ModelSection"),
     section("model.new", "`[model.new]`", SECTIONS, "struct NewModel"),
@@ -94,6 +94,13 @@ const PAGE: [Section; 20] = [
         "`[mixer]`, `name = \"longlora\"`",
         "attention/longlora.rs",
         "struct LongLoraConfig",
+    ),
+    of_mixer(
+        "mixer=longgen",
+        "mixer",
+        "`[mixer]`, `name = \"longgen\"`",
+        "attention/longgen.rs",
+        "struct LongGenConfig",
     ),
     of_mixer(
         "mixer=mamba1",
@@ -119,6 +126,7 @@ const PAGE: [Section; 20] = [
     section("lora", "`[lora]`", "models/lora.rs", "struct LoraConfig"),
     section("data", "`[data]`", SECTIONS, "struct DataSection"),
     section("data.mix", "`[[data.mix]]`", SECTIONS, "struct MixSection"),
+    section("data.anchor", "`[data.anchor]`", SECTIONS, "struct AnchorSection"),
     section("data.chat", "`[data.chat]`", "training/recipe/chat.rs", "struct ChatSection"),
     section("train", "`[train]`", SECTIONS, "struct TrainSection"),
     section("train.adamw", "`[train.adamw]`", "training/adamw.rs", "struct AdamW"),
@@ -251,13 +259,16 @@ fn recipe(place: &str, variant: Option<&str>) -> Table {
         false => LEAST.to_string(),
     };
     let mut recipe: Table = text.parse().unwrap();
+    if place.starts_with("data.anchor.") {
+        put(&mut recipe, "data.anchor", Table::new().into());
+    }
     if let Some(mixer) = variant.and_then(|variant| variant.strip_prefix(MIXER)) {
         put(&mut recipe, "mixer", Table::from_iter([("name".to_string(), mixer.into())]).into());
     } else if let Some(variant) = variant {
         let (parent, _) = place.rsplit_once('.').unwrap();
-        let fields: &[(&str, i64)] = match variant {
-            "strided" => &[("max_len", 64), ("stride", 32)],
-            "longlora" => &[("len", 64), ("step", 32)],
+        let fields: &[(&str, i64)] = match (parent, variant) {
+            ("eval.protocol", "strided") => &[("max_len", 64), ("stride", 32)],
+            ("eval.protocol", "longlora") => &[("len", 64), ("step", 32)],
             _ => &[],
         };
         let mut table = Table::from_iter([("name".to_string(), variant.into())]);
@@ -387,6 +398,7 @@ fn doc_comments_are_read_with_their_fields() {
     let found: BTreeMap<String, String> = read_item(&PAGE[2]).remove(0).2.into_iter().collect();
     assert_eq!(found["heads"], "Query heads.");
     assert!(!found.contains_key("file"));
-    let names: Vec<_> = read_item(&PAGE[17]).into_iter().map(|(name, ..)| name.unwrap()).collect();
+    let protocol = PAGE.iter().find(|section| section.path == "eval.protocol").unwrap();
+    let names: Vec<_> = read_item(protocol).into_iter().map(|(name, ..)| name.unwrap()).collect();
     assert_eq!(names, ["strided", "longlora"]);
 }

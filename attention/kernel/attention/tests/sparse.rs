@@ -24,22 +24,51 @@ pub(super) fn cases() -> Vec<Case> {
             packed,
         ),
     ];
+    let near =
+        |block, blocks, sinks| strided(BlockStride::near(block, blocks, 2)).with_sinks(sinks);
+    let padded = TokenMeta::left_padded(&[257, 90], 257).unwrap();
+    cases.push(square("near blocks, sinks", (2, 4, 2), 257, 8, near(16, 2, 16), padded.clone()));
+    cases.push(square("near blocks of 64", (1, 2, 2), 450, 4, near(64, 1, 10), plain(1, 450, 0)));
+    let sinks = strided(usual(16, 1, 4, 2)).with_sinks(20);
+    cases.push(square("stride, sinks", (2, 4, 2), 257, 8, sinks, padded));
     let keys = TokenMeta::left_padded(&[190, 140], 190).unwrap();
-    let queries = keys.slice(185..190).unwrap();
-    let mask = Mask::new(strided(usual(16, 2, 4, 2)), queries, keys, 4).unwrap();
-    cases.push(Case {
-        name: "stride in a cache",
-        batch: 2,
-        heads: 4,
-        kv: 2,
-        queries: 5,
-        keys: 190,
-        dim: 8,
-        value_dim: 11,
-        masks: vec![mask],
-    });
+    cases.push(cached("stride in a cache", strided(usual(16, 2, 4, 2)), keys.clone()));
+    cases.push(cached("near blocks in a cache", near(16, 2, 16), keys));
+    cases.extend(anchored());
     cases.extend(listed());
     cases
+}
+
+/// The last five of `keys` as queries.
+fn cached(name: &'static str, spec: MaskSpec, keys: TokenMeta) -> Case {
+    let (batch, len) = (keys.batch(), keys.len());
+    let queries = keys.slice(len - 5..len).unwrap();
+    let masks = vec![Mask::new(spec, queries, keys, 4).unwrap()];
+    Case { name, batch, heads: 4, kv: 2, queries: 5, keys: len, dim: 8, value_dim: 11, masks }
+}
+
+fn anchored() -> Vec<Case> {
+    let spec = || MaskSpec::causal().with_anchor(true);
+    let rows = TokenMeta::anchored(&[vec![1, 70, 64, 1], vec![149, 40], vec![3]], 200).unwrap();
+    let cut = rows.slice(0..190).unwrap();
+    let few = rows.slice(197..200).unwrap();
+    let mask = Mask::new(spec(), few, rows.clone(), 4).unwrap();
+    vec![
+        square("anchor", (3, 4, 2), 200, 8, spec(), rows.clone()),
+        cached("anchor in a cache", spec(), cut),
+        Case {
+            name: "anchor, three queries",
+            batch: 3,
+            heads: 4,
+            kv: 2,
+            queries: 3,
+            keys: 200,
+            dim: 8,
+            value_dim: 8,
+            masks: vec![mask],
+        },
+        square("anchor, both ways", (3, 2, 1), 200, 4, MaskSpec { causal: false, ..spec() }, rows),
+    ]
 }
 
 /// About 3 in 8 blocks, at random; some query blocks have none.

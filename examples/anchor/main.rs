@@ -1,0 +1,335 @@
+//! AnchorAttention (arXiv 2411.13476): what bf16 does to rotary positions, measured on a model that
+//! this program trains, and four ways of packing short documents into long rows.
+//!
+//! `cargo run --example anchor`
+
+use burn::tensor::Device;
+use clap::Parser;
+use longburn::attention::MixerConfig;
+use longburn::datasets::source::CrateSourceConfig;
+use longburn::datasets::{
+    AnchorEngine, AnchorPacking, PackConfig, PackPositions, TokenDocument, Tokenizer, split,
+};
+use longburn::models::{Blocks, Decoder, ModelConfig};
+use longburn::positional::RopeConfig;
+use longburn::streams::{Draw, Purpose, Streams};
+use longburn::training::eval::{RopePrecision, by_position, document_starts, rope_shift_probe};
+use longburn::training::report::{Plot, Series};
+use longburn::training::{NextToken, Schedule, TrainConfig, Trainer, Warmup};
+use longburn::{Error, Result};
+use serde::Deserialize;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// Which crates there are, whatever folder the example is run from.
+const LOCK: &str = include_str!("../../Cargo.lock");
+/// Behind the 256 bytes.
+const BOS: u32 = 256;
+
+/// Pack short documents in four ways, train on each, and measure what bf16 does to rotation.
+#[derive(Parser, Debug)]
+#[command(
+    after_help = "Examples:\n  cargo run --example anchor\n  cargo run --example anchor -- --seeds 0,1,2"
+)]
+struct Args {
+    /// Another recipe than the one beside this program.
+    #[arg(long)]
+    recipe: Option<PathBuf>,
+    /// Other seeds than the recipe's.
+    #[arg(long, value_delimiter = ',')]
+    seeds: Vec<u64>,
+    /// Measure the drift of a checkpoint instead, on `--text`.
+    #[arg(long, requires = "text")]
+    model: Option<PathBuf>,
+    /// A file whose beginning the checkpoint reads.
+    #[arg(long, requires = "model")]
+    text: Option<PathBuf>,
+    /// Where the figures go.
+    #[arg(long, default_value = "runs/anchor")]
+    out: PathBuf,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Recipe {
+    seeds: Vec<u64>,
+    text: TextPart,
+    model: ModelPart,
+    train: TrainPart,
+    evaluate: EvaluatePart,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TextPart {
+    shortest: usize,
+    longest: usize,
+    crates: usize,
+    hold_out: usize,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ModelPart {
+    width: usize,
+    layers: usize,
+    heads: usize,
+    rope_theta: f64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TrainPart {
+    length: usize,
+    batch: usize,
+    steps: u64,
+    lr: f64,
+    warmup: f64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EvaluatePart {
+    windows: usize,
+    lengths: Vec<usize>,
+    shift: usize,
+}
+
+impl Recipe {
+    fn load(path: Option<&Path>) -> Result<Self> {
+        let (name, text) = match path {
+            None => ("run.toml".to_string(), include_str!("run.toml").to_string()),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+                (path.display().to_string(), text)
+            }
+        };
+        let recipe: Self = toml::from_str(&text).map_err(|e| Error::Parse {
+            file: name,
+            message: e.message().to_string(),
+            span: e.span(),
+            text: Some(text),
+        })?;
+        let TextPart { shortest, longest, .. } = recipe.text;
+        if shortest < 2 || longest < shortest {
+            let expected = "at least `shortest`, which is at least 2";
+            return Err(Error::config("run.toml", "text.longest", longest, expected));
+        }
+        Ok(recipe)
+    }
+}
+
+/// Ways of packing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Arm {
+    Joined,
+    Reset,
+    Continuous,
+    Anchor,
+    SharedAnchor,
+}
+
+impl Arm {
+    const ALL: [Self; 5] =
+        [Self::Joined, Self::Reset, Self::Continuous, Self::Anchor, Self::SharedAnchor];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Joined => "joined, no documents",
+            Self::Reset => "apart, positions reset",
+            Self::Continuous => "apart, positions continuous",
+            Self::Anchor => "anchor in every document",
+            Self::SharedAnchor => "shared anchor",
+        }
+    }
+
+    fn packing(self, length: usize) -> PackConfig {
+        let plain = PackConfig::new(length).with_shuffle(true);
+        let anchor = |engine| AnchorPacking::new(BOS).with_engine(engine);
+        match self {
+            Self::Joined => plain,
+            Self::Reset => plain.with_segments(true),
+            Self::Continuous => plain.with_segments(true).with_positions(PackPositions::Continuous),
+            Self::Anchor => plain.with_anchor(anchor(AnchorEngine::PerDocument)),
+            Self::SharedAnchor => plain.with_anchor(anchor(AnchorEngine::Shared)),
+        }
+    }
+
+    fn mixer(self) -> MixerConfig {
+        match self {
+            Self::SharedAnchor => MixerConfig::Anchor,
+            _ => MixerConfig::Dense,
+        }
+    }
+}
+
+/// Training documents, short, and held-out ones, of a row's length; all begin with BOS.
+struct Text {
+    train: Vec<TokenDocument>,
+    held_out: Vec<Vec<u32>>,
+}
+
+impl Text {
+    fn read(recipe: &Recipe) -> Result<Self> {
+        let mut documents = CrateSourceConfig::new(LOCK).read()?.documents;
+        documents.truncate(recipe.text.crates);
+        let (train, held_out) = split(documents, recipe.text.hold_out)?;
+        let bytes = |text: &str| text.bytes().map(u32::from).collect::<Vec<u32>>();
+        let mut rng = Streams::new(0).rng(Purpose::Synthetic, 0, 0, 0);
+        let mut short = Vec::new();
+        let TextPart { shortest, longest, .. } = recipe.text;
+        for document in &train {
+            let ids = bytes(&document.text);
+            let mut start = 0;
+            while start < ids.len() {
+                let end = (start + shortest + rng.below(longest - shortest + 1)).min(ids.len());
+                let ids: Vec<u32> = [&[BOS], &ids[start..end]].concat();
+                short.push(TokenDocument {
+                    id: format!("{}[{start}..]", document.id),
+                    ids: ids.into(),
+                });
+                start = end;
+            }
+        }
+        let length = recipe.train.length;
+        let windows = held_out.iter().flat_map(|document| {
+            let ids = bytes(&document.text);
+            let window = |part: &[u32]| [&[BOS], part].concat();
+            ids.chunks_exact(length).step_by(16).map(window).collect::<Vec<_>>()
+        });
+        let held_out: Vec<Vec<u32>> = windows.take(recipe.evaluate.windows).collect();
+        if held_out.is_empty() {
+            return Err(Error::Data("no held-out text (remedy: more crates in run.toml)".into()));
+        }
+        Ok(Self { train: short, held_out })
+    }
+}
+
+fn main() -> std::process::ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let recipe = Recipe::load(args.recipe.as_deref())?;
+    let seeds = if args.seeds.is_empty() { &recipe.seeds } else { &args.seeds };
+    std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
+    if let (Some(dir), Some(text)) = (&args.model, &args.text) {
+        return checkpoint(&recipe, dir, text, &args.out);
+    }
+    let text = Text::read(&recipe)?;
+    let within = recipe.text.shortest..recipe.text.longest;
+    let buckets = [1..within.start, within.clone(), within.end..recipe.train.length];
+    println!("mean loss (nats per byte) of single documents of {} bytes\n", recipe.train.length);
+    let head: Vec<String> = buckets.iter().map(|b| format!("{} to {}", b.start, b.end)).collect();
+    println!("| packing | seed | {} |\n|---|---|---|---|---|", head.join(" | "));
+    for &seed in seeds {
+        for arm in Arm::ALL {
+            let model = train(&recipe, &text, arm, seed)?;
+            let losses = losses(&model, &text, &buckets)?;
+            let losses: Vec<String> = losses.iter().map(|loss| format!("{loss:.3}")).collect();
+            println!("| {} | {seed} | {} |", arm.name(), losses.join(" | "));
+            if arm == Arm::Anchor && Some(&seed) == seeds.first() {
+                let untrained = new(&recipe, seed)?;
+                let models = [(&model, "trained"), (&untrained, "untrained")];
+                drift(&recipe, &text.held_out[0][..recipe.train.length], &models, &args.out)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn new(recipe: &Recipe, seed: u64) -> Result<Decoder> {
+    let ModelPart { width, layers, heads, rope_theta } = recipe.model;
+    let config = ModelConfig::llama(BOS as usize + 1, width, layers, heads)
+        .with_rope(RopeConfig::new(rope_theta, width / heads))
+        .with_max_positions(recipe.train.length + 1);
+    Decoder::new(&config, &MixerConfig::Dense, seed, &Device::default())
+}
+
+fn train(recipe: &Recipe, text: &Text, arm: Arm, seed: u64) -> Result<Decoder> {
+    let TrainPart { length, batch, steps, lr, warmup } = recipe.train;
+    // Two micro-batches make a step.
+    let packing = arm.packing(length);
+    let mut rows = packing.init(text.train.clone(), batch.div_ceil(2), Streams::new(seed))?;
+    let config = TrainConfig::new(steps, lr)
+        .with_schedule(Schedule::Linear { warmup: Warmup::Fraction(warmup), last: 0.0 })
+        .with_clip(1.0)
+        .with_micro_batches(2)
+        .with_workers(2);
+    let model = new(recipe, seed)?.swap_mixer(&arm.mixer())?;
+    Ok(Trainer::new(config)?.fit(model, &NextToken, &mut rows, &mut |_| Ok(()))?.model)
+}
+
+/// Mean loss by position, of the model as it is used: dense.
+fn losses(model: &Decoder, text: &Text, buckets: &[Range<usize>]) -> Result<Vec<f64>> {
+    let model = model.clone().swap_mixer(&MixerConfig::Dense)?;
+    let len = text.held_out[0].len();
+    let windows = document_starts(&text.held_out, len);
+    let report = by_position(&model, &windows, buckets, 4)?;
+    Ok(report.buckets.iter().map(|bucket| bucket.mean_nll).collect())
+}
+
+/// The drift of a checkpoint, and of a model of its shape with random weights.
+fn checkpoint(recipe: &Recipe, dir: &Path, text: &Path, out: &Path) -> Result<()> {
+    let model = Decoder::load(dir, &MixerConfig::Dense, &Device::default())?;
+    let tokenizer = Tokenizer::from_file(dir)?;
+    let text = std::fs::read_to_string(text).map_err(|e| Error::io(text, e))?;
+    let mut ids = tokenizer.encode(&text, false)?;
+    let named = model.config().raw().get("bos_token_id").and_then(|id| id.as_u64());
+    let bos = tokenizer.special_ids().bos.or(named.map(|id| id as u32));
+    if let Some(bos) = bos.filter(|bos| ids.first() != Some(bos)) {
+        ids.insert(0, bos);
+    }
+    ids.truncate(recipe.train.length.min(model.config().max_context()));
+    let untrained = Decoder::new(model.config(), &MixerConfig::Dense, 0, &Device::default())?;
+    drift(recipe, &ids, &[(&model, "checkpoint"), (&untrained, "random weights")], out)
+}
+
+/// Figures of the drift: per key, and by length.
+fn drift(recipe: &Recipe, ids: &[u32], models: &[(&Decoder, &str)], out: &Path) -> Result<()> {
+    let shifts = (0, recipe.evaluate.shift);
+    let mut per_key = Plot::lines("Change of attention weights when all positions move by 16")
+        .x("key (token)")
+        .y("mean |A1 - A2| of the queries that see it")
+        .log_y();
+    let mut by_length = Plot::lines("The same by length, all keys together")
+        .x("length (tokens)")
+        .y("sum of |A1 - A2| per head and query")
+        .log_y();
+    for (model, of) in models {
+        for (precision, name) in [
+            (RopePrecision::F32, "f32"),
+            (RopePrecision::Bf16Dot, "bf16 product"),
+            (RopePrecision::Bf16Rotation, "bf16 rotation"),
+        ] {
+            let probe = |ids: &[u32]| rope_shift_probe(model, ids, shifts, precision);
+            let whole = probe(ids)?;
+            let mean = whole.mean_per_key();
+            let rest = mean[1..].iter().sum::<f64>() / (mean.len() - 1) as f64;
+            println!(
+                "drift, {of}, {name}: key 0 {:.2e}, mean of the others {rest:.2e}, ratio {:.1}",
+                mean[0],
+                mean[0] / rest
+            );
+            let x: Vec<f64> = (0..mean.len()).map(|key| key as f64).collect();
+            let label = format!("{of}, {name}");
+            per_key = per_key.series(Series::new(&label).points(&x, &mean).binned(64));
+            let lengths = &recipe.evaluate.lengths;
+            let of_length = |n: &usize| -> Result<f64> {
+                let shift = probe(&ids[..(*n).clamp(2, ids.len())])?;
+                Ok(shift.total() / (shift.heads * n) as f64)
+            };
+            let y = lengths.iter().map(of_length).collect::<Result<Vec<f64>>>()?;
+            let x: Vec<f64> = lengths.iter().map(|n| *n as f64).collect();
+            by_length = by_length.series(Series::new(&label).points(&x, &y));
+        }
+    }
+    per_key.save(out.join("drift-per-key.svg"))?;
+    by_length.save(out.join("drift-by-length.svg"))
+}
