@@ -5,6 +5,7 @@ use super::{GradientSum, LossParts};
 use crate::{Error, Result};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Tensor};
+use longburn_kernels::on_threads;
 use std::collections::BTreeMap;
 
 /// `work` on every batch, on a thread each where there are several.
@@ -14,7 +15,8 @@ pub(super) fn at_once<M: Module, B: Sync, R: Send>(
     work: impl Fn(&M, &B) -> Result<R> + Sync,
 ) -> Vec<Result<R>> {
     if let [batch] = batches {
-        return vec![work(model, batch)];
+        let (model, work) = (model.clone(), &work);
+        return vec![on_threads(move || work(&model, batch))];
     }
     // Graphs that share a leaf are one graph with one lock: every thread gets leaves of its own.
     let models: Vec<M> = batches.iter().map(|_| model.clone().map(&mut OwnLeaves)).collect();

@@ -15,6 +15,7 @@ pub mod attention;
 mod branch;
 mod error;
 pub mod fused;
+mod host;
 pub mod loss;
 
 pub mod mask;
@@ -24,11 +25,14 @@ mod panels;
 mod product;
 pub mod scan;
 #[cfg(feature = "flex")]
+mod room;
+#[cfg(feature = "flex")]
 mod simd;
 
 pub use attention::{Reduce, attention_backward, attention_stats, masked_attention};
 pub use branch::{AttentionGrads, AttentionOptions, AttentionOutput, Branch, Implementation};
 pub use error::Error;
+pub use host::{keep_freed_memory, on_threads};
 pub use loss::{linear_cross_entropy, linear_nll};
 pub use scan::{SelectiveScan, Ssd, SsdDiscrete, Step, Steps, selective_scan, ssd, ssd_discrete};
 

@@ -4,7 +4,7 @@ use crate::attention::State;
 use crate::models::{Blocks, ForwardOptions, ids_tensor};
 use crate::{Error, Result};
 use burn::tensor::DType;
-use longburn_kernels::TokenMeta;
+use longburn_kernels::{TokenMeta, on_threads};
 
 /// Sequences that grow, one row each: the model and what its layers remember of them.
 pub struct Generator<M: Blocks> {
@@ -70,18 +70,22 @@ impl<M: Blocks> Generator<M> {
         let options = ForwardOptions::infer().with_state(true);
         let states = std::mem::take(&mut self.states);
         let input = ids_tensor(ids, rows, &device);
-        let out = self.model.forward_ids(input, tokens, &options, states)?;
-        if out.states.len() != self.model.num_blocks() {
+        let model = self.model.clone();
+        let (states, logits) = on_threads(move || {
+            let out = model.forward_ids(input, tokens, &options, states)?;
+            let logits = model.logits(out.last.narrow(1, len - 1, 1)).cast(DType::F32);
+            Ok::<_, Error>((out.states, logits))
+        })?;
+        if states.len() != self.model.num_blocks() {
             return Err(Error::Unsupported {
                 what: "generation with a mixer that keeps no state".into(),
                 remedy: "return `MixOutput::state` where `MixContext::keep_state` asks for it"
                     .into(),
             });
         }
-        self.states = out.states;
+        self.states = states;
         self.len += len;
-        let last = out.last.narrow(1, len - 1, 1);
-        let logits = self.model.logits(last).cast(DType::F32).into_data();
+        let logits = logits.into_data();
         let logits: Vec<f32> = logits.iter::<f32>().collect();
         Ok(logits.chunks(logits.len() / rows).map(<[f32]>::to_vec).collect())
     }

@@ -3,9 +3,11 @@
 use super::band::{Band, Place};
 use super::*;
 use crate::panels::{BAND, product, widest};
+use crate::room::{Room, zeroed};
 use crate::simd::exp2;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// Key tiles that are computed together.
 const RUN: usize = 2;
@@ -53,13 +55,13 @@ pub(in super::super) fn backward(
         group,
         size: v.shape,
     };
-    let mut dk = vec![0.0f32; stacked * kv * s * d];
-    let mut dv = vec![0.0f32; batch * kv * s * e];
+    let mut dk = Room::new(stacked * kv * s * d);
+    let mut dv = Room::new(batch * kv * s * e);
 
     // Every job owns some runs of key tiles and all that is written there; what it adds to the
     // queries of its key head goes to a copy of its own, summed up in a fixed order.
     let parts = parts_of(batch * kv, s);
-    let mut dq = vec![0.0f32; parts * stacked * heads * t * d];
+    let mut dq = Room::new(parts * stacked * heads * t * d);
     let mut jobs: Vec<Job> = (0..batch * kv * parts)
         .map(|n| Job {
             call,
@@ -69,26 +71,28 @@ pub(in super::super) fn backward(
             keys: vec![],
         })
         .collect();
-    for (n, dv) in dv.chunks_mut(s * e).enumerate() {
+    for (n, dv) in dv.parts(s * e).enumerate() {
         for (run, dv) in dv.chunks_mut(RUN * TILE.1 * e).enumerate() {
             let keys = Keys { run, dv, dk: vec![] };
             jobs[n * parts + part_of(run, parts)].keys.push(keys);
         }
     }
-    for (n, dk) in dk.chunks_mut(s * d).enumerate() {
+    for (n, dk) in dk.parts(s * d).enumerate() {
         let n = n % (batch * kv);
         for (run, dk) in dk.chunks_mut(RUN * TILE.1 * d).enumerate() {
             let keys = &mut jobs[n * parts + part_of(run, parts)].keys;
             keys.iter_mut().find(|keys| keys.run == run).expect("made above").dk.push(dk);
         }
     }
-    for (n, dq) in dq.chunks_mut(group * t * d).enumerate() {
+    for (n, dq) in dq.parts(group * t * d).enumerate() {
         let (part, n) = (n / (stacked * kv), n % (stacked * kv));
         jobs[n % (batch * kv) * parts + part].dq.push(dq);
     }
     debug_assert!(jobs.iter().all(|job| job.dq.len() == branches));
     let scratch = || vec![0.0f32; 2 * TILE.0 * WIDE];
     jobs.into_par_iter().for_each_init(scratch, |x, job| widest(Run { job, x }));
+    // Safe: every part belongs to a job, which has cleared and written it.
+    let (mut dq, dk, dv) = unsafe { (dq.written(), dk.written(), dv.written()) };
     fold_parts(&mut dq, parts, |a, b| a + b);
     (
         tensor(dq, &[stacked, heads, t, d], dtype),
@@ -118,9 +122,9 @@ fn base_of(lse: f32) -> f32 {
 /// Σ_e dout·out per query, times the scale: `[B·H·T]`.
 fn delta_of(out: &View, dout: &View, scale: f32) -> Vec<f32> {
     let [batch, heads, t, _] = out.shape;
-    let mut delta = vec![0.0f32; batch * heads * t];
-    delta.par_chunks_mut(t).enumerate().for_each(|(n, delta)| {
-        let (b, head) = (n / heads, n % heads);
+    let mut delta = Room::new(batch * heads * t);
+    delta.par_parts(t).enumerate().for_each(|(n, delta)| {
+        let (b, head, delta) = (n / heads, n % heads, zeroed(delta));
         vectorized(
             #[inline(always)]
             || {
@@ -131,7 +135,8 @@ fn delta_of(out: &View, dout: &View, scale: f32) -> Vec<f32> {
             },
         )
     });
-    delta
+    // Safe: the parts are all of it.
+    unsafe { delta.written() }
 }
 
 /// What all jobs share.
@@ -166,15 +171,15 @@ struct Job<'a> {
     b: usize,
     key_head: usize,
     /// Of each branch: all queries of the key head's query heads.
-    dq: Vec<&'a mut [f32]>,
+    dq: Vec<&'a mut [MaybeUninit<f32>]>,
     keys: Vec<Keys<'a>>,
 }
 
 struct Keys<'a> {
     run: usize,
-    dv: &'a mut [f32],
+    dv: &'a mut [MaybeUninit<f32>],
     /// Of each branch.
-    dk: Vec<&'a mut [f32]>,
+    dk: Vec<&'a mut [MaybeUninit<f32>]>,
 }
 
 struct Run<'a, 'x> {
@@ -187,11 +192,14 @@ impl WithSimd for Run<'_, '_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Job { call, b, key_head, mut dq, keys } = self.job;
+        let Job { call, b, key_head, dq, keys } = self.job;
+        let mut dq: Vec<_> = dq.into_iter().map(zeroed).collect();
         let [batch, _, s, e] = call.size;
         let [_, heads, t, d] = call.q.shape;
         let (x, dx) = self.x.split_at_mut(TILE.0 * WIDE);
-        for Keys { run, dv, mut dk } in keys {
+        for Keys { run, dv, dk } in keys {
+            let dv = zeroed(dv);
+            let mut dk: Vec<_> = dk.into_iter().map(zeroed).collect();
             let tiles = run * RUN..((run + 1) * RUN).min(s.div_ceil(TILE.1));
             for g in 0..call.group {
                 let head = key_head * call.group + g;

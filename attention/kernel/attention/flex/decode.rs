@@ -1,5 +1,6 @@
 //! A few queries behind a long cache: keys and values are read once, where they lie.
 
+use super::edge::Edge;
 use super::*;
 use crate::panels::widest;
 use crate::product::dot;
@@ -109,7 +110,10 @@ impl WithSimd for Job<'_> {
                         }
                     }
                     if kind == BlockKind::Partial {
-                        side.hide((b, head), (&(0..t), &columns), &mut x, TILE.1);
+                        let edge = Edge::new(side, (b, head), &columns);
+                        for ti in 0..t {
+                            edge.hide(ti, &mut x[ti * TILE.1..][..columns.len()]);
+                        }
                     }
                     for ti in 0..t {
                         let x = &mut x[ti * TILE.1..][..columns.len()];

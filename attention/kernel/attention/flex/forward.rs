@@ -4,6 +4,7 @@ use super::band::{Band, Place};
 use super::decode::{FEW, decode};
 use super::*;
 use crate::panels::{BAND, product, widest};
+use crate::room::{Room, zeroed};
 use crate::simd::exp2;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -41,14 +42,14 @@ pub(in super::super) fn forward(
         group: heads / kv,
         size: v.shape,
     };
-    let mut out = vec![0.0f32; batch * heads * t * e];
-    let mut lse = vec![0.0f32; batch * heads * t];
+    let mut out = Room::new(batch * heads * t * e);
+    let mut lse = Room::new(batch * heads * t);
 
     // One job per (row, head, query tiles); late ones are long under a causal mask. Short rows give
     // few jobs, of one tile each.
     let tiles = (t / 1024).clamp(1, TILES);
     let mut jobs = Vec::with_capacity(batch * heads * t.div_ceil(tiles * TILE.0));
-    let rows_of = out.chunks_mut(t * e).zip(lse.chunks_mut(t)).enumerate();
+    let rows_of = out.parts(t * e).zip(lse.parts(t)).enumerate();
     for (n, (out, lse)) in rows_of {
         let parts = out.chunks_mut(tiles * TILE.0 * e).zip(lse.chunks_mut(tiles * TILE.0));
         let job = |(i, (out, lse))| (n / heads, n % heads, i * tiles, out, lse);
@@ -58,9 +59,12 @@ pub(in super::super) fn forward(
     jobs.into_par_iter().for_each_init(
         || vec![0.0f32; TILE.0 * WIDE],
         |x, (b, head, first, out, lse)| {
+            let (out, lse) = (zeroed(out), zeroed(lse));
             widest(Job { call, b, head, first, x, out, lse });
         },
     );
+    // Safe: the jobs have cleared and written all parts.
+    let (out, lse) = unsafe { (out.written(), lse.written()) };
     (tensor(out, &[batch, heads, t, e], dtype), tensor(lse, &[batch, heads, t], DType::F32))
 }
 

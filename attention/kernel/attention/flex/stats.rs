@@ -132,15 +132,19 @@ impl WithSimd for Job<'_> {
                 let (at, run, keys) = ((b, head), &run, s);
                 let place = Place { side, at, tile, run, keys, rows: &rows, columns: &columns };
                 // Safe: the tile lies within queries and keys, `x` holds it.
-                let _: Band<BANDS> = unsafe {
+                let band: Band<BANDS> = unsafe {
                     let keys = call.keys.columns(key_head, columns.start);
                     let queries = q.at(b, head, rows.start);
                     place.scores(simd, d, (queries, keys), (x, WIDE))
                 };
-                let of_x = x.chunks_mut(WIDE).zip(base);
-                match fold.kind {
-                    Kind::Entropy => of_x.for_each(|(x, base)| terms(x, columns.len(), *base)),
-                    _ => of_x.for_each(|(x, base)| weights(x, columns.len(), *base)),
+                for (i, (x, base)) in x.chunks_mut(WIDE).zip(base).enumerate() {
+                    let seen = band.of_query(i);
+                    x[..seen.start].fill(0.0);
+                    x[seen.end..columns.len()].fill(0.0);
+                    match fold.kind {
+                        Kind::Entropy => terms(&mut x[seen], *base),
+                        _ => weights(&mut x[seen], *base),
+                    }
                 }
                 let tile = Tile { x: &*x, rows: &rows, columns: &columns };
                 match fold.kind {
@@ -161,16 +165,16 @@ fn weight(x: f32, base: f32) -> f32 {
 
 /// Scores to weights.
 #[inline(always)]
-fn weights(x: &mut [f32], columns: usize, base: f32) {
-    for x in &mut x[..columns] {
+fn weights(x: &mut [f32], base: f32) {
+    for x in x {
         *x = weight(*x, base);
     }
 }
 
 /// Scores to −p·ln p.
 #[inline(always)]
-fn terms(x: &mut [f32], columns: usize, base: f32) {
-    for x in &mut x[..columns] {
+fn terms(x: &mut [f32], base: f32) {
+    for x in x {
         let p = weight(*x, base);
         *x = if p == 0.0 { 0.0 } else { p * (base - *x) * LN_2 };
     }
