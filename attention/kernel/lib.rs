@@ -23,9 +23,9 @@ pub mod mask;
 mod panels;
 #[cfg(feature = "flex")]
 mod product;
-pub mod scan;
 #[cfg(feature = "flex")]
 mod room;
+pub mod scan;
 #[cfg(feature = "flex")]
 mod simd;
 
