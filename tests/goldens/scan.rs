@@ -29,7 +29,7 @@ fn plain<const D: usize>(
     shape: [usize; D],
 ) -> Result<Tensor<D>, Failure> {
     let data = golden.floats(name)?;
-    if data.len() != shape.iter().product() {
+    if data.len() != shape.iter().product::<usize>() {
         return Err(format!("{name}: {} values for {shape:?}", data.len()).into());
     }
     Ok(Tensor::from_data(TensorData::new(data, shape), &Device::flex()))
