@@ -2,8 +2,8 @@
 //! key heads (2305.13245) and an optional sliding window (Mistral, 2310.06825).
 
 use super::{AttnProjections, KvCache, MixContext, MixOutput, SequenceMixer, State, Tap};
-use crate::Result;
 use crate::positional::Positions;
+use crate::{Error, Result};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use longburn_kernels::{AttentionOptions, Branch, Mask, MaskSpec, masked_attention};
@@ -78,6 +78,7 @@ pub(crate) fn attend(
     }
     let cache = match state {
         Some(State::Kv(cache)) => cache.append(new.k, new.v, ctx.tokens)?,
+        Some(_) => return Err(Error::shape("attention", "the state of another mixer")),
         None => KvCache { k: new.k, v: new.v, tokens: ctx.tokens.clone() },
     };
     let spec = MaskSpec::causal().with_window(window);

@@ -2,8 +2,10 @@
 
 mod context;
 pub mod dense;
+pub mod lact;
 mod linear;
 pub mod longlora;
+pub mod newton_schulz;
 mod norm;
 mod projections;
 pub mod reference;
@@ -11,6 +13,7 @@ mod state;
 
 pub use context::{MixContext, MixOutput, Phase, Tap, Taps};
 pub use dense::{Dense, DenseConfig};
+pub use lact::{Lact, LactConfig, LactState};
 pub(crate) use linear::normal;
 pub use linear::{Linear, LinearConfig, Lora};
 pub use longlora::{LongLora, LongLoraConfig, LongLoraForm};

@@ -1,5 +1,6 @@
 //! What a layer remembers between calls.
 
+use super::LactState;
 use crate::{Error, Result};
 use burn::tensor::Tensor;
 use longburn_kernels::TokenMeta;
@@ -10,6 +11,8 @@ use longburn_kernels::TokenMeta;
 pub enum State {
     /// Keys and values of all earlier tokens.
     Kv(KvCache),
+    /// Fast weights that learn, and a window of keys and values.
+    Lact(Box<LactState>),
 }
 
 /// Keys and values of earlier tokens, with what masks need to know of them.
@@ -42,6 +45,7 @@ impl State {
     pub fn tensors(&self) -> Vec<Tensor<4>> {
         match self {
             Self::Kv(cache) => vec![cache.k.clone(), cache.v.clone()],
+            Self::Lact(state) => state.tensors(),
         }
     }
 
@@ -50,6 +54,9 @@ impl State {
     /// # Errors
     /// When the number of tensors differs.
     pub fn from_tensors(&self, tensors: Vec<Tensor<4>>) -> Result<Self> {
+        if let Self::Lact(state) = self {
+            return Ok(Self::Lact(Box::new(state.with_tensors(tensors)?)));
+        }
         let n = tensors.len();
         match (self, <[Tensor<4>; 2]>::try_from(tensors)) {
             (Self::Kv(cache), Ok([k, v])) => {
@@ -63,6 +70,7 @@ impl State {
     pub fn len(&self) -> usize {
         match self {
             Self::Kv(cache) => cache.tokens.len(),
+            Self::Lact(state) => state.window.tokens.len(),
         }
     }
 

@@ -9,9 +9,11 @@
 mod blocks;
 mod eval;
 mod golden;
+mod lact;
 mod longlora;
 mod lora;
 mod model;
+mod optim;
 mod rope;
 mod selftest;
 mod table;
@@ -28,9 +30,15 @@ pub type Check = fn(&Golden) -> Result<(), Failure>;
 pub type Failure = Box<dyn std::error::Error>;
 
 /// Names that `tests/goldens.toml` may use.
-const CHECKS: [(&str, Check); 11] = [
+const CHECKS: [(&str, Check); 17] = [
+    ("adamw", optim::adamw),
     ("block_stride", blocks::check),
+    ("lact", lact::branch),
+    ("lact_layer", lact::layer),
+    ("learning_rates", optim::schedules),
     ("model", model::check),
+    ("muon", optim::muon),
+    ("newton_schulz", lact::newton_schulz),
     ("rope", rope::check),
     ("rope_partial", rope::partial),
     ("rope_state", rope::state),

@@ -30,6 +30,8 @@ mod hub;
 #[cfg(feature = "flex")]
 mod interop;
 #[cfg(feature = "flex")]
+mod lact;
+#[cfg(feature = "flex")]
 mod longlora;
 #[cfg(feature = "flex")]
 mod lora;

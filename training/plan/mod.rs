@@ -53,6 +53,8 @@ pub struct PlanConfig {
     pub mixer: MixerConfig,
     /// Low-rank adaptation; without it all parameters train.
     pub lora: Option<LoraConfig>,
+    /// Whether Muon updates the matrices inside the blocks.
+    pub muon: bool,
     /// Tokens per row.
     pub length: usize,
     /// Rows per micro-batch.
@@ -74,6 +76,7 @@ impl PlanConfig {
             model,
             mixer: MixerConfig::Dense,
             lora: None,
+            muon: false,
             length,
             batch: 1,
             micro_batches: 1,
@@ -92,6 +95,12 @@ impl PlanConfig {
     /// Low-rank adaptation, or none.
     pub fn with_lora(mut self, lora: Option<LoraConfig>) -> Self {
         self.lora = lora;
+        self
+    }
+
+    /// Muon for the matrices inside the blocks.
+    pub fn with_muon(mut self, muon: bool) -> Self {
+        self.muon = muon;
         self
     }
 
@@ -159,7 +168,7 @@ impl PlanConfig {
                 remedy: "use form = \"segment\"".into(),
             });
         }
-        let layout = Layout::new(&self.model, self.lora.as_ref());
+        let layout = Layout::new(&self.model, self.lora.as_ref(), self.muon);
         let ledger = step::step(self, &layout);
         let working = SLAB * self.threads as u64;
         let kv = 2 * layout.kv * layout.blocks as u64 * 4;
@@ -193,6 +202,8 @@ pub struct MemoryPlan {
     pub block: BTreeMap<Part, u64>,
     /// Keys and values of one row of `length` tokens in generation; not part of the peak.
     pub kv_cache: u64,
+    /// Whether Muon updates the matrices inside the blocks.
+    pub muon: bool,
     /// Tokens per row.
     pub length: usize,
     /// Rows per micro-batch.

@@ -27,6 +27,7 @@ length = 64
 lr = 1e-3
 schedule = { name = "linear" }
 groups = [{ roles = ["norm"] }]
+muon = {}
 [eval]
 protocol = { name = "strided", max_len = 64, stride = 32 }
 [output]
@@ -34,7 +35,7 @@ dir = "run"
 "#;
 
 /// Fields of [`LEAST`] that stand there although they are not required.
-const OPTIONAL: [&str; 12] = [
+const OPTIONAL: [&str; 13] = [
     "model.path",
     "model.new",
     "extend",
@@ -43,6 +44,7 @@ const OPTIONAL: [&str; 12] = [
     "data.mix",
     "train.schedule",
     "train.groups",
+    "train.muon",
     "eval",
     "eval.protocol",
     "output",
@@ -69,7 +71,7 @@ const fn section(
 const SECTIONS: &str = "training/recipe/sections.rs";
 
 /// In the order of the page.
-const PAGE: [Section; 17] = [
+const PAGE: [Section; 18] = [
     section("", "The recipe itself", SECTIONS, "struct Recipe"),
     section("model", "`[model]`", SECTIONS, "struct ModelSection"),
     section("model.new", "`[model.new]`", SECTIONS, "struct NewModel"),
@@ -86,6 +88,7 @@ const PAGE: [Section; 17] = [
     section("data.chat", "`[data.chat]`", "training/recipe/chat.rs", "struct ChatSection"),
     section("train", "`[train]`", SECTIONS, "struct TrainSection"),
     section("train.adamw", "`[train.adamw]`", "training/adamw.rs", "struct AdamW"),
+    section("train.muon", "`[train.muon]`", "training/muon.rs", "struct Muon"),
     section("train.groups", "`[[train.groups]]`", "training/optim.rs", "struct ParamGroup"),
     section("train.schedule", "`train.schedule`", "training/schedule.rs", "enum Schedule"),
     section("eval", "`[eval]`", SECTIONS, "struct EvalSection"),
