@@ -202,8 +202,6 @@ pub struct MemoryPlan {
     pub block: BTreeMap<Part, u64>,
     /// Keys and values of one row of `length` tokens in generation; not part of the peak.
     pub kv_cache: u64,
-    /// Whether Muon updates the matrices inside the blocks.
-    pub muon: bool,
     /// Tokens per row.
     pub length: usize,
     /// Rows per micro-batch.
