@@ -20,11 +20,11 @@ pub struct Lact {
     /// `hidden -> 3·hidden`: q, k and v of both branches.
     pub qkv: Linear,
     /// `hidden -> hidden`
-    pub o_proj: Linear,
+    pub out_proj: Linear,
     /// Of q, over the whole width.
-    pub q_norm: Option<RmsNorm>,
+    pub norm_q: Option<RmsNorm>,
     /// Of k.
-    pub k_norm: Option<RmsNorm>,
+    pub norm_k: Option<RmsNorm>,
     /// `[hidden, 2]`, factors of the q and k of the fast weights, per channel.
     pub qk_scale: Param<Tensor<2>>,
     /// `[hidden, 2]`, what is added to them.
@@ -102,8 +102,8 @@ impl Lact {
         let part = |qkv: &Tensor<3>, i: usize| qkv.clone().narrow(2, i * hidden, hidden);
         let qkv = self.qkv.forward(x_BTD.clone());
         let (mut q, mut k, v) = (part(&qkv, 0), part(&qkv, 1), part(&qkv, 2));
-        if let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) {
-            (q, k) = (q_norm.forward(q), k_norm.forward(k));
+        if let (Some(norm_q), Some(norm_k)) = (&self.norm_q, &self.norm_k) {
+            (q, k) = (norm_q.forward(q), norm_k.forward(k));
         }
         let inputs = Inputs {
             q: self.fast(q.clone(), Some(0), ctx),
@@ -253,7 +253,7 @@ impl SequenceMixer for Lact {
             taps.mixed = Some(self.split(mixed.clone()));
         }
         let state = state.map(|state| State::Lact(Box::new(state)));
-        Ok(MixOutput { y: self.o_proj.forward(mixed), state, aux: None, taps })
+        Ok(MixOutput { y: self.out_proj.forward(mixed), state, aux: None, taps })
     }
 
     fn explain(&self, ctx: &MixContext<'_>, device: &Device) -> String {

@@ -289,9 +289,9 @@ impl LactConfig {
         let norm = || self.qk_norm.then(|| RmsNormConfig::new(hidden, fast::EPS).init(device));
         Ok(Lact {
             qkv: drawing.linear([3 * hidden, hidden], shape.qkv_bias, std.0, 0),
-            o_proj: drawing.linear([hidden, hidden], shape.o_bias, std.1, 1),
-            q_norm: norm(),
-            k_norm: norm(),
+            out_proj: drawing.linear([hidden, hidden], shape.o_bias, std.1, 1),
+            norm_q: norm(),
+            norm_k: norm(),
             qk_scale: Param::from_tensor(Tensor::ones([hidden, 2], device)),
             qk_offset: Param::from_tensor(Tensor::zeros([hidden, 2], device)),
             w0: inner(2),

@@ -39,7 +39,7 @@ pub fn lact(layer: &Lact, x: Tensor<3>, tokens: &TokenMeta, rope: Option<&RopeTa
             }
             i = end;
         }
-        rows.push(linear(&layer.o_proj, Tensor::cat(answers, 0)).unsqueeze_dim(0));
+        rows.push(linear(&layer.out_proj, Tensor::cat(answers, 0)).unsqueeze_dim(0));
     }
     Tensor::cat(rows, 0)
 }
@@ -81,8 +81,8 @@ fn of_document(layer: &Lact, x: Matrix, angles: Option<&(Matrix, Matrix)>) -> Ma
     let (heads, fast_heads) = (layer.heads, config.fast_heads);
     let qkv = linear(&layer.qkv, x.clone());
     let [mut q, mut k, v] = [0, 1, 2].map(|i| columns(&qkv, i, 3));
-    if let (Some(q_norm), Some(k_norm)) = (&layer.q_norm, &layer.k_norm) {
-        (q, k) = (rms(q_norm, q), rms(k_norm, k));
+    if let (Some(norm_q), Some(norm_k)) = (&layer.norm_q, &layer.norm_k) {
+        (q, k) = (rms(norm_q, q), rms(norm_k, k));
     }
 
     let of_fast = |x: &Matrix, i: usize| {

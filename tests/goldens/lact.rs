@@ -166,9 +166,12 @@ pub fn layer(golden: &Golden) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The official name of a parameter: there, the shares of momentum come out of a sequence.
+/// The official name of a parameter. Ours are none of those that other attention has in files.
 fn official(path: &str) -> String {
     path.replace("momentum_proj.", "momentum_proj.0.")
+        .replace("out_proj.", "o_proj.")
+        .replace("norm_q.", "q_norm.")
+        .replace("norm_k.", "k_norm.")
 }
 
 fn read_layer(golden: &Golden, hidden: usize) -> Result<Lact, Failure> {
