@@ -41,7 +41,7 @@ impl NewtonSchulz {
     /// As the optimizer has it: one triple of coefficients.
     pub const MUON: Self = Self { coefficients: STEEP, clamped: true, bf16: false };
 
-    /// The steps in bf16 instead of the input's dtype, as GPU programs run them: about 1 % of
+    /// The products in bf16 instead of the input's dtype, as GPU programs run them: about 1 % of
     /// noise.
     pub fn with_bf16(mut self, bf16: bool) -> Self {
         self.bf16 = bf16;
@@ -66,13 +66,14 @@ impl NewtonSchulz {
         if tall {
             x = x.transpose();
         }
-        if self.bf16 {
-            x = x.cast(DType::BF16);
-        }
+        // Products in bf16; sums are not, as coefficients would be rounded with them.
+        let narrow = if self.bf16 { DType::BF16 } else { wide };
         for [a, b, c] in self.coefficients {
-            let s = x.clone().matmul(x.clone().transpose());
-            let s = s.clone().mul_scalar(b) + s.clone().matmul(s).mul_scalar(c);
-            x = x.clone().mul_scalar(a) + s.matmul(x);
+            let product =
+                |a: Tensor<D>, b: Tensor<D>| a.cast(narrow).matmul(b.cast(narrow)).cast(wide);
+            let s = product(x.clone(), x.clone().transpose());
+            let s = s.clone().mul_scalar(b) + product(s.clone(), s).mul_scalar(c);
+            x = x.clone().mul_scalar(a) + product(s, x);
         }
         if tall {
             x = x.transpose();
