@@ -41,7 +41,7 @@ impl NewtonSchulz {
     /// As the optimizer has it: one triple of coefficients.
     pub const MUON: Self = Self { coefficients: STEEP, clamped: true, bf16: false };
 
-    /// The products in bf16 instead of the input's dtype, as GPU programs run them: about 1 % of
+    /// The steps in bf16 instead of the input's dtype, as GPU programs run them: about 1 % of
     /// noise.
     pub fn with_bf16(mut self, bf16: bool) -> Self {
         self.bf16 = bf16;
@@ -66,14 +66,14 @@ impl NewtonSchulz {
         if tall {
             x = x.transpose();
         }
-        // Products in bf16; sums are not, as coefficients would be rounded with them.
         let narrow = if self.bf16 { DType::BF16 } else { wide };
+        // Not in bf16, to which coefficients would be rounded.
+        let times = |x: Tensor<D>, by: f64| x.cast(wide).mul_scalar(by).cast(narrow);
+        x = x.cast(narrow);
         for [a, b, c] in self.coefficients {
-            let product =
-                |a: Tensor<D>, b: Tensor<D>| a.cast(narrow).matmul(b.cast(narrow)).cast(wide);
-            let s = product(x.clone(), x.clone().transpose());
-            let s = s.clone().mul_scalar(b) + product(s.clone(), s).mul_scalar(c);
-            x = x.clone().mul_scalar(a) + product(s, x);
+            let s = x.clone().matmul(x.clone().transpose());
+            let s = times(s.clone(), b) + times(s.clone().matmul(s), c);
+            x = times(x.clone(), a) + s.matmul(x);
         }
         if tall {
             x = x.transpose();
