@@ -153,15 +153,20 @@ fn layouts() -> Vec<TokenMeta> {
     all
 }
 
+/// Relative differences allowed of values and of gradients. Orthogonalisation lifts what is almost
+/// nothing, rounding included, up to 500 times.
+fn tolerances(config: &LactConfig) -> (f64, f64) {
+    match config.optimizer {
+        FastOptimizer::Sgd => (2e-6, 2e-5),
+        FastOptimizer::Muon => (5e-5, 2e-3),
+    }
+}
+
 #[test]
 fn layers_equal_the_reference_in_values_and_all_gradients() {
     for (name, config) in kinds() {
         let layer = layer(&config);
-        // Orthogonalisation lifts what is almost nothing, rounding included.
-        let (values, gradients) = match config.optimizer {
-            FastOptimizer::Sgd => (2e-6, 2e-5),
-            FastOptimizer::Muon => (5e-5, 2e-3),
-        };
+        let (values, gradients) = tolerances(&config);
         for tokens in layouts() {
             let run = |reference: bool| {
                 let x = normal([tokens.batch(), tokens.len(), HIDDEN], 3).require_grad();
@@ -270,8 +275,10 @@ fn a_token_teaches_the_chunks_behind_its_own() {
         let base = host(branches(&layer, x.clone()).fast);
         for j in [0, CHUNK - 1, CHUNK, 2 * CHUNK + 3, t - 1] {
             let other = normal([1, 1, HIDDEN], 8);
-            let parts = [x.clone().narrow(1, 0, j), other, x.clone().narrow(1, j + 1, t - j - 1)];
-            let parts = parts.into_iter().filter(|p| p.dims()[1] > 0).collect();
+            let mut parts = Vec::new();
+            parts.extend((j > 0).then(|| x.clone().narrow(1, 0, j)));
+            parts.push(other);
+            parts.extend((j + 1 < t).then(|| x.clone().narrow(1, j + 1, t - j - 1)));
             let got = host(branches(&layer, Tensor::cat(parts, 1)).fast);
             let changed: Vec<usize> = (0..t)
                 .filter(|i| got[i * HIDDEN..(i + 1) * HIDDEN] != base[i * HIDDEN..(i + 1) * HIDDEN])
@@ -312,7 +319,7 @@ fn in_pieces(
 fn decoding_goes_on_learning_and_equals_one_pass() {
     for (name, config) in kinds() {
         let layer = layer(&config);
-        let tolerance = if config.optimizer == FastOptimizer::Sgd { 1e-5 } else { 2e-4 };
+        let (values, gradients) = tolerances(&config);
         for t in [1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 3 * CHUNK + 7] {
             let tokens = TokenMeta::contiguous(2, t, 0);
             let input = normal([2, t, HIDDEN], 10);
@@ -332,7 +339,7 @@ fn decoding_goes_on_learning_and_equals_one_pass() {
                         continue;
                     }
                     let r = ratio(got, want);
-                    let allowed = if i == 0 { 1e-5 } else { 20.0 * tolerance };
+                    let allowed = if i == 0 { values } else { gradients };
                     assert!(r <= allowed, "{name}, T = {t}, {sizes:?}, {path}: {r:.1e}");
                 }
             }

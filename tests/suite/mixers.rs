@@ -109,10 +109,10 @@ fn lact_conforms() {
     use longburn::attention::lact::{FastOptimizer, WeightNorm};
     let config = LactConfig::new()
         .with_fast_heads(2)
-        .with_chunk(8)
+        .with_chunk(4)
         .with_window(5)
         .with_low_rank(3)
-        .with_base_lr(0.05);
+        .with_base_lr(0.5);
     let sgd = config.clone().with_optimizer(FastOptimizer::Sgd);
     let options = options().with_rope(RopeConfig::new(10_000.0, 4));
     // Orthogonalisation lifts what is almost nothing, rounding included.
