@@ -76,9 +76,8 @@ pub(crate) fn attend(
             new.k = rope.rotate(new.k);
         }
     }
-    let cache = match state {
-        Some(State::Kv(cache)) => cache.append(new.k, new.v, ctx.tokens)?,
-        Some(_) => return Err(Error::shape("attention", "the state of another mixer")),
+    let cache = match KvCache::of(state)? {
+        Some(cache) => cache.append(new.k, new.v, ctx.tokens)?,
         None => KvCache { k: new.k, v: new.v, tokens: ctx.tokens.clone() },
     };
     let spec = MaskSpec::causal().with_window(window);

@@ -5,11 +5,16 @@ pub mod dense;
 pub mod lact;
 mod linear;
 pub mod longlora;
+pub mod mamba1;
+pub mod mamba2;
 pub mod newton_schulz;
 mod norm;
 mod projections;
 pub mod reference;
+mod schedule;
+mod site;
 mod state;
+mod state_space;
 
 pub use context::{MixContext, MixOutput, Phase, Tap, Taps};
 pub use dense::{Dense, DenseConfig};
@@ -17,9 +22,14 @@ pub use lact::{Lact, LactConfig, LactState};
 pub(crate) use linear::normal;
 pub use linear::{Linear, LinearConfig, Lora};
 pub use longlora::{LongLora, LongLoraConfig, LongLoraForm};
+pub use mamba1::{Mamba1, Mamba1Config};
+pub use mamba2::{Mamba2, Mamba2Config};
 pub use norm::{RmsNorm, RmsNormConfig};
 pub use projections::{AttnProjections, AttnShape, HasProjections};
-pub use state::{KvCache, State};
+pub use schedule::{LayerMixers, Layers, MixerSchedule};
+pub use site::MixerSite;
+pub use state::{KvCache, Recurrent, State};
+pub use state_space::{Conv1d, StepSizes};
 
 use crate::{Error, Result};
 use burn::module::{Module, ModuleDisplay};
@@ -65,21 +75,43 @@ pub enum MixerConfig {
     Dense,
     /// Shifted sparse attention in training, dense attention in inference (LongLoRA).
     LongLora(LongLoraConfig),
+    /// Fast weights that learn by chunks, beside window attention (LaCT).
+    Lact(LactConfig),
 }
 
 impl MixerConfig {
+    /// Build for a layer of a model.
+    ///
+    /// # Errors
+    /// As [`init`](Self::init), and for attention in a family without.
+    pub fn build(&self, site: &MixerSite<'_>) -> Result<Mixer> {
+        match self {
+            Self::Lact(config) => Ok(Mixer::Lact(config.build(site)?)),
+            _ => self.init(site.projections()?, site.window),
+        }
+    }
+
     /// Build for a layer with these projections.
     ///
     /// # Errors
-    /// When the settings do not fit the layer (odd number of heads, a window beside groups ...).
+    /// When the settings do not fit the layer (odd number of heads, a window beside groups ...), and
+    /// [`Error::Unsupported`] for a mixer with weights of its own.
     pub fn init(&self, proj: AttnProjections, window: Option<usize>) -> Result<Mixer> {
         Ok(match self {
             Self::Dense => Mixer::Dense(DenseConfig::new().with_window(window).init(proj)),
             Self::LongLora(config) => Mixer::LongLora(config.init(proj, window)?),
+            Self::Lact(_) => return Err(self.not_around_projections()),
         })
     }
 
-    /// Mask of a training pass in a layer with the checkpoint's own sliding `window`.
+    fn not_around_projections(&self) -> Error {
+        Error::Unsupported {
+            what: format!("the mixer {} around q, k, v and o of another layer", self.name()),
+            remedy: "build it for a place in a model (MixerConfig::build, Decoder::convert)".into(),
+        }
+    }
+
+    /// Mask of the attention of a training pass in a layer with the checkpoint's own sliding `window`.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for what is no mask over positions.
@@ -87,6 +119,7 @@ impl MixerConfig {
         let own = MaskSpec::causal().with_window(window);
         match self {
             Self::Dense => Ok(own),
+            Self::Lact(config) => Ok(MaskSpec::causal().with_window(Some(config.window))),
             Self::LongLora(config) if config.form == LongLoraForm::Segment => {
                 Ok(own.with_groups(config.groups()))
             }
@@ -98,11 +131,36 @@ impl MixerConfig {
         }
     }
 
+    /// What a checkpoint trained with this has in inference, and is remembered by.
+    pub fn in_inference(&self) -> Self {
+        match self {
+            Self::Dense | Self::LongLora(_) => Self::Dense,
+            Self::Lact(_) => self.clone(),
+        }
+    }
+
+    /// Whether q, k, v and o are all the weights it has.
+    pub fn has_projections_only(&self) -> bool {
+        match self {
+            Self::Dense | Self::LongLora(_) => true,
+            Self::Lact(_) => false,
+        }
+    }
+
+    /// Whether a layer with `other` has the same weights.
+    pub fn shares_weights_with(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Lact(a), Self::Lact(b)) => a.shares_weights_with(b),
+            _ => self == other || (self.has_projections_only() && other.has_projections_only()),
+        }
+    }
+
     /// The name that recipes use.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Dense => "dense",
             Self::LongLora(_) => "longlora",
+            Self::Lact(_) => "lact",
         }
     }
 }
@@ -115,18 +173,21 @@ pub enum Mixer {
     Dense(Dense),
     /// See [`longlora`].
     LongLora(LongLora),
+    /// See [`lact`].
+    Lact(Lact),
 }
 
 impl Mixer {
-    /// The q, k, v, o projections, which all attention mixers share.
-    pub fn projections(&self) -> &AttnProjections {
+    /// The q, k, v, o projections, of a mixer that is built around them.
+    pub fn projections(&self) -> Option<&AttnProjections> {
         match self {
-            Self::Dense(m) => &m.proj,
-            Self::LongLora(m) => &m.proj,
+            Self::Dense(m) => Some(&m.proj),
+            Self::LongLora(m) => Some(&m.proj),
+            Self::Lact(_) => None,
         }
     }
 
-    /// Another mechanism around the same projections.
+    /// Another mechanism around the same projections, or with the same weights of its own.
     ///
     /// # Errors
     /// As [`MixerConfig::init`].
@@ -134,20 +195,27 @@ impl Mixer {
         let (proj, window) = match self {
             Self::Dense(m) => (m.proj, m.window),
             Self::LongLora(m) => (m.proj, m.window),
+            Self::Lact(m) => {
+                return match config {
+                    MixerConfig::Lact(config) => Ok(Self::Lact(m.with_config(config)?)),
+                    other => Err(other.not_around_projections()),
+                };
+            }
         };
         config.init(proj, window)
     }
 }
 
 impl HasProjections for Mixer {
-    fn projections(&self) -> &AttnProjections {
+    fn projections(&self) -> Option<&AttnProjections> {
         self.projections()
     }
 
-    fn projections_mut(&mut self) -> &mut AttnProjections {
+    fn projections_mut(&mut self) -> Option<&mut AttnProjections> {
         match self {
-            Self::Dense(m) => &mut m.proj,
-            Self::LongLora(m) => &mut m.proj,
+            Self::Dense(m) => Some(&mut m.proj),
+            Self::LongLora(m) => Some(&mut m.proj),
+            Self::Lact(_) => None,
         }
     }
 }
@@ -162,6 +230,7 @@ impl SequenceMixer for Mixer {
         match self {
             Self::Dense(m) => m.forward(x_BTD, ctx, state),
             Self::LongLora(m) => m.forward(x_BTD, ctx, state),
+            Self::Lact(m) => m.forward(x_BTD, ctx, state),
         }
     }
 
@@ -169,6 +238,7 @@ impl SequenceMixer for Mixer {
         match self {
             Self::Dense(m) => m.explain(ctx, device),
             Self::LongLora(m) => m.explain(ctx, device),
+            Self::Lact(m) => m.explain(ctx, device),
         }
     }
 }

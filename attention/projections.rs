@@ -78,13 +78,13 @@ pub struct AttnProjections {
     kv_heads: usize,
 }
 
-/// A mixer around the shared projections: what low-rank adaptation needs of it.
+/// A mixer that may stand around the shared projections: what low-rank adaptation needs of it.
 pub trait HasProjections: SequenceMixer {
-    /// q, k, v and o.
-    fn projections(&self) -> &AttnProjections;
+    /// q, k, v and o, where the mixer has them.
+    fn projections(&self) -> Option<&AttnProjections>;
 
     /// q, k, v and o, to be changed in place.
-    fn projections_mut(&mut self) -> &mut AttnProjections;
+    fn projections_mut(&mut self) -> Option<&mut AttnProjections>;
 }
 
 /// Rotated queries and keys, and values: `[B, H, T, D]`, `[B, K, T, D]`, `[B, K, T, D]`.

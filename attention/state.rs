@@ -13,6 +13,21 @@ pub enum State {
     Kv(KvCache),
     /// Fast weights that learn, and a window of keys and values.
     Lact(Box<LactState>),
+    /// The state of a state-space layer.
+    Recurrent(Recurrent),
+}
+
+/// What a state-space layer remembers, of the same size at any length.
+#[derive(Clone, Debug)]
+pub struct Recurrent {
+    /// The last K inputs of the convolution, oldest first, `[B, 1, K, C]`
+    pub conv: Tensor<4>,
+    /// `[B, H, P, N]`; Mamba-1 has one head of all channels.
+    pub ssm: Tensor<4>,
+    /// The document that each row is in, negative where no token has come yet.
+    pub documents: Vec<i32>,
+    /// Tokens seen per row, padding included.
+    pub tokens: usize,
 }
 
 /// Keys and values of earlier tokens, with what masks need to know of them.
@@ -27,6 +42,21 @@ pub struct KvCache {
 }
 
 impl KvCache {
+    /// The cache that a state is, for a mixer that goes on with it.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for what another kind of mixer remembers.
+    pub fn of(state: Option<State>) -> Result<Option<Self>> {
+        match state {
+            None => Ok(None),
+            Some(State::Kv(cache)) => Ok(Some(cache)),
+            Some(other) => {
+                let reason = format!("the state of another kind of layer, {}", other.kind());
+                Err(Error::shape("attention", reason))
+            }
+        }
+    }
+
     /// Append keys and values of new tokens.
     ///
     /// # Errors
@@ -46,6 +76,7 @@ impl State {
         match self {
             Self::Kv(cache) => vec![cache.k.clone(), cache.v.clone()],
             Self::Lact(state) => state.tensors(),
+            Self::Recurrent(state) => vec![state.conv.clone(), state.ssm.clone()],
         }
     }
 
@@ -62,6 +93,9 @@ impl State {
             (Self::Kv(cache), Ok([k, v])) => {
                 Ok(Self::Kv(KvCache { k, v, tokens: cache.tokens.clone() }))
             }
+            (Self::Recurrent(state), Ok([conv, ssm])) => {
+                Ok(Self::Recurrent(Recurrent { conv, ssm, ..state.clone() }))
+            }
             _ => Err(Error::shape("State", format!("{n} tensors where the state has 2"))),
         }
     }
@@ -70,7 +104,17 @@ impl State {
     pub fn len(&self) -> usize {
         match self {
             Self::Kv(cache) => cache.tokens.len(),
+            Self::Recurrent(state) => state.tokens,
             Self::Lact(state) => state.window.tokens.len(),
+        }
+    }
+
+    /// What kind of memory it is, for messages.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Kv(_) => "keys and values",
+            Self::Recurrent(_) => "a recurrent state",
+            Self::Lact(_) => "fast weights",
         }
     }
 

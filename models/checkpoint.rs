@@ -1,12 +1,13 @@
 //! Decoders from and to folders in Hugging Face form.
 
-use super::keymap::{map_params, params, read_params};
+use super::decoder::Draws;
+use super::keymap::{PROJ, in_mixer, map_params, params, read_params};
 use super::weights::{HostTensor, SaveDtype, WeightFiles, save_weights, write_atomic};
 use super::{Blocks, Decoder, ModelConfig, stored};
-use crate::attention::{AttnProjections, Mixer, MixerConfig, SequenceMixer};
+use crate::attention::{AttnProjections, Mixer, MixerSchedule, MixerSite, SequenceMixer};
 use crate::{Error, Result};
 use burn::tensor::Device;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 /// How a checkpoint is written.
@@ -25,14 +26,45 @@ impl Default for SaveOptions {
 }
 
 impl Decoder<Mixer> {
-    /// Read `config.json` and the weights of a folder, with the mixer that `mixer` names.
+    /// Read `config.json` and the weights of a folder, with the mixers that `mixer` names;
+    /// [`MixerSchedule::Own`] are the checkpoint's.
     ///
     /// # Errors
     /// Unreadable, damaged or mismatching files: see [`crate::Error`]; nothing is half-loaded.
-    pub fn load(dir: &Path, mixer: &MixerConfig, device: &Device) -> Result<Self> {
-        let config = ModelConfig::from_file(&dir.join("config.json"))?;
-        let windows = config.windows.clone();
-        Self::load_with(dir, &config, device, |layer, proj| mixer.init(proj, windows[layer]))
+    /// [`Error::Unsupported`] where a layer would need weights that the folder does not have.
+    pub fn load(dir: &Path, mixer: impl Into<MixerSchedule>, device: &Device) -> Result<Self> {
+        let own = ModelConfig::from_file(&dir.join("config.json"))?;
+        let (config, mixers) = own.with_mixers(&mixer.into())?;
+        if let Some(layer) = config.new_mixers(&own).first() {
+            return Err(Error::Unsupported {
+                what: format!(
+                    "{} has no weights for the mixer {} of layer {layer}",
+                    dir.display(),
+                    mixers[*layer].name()
+                ),
+                remedy: "take the checkpoint's own mixers, or train new ones (longburn train, \
+                         Decoder::convert)"
+                    .into(),
+            });
+        }
+        Self::load_sites(dir, &config, 0, device, |site| mixers[site.layer].build(site))
+    }
+
+    /// The same with the configuration `config` in the place of the folder's (other positions,
+    /// say), and with new weights, drawn with `seed`, for mixers that the folder has none for. Of
+    /// what is replaced, q, k, v and o stay where the new mixer has them, too.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`], and when `config` has other sizes than the weights.
+    pub fn convert(
+        dir: &Path,
+        config: &ModelConfig,
+        mixer: impl Into<MixerSchedule>,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self> {
+        let (config, mixers) = config.with_mixers(&mixer.into())?;
+        Self::load_sites(dir, &config, seed, device, |site| mixers[site.layer].build(site))
     }
 }
 
@@ -45,11 +77,32 @@ impl<M: SequenceMixer> Decoder<M> {
         dir: &Path,
         config: &ModelConfig,
         device: &Device,
-        mixer: impl FnMut(usize, AttnProjections) -> Result<M>,
+        mut mixer: impl FnMut(usize, AttnProjections) -> Result<M>,
+    ) -> Result<Self> {
+        Self::load_sites(dir, config, 0, device, |site| mixer(site.layer, site.projections()?))
+    }
+
+    /// The same for mixers that are built for a place in the model. Those that differ in their
+    /// weights from what the folder remembers are drawn with `seed`.
+    pub(crate) fn load_sites(
+        dir: &Path,
+        config: &ModelConfig,
+        seed: u64,
+        device: &Device,
+        mixer: impl FnMut(&MixerSite<'_>) -> Result<M>,
     ) -> Result<Self> {
         let files = WeightFiles::open(dir)?;
-        check_sizes(config, &files)?;
-        Self::build(config, None, device, mixer)?.load_weights(&files)
+        let file = dir.join("config.json");
+        let mixers = match file.is_file() {
+            true => ModelConfig::from_file(&file)?.mixers,
+            false => config.mixers.clone(),
+        };
+        let mut before = config.clone();
+        before.mixers = mixers;
+        let fresh = config.new_mixers(&before);
+        check_sizes(&before, &files)?;
+        let draws = Draws::mixers(seed, fresh.clone());
+        Self::build(config, &draws, device, mixer)?.take_weights(&files, &fresh)
     }
 
     /// Replace all stored weights by those of `files`.
@@ -57,13 +110,34 @@ impl<M: SequenceMixer> Decoder<M> {
     /// # Errors
     /// [`Error::TensorMismatch`] with all missing, unexpected and mis-shaped names.
     pub fn load_weights(self, files: &WeightFiles) -> Result<Self> {
+        self.take_weights(files, &BTreeSet::new())
+    }
+
+    /// The same; the mixers of the layers `fresh` keep what the files do not have for them.
+    fn take_weights(self, files: &WeightFiles, fresh: &BTreeSet<usize>) -> Result<Self> {
         let config = self.config();
         let (keys, heads) = (config.architecture.keys(), config.num_attention_heads);
-        let named: BTreeMap<String, Vec<usize>> = params(&self)
+        let is_fresh = |path: &str| in_mixer(path).is_some_and(|layer| fresh.contains(&layer));
+        let all: BTreeMap<String, Vec<usize>> = params(&self)
             .into_iter()
             .filter_map(|p| keys.to_hf(&p.path).map(|name| (name, p.shape)))
             .collect();
-        files.check_names(&stored::shapes(named.clone()), |name| config.may_hold(name))?;
+        let stored = stored::shapes(all.clone());
+        // Of a replaced mixer, the projections that all attention shares are taken over.
+        let there = |name: &str| {
+            let path = keys.to_path(name).unwrap_or_default();
+            let (name, _) = stored::place(name);
+            let same = || files.shape(&name) == stored.get(&name).map(Vec::as_slice);
+            !is_fresh(&path) || (path.contains(PROJ) && same())
+        };
+        let named: BTreeMap<String, Vec<usize>> =
+            all.into_iter().filter(|(name, _)| there(name)).collect();
+        let left = |name: &str| {
+            let (whole, _) = stored::place(name);
+            let of = |name: &str| keys.to_path(name).is_some_and(|path| is_fresh(&path));
+            config.may_hold(name) || of(&whole) || of(name)
+        };
+        files.check_names(&stored::shapes(named.clone()), left)?;
         let mut values = HashMap::new();
         for name in named.keys() {
             let value = stored::part_of(name, heads, |name| files.load_f32(name))?;

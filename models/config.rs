@@ -7,6 +7,7 @@ mod build;
 mod check;
 mod extend;
 mod fields;
+mod mixers;
 mod read;
 mod rope;
 mod shapes;
@@ -15,6 +16,7 @@ mod write;
 pub use extend::{ExtendMethod, Extension};
 
 use super::Activation;
+use crate::attention::MixerConfig;
 use crate::positional::RopeConfig;
 use crate::{Error, Result};
 use serde_json::{Map, Value};
@@ -64,6 +66,11 @@ impl Architecture {
             Self::Qwen3 => "Qwen3",
             Self::GptNeoX => "GPTNeoX",
         }
+    }
+
+    /// Whether its blocks have a feed-forward layer beside the mixer.
+    pub fn has_mlp(self) -> bool {
+        true
     }
 
     /// Whether its norms have a bias beside the weight (LayerNorm).
@@ -122,6 +129,8 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// Per layer, how many keys a query sees, itself included; `None` is all.
     pub windows: Vec<Option<usize>>,
+    /// Per layer, the mixer that it has in inference; [`MixerConfig::Dense`] is the family's.
+    pub mixers: Vec<MixerConfig>,
     /// Id that begins a text.
     pub bos_token_id: Option<u32>,
     /// Ids that end a text.

@@ -5,7 +5,7 @@ use super::ModelConfig;
 use super::mlp::{Mlp, MlpConfig};
 use super::norm::{Norm, NormConfig};
 use crate::attention::{
-    AttnProjections, AttnShape, Linear, MixContext, MixOutput, Mixer, MixerConfig, Phase,
+    AttnProjections, Linear, MixContext, MixOutput, Mixer, MixerSchedule, MixerSite, Phase,
     SequenceMixer, State, Tap, Taps,
 };
 use crate::positional::{Positions, Rope, RopeTable};
@@ -15,6 +15,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use longburn_kernels::fused::linear;
 use longburn_kernels::{Implementation, TokenMeta};
+use std::collections::BTreeSet;
 
 /// Random streams that one block's initialisation takes: four for attention, three for the MLP,
 /// seven from the eighth on for low-rank updates.
@@ -22,7 +23,8 @@ pub(super) const STREAMS_PER_BLOCK: u32 = 16;
 
 /// Embedding, blocks, final norm and head.
 ///
-/// `M` is the mixer of every block: [`Mixer`], chosen by configuration, or a type of your own.
+/// `M` is the mixer of the blocks: [`Mixer`], chosen per layer by configuration, or a type of your
+/// own.
 #[derive(Module, Debug)]
 pub struct Decoder<M: SequenceMixer = Mixer> {
     /// `[V, D]`
@@ -39,7 +41,8 @@ pub struct Decoder<M: SequenceMixer = Mixer> {
     rope: Rope,
 }
 
-/// `x + mixer(norm(x))`, then `x + mlp(norm(x))`; with parallel residuals both of the same x.
+/// `x + mixer(norm(x))`, then, where there is a feed-forward layer, `x + mlp(norm(x))`; with
+/// parallel residuals both of the same x.
 #[derive(Module, Debug)]
 pub struct Block<M: SequenceMixer> {
     /// Before the mixer.
@@ -47,9 +50,9 @@ pub struct Block<M: SequenceMixer> {
     /// The mixer.
     pub self_attn: M,
     /// Before the feed-forward layer.
-    pub post_attention_layernorm: Norm,
-    /// Feed-forward layer.
-    pub mlp: Mlp,
+    pub post_attention_layernorm: Option<Norm>,
+    /// Feed-forward layer; none in the families that are mixers only.
+    pub mlp: Option<Mlp>,
 }
 
 /// How a forward pass is to run.
@@ -248,10 +251,12 @@ pub trait Blocks: Module {
 }
 
 impl Decoder<Mixer> {
-    /// A new model with random weights and the mixer that `mixer` names in every layer.
+    /// A new model with random weights and the mixers that `mixer` names: a
+    /// [`MixerConfig`](crate::attention::MixerConfig) for all layers, or a [`MixerSchedule`].
     ///
     /// # Errors
-    /// When the configuration is inconsistent or the mixer refuses the layer.
+    /// When the configuration is inconsistent, the schedule does not fit the layers or a mixer
+    /// refuses its layer.
     ///
     /// ```
     /// use longburn::{attention::MixerConfig, models::{Decoder, ModelConfig}};
@@ -262,24 +267,58 @@ impl Decoder<Mixer> {
     /// ```
     pub fn new(
         config: &ModelConfig,
-        mixer: &MixerConfig,
+        mixer: impl Into<MixerSchedule>,
         seed: u64,
         device: &Device,
     ) -> Result<Self> {
-        Self::with_mixer(config, seed, device, |layer, proj| {
-            mixer.init(proj, config.windows[layer])
-        })
+        let (config, mixers) = config.with_mixers(&mixer.into())?;
+        Self::build(&config, &Draws::all(seed), device, |site| mixers[site.layer].build(site))
     }
 
     /// The same weights with other mixers.
     ///
     /// # Errors
-    /// When a mixer refuses its layer.
-    pub fn swap_mixer(mut self, mixer: &MixerConfig) -> Result<Self> {
-        let swap =
-            |block: Block<Mixer>| Ok(Block { self_attn: block.self_attn.swap(mixer)?, ..block });
-        self.layers = self.layers.into_iter().map(swap).collect::<Result<_>>()?;
+    /// When a mixer refuses its layer, and [`Error::Unsupported`] for one that has other weights
+    /// (see [`Decoder::convert`]).
+    pub fn swap_mixer(mut self, mixer: impl Into<MixerSchedule>) -> Result<Self> {
+        let (config, mixers) = self.config.with_mixers(&mixer.into())?;
+        let fresh = config.new_mixers(&self.config);
+        if let Some(layer) = fresh.first() {
+            return Err(Error::Unsupported {
+                what: format!(
+                    "swapping the mixer of layer {layer}, {}, for {}, which has other weights",
+                    self.config.mixers[*layer].name(),
+                    mixers[*layer].name()
+                ),
+                remedy: "load the checkpoint with Decoder::convert, which draws new weights".into(),
+            });
+        }
+        let swap = |(block, mixer): (Block<Mixer>, _)| {
+            Ok(Block { self_attn: block.self_attn.swap(mixer)?, ..block })
+        };
+        self.layers = self.layers.into_iter().zip(&mixers).map(swap).collect::<Result<_>>()?;
+        self.config = config;
         Ok(self)
+    }
+}
+
+/// Which weights of a new model are drawn; the others are about to be read, and zero.
+pub(super) struct Draws {
+    pub seed: u64,
+    pub all: bool,
+    /// Layers whose mixer is drawn in any case.
+    pub mixers: BTreeSet<usize>,
+}
+
+impl Draws {
+    /// All weights.
+    pub fn all(seed: u64) -> Self {
+        Self { seed, all: true, mixers: BTreeSet::new() }
+    }
+
+    /// Nothing but these layers' mixers.
+    pub fn mixers(seed: u64, mixers: BTreeSet<usize>) -> Self {
+        Self { seed, all: false, mixers }
     }
 }
 
@@ -290,27 +329,37 @@ impl<M: SequenceMixer> Decoder<M> {
     /// `initializer_range`.
     ///
     /// # Errors
-    /// When the configuration is inconsistent, or what `mixer` returns.
+    /// When the configuration is inconsistent or without attention, or what `mixer` returns.
     pub fn with_mixer(
         config: &ModelConfig,
         seed: u64,
         device: &Device,
-        mixer: impl FnMut(usize, AttnProjections) -> Result<M>,
-    ) -> Result<Self> {
-        Self::build(config, Some(seed), device, mixer)
-    }
-
-    /// The same; without a seed, weights that are about to be replaced are zero, which takes a
-    /// fraction of the time.
-    pub(super) fn build(
-        config: &ModelConfig,
-        seed: Option<u64>,
-        device: &Device,
         mut mixer: impl FnMut(usize, AttnProjections) -> Result<M>,
     ) -> Result<Self> {
+        Self::build(config, &Draws::all(seed), device, |site| {
+            mixer(site.layer, site.projections()?)
+        })
+    }
+
+    /// The same with mixers that are built for a place in the model.
+    pub(crate) fn with_sites(
+        config: &ModelConfig,
+        seed: u64,
+        device: &Device,
+        mixer: impl FnMut(&MixerSite<'_>) -> Result<M>,
+    ) -> Result<Self> {
+        Self::build(config, &Draws::all(seed), device, mixer)
+    }
+
+    pub(super) fn build(
+        config: &ModelConfig,
+        draws: &Draws,
+        device: &Device,
+        mut mixer: impl FnMut(&MixerSite<'_>) -> Result<M>,
+    ) -> Result<Self> {
         config.validate()?;
-        let streams = Streams::new(seed.unwrap_or(0));
-        let drawn = if seed.is_some() { 1.0 } else { 0.0 };
+        let streams = Streams::new(draws.seed);
+        let drawn = if draws.all { 1.0 } else { 0.0 };
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let layers = config.num_hidden_layers;
         let std = |width: usize| drawn * 0.6 / (width as f64).sqrt();
@@ -318,26 +367,30 @@ impl<M: SequenceMixer> Decoder<M> {
         let bias = config.architecture.norms_have_bias();
         let norm = NormConfig::new(hidden, config.rms_norm_eps).with_bias(bias);
         let norm = || norm.init(device);
-        let shape = AttnShape {
-            hidden,
-            heads: config.num_attention_heads,
-            kv_heads: config.num_key_value_heads,
-            head_dim: config.head_dim,
-            qkv_bias: config.qkv_bias,
-            o_bias: config.o_bias,
-            qk_norm: config.qk_norm.then_some(config.rms_norm_eps),
-        };
+        let shape = config.attention();
+        let has_mlp = config.architecture.has_mlp();
         let block = |layer: usize| {
             let first = STREAMS_PER_BLOCK * (layer as u32 + 1);
-            let width = config.num_attention_heads * config.head_dim;
-            let proj = shape.init((std(hidden), out_std(width)), &streams, first, device);
+            let site = MixerSite {
+                layer,
+                layers,
+                hidden,
+                eps: config.rms_norm_eps,
+                attention: shape.as_ref(),
+                window: config.windows[layer],
+                streams: &streams,
+                first,
+                drawn: draws.all || draws.mixers.contains(&layer),
+                device,
+            };
             let (bias, activation) = (config.mlp_bias, config.activation);
             let mlp = MlpConfig { hidden, inner, bias, activation };
+            let mlp = || mlp.init((std(hidden), out_std(inner)), &streams, first + 4, device);
             Ok(Block {
                 input_layernorm: norm(),
-                self_attn: mixer(layer, proj)?,
-                post_attention_layernorm: norm(),
-                mlp: mlp.init((std(hidden), out_std(inner)), &streams, first + 4, device),
+                self_attn: mixer(&site)?,
+                post_attention_layernorm: has_mlp.then(norm),
+                mlp: has_mlp.then(mlp),
             })
         };
         let embedding = |index, std| {
@@ -445,8 +498,11 @@ impl<M: SequenceMixer> Blocks for Decoder<M> {
         let mixed =
             block.self_attn.forward(block.input_layernorm.forward(x_BTD.clone()), &ctx, state)?;
         let x = x_BTD.clone() + mixed.y;
+        let (Some(norm), Some(mlp)) = (&block.post_attention_layernorm, &block.mlp) else {
+            return Ok(MixOutput { y: x, ..mixed });
+        };
         let seen = if self.config.parallel_residual { x_BTD } else { x.clone() };
-        let y = x + block.mlp.forward(block.post_attention_layernorm.forward(seen));
+        let y = x + mlp.forward(norm.forward(seen));
         Ok(MixOutput { y, ..mixed })
     }
 

@@ -19,7 +19,8 @@ pub trait KeyMap {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LlamaKeys;
 
-const PROJ: &str = ".self_attn.proj.";
+/// Before the projections that all attention mixers share.
+pub(super) const PROJ: &str = ".self_attn.proj.";
 const ATTN: &str = ".self_attn.";
 /// Names under `self_attn.` that live in the shared projections.
 const SHARED: [&str; 6] = ["q_proj.", "k_proj.", "v_proj.", "o_proj.", "q_norm.", "k_norm."];
@@ -113,6 +114,12 @@ fn in_block<'a>(name: &'a str, start: &str) -> Option<(&'a str, &'a str)> {
     let number = name.strip_prefix(start)?;
     let dot = number.find('.')?;
     Some(name.split_at(start.len() + dot + 1))
+}
+
+/// Number of the layer whose mixer the parameter at a module path belongs to.
+pub(super) fn in_mixer(path: &str) -> Option<usize> {
+    let (layer, rest) = path.strip_prefix("layers.")?.split_once('.')?;
+    rest.starts_with("self_attn.").then(|| layer.parse().ok()).flatten()
 }
 
 impl Architecture {

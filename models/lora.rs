@@ -54,29 +54,29 @@ impl Target {
 
     /// The layer itself, where the block has it.
     pub fn linear<M: HasProjections>(self, block: &Block<M>) -> Option<&Linear> {
-        let (proj, mlp) = (block.self_attn.projections(), &block.mlp);
+        let (proj, mlp) = (block.self_attn.projections(), block.mlp.as_ref());
         Some(match self {
-            Self::Q => &proj.q_proj,
-            Self::K => &proj.k_proj,
-            Self::V => &proj.v_proj,
-            Self::O => &proj.o_proj,
-            Self::Gate => return mlp.gate_proj.as_ref(),
-            Self::Up => &mlp.up_proj,
-            Self::Down => &mlp.down_proj,
+            Self::Q => &proj?.q_proj,
+            Self::K => &proj?.k_proj,
+            Self::V => &proj?.v_proj,
+            Self::O => &proj?.o_proj,
+            Self::Gate => return mlp?.gate_proj.as_ref(),
+            Self::Up => &mlp?.up_proj,
+            Self::Down => &mlp?.down_proj,
         })
     }
 
     /// The same, to be changed in place.
     pub fn linear_mut<M: HasProjections>(self, block: &mut Block<M>) -> Option<&mut Linear> {
-        let (proj, mlp) = (block.self_attn.projections_mut(), &mut block.mlp);
+        let (proj, mlp) = (block.self_attn.projections_mut(), block.mlp.as_mut());
         Some(match self {
-            Self::Q => &mut proj.q_proj,
-            Self::K => &mut proj.k_proj,
-            Self::V => &mut proj.v_proj,
-            Self::O => &mut proj.o_proj,
-            Self::Gate => return mlp.gate_proj.as_mut(),
-            Self::Up => &mut mlp.up_proj,
-            Self::Down => &mut mlp.down_proj,
+            Self::Q => &mut proj?.q_proj,
+            Self::K => &mut proj?.k_proj,
+            Self::V => &mut proj?.v_proj,
+            Self::O => &mut proj?.o_proj,
+            Self::Gate => return mlp?.gate_proj.as_mut(),
+            Self::Up => &mut mlp?.up_proj,
+            Self::Down => &mut mlp?.down_proj,
         })
     }
 }
@@ -105,7 +105,9 @@ impl Role {
         let layer = module.rsplit_once('.').map_or(module, |(_, last)| last);
         match (layer, leaf) {
             (_, "embed_tokens") => Some(Self::Embedding),
-            ("norm" | "input_layernorm" | "post_attention_layernorm", _) => Some(Self::Norm),
+            ("input_layernorm" | "post_attention_layernorm", _) => Some(Self::Norm),
+            // Mixers may have a norm of their own.
+            ("norm", _) if module == "norm" => Some(Self::Norm),
             (_, "bias") => Some(Self::Bias),
             ("lm_head", "weight") => Some(Self::Head),
             ("q_norm" | "k_norm", "weight") => Some(Self::QkNorm),
@@ -144,7 +146,7 @@ pub struct LoraConfig {
     pub rank: usize,
     /// α; the update is scaled by α/r.
     pub alpha: f64,
-    /// Layers that get an update, in every block.
+    /// Layers that get an update, in every block that has them.
     pub targets: Vec<Target>,
     /// Parameters trained in full beside the updates.
     pub extra: Vec<Role>,
@@ -266,14 +268,23 @@ pub fn apply<M: HasProjections>(mut model: Decoder<M>, config: &LoraConfig) -> R
         return Err(Error::config("lora", "rank", config.rank, expected));
     }
     let streams = Streams::new(config.seed);
+    for target in &config.targets {
+        if !model.layers.iter().any(|block| target.linear(block).is_some()) {
+            let value = format!("{target:?}").to_lowercase();
+            let expected = match target {
+                Target::Gate => "layers that this model has (its feed-forward layer has no gate)",
+                Target::Up | Target::Down => {
+                    "layers that this model has (it has no feed-forward layers)"
+                }
+                _ => "layers that this model has (its mixers have no such projection)",
+            };
+            return Err(Error::config("lora", "targets", value, expected));
+        }
+    }
     for (layer, block) in model.layers.iter_mut().enumerate() {
         for target in &config.targets {
             let index = super::decoder::STREAMS_PER_BLOCK * (layer as u32 + 1) + 8 + *target as u32;
-            let Some(linear) = target.linear_mut(block) else {
-                let value = format!("{target:?}").to_lowercase();
-                let expected = "layers that this model has (its feed-forward layer has no gate)";
-                return Err(Error::config("lora", "targets", value, expected));
-            };
+            let Some(linear) = target.linear_mut(block) else { continue };
             linear.lora = Some(new_update(linear, config, &streams, index));
         }
     }

@@ -320,7 +320,8 @@ fn describe<M: HasProjections>(model: &Decoder<M>, base: &str) -> Result<(Adapte
         let first = *found.get_or_insert(updates[0]);
         let differs =
             |l: &&Lora| (l.rank(), l.alpha, l.rslora) != (first.rank(), first.alpha, first.rslora);
-        if updates.len() != model.layers.len() || updates.iter().any(differs) {
+        let there = model.layers.iter().filter(|block| target.linear(block).is_some()).count();
+        if updates.len() != there || updates.iter().any(differs) {
             return refuse(format!("adapters that differ between layers ({name})"));
         }
         if !target_modules.iter().any(|known| known == name) {

@@ -1,6 +1,6 @@
 //! Long-sequence ops for Burn: masked attention over branches of queries and keys, with memory
-//! linear in the sequence length, statistics of its weights, and a linear layer fused with its
-//! cross-entropy.
+//! linear in the sequence length, statistics of its weights, state-space scans, and a linear layer
+//! fused with its cross-entropy.
 //!
 //! Every op has a slow, obvious `reference`, a `tiled` form out of tensor operations that runs on
 //! any device, and, where it pays, a form of its own for a device. All share one signature and
@@ -22,6 +22,7 @@ pub mod mask;
 mod panels;
 #[cfg(feature = "flex")]
 mod product;
+pub mod scan;
 #[cfg(feature = "flex")]
 mod simd;
 
@@ -29,6 +30,7 @@ pub use attention::{Reduce, attention_backward, attention_stats, masked_attentio
 pub use branch::{AttentionGrads, AttentionOptions, AttentionOutput, Branch, Implementation};
 pub use error::Error;
 pub use loss::{linear_cross_entropy, linear_nll};
+pub use scan::{SelectiveScan, Ssd, SsdDiscrete, Step, Steps, selective_scan, ssd, ssd_discrete};
 
 pub use mask::{
     BlockKind, BlockList, BlockMap, BlockStride, GroupSize, Groups, Mask, MaskSpec, TokenMeta,

@@ -59,6 +59,36 @@ pub(crate) fn exp2(x: f32) -> f32 {
     if x < -126.0 { 0.0 } else { p * power }
 }
 
+/// 2^x for any x, branch-free; 0 below −126, infinite above 127.5.
+#[inline(always)]
+pub(crate) fn exp2_any(x: f32) -> f32 {
+    exp2(if x > 128.0 { 128.0 } else { x })
+}
+
+/// 1 / (1 + e^−x), from the exponential of −|x| so that it never overflows.
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    let e = exp(-x.abs());
+    let inverse = 1.0 / (1.0 + e);
+    if x >= 0.0 { inverse } else { e * inverse }
+}
+
+/// ln(1 + e^x), without overflow and exact where it is small.
+#[inline(always)]
+pub(crate) fn softplus(x: f32) -> f32 {
+    let e = exp(-x.abs());
+    // ln(1 + e) = 2 artanh(e / (2 + e)) by its series: the square is at most 1/9.
+    let s = e / (2.0 + e);
+    let q = s * s;
+    let mut p = 1.0 / 15.0;
+    for odd in [13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0] {
+        p = p * q + 1.0 / odd;
+    }
+    let above = if x > 0.0 { x } else { 0.0 };
+    // NaN stays NaN through `e`.
+    above + 2.0 * s * p
+}
+
 /// e^x for x <= 0 to 2 ulp, branch-free so that the compiler vectorizes it; 0 below −87.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
@@ -98,6 +128,24 @@ mod tests {
         assert_eq!(super::exp2(0.0), 1.0);
         assert_eq!(super::exp2(f32::NEG_INFINITY), 0.0);
         assert!(super::exp2(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn powers_of_any_sign_softplus_and_sigmoid_are_exact() {
+        for i in -1_000_000..=1_000_000 {
+            let x = i as f32 * 1e-4;
+            let wide = x as f64;
+            let near = |got: f32, want: f64| (got as f64 - want).abs() <= 4e-7 * want;
+            assert!(near(super::exp2_any(x), wide.exp2()), "2^{x}");
+            // Below −87 the exponential is zero.
+            if x > -87.0 {
+                assert!(near(super::softplus(x), wide.exp().ln_1p().max(wide)), "softplus({x})");
+                assert!(near(super::sigmoid(x), 1.0 / (1.0 + (-wide).exp())), "sigmoid({x})");
+            }
+        }
+        assert_eq!(super::exp2_any(1e9), f32::INFINITY);
+        assert_eq!((super::exp2_any(f32::NEG_INFINITY), super::softplus(-1e9)), (0.0, 0.0));
+        assert!(super::exp2_any(f32::NAN).is_nan() && super::softplus(f32::NAN).is_nan());
     }
 
     #[test]

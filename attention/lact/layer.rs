@@ -68,6 +68,24 @@ impl Lact {
         &self.config
     }
 
+    /// The same weights with other settings.
+    ///
+    /// # Errors
+    /// Settings that cannot work, or that other weights belong to.
+    pub fn with_config(mut self, config: &LactConfig) -> Result<Self> {
+        if !self.config.shares_weights_with(config) {
+            return Err(Error::Unsupported {
+                what: "settings of a LaCT layer that other weights belong to".into(),
+                remedy: "change chunk, window, optimizer, norm or rates alone, or train new \
+                         weights (Decoder::convert)"
+                    .into(),
+            });
+        }
+        config.widths(self.qkv.features().0)?;
+        self.config = config.clone();
+        Ok(self)
+    }
+
     /// The weights with which every document begins.
     pub fn initial(&self) -> FastWeights {
         let weights = [&self.w0, &self.w1, &self.w2].map(InitialWeight::weights);
@@ -245,7 +263,10 @@ impl SequenceMixer for Lact {
         let state = match state {
             None => None,
             Some(State::Lact(state)) => Some(*state),
-            Some(_) => return Err(Error::shape("LaCT", "the state of another mixer")),
+            Some(other) => {
+                let reason = format!("the state of another kind of layer, {}", other.kind());
+                return Err(Error::shape("LaCT", reason));
+            }
         };
         let Branches { window, fast, state, mut taps } = self.branches(x_BTD, ctx, state)?;
         let mixed = window + fast;

@@ -34,7 +34,7 @@ pub use scan::read_and_learn;
 pub use set::{SetOp, run_ops};
 
 use super::newton_schulz::NewtonSchulz;
-use super::{AttnShape, RmsNormConfig};
+use super::{AttnShape, MixerSite, RmsNormConfig};
 use crate::streams::Streams;
 use crate::{Error, Result};
 use burn::module::Param;
@@ -251,6 +251,30 @@ impl LactConfig {
             return bad("low_rank", &self.low_rank, &expected);
         }
         Ok((d, d_h))
+    }
+
+    /// Whether a layer with `other` has the same weights.
+    pub fn shares_weights_with(&self, other: &Self) -> bool {
+        let weights = |c: &Self| {
+            let Self { fast_heads, inter_multi, momentum, low_rank, .. } = *c;
+            (fast_heads, inter_multi, momentum, low_rank, c.qk_norm, c.learnable_scale)
+        };
+        weights(self) == weights(other)
+    }
+
+    /// Build for a layer of a model.
+    ///
+    /// # Errors
+    /// As [`LactConfig::init`], and [`Error::Unsupported`] in a family without attention.
+    pub fn build(&self, site: &MixerSite<'_>) -> Result<Lact> {
+        let Some(shape) = site.attention else {
+            return Err(Error::Unsupported {
+                what: format!("LaCT in layer {} of a family without heads", site.layer),
+                remedy: "take the checkpoint's own mixer, or a family with attention".into(),
+            });
+        };
+        let std = (site.std(site.hidden), site.out_std(site.hidden));
+        self.init(shape, std, site.streams, site.own_streams(), site.device)
     }
 
     /// Build for a layer of this shape. `std` are the standard deviations of q, k, v and of the

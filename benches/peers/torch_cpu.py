@@ -232,6 +232,85 @@ def loss_job(job, *_):
     return run
 
 
+# Scans
+
+
+def selective(u, delta, a, b, c):
+    """All decays and inputs at once, then token after token."""
+    decay = torch.exp(delta[..., None] * a)
+    added = (delta * u)[..., None] * b[:, :, None]
+    h, states = torch.zeros_like(added[:, 0]), []
+    for of_token, new in zip(decay.unbind(1), added.unbind(1)):
+        h = of_token * h + new
+        states.append(h)
+    return torch.einsum("tben,btn->bte", torch.stack(states), c)
+
+
+def duality(x, delta, a, b, c, chunk=64):
+    """Matrix products over chunks, all of them at once."""
+    batch, length, heads, width = x.shape
+    chunk = min(chunk, length)
+    chunks = length // chunk
+
+    def split(t):
+        return t.reshape(batch, chunks, chunk, *t.shape[2:])
+
+    x, b, c = split(x * delta[..., None]), split(b), split(c)
+    sums = split(delta * a).permute(0, 3, 1, 2).cumsum(-1)
+    apart = sums[..., :, None] - sums[..., None, :]
+    later = torch.ones(chunk, chunk, dtype=torch.bool).triu(1)
+    decay = torch.exp(apart.masked_fill(later, -torch.inf))
+    scores = torch.einsum("bcin,bcjn->bcij", c, b)
+    within = torch.einsum("bcij,bhcij,bcjhp->bcihp", scores, decay, x)
+    added = torch.einsum("bcjn,bhcj,bcjhp->cbhpn", b, decay[..., -1, :], x)
+    whole = torch.exp(sums[..., -1]).permute(2, 0, 1)[..., None, None]
+    h, before = torch.zeros_like(added[0]), []
+    for of_chunk, new in zip(whole.unbind(0), added.unbind(0)):
+        before.append(h)
+        h = of_chunk * h + new
+    across = torch.einsum("bcin,cbhpn,bhci->bcihp", c, torch.stack(before), torch.exp(sums))
+    return (within + across).reshape(batch, length, heads, width)
+
+
+def scan_job(job, *_):
+    batch, length, width, states = (job[key] for key in ("batch", "len", "width", "states"))
+    heads = width // job["head_dim"]
+    ssd = job["kind"] == "ssd"
+    steps, of_a = (heads, (heads, 1)) if ssd else (width, (width, states))
+    rows, narrow = (batch, length, width), (batch, length, states)
+    u, delta, a = tensor(rows, 1), tensor((batch, length, steps), 2), tensor(of_a, 3, 0.5)
+    b, c, d, z = tensor(narrow, 4, 0.5), tensor(narrow, 5, 0.5), tensor((steps,), 6), tensor(rows, 7)
+
+    def forward():
+        step, decay = F.softplus(delta), -torch.exp(a)
+        if not ssd:
+            return (selective(u, step, decay, b, c) + d * u) * F.silu(z)
+        x = u.view(batch, length, heads, -1)
+        y = duality(x, step, decay[:, 0], b, c) + d[:, None] * x
+        return y.reshape(rows) * F.silu(z)
+
+    if not job["backward"]:
+
+        def run():
+            with torch.no_grad():
+                return [("y", forward())]
+
+        return run
+    dy = tensor(rows, 8)
+    leaves = {"du": u, "ddelta": delta, "db": b, "dc": c, "dz": z, "da": a}
+    for leaf in [*leaves.values(), d]:
+        leaf.requires_grad_()
+
+    def both():
+        for leaf in [*leaves.values(), d]:
+            leaf.grad = None
+        y = forward()
+        y.backward(dy)
+        return [("y", y), *((name, leaf.grad) for name, leaf in leaves.items())]
+
+    return both
+
+
 # Models
 
 
@@ -392,6 +471,7 @@ JOBS = {
     "attention": attention_job,
     "matmul": matmul_job,
     "linear-loss": loss_job,
+    "scan": scan_job,
     "block": block_job,
     "train-step": TrainStep,
     "generate": Generate,

@@ -6,6 +6,7 @@ use crate::usable::{runs_in, usable_for};
 use crate::verify::verify;
 use crate::{Globals, output};
 use clap::Args;
+use longburn::attention::MixerSchedule;
 use longburn::datasets::Tokenizer;
 use longburn::models::ModelConfig;
 use longburn::models::hub::{Described, HubConfig, ListedFile};
@@ -125,6 +126,8 @@ fn parameters(shapes: impl Iterator<Item = impl AsRef<[usize]>>) -> u64 {
 }
 
 fn model(config: &ModelConfig) -> Value {
+    let mixers = MixerSchedule::of(&config.mixers);
+    let mixers = (!config.has_own_mixers()).then(|| mixers.to_string());
     json!({
         "architecture": config.architecture.model_type(),
         "parameters": parameters(config.tensor_shapes().values()),
@@ -136,6 +139,7 @@ fn model(config: &ModelConfig) -> Value {
         "head_dim": config.head_dim,
         "vocab_size": config.vocab_size,
         "tied_head": config.tie_word_embeddings,
+        "mixers": mixers,
         "qkv_bias": config.qkv_bias,
         "qk_norm": config.qk_norm,
         "bos_token_id": config.bos_token_id,

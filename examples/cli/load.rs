@@ -1,7 +1,7 @@
 //! What several verbs read: models, tokenizers, lists of ids.
 
 use crate::{Globals, output};
-use longburn::attention::{Mixer, MixerConfig};
+use longburn::attention::{Mixer, MixerSchedule};
 use longburn::datasets::Tokenizer;
 use longburn::models::hub::{HubConfig, Need};
 use longburn::models::{Blocks, Decoder, ForwardOptions, ModelConfig, peft};
@@ -23,9 +23,7 @@ pub fn model(dir: &Path, adapter: Option<&Path>, globals: &Globals) -> Result<De
     // An adapter's folder has a configuration of its own where training changed the positions.
     let own = adapter.map(|adapter| adapter.join("config.json")).filter(|file| file.exists());
     let config = ModelConfig::from_file(&own.unwrap_or_else(|| dir.join("config.json")))?;
-    let mut model = Decoder::load_with(dir, &config, &device, |layer, proj| {
-        MixerConfig::Dense.init(proj, config.windows[layer])
-    })?;
+    let mut model = Decoder::convert(dir, &config, MixerSchedule::Own, 0, &device)?;
     if let Some(adapter) = adapter {
         model = peft::load_adapter(model, adapter)?;
     }

@@ -160,9 +160,10 @@ impl ShowArgs {
             return Err(Error::config("command line", "layer", self.layer, expected));
         };
         let len = self.len.unwrap_or(recipe.train.length);
+        let mixer = &recipe.mixers(&config)?[self.layer];
         Ok(Shown {
-            title: format!("{}, layer {}, {len} tokens", recipe.mixer.name(), self.layer),
-            spec: recipe.mixer.mask(*window)?,
+            title: format!("{}, layer {}, {len} tokens", mixer.name(), self.layer),
+            spec: mixer.mask(*window)?,
             heads: config.num_attention_heads,
             head_dim: config.head_dim,
             len,

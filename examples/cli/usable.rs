@@ -76,6 +76,14 @@ pub fn runs_in(config: &ModelConfig, complete: bool) -> Value {
         let no = "no: weights are missing or of the wrong shape";
         return json!({ "longburn": no, "transformers": no, "vllm": no });
     }
+    if !config.has_own_weights() {
+        let no = "no: layers have a mixer with weights that only Longburn reads";
+        return json!({ "longburn": "yes", "transformers": no, "vllm": no });
+    }
+    if !config.has_own_mixers() {
+        let other = "no: it would load, and run attention over everything in every layer";
+        return json!({ "longburn": "yes", "transformers": other, "vllm": other });
+    }
     json!({
         "longburn": "yes",
         "transformers": format!("yes, {} or later", transformers(config)),

@@ -1,6 +1,7 @@
 //! Configurations of new models.
 
 use super::{Architecture, ModelConfig};
+use crate::attention::MixerConfig;
 use crate::models::Activation;
 use crate::positional::RopeConfig;
 use serde_json::{Map, Value, json};
@@ -13,6 +14,7 @@ impl ModelConfig {
     /// Nothing is checked before [`validate`](Self::validate), which building a model calls.
     pub fn llama(vocab_size: usize, hidden_size: usize, layers: usize, heads: usize) -> Self {
         let head_dim = hidden_size / heads.max(1);
+        let built = layers.min(super::check::limit("num_hidden_layers"));
         let raw = [
             ("architectures", json!(["LlamaForCausalLM"])),
             ("model_type", json!("llama")),
@@ -39,7 +41,8 @@ impl ModelConfig {
             parallel_residual: false,
             qk_norm: false,
             tie_word_embeddings: false,
-            windows: vec![None; layers.min(super::check::limit("num_hidden_layers"))],
+            windows: vec![None; built],
+            mixers: vec![MixerConfig::Dense; built],
             bos_token_id: None,
             eos_token_ids: Vec::new(),
             pad_token_id: None,

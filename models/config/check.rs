@@ -60,6 +60,7 @@ impl ModelConfig {
         }
         self.check_rope(file)?;
         self.check_windows(file)?;
+        self.check_mixers(file)?;
         self.check_family(file)
     }
 

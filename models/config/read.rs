@@ -2,7 +2,7 @@
 
 use super::check::limit;
 use super::fields::Fields;
-use super::{Architecture, ModelConfig, rope};
+use super::{Architecture, ModelConfig, mixers, rope};
 use crate::models::Activation;
 use crate::{Error, Result};
 use serde_json::{Map, Value};
@@ -89,6 +89,7 @@ pub(super) fn config(raw: Map<String, Value>, file: &str) -> Result<ModelConfig>
         qk_norm: architecture == Qwen3,
         tie_word_embeddings: f.boolean("tie_word_embeddings")?.unwrap_or(false),
         windows: windows(&f, architecture, num_hidden_layers)?,
+        mixers: mixers::read(&f, num_hidden_layers)?,
         bos_token_id: single(&f, "bos_token_id", ids("bos_token_id", bos)?)?,
         eos_token_ids: ids("eos_token_id", eos)?,
         // Early Llama conversions wrote -1 for "none".
@@ -116,7 +117,7 @@ fn architecture(f: &Fields) -> Result<Architecture> {
     };
     let architecture = f
         .text("model_type")?
-        .and_then(|name| Architecture::ALL.into_iter().find(|a| a.model_type() == name))
+        .and_then(mixers::family)
         .ok_or_else(|| f.error("model_type", known()))?;
     let prefix = architecture.class_prefix();
     let belongs = |class: &&str| {

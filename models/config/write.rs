@@ -93,6 +93,9 @@ impl ModelConfig {
         if changed(|a, b| a.rope == b.rope) {
             rope::write(map, self);
         }
+        if changed(|a, b| a.mixers == b.mixers) {
+            self.put_mixers(map);
+        }
     }
 
     fn put_windows(&self, map: &mut Map<String, Value>) {

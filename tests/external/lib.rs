@@ -28,12 +28,12 @@ impl MovingAverage {
 }
 
 impl HasProjections for MovingAverage {
-    fn projections(&self) -> &AttnProjections {
-        &self.proj
+    fn projections(&self) -> Option<&AttnProjections> {
+        Some(&self.proj)
     }
 
-    fn projections_mut(&mut self) -> &mut AttnProjections {
-        &mut self.proj
+    fn projections_mut(&mut self) -> Option<&mut AttnProjections> {
+        Some(&mut self.proj)
     }
 }
 

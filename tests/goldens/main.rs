@@ -15,6 +15,7 @@ mod lora;
 mod model;
 mod optim;
 mod rope;
+mod scan;
 mod selftest;
 mod table;
 
@@ -30,7 +31,7 @@ pub type Check = fn(&Golden) -> Result<(), Failure>;
 pub type Failure = Box<dyn std::error::Error>;
 
 /// Names that `tests/goldens.toml` may use.
-const CHECKS: [(&str, Check); 17] = [
+const CHECKS: [(&str, Check); 23] = [
     ("adamw", optim::adamw),
     ("block_stride", blocks::check),
     ("lact", lact::branch),
@@ -48,6 +49,12 @@ const CHECKS: [(&str, Check); 17] = [
     ("passkey", eval::passkey),
     ("perplexity", eval::perplexity),
     ("rolling", eval::rolling),
+    ("scan_discrete", scan::discrete),
+    ("scan_duality", scan::duality),
+    ("scan_gated_norm", scan::gated_norm),
+    ("scan_mamba2", scan::mixer),
+    ("scan_selective", scan::selective),
+    ("scan_steps", scan::steps),
 ];
 
 fn main() -> ExitCode {

@@ -174,5 +174,5 @@ fn the_readme_recipe_is_one() {
     let readme = fs::read_to_string(root().join("README.md")).expect("README.md");
     let recipe = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next());
     let recipe = Recipe::parse(recipe.expect("the README shows a recipe"), "README.md");
-    assert_eq!(recipe.unwrap_or_else(|e| panic!("{e}")).mixer.name(), "longlora");
+    assert_eq!(recipe.unwrap_or_else(|e| panic!("{e}")).mixer.to_string(), "longlora");
 }

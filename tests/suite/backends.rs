@@ -191,14 +191,14 @@ fn gradients(device: &Device, implementation: Implementation) -> [Vec<f32>; 5] {
     let x = hidden.last.reshape([64, 24]);
     let loss = linear_cross_entropy_with(x, model.head(), &labels, implementation).unwrap();
     let grads = loss.clone().backward();
-    let proj = model.layers[0].self_attn.projections();
+    let proj = model.layers[0].self_attn.projections().unwrap();
     let of = |x: Tensor<2>| host(x.grad(&grads).expect("a gradient"));
     [
         host(loss),
         of(model.embed_tokens.val()),
         of(proj.q_proj.weight.val()),
         of(proj.v_proj.weight.val()),
-        of(model.layers[1].mlp.down_proj.weight.val()),
+        of(model.layers[1].mlp.as_ref().unwrap().down_proj.weight.val()),
     ]
 }
 

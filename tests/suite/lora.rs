@@ -133,7 +133,7 @@ fn merged_equals_unmerged() {
         let config = LoraConfig::longlora().with_rank(4).with_rslora(rslora);
         let config = config.with_targets(&[Target::Q, Target::O, Target::Up, Target::Down]);
         let adapted = trained(lora::apply(model.clone(), &config).unwrap());
-        let updates = adapted.layers[0].mlp.up_proj.lora.as_ref().unwrap();
+        let updates = adapted.layers[0].mlp.as_ref().unwrap().up_proj.lora.as_ref().unwrap();
         assert_eq!(updates.scale(), scale);
         let unmerged = logits(&adapted, &ids(17));
         assert!(ratio(&unmerged, &base) > 0.1);
@@ -152,10 +152,10 @@ fn gradients_reach_what_trains_and_only_that() {
     let model = trained(lora::apply(model, &LoraConfig::longlora()).unwrap());
     let grads = loss(&model, &ids(9)).backward();
     let block = &model.layers[0];
-    let q = &block.self_attn.projections().q_proj;
+    let q = &block.self_attn.projections().unwrap().q_proj;
     let update = q.lora.as_ref().unwrap();
     assert!(q.weight.grad(&grads).is_none());
-    assert!(block.mlp.up_proj.weight.grad(&grads).is_none());
+    assert!(block.mlp.as_ref().unwrap().up_proj.weight.grad(&grads).is_none());
     assert!(model.lm_head.as_ref().unwrap().weight.grad(&grads).is_none());
     for grad in [&update.a, &update.b, &model.embed_tokens].map(|p| p.grad(&grads)) {
         assert!(grad.unwrap().abs().max().into_scalar::<f32>() > 1e-3);
@@ -245,12 +245,12 @@ impl SequenceMixer for Keep {
 }
 
 impl HasProjections for Keep {
-    fn projections(&self) -> &AttnProjections {
-        &self.proj
+    fn projections(&self) -> Option<&AttnProjections> {
+        Some(&self.proj)
     }
 
-    fn projections_mut(&mut self) -> &mut AttnProjections {
-        &mut self.proj
+    fn projections_mut(&mut self) -> Option<&mut AttnProjections> {
+        Some(&mut self.proj)
     }
 }
 

@@ -28,6 +28,8 @@ mod gpt_neox;
 #[cfg(all(feature = "flex", unix))]
 mod hub;
 #[cfg(feature = "flex")]
+mod hybrids;
+#[cfg(feature = "flex")]
 mod interop;
 #[cfg(feature = "flex")]
 mod lact;
@@ -35,6 +37,8 @@ mod lact;
 mod longlora;
 #[cfg(feature = "flex")]
 mod lora;
+#[cfg(feature = "flex")]
+mod mamba;
 #[cfg(feature = "flex")]
 mod mixers;
 #[cfg(feature = "flex")]

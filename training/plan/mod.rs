@@ -20,7 +20,7 @@ pub use remedy::Remedy;
 pub use resident::Resident;
 pub use text::{bytes, parse_bytes};
 
-use crate::attention::{LongLoraForm, MixerConfig};
+use crate::attention::{LongLoraForm, MixerConfig, MixerSchedule};
 use crate::models::ModelConfig;
 use crate::models::lora::LoraConfig;
 use crate::training::Strategy;
@@ -49,8 +49,8 @@ const SLAB: u64 = (512 + 64) << 10;
 pub struct PlanConfig {
     /// The model.
     pub model: ModelConfig,
-    /// The mixer of its blocks.
-    pub mixer: MixerConfig,
+    /// The mixers of its blocks.
+    pub mixer: MixerSchedule,
     /// Low-rank adaptation; without it all parameters train.
     pub lora: Option<LoraConfig>,
     /// Whether Muon updates the matrices inside the blocks.
@@ -74,7 +74,7 @@ impl PlanConfig {
     pub fn new(model: ModelConfig, length: usize) -> Self {
         Self {
             model,
-            mixer: MixerConfig::Dense,
+            mixer: MixerSchedule::Own,
             lora: None,
             muon: false,
             length,
@@ -86,9 +86,9 @@ impl PlanConfig {
         }
     }
 
-    /// The mixer.
-    pub fn with_mixer(mut self, mixer: MixerConfig) -> Self {
-        self.mixer = mixer;
+    /// The mixers.
+    pub fn with_mixer(mut self, mixer: impl Into<MixerSchedule>) -> Self {
+        self.mixer = mixer.into();
         self
     }
 
@@ -137,8 +137,8 @@ impl PlanConfig {
     /// Compute the plan.
     ///
     /// # Errors
-    /// [`Error::Config`] for a size of 0; [`Error::Unsupported`] for a mixer whose memory is not
-    /// known here (LongLoRA's rolled form).
+    /// [`Error::Config`] for a size of 0 or mixers that do not fit the layers;
+    /// [`Error::Unsupported`] for a mixer whose memory is not known here (LongLoRA's rolled form).
     pub fn init(&self) -> Result<MemoryPlan> {
         for (field, value) in [
             ("length", self.length),
@@ -162,11 +162,8 @@ impl PlanConfig {
             let expected = "rows of which this model's numbers can be counted";
             return Err(Error::config("plan", "batch and length", value, expected));
         }
-        if matches!(&self.mixer, MixerConfig::LongLora(m) if m.form == LongLoraForm::Rolled) {
-            return Err(Error::Unsupported {
-                what: "a memory plan of LongLoRA's rolled form".into(),
-                remedy: "use form = \"segment\"".into(),
-            });
+        for mixer in self.mixer.resolve(&self.model.mixers)? {
+            known(&mixer)?;
         }
         let layout = Layout::new(&self.model, self.lora.as_ref(), self.muon);
         let ledger = step::step(self, &layout);
@@ -184,6 +181,21 @@ impl PlanConfig {
             workers: self.workers.min(self.micro_batches),
             strategy: self.strategy,
         })
+    }
+}
+
+/// Whether the account of `block` is right for a mixer.
+fn known(mixer: &MixerConfig) -> Result<()> {
+    match mixer {
+        MixerConfig::LongLora(m) if m.form == LongLoraForm::Rolled => Err(Error::Unsupported {
+            what: "a memory plan of LongLoRA's rolled form".into(),
+            remedy: "use form = \"segment\"".into(),
+        }),
+        MixerConfig::Dense | MixerConfig::LongLora(_) => Ok(()),
+        MixerConfig::Lact(_) => Err(Error::Unsupported {
+            what: "a memory plan of LaCT layers".into(),
+            remedy: "leave train.device_memory out, and watch the run".into(),
+        }),
     }
 }
 

@@ -33,6 +33,7 @@ impl Recipe {
             }
             let config = self.new_config()?;
             config.validate().map_err(|e| self.new_field(e))?;
+            self.mixers(&config)?;
             self.check_length(&config)?;
         }
         self.check_train()?;
@@ -43,8 +44,14 @@ impl Recipe {
             }
             lora.validate().map_err(|e| self.within("lora", e))?;
         }
-        if let MixerConfig::LongLora(mixer) = &self.mixer {
-            self.check_groups(mixer)?;
+        for (place, mixer) in self.mixer.named() {
+            match (mixer, &model.new) {
+                (MixerConfig::LongLora(mixer), _) => self.check_groups(&place, mixer)?,
+                (MixerConfig::Lact(mixer), Some(new)) => {
+                    mixer.widths(new.hidden_size).map_err(|e| self.within(&place, e))?;
+                }
+                _ => {}
+            }
         }
         if let Some(protocol) = self.eval.as_ref().and_then(|eval| eval.protocol) {
             protocol.check().map_err(|e| self.within("eval.protocol", e))?;
@@ -160,27 +167,26 @@ impl Recipe {
     }
 
     /// Groups must divide every document that attention sees.
-    fn check_groups(&self, mixer: &LongLoraConfig) -> Result<()> {
+    fn check_groups(&self, place: &str, mixer: &LongLoraConfig) -> Result<()> {
         let length = self.train.length;
         let (field, value) = match mixer.group_size {
-            Some(size) => ("mixer.group_size", size),
-            None => ("mixer.group_ratio", mixer.group_ratio),
+            Some(size) => (format!("{place}.group_size"), size),
+            None => (format!("{place}.group_ratio"), mixer.group_ratio),
         };
         if value == 0 {
-            return Err(self.bad(field, 0, "at least 1"));
+            return Err(self.bad(&field, 0, "at least 1"));
         }
         let groups = mixer.groups();
         // What ragged groups would not mend lies in the group, the rest in the length.
         if let Err(e) = (crate::kernel::Groups { ragged: true, ..groups }).size_for(length) {
-            return Err(self.bad(field, value, reason(e)));
+            return Err(self.bad(&field, value, reason(e)));
         }
         if let Err(e) = groups.size_for(length) {
             let expected = match mixer.group_size {
-                Some(size) => format!("a multiple of mixer.group_size = {size}"),
                 None if length.is_multiple_of(value) => reason(e),
-                None => format!("a multiple of mixer.group_ratio = {value}"),
+                _ => format!("a multiple of {field} = {value}"),
             };
-            let expected = format!("{expected}, or mixer.ragged = true");
+            let expected = format!("{expected}, or {place}.ragged = true");
             return Err(self.bad("train.length", length, expected));
         }
         let data = &self.data;
@@ -189,7 +195,7 @@ impl Recipe {
         if !mixer.ragged && (data.segments() || !whole_rows) {
             let expected = "true where documents of other lengths than train.length stand alone \
                             (data.kind, data.segments, data.pack or data.epochs)";
-            return Err(self.bad("mixer.ragged", false, expected));
+            return Err(self.bad(&format!("{place}.ragged"), false, expected));
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use super::RunOptions;
 use super::data::RowSource;
 use super::sections::Recipe;
+use crate::attention::MixerConfig;
 use crate::datasets::TokenBatch;
 use crate::models::COMPANIONS;
 use crate::models::peft::WEIGHTS as ADAPTER;
@@ -312,7 +313,12 @@ fn fields(recipe: &Recipe) -> Result<BTreeMap<String, Value>> {
             value => _ = into.insert(path, value),
         }
     }
-    let text = serde_json::to_string(recipe);
+    let mut recipe = recipe.clone();
+    if recipe.mixer.is_own() {
+        // As it is read where a recipe says nothing else; earlier versions wrote it down.
+        recipe.mixer = MixerConfig::Dense.into();
+    }
+    let text = serde_json::to_string(&recipe);
     let value = text.and_then(|text| serde_json::from_str(&text));
     let value = value.map_err(|e| Error::Training(format!("a recipe as JSON: {e}")))?;
     let mut found = BTreeMap::new();

@@ -7,7 +7,7 @@ use super::saving::{Saver, load};
 use super::sections::Recipe;
 use super::watch::Watch;
 use super::{Evaluation, RunOptions, RunSummary};
-use crate::attention::{AttnProjections, HasProjections, MixerConfig};
+use crate::attention::{AttnProjections, HasProjections, MixerConfig, MixerSite};
 use crate::datasets::Tokenizer;
 use crate::models::hub::Need;
 use crate::models::keymap::params;
@@ -36,8 +36,13 @@ pub fn run_recipe(
 ) -> Result<RunSummary> {
     let recipe = &recipe.located(Need::Model, progress)?;
     let (run, start) = Run::prepare(recipe, options, progress)?;
-    run.train(start, |layer, proj| {
-        recipe.mixer.init(proj, run.config.windows[layer]).map_err(|e| recipe.within("mixer", e))
+    let mixers = recipe.mixers(&run.config)?;
+    run.train(start, |site| {
+        let built = mixers[site.layer].build(site);
+        built.map_err(|e| match recipe.mixer.place(site.layer, site.layers) {
+            Ok(place) => recipe.within(&place, e),
+            Err(other) => other,
+        })
     })
 }
 
@@ -50,15 +55,15 @@ pub fn run_recipe_with<M: HasProjections>(
     recipe: &Recipe,
     options: &RunOptions,
     progress: &Progress,
-    mixer: impl FnMut(usize, AttnProjections) -> Result<M>,
+    mut mixer: impl FnMut(usize, AttnProjections) -> Result<M>,
 ) -> Result<RunSummary> {
-    if recipe.mixer != MixerConfig::Dense {
+    if !recipe.mixer.is_own() && recipe.mixer != MixerConfig::Dense.into() {
         let expected = "no [mixer] section in a run that brings its own";
-        return Err(recipe.bad("mixer.name", recipe.mixer.name(), expected));
+        return Err(recipe.bad("mixer.name", &recipe.mixer, expected));
     }
     let recipe = &recipe.located(Need::Model, progress)?;
     let (run, start) = Run::prepare(recipe, options, progress)?;
-    run.train(start, mixer)
+    run.train(start, |site| mixer(site.layer, site.projections()?))
 }
 
 /// A run whose files have been read and found to fit together.
@@ -144,7 +149,7 @@ impl<'a> Run<'a> {
     fn train<M: HasProjections>(
         &self,
         start: Start,
-        mixer: impl FnMut(usize, AttnProjections) -> Result<M>,
+        mixer: impl FnMut(&MixerSite<'_>) -> Result<M>,
     ) -> Result<RunSummary> {
         let Start { mut data, place, origin, plan } = start;
         let memory = Resident::read();
@@ -267,7 +272,7 @@ impl<'a> Run<'a> {
     fn model<M: HasProjections>(
         &self,
         origin: Option<&Origin>,
-        mixer: impl FnMut(usize, AttnProjections) -> Result<M>,
+        mixer: impl FnMut(&MixerSite<'_>) -> Result<M>,
     ) -> Result<Decoder<M>> {
         let mut stage = self.progress.stage("Model", None, "parameters");
         let from = origin.map(|origin| &*origin.checkpoint.dir);
@@ -409,7 +414,7 @@ impl<'a> Run<'a> {
 }
 
 impl Recipe {
-    /// The configuration of the model that trains, positions extended.
+    /// The configuration of the model that trains, positions extended and mixers swapped.
     ///
     /// # Errors
     /// When the checkpoint's configuration cannot be read or does not go with the recipe.
@@ -422,7 +427,19 @@ impl Recipe {
             config = extend.apply(&config).map_err(|e| self.about_extend(e))?;
         }
         self.check_length(&config)?;
+        config.mixers = self.mixers(&config)?.iter().map(MixerConfig::in_inference).collect();
         Ok(config)
+    }
+
+    /// The mixer of each layer of the model that trains.
+    ///
+    /// # Errors
+    /// [`Error::Parse`], pointing into the line, for a list that does not fit the layers.
+    pub fn mixers(&self, config: &ModelConfig) -> Result<Vec<MixerConfig>> {
+        self.mixer.resolve(&config.mixers).map_err(|e| match e {
+            Error::Config { field, value, expected, .. } => self.bad(&field, value, expected),
+            other => other,
+        })
     }
 
     /// What is wrong with the section is said of the recipe, the rest of the file it is in.

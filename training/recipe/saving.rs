@@ -4,7 +4,7 @@
 use super::output::{self, companions};
 use super::resume::{Origin, Place, RECIPE, as_run};
 use super::sections::Recipe;
-use crate::attention::{AttnProjections, HasProjections};
+use crate::attention::{HasProjections, MixerSite};
 use crate::datasets::Tokenizer;
 use crate::models::keymap::params;
 use crate::models::weights::SaveDtype;
@@ -108,14 +108,30 @@ pub(super) fn load<M: HasProjections>(
     config: &ModelConfig,
     from: Option<&Path>,
     device: &Device,
-    mixer: impl FnMut(usize, AttnProjections) -> Result<M>,
+    mixer: impl FnMut(&MixerSite<'_>) -> Result<M>,
 ) -> Result<Decoder<M>> {
     if let (Some(dir), None) = (from, &recipe.lora) {
-        return Decoder::load_with(dir, config, device, mixer);
+        return Decoder::load_sites(dir, config, seed, device, mixer);
+    }
+    if let (Some(_), Some(path)) = (&recipe.lora, recipe.base()) {
+        let stored = ModelConfig::from_file(&path.join("config.json"))?;
+        if let Some(layer) = config.new_mixers(&stored).first() {
+            let name = config.mixers[*layer].name();
+            return Err(Error::Unsupported {
+                what: format!(
+                    "[lora] with a mixer whose weights {} does not have ({name}, layer {layer})",
+                    path.display()
+                ),
+                remedy:
+                    "train the new mixer first, without [lora], which would leave it as it was \
+                         drawn"
+                        .into(),
+            });
+        }
     }
     let model = match recipe.base() {
-        Some(path) => Decoder::load_with(path, config, device, mixer)?,
-        None => Decoder::with_mixer(config, seed, device, mixer)?,
+        Some(path) => Decoder::load_sites(path, config, seed, device, mixer)?,
+        None => Decoder::with_sites(config, seed, device, mixer)?,
     };
     match (&recipe.lora, from) {
         (None, _) => Ok(model),

@@ -1,7 +1,7 @@
 //! The sections of a recipe.
 
 use super::{ChatSection, ExtendSection};
-use crate::attention::MixerConfig;
+use crate::attention::MixerSchedule;
 use crate::datasets::Pack;
 use crate::datasets::source::{BadLines, SourceOptions};
 use crate::models::lora::LoraConfig;
@@ -55,9 +55,11 @@ pub struct Recipe {
     /// Longer positions, where wanted.
     #[serde(default)]
     pub extend: Option<ExtendSection>,
-    /// How a sequence becomes a sequence.
-    #[serde(default)]
-    pub mixer: MixerConfig,
+    /// How a sequence becomes a sequence: a table for all layers, or `[[mixer]]` tables that name
+    /// their `layers`, as numbers or as a text such as "0, 4-7" or "middle third", but for one that
+    /// has the rest; the model's own where not set.
+    #[serde(default, skip_serializing_if = "MixerSchedule::is_own")]
+    pub mixer: MixerSchedule,
     /// Low-rank adaptation; without it all parameters train. Its seed counts from the run's.
     #[serde(default)]
     pub lora: Option<LoraConfig>,

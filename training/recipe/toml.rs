@@ -10,7 +10,9 @@ use toml::de::{DeTable, DeValue, Deserializer};
 pub(super) fn parse<T: DeserializeOwned>(text: &str, file: &str) -> Result<T> {
     let fail = |message: &str, span| {
         let message = message.trim_end();
-        fault(file, text, &format!("{message} (remedy: {})", remedy(message)), span)
+        let (entry, said) = of_entry(text, message);
+        let span = entry.or(span);
+        fault(file, text, &format!("{message} (remedy: {})", remedy(said)), span)
     };
     let table = DeTable::parse(text).map_err(|e| fail(e.message(), e.span()))?;
     T::deserialize(Deserializer::from(table.clone()))
@@ -60,14 +62,35 @@ fn locate(text: &str, field: &str) -> Option<Range<usize>> {
     let table = DeTable::parse(text).ok()?;
     let mut table = table.get_ref();
     let mut span = None;
-    for part in field.split('.').map(|part| part.split('[').next().unwrap_or(part)) {
-        let Some((key, value)) = table.iter().find(|(key, _)| key.get_ref() == part) else { break };
-        match value.get_ref() {
-            DeValue::Table(inner) => (table, span) = (inner, Some(key.span())),
-            _ => return Some(value.span()),
+    for part in field.split('.') {
+        let (name, index) = match part.split_once('[') {
+            Some((name, index)) => (name, index.trim_end_matches(']').parse::<usize>().ok()),
+            None => (part, None),
+        };
+        let Some((key, value)) = table.iter().find(|(key, _)| key.get_ref() == name) else { break };
+        let item = match (value.get_ref(), index) {
+            (DeValue::Array(items), Some(index)) => items.get(index),
+            _ => None,
+        };
+        match item.unwrap_or(value).get_ref() {
+            DeValue::Table(inner) => {
+                (table, span) = (inner, Some(item.map_or_else(|| key.span(), Spanned::span)));
+            }
+            _ => return Some(item.unwrap_or(value).span()),
         }
     }
     span
+}
+
+/// Where the entry of a list stands that a complaint begins with (`mixer[1]: unknown field ..`), or
+/// its field, and the complaint itself.
+fn of_entry<'a>(text: &str, message: &'a str) -> (Option<Range<usize>>, &'a str) {
+    let Some((place, said)) = message.split_once("]: ") else { return (None, message) };
+    if !place.split_once('[').is_some_and(|(name, _)| name.chars().all(char::is_alphanumeric)) {
+        return (None, message);
+    }
+    let field = said.split('`').nth(1).unwrap_or_default();
+    (locate(text, &format!("{place}].{field}")), said)
 }
 
 /// The key without which reading `root` would no longer end in `message`: serde forgets places

@@ -3,6 +3,8 @@
 //! than f32, the same formulas out of tensor operations.
 
 mod adamw;
+mod conv;
+mod gated_norm;
 mod linear;
 mod rms_norm;
 mod rotate;
@@ -11,6 +13,8 @@ mod swiglu;
 mod tests;
 
 pub use adamw::{AdamWStep, adamw};
+pub use conv::{causal_conv_silu, conv_tail};
+pub use gated_norm::{GatedNorm, gated_rms_norm};
 pub use linear::{linear, matmul_detached};
 pub use rms_norm::rms_norm;
 pub use rotate::rotate_half;

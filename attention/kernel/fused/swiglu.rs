@@ -19,7 +19,7 @@ pub fn swiglu<const N: usize>(gate: Tensor<N>, up: Tensor<N>) -> Tensor<N> {
 #[cfg(feature = "flex")]
 mod flex {
     use crate::fused::{register, rows};
-    use crate::simd::{exp, vectorized};
+    use crate::simd::{sigmoid, vectorized};
     use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
     use burn::backend::autodiff::grads::Gradients;
     use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
@@ -37,14 +37,6 @@ mod flex {
             up: FloatTensor<Self>,
             dy: FloatTensor<Self>,
         ) -> (FloatTensor<Self>, FloatTensor<Self>);
-    }
-
-    /// 1 / (1 + e^−x), from the exponential of −|x| so that it never overflows.
-    #[inline(always)]
-    fn sigmoid(x: f32) -> f32 {
-        let e = exp(-x.abs());
-        let inverse = 1.0 / (1.0 + e);
-        if x >= 0.0 { inverse } else { e * inverse }
     }
 
     impl SwigluOps for Flex {

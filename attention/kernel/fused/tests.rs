@@ -1,6 +1,8 @@
 //! f32 ops of their own against the same formulas in f64, outputs and all gradients.
 
-use super::{AdamWStep, adamw, linear, matmul_detached, rms_norm, rotate_half, swiglu};
+use super::{AdamWStep, GatedNorm, adamw, linear, matmul_detached, rms_norm, rotate_half, swiglu};
+use super::{causal_conv_silu, conv_tail, gated_rms_norm};
+use crate::{Steps, TokenMeta};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 fn leaf<const D: usize>(shape: [usize; D], seed: u64, dtype: DType) -> Tensor<D> {
@@ -119,6 +121,86 @@ fn adamw_equals_the_formula() {
             }
             let [m, v] = moments;
             vec![host(w), host(m), host(v)]
+        });
+    }
+}
+
+#[test]
+fn convolution_equals_the_formula() {
+    // One token, fewer than taps, channels in blocks that are cut off, documents and padding.
+    for (len, channels, k, documents) in [
+        (1, 3, 4, false),
+        (2, 5, 4, false),
+        (70, 130, 4, false),
+        (64, 7, 1, true),
+        (65, 20, 3, true),
+    ] {
+        let steps = match documents {
+            false => Steps::plain(2, len),
+            true => {
+                let row = |first: i32| {
+                    (0..len)
+                        .map(move |t| if t < 2 || t % 11 == 5 { -1 } else { t as i32 / 9 * first })
+                };
+                let segments: Vec<i32> = row(1).chain(row(0)).collect();
+                let tokens = TokenMeta::new(2, len, vec![0; 2 * len], segments).unwrap();
+                Steps::of(&tokens, Some(&[0, 0])).unwrap().0
+            }
+        };
+        check("convolution", |dtype| {
+            let (x, w) = (leaf([2, len, channels], 1, dtype), leaf([channels, k], 2, dtype));
+            let (b, tail) = (leaf([channels], 3, dtype), leaf([2, k, channels], 4, dtype));
+            let y =
+                causal_conv_silu(x.clone(), w.clone(), Some(b.clone()), Some(tail.clone()), &steps);
+            let end = conv_tail(x.clone(), Some(tail.clone()), &steps, k);
+            let loss = (y.clone() * leaf([2, len, channels], 5, dtype).detach()).sum()
+                + (end.clone() * leaf([2, k, channels], 6, dtype).detach()).sum();
+            let grads = loss.backward();
+            vec![
+                host(y),
+                host(end),
+                host(x.grad(&grads).unwrap()),
+                host(w.grad(&grads).unwrap()),
+                host(b.grad(&grads).unwrap()),
+                host(tail.grad(&grads).unwrap()),
+            ]
+        });
+    }
+}
+
+/// Against sums token by token, so that both forms above are not wrong in the same way.
+#[test]
+fn convolution_sees_its_own_document_only() {
+    let tokens = TokenMeta::new(1, 6, vec![0; 6], vec![-1, 0, 0, -1, 0, 1]).unwrap();
+    let steps = Steps::of(&tokens, Some(&[0])).unwrap().0;
+    let value = |data: Vec<f32>, shape: [usize; 3]| {
+        Tensor::<3>::from_data(TensorData::new(data, shape), &Device::default())
+    };
+    let x = value((1..=6).map(|x| x as f32).collect(), [1, 6, 1]);
+    let tail = value(vec![100.0, 200.0, 300.0], [1, 3, 1]);
+    let w = leaf([1, 3], 1, DType::F32).inner().mul_scalar(0.0)
+        + Tensor::from_floats([[0.01f32, 0.1, 1.0]], &Device::default());
+    let y = host(causal_conv_silu(x.clone(), w, None, Some(tail.clone()), &steps));
+    let sums = [2.0 + 30.0 + 2.0, 3.0 + 0.2 + 3.0, 5.0 + 0.3 + 0.02, 6.0];
+    let want = sums.map(|x: f64| x / (1.0 + (-x).exp()));
+    let got = [y[1], y[2], y[4], y[5]];
+    assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-4), "{got:?} {want:?}");
+    assert_eq!((y[0], y[3]), (0.0, 0.0));
+    assert_eq!(host(conv_tail(x, Some(tail), &steps, 3)), [0.0, 0.0, 6.0]);
+}
+
+#[test]
+fn gated_norm_equals_the_formula() {
+    for (groups, before_gate) in [(1, false), (1, true), (3, false), (4, true)] {
+        check("gated_rms_norm", |dtype| {
+            let (x, z) = (leaf([2, 7, 12], 1, dtype), leaf([2, 7, 12], 2, dtype));
+            let (w, b) = (leaf([12], 3, dtype), leaf([12], 4, dtype));
+            let options = GatedNorm { groups, before_gate, eps: 1e-5 };
+            let y = gated_rms_norm(x.clone(), z.clone(), w.clone(), Some(b.clone()), options);
+            let grads = (y.clone() * leaf([2, 7, 12], 5, dtype).detach()).sum().backward();
+            let of = |x: &Tensor<1>| host(x.grad(&grads).unwrap());
+            let rows = |x: &Tensor<3>| host(x.grad(&grads).unwrap());
+            vec![host(y), rows(&x), rows(&z), of(&w), of(&b)]
         });
     }
 }

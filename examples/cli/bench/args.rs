@@ -51,7 +51,7 @@ impl MeasureArgs {
 /// Another program, or another way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum PeerName {
-    /// Tensor operations and autodiff of Burn alone (attention, linear-loss)
+    /// Tensor operations and autodiff of Burn alone (attention, linear-loss, scan)
     Stock,
     /// Longburn without the mask's gaps: what sparsity saves (attention, block, train-step)
     Dense,
@@ -84,7 +84,9 @@ impl PeerName {
     /// Whether it does such a job.
     pub fn does(self, job: &Job) -> bool {
         match self {
-            Self::Stock => matches!(job, Job::Attention(_) | Job::LinearLoss(_)),
+            Self::Stock => {
+                matches!(job, Job::Attention(_) | Job::LinearLoss(_) | Job::Scan(_))
+            }
             Self::Dense | Self::TorchDense => job.dense().is_some(),
             Self::Torch => match job {
                 Job::Generate(_) | Job::Growth(_) => false,

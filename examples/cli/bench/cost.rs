@@ -1,6 +1,6 @@
 //! Operations and bytes of a job, counted from its shapes and the mask's visible pairs.
 
-use super::job::{AttentionJob, GenerateJob, Job, ModelJob};
+use super::job::{AttentionJob, GenerateJob, Job, ModelJob, ScanJob, ScanKind};
 use longburn::Result;
 use longburn::kernel::Mask;
 use longburn::models::ModelConfig;
@@ -50,11 +50,39 @@ impl Cost {
                     ..Self::default()
                 }
             }
+            Job::Scan(job) => scan(job),
             Job::Block(job) => model(&ModelJob { layers: 1, ..job.clone() }, false)?,
             Job::TrainStep(job) => model(job, true)?,
             Job::Generate(job) => generate(job)?,
             Job::Growth(_) => Self::default(),
         })
+    }
+}
+
+/// The recurrence, an exponential as one operation: per token, channel and state the decay (where it
+/// has one of its own), state and output; backward the gradients of these. States that are computed
+/// again are not counted.
+fn scan(job: &ScanJob) -> Cost {
+    let (forward, backward) = match job.kind {
+        ScanKind::Selective => (7.0, 14.0),
+        ScanKind::Ssd => (5.0, 11.0),
+    };
+    let rows = (job.batch * job.len) as f64;
+    let of_channels = rows * job.width as f64;
+    let steps = match job.kind {
+        ScanKind::Selective => of_channels,
+        ScanKind::Ssd => rows * job.heads() as f64,
+    };
+    // u, z and y, Δ, B and C; backward the same again with the gradient of y, and all gradients.
+    let inputs = 2.0 * of_channels + steps + 2.0 * rows * job.states as f64;
+    let (passes, elements) = match job.backward {
+        true => (forward + backward, 3.0 * inputs + 2.0 * of_channels),
+        false => (forward, inputs + of_channels),
+    };
+    Cost {
+        flops: passes * of_channels * job.states as f64,
+        bytes: F32 * elements,
+        ..Cost::default()
     }
 }
 

@@ -18,6 +18,7 @@ pub enum Job {
     Attention(AttentionJob),
     Matmul(MatmulJob),
     LinearLoss(LossJob),
+    Scan(ScanJob),
     /// One block of a decoder, forward and backward.
     Block(ModelJob),
     /// Forward, backward and AdamW of a whole decoder.
@@ -83,6 +84,36 @@ pub struct LossJob {
     pub vocab: usize,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScanJob {
+    pub kind: ScanKind,
+    pub batch: usize,
+    pub len: usize,
+    /// Channels.
+    pub width: usize,
+    /// Channels of a head, where heads share a decay.
+    pub head_dim: usize,
+    /// Numbers of state per channel.
+    pub states: usize,
+    pub backward: bool,
+}
+
+impl ScanJob {
+    pub fn heads(&self) -> usize {
+        self.width / self.head_dim
+    }
+}
+
+/// Which scan.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScanKind {
+    /// A decay per channel and state, Mamba-1's
+    Selective,
+    /// A decay per head, Mamba-2's
+    Ssd,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelJob {
     pub len: usize,
@@ -120,6 +151,7 @@ impl Job {
             Self::Attention(_) => "attention",
             Self::Matmul(_) => "matmul",
             Self::LinearLoss(_) => "linear-loss",
+            Self::Scan(_) => "scan",
             Self::Block(_) => "block",
             Self::TrainStep(_) => "train-step",
             Self::Generate(_) => "generate",
@@ -134,6 +166,13 @@ impl Job {
             Self::Attention(job) => format!("{}, forward", job.mask),
             Self::Matmul(job) => output_name(&job.layout),
             Self::LinearLoss(_) => "forward + backward".into(),
+            Self::Scan(job) => {
+                let kind = match job.kind {
+                    ScanKind::Selective => "selective",
+                    ScanKind::Ssd => "SSD",
+                };
+                format!("{kind}, forward{}", if job.backward { " + backward" } else { "" })
+            }
             Self::Block(job) => format!("{}, forward + backward", job.mask),
             Self::TrainStep(job) => job.mask.to_string(),
             Self::Generate(job) => job.name.clone(),
@@ -141,7 +180,8 @@ impl Job {
         }
     }
 
-    /// Sizes: B batch, H heads, K key heads, D head width, T tokens, L layers, W width, V words.
+    /// Sizes: B batch, H heads, K key heads, D head width, T tokens, L layers, W width, V words,
+    /// N states.
     pub fn shape(&self) -> String {
         match self {
             Self::Attention(j) => {
@@ -150,6 +190,13 @@ impl Job {
             Self::Matmul(j) if j.batch == 1 => format!("{} x {} x {}", j.m, j.k, j.n),
             Self::Matmul(j) => format!("{} of {} x {} x {}", j.batch, j.m, j.k, j.n),
             Self::LinearLoss(j) => format!("T{} W{} V{}", j.tokens, j.width, j.vocab),
+            Self::Scan(j) => {
+                let heads = match j.kind {
+                    ScanKind::Selective => String::new(),
+                    ScanKind::Ssd => format!(" D{}", j.head_dim),
+                };
+                format!("B{} T{} W{}{heads} N{}", j.batch, j.len, j.width, j.states)
+            }
             Self::Block(j) => {
                 format!("B{} T{} W{} H{} K{}", j.batch, j.len, j.width, j.heads, j.kv_heads)
             }
@@ -185,6 +232,7 @@ impl Job {
                 (job.m, job.k, job.n) = (job.m.min(64), job.k.min(64), job.n.min(64));
             }
             Self::LinearLoss(job) => job.tokens = job.tokens.min(64),
+            Self::Scan(job) => job.len = job.len.min(64),
             Self::Block(job) | Self::TrainStep(job) => job.len = job.len.min(64),
             Self::Generate(_) | Self::Growth(_) => {}
         }
@@ -195,7 +243,11 @@ impl Job {
     pub fn has_memory(&self) -> bool {
         matches!(
             self,
-            Self::Attention(_) | Self::LinearLoss(_) | Self::Block(_) | Self::TrainStep(_)
+            Self::Attention(_)
+                | Self::LinearLoss(_)
+                | Self::Scan(_)
+                | Self::Block(_)
+                | Self::TrainStep(_)
         )
     }
 
@@ -226,6 +278,10 @@ impl Job {
             Self::Generate(job) => {
                 ModelConfig::from_file(&job.folder.join("config.json")).map(drop)
             }
+            Self::Scan(job) if !job.width.is_multiple_of(job.head_dim) => {
+                let expected = format!("a divisor of the width {}", job.width);
+                Err(Error::config("command line", "head-dim", job.head_dim, expected))
+            }
             Self::Growth(job) if job.early >= job.steps => {
                 let expected = format!("below the {} steps of the run", job.steps);
                 Err(Error::config("command line", "early", job.early, expected))
@@ -247,6 +303,13 @@ impl Job {
             Self::LinearLoss(j) => {
                 vec![("tokens", j.tokens), ("width", j.width), ("vocab", j.vocab)]
             }
+            Self::Scan(j) => vec![
+                ("batch", j.batch),
+                ("len", j.len),
+                ("width", j.width),
+                ("head-dim", j.head_dim),
+                ("states", j.states),
+            ],
             Self::Block(j) | Self::TrainStep(j) => vec![
                 ("len", j.len),
                 ("batch", j.batch),

@@ -1,7 +1,10 @@
 //! `longburn bench suite`: the rows that the page of results is made from.
 
 use super::args::{MeasureArgs, PeerName};
-use super::job::{AttentionJob, GenerateJob, GrowthJob, Job, Layout, LossJob, MaskKind, MatmulJob};
+use super::job::{
+    AttentionJob, GenerateJob, GrowthJob, Job, Layout, LossJob, MaskKind, MatmulJob, ScanJob,
+    ScanKind,
+};
 use super::measure::Bench;
 use super::models::{self, RandomLlama, two_layers};
 use super::row::Results;
@@ -95,6 +98,7 @@ impl SuiteArgs {
         let (width, vocab) = (256, 4096);
         let loss = LossJob { tokens: short(4096), width, vocab };
         cases.push((Job::LinearLoss(loss), vec![PeerName::Stock, PeerName::Torch]));
+        scans(&mut cases, short);
         let longlora = MaskKind::Longlora { parts: 4 };
         for mask in [MaskKind::Dense, longlora] {
             let job = two_layers(short(4096), mask);
@@ -116,6 +120,22 @@ impl SuiteArgs {
         let growth = GrowthJob { steps, early, longest: short(512).max(32), width: 64 };
         cases.push((Job::Growth(growth), vec![]));
         cases
+    }
+}
+
+/// Small layers, and of sizes as in models of about 130 million weights, where plain Burn
+/// would hold tens of gigabytes.
+fn scans(cases: &mut Vec<Case>, short: impl Fn(usize) -> usize) {
+    use PeerName::{Stock, Torch};
+    let (batch, len, backward) = (1, short(4096), true);
+    for (kind, width, head_dim, states, peers) in [
+        (ScanKind::Selective, 256, 1, 16, vec![Stock, Torch]),
+        (ScanKind::Selective, 1536, 1, 16, vec![]),
+        (ScanKind::Ssd, 512, 64, 64, vec![Stock, Torch]),
+        (ScanKind::Ssd, 1536, 64, 128, vec![Torch]),
+    ] {
+        let job = ScanJob { kind, batch, len, width, head_dim, states, backward };
+        cases.push((Job::Scan(job), peers));
     }
 }
 

@@ -1,7 +1,7 @@
 //! Verbs that measure single operations.
 
 use super::args::{MaskArgs, MeasureArgs};
-use super::job::{AttentionJob, Job, Layout, LossJob, MatmulJob};
+use super::job::{AttentionJob, Job, Layout, LossJob, MatmulJob, ScanJob, ScanKind};
 use super::table::measure;
 use crate::Globals;
 use clap::Args;
@@ -119,5 +119,52 @@ impl LossArgs {
     pub fn run(&self, globals: &Globals) -> Result<()> {
         let Self { tokens, width, vocab, .. } = *self;
         measure(&[Job::LinearLoss(LossJob { tokens, width, vocab })], &self.measure, globals)
+    }
+}
+
+/// State-space scans: the kernels beside plain Burn and PyTorch
+///
+/// With a gate and softplus, as layers have them; operations are those of the recurrence.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  longburn bench scan --len 4096 --width 256 --states 16 --backward --peer stock --peer torch
+  longburn bench scan --kind ssd --width 512 --states 64 --backward --peer torch")]
+pub struct ScanArgs {
+    /// Which scan
+    #[arg(long, default_value = "selective", value_name = "NAME")]
+    kind: ScanKind,
+    /// Tokens; a list gives a row each. Chunks of 64 must be whole for peers' SSD
+    #[arg(long, value_delimiter = ',', default_value = "4096", value_name = "N,..")]
+    len: Vec<usize>,
+    /// Rows
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    batch: usize,
+    /// Channels
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    width: usize,
+    /// Channels of a head (ssd)
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    head_dim: usize,
+    /// Numbers of state per channel
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    states: usize,
+    /// The backward pass, too
+    #[arg(long)]
+    backward: bool,
+    #[command(flatten)]
+    measure: MeasureArgs,
+}
+
+impl ScanArgs {
+    pub fn run(&self, globals: &Globals) -> Result<()> {
+        let Self { kind, batch, width, states, backward, .. } = *self;
+        // Every channel of a selective scan is its own head.
+        let head_dim = if kind == ScanKind::Ssd { self.head_dim } else { 1 };
+        let job = |&len: &usize| {
+            Job::Scan(ScanJob { kind, batch, len, width, head_dim, states, backward })
+        };
+        let jobs: Vec<Job> = self.len.iter().map(job).collect();
+        measure(&jobs, &self.measure, globals)
     }
 }

@@ -5,6 +5,7 @@ mod generate;
 mod loss;
 mod matmul;
 mod model;
+mod scan;
 
 pub use model::decoder;
 
@@ -88,6 +89,8 @@ pub fn work(job: &Job, side: Side, device: &Device) -> Result<Box<dyn Work>> {
         (Job::Matmul(job), Side::Longburn) => Ok(matmul::ours(job, device)),
         (Job::LinearLoss(job), Side::Longburn) => Ok(loss::ours(job, device)),
         (Job::LinearLoss(job), Side::Stock) => Ok(loss::stock(job, device)),
+        (Job::Scan(job), Side::Longburn) => Ok(scan::ours(*job, device)),
+        (Job::Scan(job), Side::Stock) => Ok(scan::stock(*job, device)),
         (Job::Block(job), Side::Longburn) => model::block(job, device),
         (Job::TrainStep(job), Side::Longburn) => model::train_step(job, device),
         (Job::Generate(job), Side::Longburn) => generate::ours(job, device),

@@ -240,8 +240,8 @@ fn what_a_folder_cannot_hold_is_not_lost_silently() {
     };
     assert!(refused(&base(&tiny::llama(false))).contains("without adapters"));
     let mut model = adapted(&tiny::llama(false), &LoraConfig::new());
-    model.layers[1].mlp.up_proj.weight =
-        model.layers[1].mlp.up_proj.weight.clone().set_require_grad(true);
+    let up = &mut model.layers[1].mlp.as_mut().unwrap().up_proj;
+    up.weight = up.weight.clone().set_require_grad(true);
     assert!(refused(&model).contains("layers.1.mlp.up_proj.weight"));
     let mut model = adapted(&tiny::llama(false), &LoraConfig::longlora());
     model.layers[1].input_layernorm.weight =

@@ -101,7 +101,16 @@ impl Objective<Decoder> for SteepDown {
         options: &ForwardOptions,
     ) -> Result<LossParts> {
         let mut parts = NextToken.loss(model, batch, options)?;
-        let steep = model.layers[1].mlp.down_proj.weight.val().mul_scalar(0.0).sqrt().sum();
+        let steep = model.layers[1]
+            .mlp
+            .as_ref()
+            .unwrap()
+            .down_proj
+            .weight
+            .val()
+            .mul_scalar(0.0)
+            .sqrt()
+            .sum();
         parts.sum = parts.sum + steep;
         Ok(parts)
     }

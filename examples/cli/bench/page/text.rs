@@ -46,15 +46,19 @@ const METHOD: &str = "
   fits in 4 GiB, and by groups as rows for LongLoRA.
 - *Training step.* Longburn's side is the public trainer with all its checks. PyTorch's is a Llama out of
   its own functions with fused AdamW. The losses of three steps agree.
+- *Scans* have a gate and softplus. Operations are those of the recurrence. Stock Burn holds all states at
+  once and doubles (selective) or all chunks at once (SSD), with autodiff; PyTorch goes token by token
+  over states that it has made at once, or computes all chunks at once.
 - *Sparse masks.* `dense` is Longburn itself without the gaps; its ratio is what sparsity saves. Choosing
   blocks is no part of it: they are known beforehand, those of lists at random.
 - The peers' code is `benches/peers/torch_cpu.py`, which can also be run by hand.
 ";
 
-const SECTIONS: [(&str, &str); 7] = [
+const SECTIONS: [(&str, &str); 8] = [
     ("attention", "Attention"),
     ("matmul", "Products of matrices (m x k x n)"),
     ("linear-loss", "Linear layer and cross-entropy"),
+    ("scan", "State-space scans"),
     ("block", "One block"),
     ("train-step", "Training step"),
     ("generate", "Generation"),

@@ -41,7 +41,7 @@ pub fn block(job: &ModelJob, device: &Device) -> Result<Box<dyn Work>> {
         let grads = (y * dout.clone().autodiff()).sum().backward();
         let mut found = vec![lazy("out", out)];
         found.extend(x.grad(&grads).map(|grad| lazy("dx", grad)));
-        let gate = model.layers[0].mlp.gate_proj.as_ref();
+        let gate = model.layers[0].mlp.as_ref().and_then(|mlp| mlp.gate_proj.as_ref());
         let gate = gate.and_then(|gate| gate.weight.val().grad(&grads));
         found.extend(gate.map(|grad| lazy("dgate", grad)));
         Ok(found)

@@ -1,0 +1,85 @@
+//! State-space scans: what a sequence leaves in a state of fixed size, and what is read from it.
+//!
+//! [`selective_scan`] has a decay per channel and state (Mamba-1, 2312.00752), [`ssd`] one per head,
+//! which turns chunks of tokens into matrix products (Mamba-2, 2405.21060). No tensor of a state per
+//! token is kept, forward or backward: states are kept at the ends of spans of tokens, if at all, and
+//! those between are computed again.
+//!
+//! A row may hold several documents and padding, which [`Steps`] tell apart.
+//!
+//! Shape letters: B rows, T tokens, E channels, N numbers of state per channel, G groups of channels
+//! that share B and C, H heads of P channels each.
+
+/// The primitive of a tensor on the backend that computed it.
+macro_rules! primitive {
+    ($backend:ty, $tensor:expr) => {
+        $tensor
+            .try_into_primitive::<$backend>()
+            .expect("a tensor stays on the backend that it was computed on")
+    };
+}
+
+#[cfg(feature = "flex")]
+pub(crate) mod rows;
+mod selective;
+mod ssd;
+mod steps;
+#[cfg(test)]
+mod tests;
+
+pub use selective::{SelectiveScan, selective_scan};
+pub use ssd::{Ssd, SsdDiscrete, ssd, ssd_discrete};
+pub use steps::{Step, Steps};
+
+use crate::{Error, Implementation};
+use burn::tensor::{DType, Tensor};
+
+/// What a node of the graph returns: y `[B, T, E]`, and behind it, where it is wanted, the state
+/// `[B, N, E]` as N more tokens. A node has one output, and both need a gradient.
+fn unpack(out: Tensor<3>, tokens: usize, state: bool) -> (Tensor<3>, Option<Tensor<3>>) {
+    if !state {
+        return (out, None);
+    }
+    let n = out.dims()[1] - tokens;
+    (out.clone().narrow(1, 0, tokens), Some(out.narrow(1, tokens, n)))
+}
+
+/// What `wanted` means for tensors like `x`.
+fn choose(
+    op: &'static str,
+    wanted: Implementation,
+    x: &Tensor<3>,
+) -> Result<Implementation, Error> {
+    let on_cpu = crate::attention::is_flex(&x.device()) && x.dtype() == DType::F32;
+    match wanted {
+        Implementation::Auto if on_cpu => Ok(Implementation::Flex),
+        Implementation::Auto => Ok(Implementation::Tiled),
+        Implementation::Flex if !on_cpu => Err(Error::Unsupported {
+            op,
+            reason: format!(
+                "`Flex` runs on the CPU in f32, not on {:?} in {:?}",
+                x.device(),
+                x.dtype()
+            ),
+        }),
+        other => Ok(other),
+    }
+}
+
+/// The implementation that a scan would run for tensors like `x`, for reports.
+///
+/// # Errors
+/// [`Error::Unsupported`] for an implementation that is not there.
+pub fn implementation_for(wanted: Implementation, x: &Tensor<3>) -> Result<Implementation, Error> {
+    choose("scan", wanted, x)
+}
+
+/// f64 stays, everything else is computed in f32.
+fn wide(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+/// ln(1 + e^x) without overflow.
+fn softplus<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    x.clone().clamp_min(0.0) + x.abs().neg().exp().log1p()
+}

@@ -1,0 +1,214 @@
+//! The scan of Mamba-1: `h_t = exp(Δ_t A) h_{t-1} + Δ_t u_t B_t`, `y_t = C_t·h_t + D u_t`.
+
+mod autodiff;
+#[cfg(feature = "flex")]
+mod flex;
+mod reference;
+mod tiled;
+
+use super::{Steps, choose, softplus, unpack};
+use crate::{Error, Implementation};
+use autodiff::{ScanOps, ScanTensors};
+use burn::backend::Dispatch;
+use burn::tensor::Tensor;
+
+/// Input of [`selective_scan`].
+#[derive(Clone, Debug)]
+pub struct SelectiveScan {
+    /// `[B, T, E]`
+    pub u: Tensor<3>,
+    /// Δ, `[B, T, E]`
+    pub delta: Tensor<3>,
+    /// A, `[E, N]`; negative in a layer.
+    pub a: Tensor<2>,
+    /// B, `[B, T, G, N]`, G divides E: channels in G runs of neighbours share one.
+    pub b: Tensor<4>,
+    /// C, `[B, T, G, N]`
+    pub c: Tensor<4>,
+    /// D, the part of u that passes by the state, `[E]`
+    pub d: Option<Tensor<1>>,
+    /// Gate: y is multiplied by silu(z), `[B, T, E]`
+    pub z: Option<Tensor<3>>,
+    /// Added to Δ before softplus, `[E]`
+    pub delta_bias: Option<Tensor<1>>,
+    /// Whether Δ goes through softplus.
+    pub softplus: bool,
+    /// State to go on from, `[B, E, N]`; zeros where none is given.
+    pub h0: Option<Tensor<3>>,
+    /// Documents and padding; one document per row where none are given.
+    pub steps: Option<Steps>,
+    /// Whether the state behind the last token is wanted.
+    pub keep_state: bool,
+    /// Which code runs.
+    pub implementation: Implementation,
+}
+
+impl SelectiveScan {
+    /// The bare recurrence from a state of zeros.
+    pub fn new(u: Tensor<3>, delta: Tensor<3>, a: Tensor<2>, b: Tensor<4>, c: Tensor<4>) -> Self {
+        Self {
+            u,
+            delta,
+            a,
+            b,
+            c,
+            d: None,
+            z: None,
+            delta_bias: None,
+            softplus: false,
+            h0: None,
+            steps: None,
+            keep_state: false,
+            implementation: Implementation::Auto,
+        }
+    }
+}
+
+/// Everything about a call but its tensors.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub(crate) steps: Steps,
+    pub(crate) groups: usize,
+    pub(crate) softplus: bool,
+    /// Whether D and z are there; tensors of one zero stand in for them.
+    pub(crate) skip: bool,
+    pub(crate) gate: bool,
+    pub(crate) keep_state: bool,
+    /// Whether there will be a backward pass.
+    pub(crate) tracked: bool,
+    pub(crate) implementation: Implementation,
+}
+
+/// y `[B, T, E]` and, where it was asked for, the state `[B, E, N]` behind the last token; both with
+/// gradients of all that went in.
+///
+/// # Errors
+/// [`Error::Shape`] when shapes or steps do not fit or a size is 0; [`Error::Unsupported`] when the
+/// implementation asked for is not there.
+pub fn selective_scan(input: SelectiveScan) -> Result<(Tensor<3>, Option<Tensor<3>>), Error> {
+    let [batch, len, channels] = input.u.dims();
+    let (groups, n) = check(&input)?;
+    let device = input.u.device();
+    let implementation = choose("selective_scan", input.implementation, &input.u)?;
+    let delta = match input.delta_bias {
+        Some(bias) => input.delta + bias.unsqueeze(),
+        None => input.delta,
+    };
+    let state = |h: Tensor<3>| h.swap_dims(1, 2);
+    let flat = |x: Tensor<4>| x.reshape([batch, len, groups * n]);
+    let (skip, gate) = (input.d.is_some(), input.z.is_some());
+    let zero = || Tensor::<1>::zeros([1], (&device, input.u.dtype()));
+    let x = Inputs {
+        delta,
+        a: input.a.transpose(),
+        b: flat(input.b),
+        c: flat(input.c),
+        d: input.d.unwrap_or_else(zero),
+        z: input.z.unwrap_or_else(|| zero().reshape([1, 1, 1])),
+        h0: input
+            .h0
+            .map_or_else(|| Tensor::zeros([batch, n, channels], (&device, input.u.dtype())), state),
+        u: input.u,
+    };
+    let tracked = x.tracked();
+    let plan = Plan {
+        steps: input.steps.unwrap_or_else(|| Steps::plain(batch, len)),
+        groups,
+        softplus: input.softplus,
+        skip,
+        gate,
+        keep_state: input.keep_state,
+        tracked,
+        implementation,
+    };
+    let (y, h) = match implementation {
+        Implementation::Reference => {
+            let (y, h) = reference::scan(x, &plan);
+            (y, plan.keep_state.then_some(h))
+        }
+        _ => {
+            let (out, _) = <Dispatch as ScanOps>::scan_forward(x.into_dispatch(), plan.clone());
+            unpack(Tensor::from_dispatch(out), len, plan.keep_state)
+        }
+    };
+    Ok((y, h.map(state)))
+}
+
+/// G and N.
+fn check(x: &SelectiveScan) -> Result<(usize, usize), Error> {
+    let fail = |reason: String| Err(Error::shape("selective_scan", reason));
+    let [batch, len, channels] = x.u.dims();
+    let [_, n] = x.a.dims();
+    let [_, _, groups, _] = x.b.dims();
+    if batch * len * channels * n * groups == 0 {
+        return fail(format!(
+            "an empty dimension in u {:?}, A {:?} or B {:?}",
+            x.u.dims(),
+            x.a.dims(),
+            x.b.dims()
+        ));
+    }
+    if channels % groups != 0 {
+        return fail(format!("{groups} groups do not divide {channels} channels"));
+    }
+    let wanted: [(&str, Option<Vec<usize>>, Vec<usize>); 8] = [
+        ("delta", Some(x.delta.dims().to_vec()), vec![batch, len, channels]),
+        ("A", Some(x.a.dims().to_vec()), vec![channels, n]),
+        ("B", Some(x.b.dims().to_vec()), vec![batch, len, groups, n]),
+        ("C", Some(x.c.dims().to_vec()), vec![batch, len, groups, n]),
+        ("D", x.d.as_ref().map(|d| d.dims().to_vec()), vec![channels]),
+        ("z", x.z.as_ref().map(|z| z.dims().to_vec()), vec![batch, len, channels]),
+        ("delta_bias", x.delta_bias.as_ref().map(|d| d.dims().to_vec()), vec![channels]),
+        ("h0", x.h0.as_ref().map(|h| h.dims().to_vec()), vec![batch, channels, n]),
+    ];
+    for (name, got, want) in wanted {
+        if let Some(got) = got.filter(|got| *got != want) {
+            return fail(format!("{name} is {got:?}, expected {want:?} for u {:?}", x.u.dims()));
+        }
+    }
+    if let Some(s) = x.steps.as_ref().filter(|s| (s.batch(), s.len()) != (batch, len)) {
+        return fail(format!("steps of {} rows of {} for u {:?}", s.batch(), s.len(), x.u.dims()));
+    }
+    Ok((groups, n))
+}
+
+/// Tensors as the implementations take them.
+struct Inputs {
+    /// `[B, T, E]`
+    u: Tensor<3>,
+    /// Before softplus, `[B, T, E]`
+    delta: Tensor<3>,
+    /// `[N, E]`
+    a: Tensor<2>,
+    /// `[B, T, G·N]`
+    b: Tensor<3>,
+    /// `[B, T, G·N]`
+    c: Tensor<3>,
+    /// `[E]`
+    d: Tensor<1>,
+    /// `[B, T, E]`
+    z: Tensor<3>,
+    /// `[B, N, E]`
+    h0: Tensor<3>,
+}
+
+impl Inputs {
+    fn tracked(&self) -> bool {
+        let Self { u, delta, a, b, c, d, z, h0 } = self;
+        let some = [u, delta, b, c, z, h0].iter().any(|x| x.is_tracked());
+        some || a.is_tracked() || d.is_tracked()
+    }
+
+    fn into_dispatch(self) -> ScanTensors<Dispatch> {
+        ScanTensors {
+            u: self.u.into_dispatch(),
+            delta: self.delta.into_dispatch(),
+            a: self.a.into_dispatch(),
+            b: self.b.into_dispatch(),
+            c: self.c.into_dispatch(),
+            d: self.d.into_dispatch(),
+            z: self.z.into_dispatch(),
+            h0: self.h0.into_dispatch(),
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! One node of the graph for the scan by matrix products, on every device. It keeps its inputs only;
+//! states are computed again in the backward pass.
+
+use super::{Inputs, Plan, tiled};
+use crate::Implementation;
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::{Autodiff, AutodiffBackend, Backend, ExtensionType};
+use burn::backend::{backend_extension, tensor::FloatTensor};
+use burn::tensor::Tensor;
+
+/// The scan's tensors, or their gradients; see [`Inputs`] for the shapes.
+#[derive(Clone, Debug, ExtensionType)]
+pub struct SsdTensors<B: Backend> {
+    pub x: FloatTensor<B>,
+    pub weight: FloatTensor<B>,
+    pub log_decay: FloatTensor<B>,
+    pub b: FloatTensor<B>,
+    pub c: FloatTensor<B>,
+    pub h0: FloatTensor<B>,
+}
+
+impl<B: Backend> SsdTensors<B> {
+    fn map<C: Backend>(self, f: impl Fn(FloatTensor<B>) -> FloatTensor<C>) -> SsdTensors<C> {
+        SsdTensors {
+            x: f(self.x),
+            weight: f(self.weight),
+            log_decay: f(self.log_decay),
+            b: f(self.b),
+            c: f(self.c),
+            h0: f(self.h0),
+        }
+    }
+
+    fn into_array(self) -> [FloatTensor<B>; 6] {
+        [self.x, self.weight, self.log_decay, self.b, self.c, self.h0]
+    }
+}
+
+#[backend_extension(
+    Autodiff,
+    Flex: cfg(feature = "flex"),
+    Cube: cfg(any(feature = "wgpu", feature = "cuda"))
+)]
+pub trait SsdOps: Backend {
+    /// y and the state behind it, `[B, T (+ N), E]`.
+    fn ssd_forward(#[extension_type] x: SsdTensors<Self>, plan: Plan) -> FloatTensor<Self>;
+
+    /// Gradients, shaped like `x`; `dout` like the output.
+    fn ssd_gradients(
+        #[extension_type] x: SsdTensors<Self>,
+        dout: FloatTensor<Self>,
+        plan: Plan,
+    ) -> SsdTensors<Self>;
+}
+
+/// Implements [`SsdOps`] through the tiled form for a backend that [`Tensor`] knows.
+macro_rules! through_tiled {
+    ($backend:ty, forward: $forward:expr, gradients: $gradients:expr) => {
+        impl SsdOps for $backend {
+            fn ssd_forward(x: SsdTensors<Self>, plan: Plan) -> FloatTensor<Self> {
+                if plan.implementation != Implementation::Tiled {
+                    return $forward(x, &plan);
+                }
+                primitive!($backend, tiled::forward(inputs!($backend, x), &plan))
+            }
+
+            fn ssd_gradients(
+                x: SsdTensors<Self>,
+                dout: FloatTensor<Self>,
+                plan: Plan,
+            ) -> SsdTensors<Self> {
+                if plan.implementation != Implementation::Tiled {
+                    return $gradients(x, dout, &plan);
+                }
+                let dout = Tensor::from_primitive::<$backend>(dout);
+                let g = tiled::gradients(inputs!($backend, x), dout, &plan);
+                SsdTensors {
+                    x: primitive!($backend, g.x),
+                    weight: primitive!($backend, g.weight),
+                    log_decay: primitive!($backend, g.log_decay),
+                    b: primitive!($backend, g.b),
+                    c: primitive!($backend, g.c),
+                    h0: primitive!($backend, g.h0),
+                }
+            }
+        }
+    };
+}
+
+macro_rules! inputs {
+    ($backend:ty, $x:expr) => {
+        Inputs {
+            x: Tensor::from_primitive::<$backend>($x.x),
+            weight: Tensor::from_primitive::<$backend>($x.weight),
+            log_decay: Tensor::from_primitive::<$backend>($x.log_decay),
+            b: Tensor::from_primitive::<$backend>($x.b),
+            c: Tensor::from_primitive::<$backend>($x.c),
+            h0: Tensor::from_primitive::<$backend>($x.h0),
+        }
+    };
+}
+
+#[cfg(feature = "flex")]
+through_tiled!(
+    burn::backend::Flex,
+    forward: super::flex::forward,
+    gradients: super::flex::gradients
+);
+
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+through_tiled!(
+    burn::backend::Cube,
+    forward: |_, _: &Plan| unreachable!("`choose` picks `Tiled` off the CPU"),
+    gradients: |_, _, _: &Plan| unreachable!("`choose` picks `Tiled` off the CPU")
+);
+
+impl<B: Backend + SsdOps, C: CheckpointStrategy> SsdOps for Autodiff<B, C> {
+    fn ssd_forward(x: SsdTensors<Self>, plan: Plan) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Scan;
+
+        impl<B: Backend + SsdOps> Backward<B, 6> for Scan {
+            type State = (SsdTensors<B>, Plan);
+
+            fn backward(
+                self,
+                ops: Ops<Self::State, 6>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
+                let dout = grads.consume::<B>(&ops.node);
+                let (x, plan) = ops.state;
+                let of = B::ssd_gradients(x, dout, plan).into_array();
+                for (parent, grad) in ops.parents.into_iter().zip(of) {
+                    if let Some(parent) = parent {
+                        grads.register::<B>(parent.id, grad);
+                    }
+                }
+            }
+        }
+
+        let nodes = x.clone().into_array().map(|x| x.node());
+        let inner: SsdTensors<B> = x.map(|x| x.primitive().clone());
+        let out = B::ssd_forward(inner.clone(), plan.clone());
+        match Scan.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((inner, plan), out),
+            OpsKind::UnTracked(prep) => prep.finish(out),
+        }
+    }
+
+    /// Second-order gradients: the result carries no graph.
+    fn ssd_gradients(x: SsdTensors<Self>, dout: FloatTensor<Self>, plan: Plan) -> SsdTensors<Self> {
+        let p = |x: FloatTensor<Self>| x.primitive().clone();
+        B::ssd_gradients(x.map(p), p(dout), plan).map(<Self as AutodiffBackend>::from_inner)
+    }
+}

@@ -1,0 +1,237 @@
+//! Gradients: states once more from the first chunk on, then chunks from the last to the first.
+
+use super::{Call, Job, lower, packed, put, rows, scaled, times};
+use crate::panels::{At, Limits, Panels};
+use crate::scan::rows::{Columns, Rows};
+use crate::scan::ssd::{Plan, autodiff::SsdTensors};
+use burn::backend::Flex;
+use burn::tensor::TensorData;
+use burn_flex::FlexTensor;
+use std::ops::Range;
+
+/// Where a job writes alone: rows `[B, T]`, and `[B, N]` for the first state.
+struct Own<'a> {
+    x: Columns<'a>,
+    weight: Columns<'a>,
+    log_decay: Columns<'a>,
+    h0: Columns<'a>,
+}
+
+/// Gradients of all inputs; see [`SsdTensors`].
+pub(in crate::scan::ssd) fn gradients(
+    x: SsdTensors<Flex>,
+    dout: FlexTensor,
+    plan: &Plan,
+) -> SsdTensors<Flex> {
+    let call = Call::new(x, plan);
+    let Call { batch, len, channels, n, .. } = call;
+    let dout = Rows::new(dout);
+    let zeros = |size: usize| vec![0.0f32; size];
+    let (mut dx, mut dh0) = (zeros(batch * len * channels), zeros(batch * n * channels));
+    let (mut dweight, mut dlog) =
+        (zeros(batch * len * plan.heads), zeros(batch * len * plan.heads));
+    let own = Own {
+        x: Columns::new(&mut dx, channels),
+        weight: Columns::new(&mut dweight, plan.heads),
+        log_decay: Columns::new(&mut dlog, plan.heads),
+        h0: Columns::new(&mut dh0, channels),
+    };
+    let parts = call.run(|job| block(&call, job, &dout, &own));
+    let width = plan.groups * n;
+    let (mut db, mut dc) = (zeros(batch * len * width), zeros(batch * len * width));
+    for (job, (of_b, of_c)) in call.jobs().into_iter().zip(parts) {
+        for (to, from) in [(&mut db, of_b), (&mut dc, of_c)] {
+            for (t, from) in from.chunks(n).enumerate() {
+                let to = &mut to[(job.row * len + t) * width + job.group * n..][..n];
+                to.iter_mut().zip(from).for_each(|(to, x)| *to += x);
+            }
+        }
+    }
+    let tensor =
+        |data: Vec<f32>, shape: [usize; 3]| FlexTensor::from_data(TensorData::new(data, shape));
+    SsdTensors {
+        x: tensor(dx, [batch, len, channels]),
+        weight: tensor(dweight, [batch, len, plan.heads]),
+        log_decay: tensor(dlog, [batch, len, plan.heads]),
+        b: tensor(db, [batch, len, width]),
+        c: tensor(dc, [batch, len, width]),
+        h0: tensor(dh0, [batch, n, channels]),
+    }
+}
+
+/// Gradients of B and C, `[T, N]` each, over the job's heads.
+fn block(call: &Call<'_>, job: &Job, dout: &Rows, own: &Own<'_>) -> (Vec<f32>, Vec<f32>) {
+    let (n, p, len) = (call.n, call.p, call.len);
+    let chunks: Vec<Range<usize>> = call.chunks().collect();
+    // Of every head: the state before each chunk, and the gradient of the state behind.
+    let mut heads: Vec<(Vec<Vec<f32>>, Vec<f32>)> = Vec::new();
+    for head in job.heads.clone() {
+        let mut states = vec![call.first_state(job, head)];
+        for tokens in &chunks[..chunks.len() - 1] {
+            let mut h = states[states.len() - 1].clone();
+            let b = call.group(&call.b, job, tokens);
+            call.head(job, head, tokens).advance(&mut h, b, n);
+            states.push(h);
+        }
+        let last = |n: usize| dout.at(job.row, len + n)[head * p..][..p].iter().copied();
+        let carry = match call.plan.keep_state {
+            true => (0..n).flat_map(last).collect(),
+            false => vec![0.0; n * p],
+        };
+        heads.push((states, carry));
+    }
+    let (mut db, mut dc) = (vec![0.0f32; len * n], vec![0.0f32; len * n]);
+    for (i, tokens) in chunks.iter().enumerate().rev() {
+        let place = tokens.start * n..tokens.end * n;
+        let mut chunk = Chunk::new(call, job, tokens, &mut db[place.clone()], &mut dc[place]);
+        for (head, (states, carry)) in job.heads.clone().zip(&mut heads) {
+            chunk.head(head, &states[i], carry, dout, own);
+        }
+        chunk.finish();
+    }
+    for (head, (_, carry)) in job.heads.clone().zip(&heads) {
+        put(&own.h0, job.row * n, head * p, p, carry);
+    }
+    (db, dc)
+}
+
+/// What the heads of a job share in a chunk of Q tokens.
+struct Chunk<'a> {
+    call: &'a Call<'a>,
+    job: &'a Job,
+    tokens: &'a Range<usize>,
+    /// `[Q, N]`
+    b: At,
+    c: At,
+    bands: Vec<(usize, usize)>,
+    /// C Bᵀ, and the sum of its gradients over heads, `[Q, Q]`
+    scores: Vec<f32>,
+    dscores: Vec<f32>,
+    /// `[Q, N]`
+    db: &'a mut [f32],
+    dc: &'a mut [f32],
+}
+
+impl<'a> Chunk<'a> {
+    fn new(
+        call: &'a Call<'a>,
+        job: &'a Job,
+        tokens: &'a Range<usize>,
+        db: &'a mut [f32],
+        dc: &'a mut [f32],
+    ) -> Self {
+        let (q, n) = (tokens.len(), call.n);
+        let (b, c) = (call.group(&call.b, job, tokens), call.group(&call.c, job, tokens));
+        let (bands, mut scores) = (lower(q), vec![0.0f32; q * q]);
+        let b_turned = packed(b.turned(), (n, q));
+        times((q, q, n), c, &b_turned, &mut scores, false, Limits::Columns(&bands));
+        let dscores = vec![0.0f32; q * q];
+        Self { call, job, tokens, b, c, bands, scores, dscores, db, dc }
+    }
+
+    /// `h` is the state before the chunk; `carry` the gradient of the one behind it, and then of `h`.
+    fn head(&mut self, head: usize, h: &[f32], carry: &mut [f32], dout: &Rows, own: &Own<'_>) {
+        let Self { call, job, tokens, b, c, .. } = *self;
+        let (q, n, p) = (tokens.len(), call.n, call.p);
+        let of = call.head(job, head, tokens);
+        let mut mixed = of.decay.clone();
+        mixed.iter_mut().zip(&self.scores).for_each(|(m, s)| *m *= s);
+        let token = |t: usize| dout.at(job.row, t)[head * p..][..p].iter().copied();
+        let dy: Vec<f32> = tokens.clone().flat_map(token).collect();
+        let straight =
+            |x: &[f32], rows_of: usize, width: usize| packed(rows(x, width), (rows_of, width));
+        let turned = |x: &[f32], rows_of: usize, width: usize| -> Panels {
+            packed(rows(x, width).turned(), (width, rows_of))
+        };
+
+        // The input's gradient through the state behind the chunk, and through the chunk's outputs.
+        let mut dinput = vec![0.0f32; q * p];
+        times((q, p, n), b, &straight(carry, n, p), &mut dinput, false, Limits::None);
+        for (x, left) in dinput.chunks_mut(p).zip(&of.left) {
+            x.iter_mut().for_each(|x| *x *= left);
+        }
+        let dots = |a: &[f32], b: &[f32], width: usize| -> Vec<f32> {
+            let dot = |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(a, b)| a * b).sum();
+            a.chunks(width).zip(b.chunks(width)).map(dot).collect()
+        };
+        let passed = dots(&dinput, &of.input, p);
+        times(
+            (q, p, q),
+            rows(&mixed, q).turned(),
+            &straight(&dy, q, p),
+            &mut dinput,
+            true,
+            Limits::None,
+        );
+
+        // Pairs of tokens: (C Bᵀ) ∘ L, and its gradient.
+        let mut dmixed = vec![0.0f32; q * q];
+        let of_input = turned(&of.input, q, p);
+        times((q, q, p), rows(&dy, p), &of_input, &mut dmixed, false, Limits::Columns(&self.bands));
+        let mut ends = vec![0.0f32; q];
+        for i in 0..q {
+            let row = i * q..i * q + i;
+            let pairs = dmixed[row.clone()].iter().zip(&mixed[row]);
+            // A pair (i, j) passes the decays of j + 1 ..= i.
+            let mut sum = 0.0;
+            let (before, from) = ends.split_at_mut(i);
+            for (end, (d, m)) in before.iter_mut().zip(pairs) {
+                *end -= d * m;
+                sum += d * m;
+            }
+            from[0] += sum;
+            let row = i * q..i * q + i + 1;
+            let pairs = dmixed[row.clone()].iter().zip(&of.decay[row.clone()]);
+            for (ds, (d, l)) in self.dscores[row].iter_mut().zip(pairs) {
+                *ds += d * l;
+            }
+        }
+
+        // Through the state before the chunk, and into the one behind it.
+        let early = scaled(&dy, &of.entered);
+        let mut read = vec![0.0f32; q * n];
+        times((q, n, p), rows(&early, p), &turned(h, n, p), &mut read, false, Limits::None);
+        for (t, ((read, dc), end)) in
+            read.chunks(n).zip(self.dc.chunks_mut(n)).zip(&mut ends).enumerate()
+        {
+            let c = &call.c.at(job.row, tokens.start + t)[job.group * n..][..n];
+            for ((read, dc), c) in read.iter().zip(dc).zip(c) {
+                *dc += read;
+                *end += read * c;
+            }
+        }
+        let late = scaled(&of.input, &of.left);
+        times((q, n, p), rows(&late, p), &turned(carry, n, p), self.db, true, Limits::None);
+        let whole: f32 = carry.iter().zip(h).map(|(a, b)| a * b).sum::<f32>() * of.all;
+        carry.iter_mut().for_each(|x| *x *= of.all);
+        times((n, p, q), c.turned(), &straight(&early, q, p), carry, true, Limits::None);
+
+        let mut dlog = vec![whole; q];
+        let (mut before, mut behind) = (0.0, 0.0);
+        for (dlog, passed) in dlog.iter_mut().zip(&passed) {
+            *dlog += before;
+            before += passed;
+        }
+        for (dlog, end) in dlog.iter_mut().zip(&ends).rev() {
+            behind += end;
+            *dlog += behind;
+        }
+        let row = job.row * call.len + tokens.start;
+        put(&own.log_decay, row, head, 1, &dlog);
+        let x: Vec<f32> = tokens
+            .clone()
+            .flat_map(|t| call.x.at(job.row, t)[head * p..][..p].iter().copied())
+            .collect();
+        put(&own.weight, row, head, 1, &dots(&dinput, &x, p));
+        put(&own.x, row, head * p, p, &scaled(&dinput, &of.weight));
+    }
+
+    /// Gradients of B and C through their product.
+    fn finish(self) {
+        let (q, n) = (self.tokens.len(), self.call.n);
+        let (b, c) = (packed(self.b, (q, n)), packed(self.c, (q, n)));
+        let depth = Limits::Depth(&self.bands);
+        times((q, n, q), rows(&self.dscores, q), &b, self.dc, true, depth);
+        times((q, n, q), rows(&self.dscores, q).turned(), &c, self.db, true, Limits::None);
+    }
+}

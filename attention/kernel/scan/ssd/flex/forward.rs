@@ -1,0 +1,53 @@
+//! Outputs and the last state.
+
+use super::{Call, Job, lower, packed, put, rows, times};
+use crate::panels::Limits;
+use crate::scan::rows::Columns;
+use crate::scan::ssd::{Plan, autodiff::SsdTensors};
+use burn::backend::Flex;
+use burn::tensor::TensorData;
+use burn_flex::FlexTensor;
+
+/// y and the state behind it, `[B, T (+ N), E]`.
+pub(in crate::scan::ssd) fn forward(x: SsdTensors<Flex>, plan: &Plan) -> FlexTensor {
+    let call = Call::new(x, plan);
+    let Call { batch, len, channels, n, .. } = call;
+    let of_row = len + if plan.keep_state { n } else { 0 };
+    let mut out = vec![0.0f32; batch * of_row * channels];
+    let to = Columns::new(&mut out, channels);
+    call.run(|job| block(&call, job, &to, of_row));
+    FlexTensor::from_data(TensorData::new(out, [batch, of_row, channels]))
+}
+
+fn block(call: &Call<'_>, job: &Job, out: &Columns<'_>, of_row: usize) {
+    let (n, p) = (call.n, call.p);
+    let mut states: Vec<Vec<f32>> =
+        job.heads.clone().map(|head| call.first_state(job, head)).collect();
+    for tokens in call.chunks() {
+        let q = tokens.len();
+        let (b, c) = (call.group(&call.b, job, &tokens), call.group(&call.c, job, &tokens));
+        let bands = lower(q);
+        let mut scores = vec![0.0f32; q * q];
+        let b_turned = packed(b.turned(), (n, q));
+        times((q, q, n), c, &b_turned, &mut scores, false, Limits::Columns(&bands));
+        for (head, h) in job.heads.clone().zip(&mut states) {
+            let of = call.head(job, head, &tokens);
+            let mut mixed = of.decay.clone();
+            mixed.iter_mut().zip(&scores).for_each(|(m, s)| *m *= s);
+            let mut y = vec![0.0f32; q * p];
+            times((q, p, n), c, &packed(rows(h, p), (n, p)), &mut y, false, Limits::None);
+            for (y, entered) in y.chunks_mut(p).zip(&of.entered) {
+                y.iter_mut().for_each(|y| *y *= entered);
+            }
+            let input = packed(rows(&of.input, p), (q, p));
+            times((q, p, q), rows(&mixed, q), &input, &mut y, true, Limits::Depth(&bands));
+            put(out, job.row * of_row + tokens.start, head * p, p, &y);
+            of.advance(h, b, n);
+        }
+    }
+    if call.plan.keep_state {
+        for (head, h) in job.heads.clone().zip(&states) {
+            put(out, job.row * of_row + call.len, head * p, p, h);
+        }
+    }
+}

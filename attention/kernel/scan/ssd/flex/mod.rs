@@ -1,0 +1,250 @@
+//! Mamba-2's scan on the CPU: matrix products out of packed panels, threads over rows and blocks of
+//! heads of a group, which share the products of B and C.
+//!
+//! Which heads make a block does not depend on the machine, and sums over blocks keep their order:
+//! two runs give the same bits.
+
+mod backward;
+mod forward;
+
+pub(super) use backward::gradients;
+pub(super) use forward::forward;
+
+use super::Plan;
+use super::autodiff::SsdTensors;
+use crate::panels::{At, BAND, Limits, Panels, product, widest};
+use crate::scan::rows::{Columns, Rows};
+use crate::simd::vectorized;
+use burn::backend::Flex;
+use burn_flex::FlexTensor;
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Most tokens of a chunk: its products stay in the second-level cache.
+const CHUNK: usize = 64;
+/// Most heads of a job.
+const HEADS: usize = 4;
+/// Jobs that there should be of a row.
+const JOBS: usize = 6;
+/// Calls of fewer multiplications run on one thread.
+const PARALLEL_FROM: usize = 1 << 18;
+/// Decays below this are nothing: as they shrink further they would be slow to compute with.
+const NOTHING: f32 = 1e-30;
+
+/// A call: sizes, and the tensors as rows of numbers.
+struct Call<'a> {
+    plan: &'a Plan,
+    batch: usize,
+    len: usize,
+    /// E
+    channels: usize,
+    p: usize,
+    n: usize,
+    chunk: usize,
+    x: Rows,
+    weight: Rows,
+    log_decay: Rows,
+    b: Rows,
+    c: Rows,
+    /// `[B, N, E]`
+    h0: FlexTensor,
+}
+
+/// Heads of one row and group.
+#[derive(Clone)]
+struct Job {
+    row: usize,
+    group: usize,
+    heads: Range<usize>,
+}
+
+impl<'a> Call<'a> {
+    fn new(x: SsdTensors<Flex>, plan: &'a Plan) -> Self {
+        let (b, of_x) = (Rows::new(x.b), Rows::new(x.x));
+        Self {
+            plan,
+            batch: of_x.batch,
+            len: of_x.tokens,
+            channels: of_x.width,
+            p: of_x.width / plan.heads,
+            n: b.width / plan.groups,
+            chunk: plan.chunk.min(CHUNK),
+            x: of_x,
+            weight: Rows::new(x.weight),
+            log_decay: Rows::new(x.log_decay),
+            b,
+            c: Rows::new(x.c),
+            h0: x.h0.to_contiguous(),
+        }
+    }
+
+    fn jobs(&self) -> Vec<Job> {
+        let per_group = self.plan.heads / self.plan.groups;
+        let each = (per_group / JOBS).clamp(1, HEADS);
+        let mut jobs = Vec::new();
+        for row in 0..self.batch {
+            for group in 0..self.plan.groups {
+                let end = (group + 1) * per_group;
+                for first in (group * per_group..end).step_by(each) {
+                    jobs.push(Job { row, group, heads: first..(first + each).min(end) });
+                }
+            }
+        }
+        jobs
+    }
+
+    /// Results of all jobs, in their order.
+    fn run<R: Send>(&self, work: impl Fn(&Job) -> R + Sync) -> Vec<R> {
+        let jobs = self.jobs();
+        if self.batch * self.len * self.channels * self.n < PARALLEL_FROM {
+            return jobs.iter().map(work).collect();
+        }
+        jobs.par_iter().map(work).collect()
+    }
+
+    /// The chunks' tokens, in order.
+    fn chunks(&self) -> impl DoubleEndedIterator<Item = Range<usize>> + use<> {
+        let (len, chunk) = (self.len, self.chunk);
+        (0..len.div_ceil(chunk)).map(move |i| i * chunk..((i + 1) * chunk).min(len))
+    }
+
+    /// B or C of a group, `[Q, N]`.
+    fn group(&self, x: &Rows, job: &Job, tokens: &Range<usize>) -> At {
+        let first = x.at(job.row, tokens.start)[job.group * self.n..].as_ptr();
+        At { first, rows: x.stride(), columns: 1 }
+    }
+
+    /// The state that a head begins with, `[N, P]`.
+    fn first_state(&self, job: &Job, head: usize) -> Vec<f32> {
+        let h0 = self.h0.storage::<f32>();
+        let at = |n: usize| (job.row * self.n + n) * self.channels + head * self.p;
+        (0..self.n).flat_map(|n| h0[at(n)..][..self.p].iter().copied()).collect()
+    }
+
+    /// Decays and inputs of a head in a chunk.
+    fn head(&self, job: &Job, head: usize, tokens: &Range<usize>) -> Head {
+        let (p, q) = (self.p, tokens.len());
+        let of_token = |x: &Rows, t: usize| x.at(job.row, t)[head];
+        let each: Vec<f32> = tokens.clone().map(|t| of_token(&self.log_decay, t).exp()).collect();
+        let mut decay = vec![0.0f32; q * q];
+        let mut entered = Vec::with_capacity(q);
+        let mut all = 1.0f32;
+        vectorized(
+            #[inline(always)]
+            || {
+                for (i, each) in each.iter().enumerate() {
+                    let (past, row) = decay.split_at_mut(i * q);
+                    if i > 0 {
+                        let past = &past[(i - 1) * q..][..i];
+                        for (to, from) in row.iter_mut().zip(past) {
+                            let x = from * each;
+                            *to = if x < NOTHING { 0.0 } else { x };
+                        }
+                    }
+                    row[i] = 1.0;
+                    all *= each;
+                    all = if all < NOTHING { 0.0 } else { all };
+                    entered.push(all);
+                }
+            },
+        );
+        let left = decay[(q - 1) * q..].to_vec();
+        let weight: Vec<f32> = tokens.clone().map(|t| of_token(&self.weight, t)).collect();
+        let mut input = vec![0.0f32; q * p];
+        for ((input, t), weight) in input.chunks_mut(p).zip(tokens.clone()).zip(&weight) {
+            let x = &self.x.at(job.row, t)[head * p..][..p];
+            input.iter_mut().zip(x).for_each(|(input, x)| *input = weight * x);
+        }
+        Head { decay, entered, left, all, weight, input }
+    }
+}
+
+/// What a head needs of a chunk of Q tokens.
+struct Head {
+    /// From token j to i, zero where j is later, `[Q, Q]`
+    decay: Vec<f32>,
+    /// From before the chunk to each token.
+    entered: Vec<f32>,
+    /// From each token to the chunk's end.
+    left: Vec<f32>,
+    /// Over the whole chunk.
+    all: f32,
+    weight: Vec<f32>,
+    /// x times weight, `[Q, P]`
+    input: Vec<f32>,
+}
+
+impl Head {
+    /// The state behind the chunk, from the one before it: `[N, P]`.
+    fn advance(&self, h: &mut [f32], b: At, n: usize) {
+        let q = self.left.len();
+        let p = self.input.len() / q;
+        h.iter_mut().for_each(|h| *h *= self.all);
+        let late = scaled(&self.input, &self.left);
+        times((n, p, q), b.turned(), &packed(rows(&late, p), (q, p)), h, true, Limits::None);
+    }
+}
+
+/// Rows of `x`, each times a factor.
+fn scaled(x: &[f32], factors: &[f32]) -> Vec<f32> {
+    let width = x.len() / factors.len();
+    x.chunks(width).zip(factors).flat_map(|(x, f)| x.iter().map(move |x| x * f)).collect()
+}
+
+fn rows(x: &[f32], width: usize) -> At {
+    At { first: x.as_ptr(), rows: width, columns: 1 }
+}
+
+/// A right-hand side.
+fn packed(x: At, size: (usize, usize)) -> Panels {
+    // Safe: all callers name matrices of exactly this size.
+    unsafe { Panels::pack(&[x], size, 1.0) }
+}
+
+/// The part of each band of rows up to the diagonal.
+fn lower(q: usize) -> Vec<(usize, usize)> {
+    (0..q.div_ceil(BAND)).map(|band| (0, ((band + 1) * BAND).min(q))).collect()
+}
+
+/// C `[m, n]` = A·B (+ C).
+fn times(
+    size: (usize, usize, usize),
+    a: At,
+    b: &Panels,
+    c: &mut [f32],
+    accumulate: bool,
+    limits: Limits<'_>,
+) {
+    assert_eq!(c.len(), size.0 * size.1, "the product is {} by {}", size.0, size.1);
+    widest(Times { size, a, b, c, accumulate, limits });
+}
+
+struct Times<'a> {
+    size: (usize, usize, usize),
+    a: At,
+    b: &'a Panels,
+    c: &'a mut [f32],
+    accumulate: bool,
+    limits: Limits<'a>,
+}
+
+impl WithSimd for Times<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let (_, n, k) = self.size;
+        let (b, c) = (self.b.rows(0, &(0..k)), (self.c.as_mut_ptr(), n));
+        // Safe: A and B are matrices of this size, and C has just been measured.
+        unsafe { product(simd, self.size, self.a, b, c, self.accumulate, self.limits) }
+    }
+}
+
+/// Writes `x` `[rows, width]` to columns from `first` on, in rows from `row` on.
+fn put(out: &Columns<'_>, row: usize, first: usize, width: usize, x: &[f32]) {
+    for (i, x) in x.chunks(width).enumerate() {
+        // Safe: jobs have rows and heads of their own.
+        unsafe { out.slice(row + i, first, width) }.copy_from_slice(x);
+    }
+}

@@ -1,0 +1,300 @@
+//! The scan of Mamba-2, one decay per head: `h_t = e^{a_t} h_{t-1} + Δ_t x_t ⊗ B_t`,
+//! `y_t = h_t C_t`, computed by matrix products over chunks of tokens (structured state-space duality).
+//!
+//! Within a chunk, `y = ((C Bᵀ) ∘ L)(Δ x)` with `L_ij` the decay from token j to i; what came before
+//! enters through the state at the chunk's beginning. `L` is built of products of decays, never of
+//! differences of long sums, so that it is exact where decays are strong, and does not depend on
+//! tokens outside of i and j.
+
+mod autodiff;
+#[cfg(feature = "flex")]
+mod flex;
+mod reference;
+mod tiled;
+
+use super::{Step, Steps, choose, softplus, unpack};
+use crate::{Error, Implementation};
+use autodiff::{SsdOps, SsdTensors};
+use burn::backend::Dispatch;
+use burn::tensor::{DType, Tensor, activation::silu};
+
+/// Logarithm of a decay to nothing, where a document begins: finite, so that sums of it are.
+const FORGET: f64 = -1e4;
+
+/// Input of [`ssd`].
+#[derive(Clone, Debug)]
+pub struct Ssd {
+    /// `[B, T, H, P]`
+    pub x: Tensor<4>,
+    /// Δ, `[B, T, H]`
+    pub dt: Tensor<3>,
+    /// A, `[H]`; negative in a layer.
+    pub a: Tensor<1>,
+    /// B, `[B, T, G, N]`, G divides H: heads in G runs of neighbours share one.
+    pub b: Tensor<4>,
+    /// C, `[B, T, G, N]`
+    pub c: Tensor<4>,
+    /// D, the part of x that passes by the state, `[H]` or `[H·P]`
+    pub d: Option<Tensor<1>>,
+    /// Gate: y is multiplied by silu(z), `[B, T, H, P]`
+    pub z: Option<Tensor<4>>,
+    /// Added to Δ before softplus, `[H]`
+    pub dt_bias: Option<Tensor<1>>,
+    /// Whether Δ goes through softplus.
+    pub softplus: bool,
+    /// Bounds of Δ, after softplus.
+    pub dt_limit: Option<(f64, f64)>,
+    /// State to go on from, `[B, H, P, N]`; zeros where none is given.
+    pub h0: Option<Tensor<4>>,
+    /// Documents and padding; one document per row where none are given.
+    pub steps: Option<Steps>,
+    /// Tokens per chunk.
+    pub chunk: usize,
+    /// Whether the state behind the last token is wanted.
+    pub keep_state: bool,
+    /// Which code runs.
+    pub implementation: Implementation,
+}
+
+impl Ssd {
+    /// The bare recurrence from a state of zeros, in chunks of 64.
+    pub fn new(x: Tensor<4>, dt: Tensor<3>, a: Tensor<1>, b: Tensor<4>, c: Tensor<4>) -> Self {
+        Self {
+            x,
+            dt,
+            a,
+            b,
+            c,
+            d: None,
+            z: None,
+            dt_bias: None,
+            softplus: false,
+            dt_limit: None,
+            h0: None,
+            steps: None,
+            chunk: 64,
+            keep_state: false,
+            implementation: Implementation::Auto,
+        }
+    }
+}
+
+/// Input of [`ssd_discrete`].
+#[derive(Clone, Debug)]
+pub struct SsdDiscrete {
+    /// `[B, T, H, P]`
+    pub x: Tensor<4>,
+    /// Factor of x, `[B, T, H]`
+    pub weight: Tensor<3>,
+    /// Logarithm of the decay, at most 0, `[B, T, H]`
+    pub log_decay: Tensor<3>,
+    /// `[B, T, G, N]`
+    pub b: Tensor<4>,
+    /// `[B, T, G, N]`
+    pub c: Tensor<4>,
+    /// `[B, H, P, N]`
+    pub h0: Option<Tensor<4>>,
+    /// Documents and padding.
+    pub steps: Option<Steps>,
+    /// Tokens per chunk.
+    pub chunk: usize,
+    /// Whether the state behind the last token is wanted.
+    pub keep_state: bool,
+    /// Which code runs.
+    pub implementation: Implementation,
+}
+
+/// Everything about a call but its tensors.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub(crate) heads: usize,
+    pub(crate) groups: usize,
+    pub(crate) chunk: usize,
+    pub(crate) keep_state: bool,
+    pub(crate) implementation: Implementation,
+}
+
+/// y `[B, T, H, P]` and, where it was asked for, the state `[B, H, P, N]` behind the last token; both
+/// with gradients of all that went in. Padding gives zeros.
+///
+/// # Errors
+/// [`Error::Shape`] when shapes or steps do not fit, a size is 0 or the bounds of Δ are empty;
+/// [`Error::Unsupported`] when the implementation asked for is not there.
+pub fn ssd(input: Ssd) -> Result<(Tensor<4>, Option<Tensor<4>>), Error> {
+    let fail = |reason: String| Err(Error::shape("ssd", reason));
+    let [batch, len, heads, p] = input.x.dims();
+    if let Some((low, high)) =
+        input.dt_limit.filter(|(low, high)| low.is_nan() || high.is_nan() || low > high)
+    {
+        return fail(format!("dt_limit is ({low}, {high}), expected a lower and an upper bound"));
+    }
+    for (name, x) in [("A", Some(&input.a)), ("dt_bias", input.dt_bias.as_ref())] {
+        if let Some(x) = x.filter(|x| x.dims() != [heads]) {
+            return fail(format!("{name} is {:?}, expected [{heads}]", x.dims()));
+        }
+    }
+    let d = match input.d {
+        None => None,
+        Some(d) if d.dims() == [heads] => Some(d.reshape([1, 1, heads, 1])),
+        Some(d) if d.dims() == [heads * p] => Some(d.reshape([1, 1, heads, p])),
+        Some(d) => {
+            return fail(format!("D is {:?}, expected [{heads}] or [{}]", d.dims(), heads * p));
+        }
+    };
+    if let Some(z) = input.z.as_ref().filter(|z| z.dims() != [batch, len, heads, p]) {
+        return fail(format!("z is {:?}, expected {:?}", z.dims(), input.x.dims()));
+    }
+    let mut dt = input.dt;
+    if dt.dims() != [batch, len, heads] {
+        return fail(format!("dt is {:?}, expected {:?}", dt.dims(), [batch, len, heads]));
+    }
+    if let Some(bias) = input.dt_bias {
+        dt = dt + bias.unsqueeze();
+    }
+    if input.softplus {
+        dt = softplus(dt);
+    }
+    if let Some((low, high)) = input.dt_limit {
+        dt = dt.clamp_min(low);
+        dt = if high.is_finite() { dt.clamp_max(high) } else { dt };
+    }
+    let (y, state) = ssd_discrete(SsdDiscrete {
+        x: input.x.clone(),
+        log_decay: dt.clone() * input.a.unsqueeze(),
+        weight: dt,
+        b: input.b,
+        c: input.c,
+        h0: input.h0,
+        steps: input.steps.clone(),
+        chunk: input.chunk,
+        keep_state: input.keep_state,
+        implementation: input.implementation,
+    })?;
+    let mut y = match d {
+        Some(d) => y + live(input.x, input.steps.as_ref()) * d,
+        None => y,
+    };
+    if let Some(z) = input.z {
+        y = y * silu(z);
+    }
+    Ok((y, state))
+}
+
+/// `x` with zeros at padding.
+fn live(x: Tensor<4>, steps: Option<&Steps>) -> Tensor<4> {
+    match steps.filter(|s| s.has_padding()) {
+        Some(steps) => {
+            let mask = steps.but(Step::Skip, &x.device()).cast(x.dtype());
+            x * mask.unsqueeze_dim(3)
+        }
+        None => x,
+    }
+}
+
+/// The same from decays: what gated linear attention computes, too. With a decay of 1 and a weight of
+/// 1 it is linear attention with queries C, keys B and values x.
+///
+/// # Errors
+/// As [`ssd`].
+pub fn ssd_discrete(input: SsdDiscrete) -> Result<(Tensor<4>, Option<Tensor<4>>), Error> {
+    let [batch, len, heads, p] = input.x.dims();
+    let (groups, n) = check(&input)?;
+    let channels = heads * p;
+    let (mut weight, mut log_decay) = (input.weight, input.log_decay);
+    if let Some(steps) = input.steps.as_ref().filter(|steps| !steps.is_plain()) {
+        let mask = |zero: Step| steps.but(zero, &weight.device()).cast(weight.dtype());
+        let (live, keep) = (mask(Step::Skip), mask(Step::First));
+        weight = weight * live.clone();
+        let forget = (keep.clone().neg() + 1.0).mul_scalar(FORGET);
+        log_decay = log_decay * live * keep + forget;
+    }
+    let x = input.x.reshape([batch, len, channels]);
+    let implementation = choose("ssd", input.implementation, &x)?;
+    let flat = |x: Tensor<4>| x.reshape([batch, len, groups * n]);
+    let inputs = Inputs {
+        h0: match input.h0 {
+            Some(h) => h.reshape([batch, channels, n]).swap_dims(1, 2),
+            None => Tensor::zeros([batch, n, channels], (&x.device(), x.dtype())),
+        },
+        x,
+        weight,
+        log_decay,
+        b: flat(input.b),
+        c: flat(input.c),
+    };
+    let plan =
+        Plan { heads, groups, chunk: input.chunk, keep_state: input.keep_state, implementation };
+    let (y, h) = match implementation {
+        Implementation::Reference => {
+            let (y, h) = reference::scan(inputs, &plan);
+            (y, plan.keep_state.then_some(h))
+        }
+        _ => {
+            let out = <Dispatch as SsdOps>::ssd_forward(inputs.into_dispatch(), plan.clone());
+            unpack(Tensor::from_dispatch(out), len, plan.keep_state)
+        }
+    };
+    let y = live(y.reshape([batch, len, heads, p]), input.steps.as_ref());
+    Ok((y, h.map(|h| h.swap_dims(1, 2).reshape([batch, heads, p, n]))))
+}
+
+/// G and N.
+fn check(x: &SsdDiscrete) -> Result<(usize, usize), Error> {
+    let fail = |reason: String| Err(Error::shape("ssd", reason));
+    let [batch, len, heads, p] = x.x.dims();
+    let [_, _, groups, n] = x.b.dims();
+    if batch * len * heads * p * groups * n == 0 {
+        return fail(format!("an empty dimension in x {:?} or B {:?}", x.x.dims(), x.b.dims()));
+    }
+    if heads % groups != 0 {
+        return fail(format!("{groups} groups do not divide {heads} heads"));
+    }
+    if x.chunk == 0 {
+        return fail("chunk is 0, expected at least 1 token".into());
+    }
+    let wanted = [
+        ("weight", Some(x.weight.dims().to_vec()), vec![batch, len, heads]),
+        ("log_decay", Some(x.log_decay.dims().to_vec()), vec![batch, len, heads]),
+        ("B", Some(x.b.dims().to_vec()), vec![batch, len, groups, n]),
+        ("C", Some(x.c.dims().to_vec()), vec![batch, len, groups, n]),
+        ("h0", x.h0.as_ref().map(|h| h.dims().to_vec()), vec![batch, heads, p, n]),
+    ];
+    for (name, got, want) in wanted {
+        if let Some(got) = got.filter(|got| *got != want) {
+            return fail(format!("{name} is {got:?}, expected {want:?} for x {:?}", x.x.dims()));
+        }
+    }
+    if let Some(s) = x.steps.as_ref().filter(|s| (s.batch(), s.len()) != (batch, len)) {
+        return fail(format!("steps of {} rows of {} for x {:?}", s.batch(), s.len(), x.x.dims()));
+    }
+    Ok((groups, n))
+}
+
+/// Tensors as the implementations take them; E is H·P.
+struct Inputs {
+    /// `[B, T, E]`
+    x: Tensor<3>,
+    /// `[B, T, H]`
+    weight: Tensor<3>,
+    /// `[B, T, H]`
+    log_decay: Tensor<3>,
+    /// `[B, T, G·N]`
+    b: Tensor<3>,
+    /// `[B, T, G·N]`
+    c: Tensor<3>,
+    /// `[B, N, E]`
+    h0: Tensor<3>,
+}
+
+impl Inputs {
+    fn into_dispatch(self) -> SsdTensors<Dispatch> {
+        SsdTensors {
+            x: self.x.into_dispatch(),
+            weight: self.weight.into_dispatch(),
+            log_decay: self.log_decay.into_dispatch(),
+            b: self.b.into_dispatch(),
+            c: self.c.into_dispatch(),
+            h0: self.h0.into_dispatch(),
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Every implementation against the reference in f64: outputs, states and all gradients.
+
+mod selective;
+mod ssd;
+
+use super::{Step, Steps};
+use crate::TokenMeta;
+use burn::tensor::{DType, Device, Tensor, TensorData};
+
+/// Numbers of about the size of `scale`, the same in both precisions.
+fn leaf<const D: usize>(shape: [usize; D], seed: u64, scale: f32, dtype: DType) -> Tensor<D> {
+    let value = |i: u64| {
+        let x =
+            (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ seed.wrapping_mul(0xD1B5_4A32_D192_ED03);
+        let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        ((x >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * scale
+    };
+    let n = shape.iter().product::<usize>() as u64;
+    let data = TensorData::new((0..n).map(value).collect::<Vec<f32>>(), shape);
+    let x = Tensor::<D>::from_data(data, (&Device::default(), DType::F32));
+    Tensor::from_inner(x.cast(dtype)).require_grad()
+}
+
+fn host<const D: usize>(x: Tensor<D>) -> Vec<f64> {
+    x.inner().cast(DType::F64).into_data().iter::<f64>().collect()
+}
+
+/// RMS(a − b) / RMS(b)
+fn ratio(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let square = |x: f64| x * x;
+    let diff: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
+    match b.iter().map(|b| square(*b)).sum::<f64>() {
+        0.0 => diff.sqrt(),
+        size => (diff / size).sqrt(),
+    }
+}
+
+/// Named results of a pass: outputs within 2e-6, gradients within 1e-5.
+type Pass = Vec<(&'static str, Vec<f64>)>;
+
+fn compare(case: &str, got: &Pass, want: &Pass) {
+    for ((name, got), (_, want)) in got.iter().zip(want) {
+        let allowed = if name.starts_with('d') { 1e-5 } else { 2e-6 };
+        let r = ratio(got, want);
+        assert!(r <= allowed, "{case}: {name} differs by {r:.1e}");
+    }
+}
+
+/// Two rows that begin and end in all ways: documents, one of a single token, padding before,
+/// between and behind.
+fn broken(len: usize) -> Steps {
+    let segment = |i: usize| match i * 8 / len {
+        0 => -1,
+        1 | 2 => 0,
+        3 => 1,
+        4 => -1,
+        5 | 6 => 2,
+        _ => 3,
+    };
+    let mut segments: Vec<i32> = (0..len).map(segment).collect();
+    segments.extend((0..len).map(|i| if i + 5 < len { 0 } else { -1 }));
+    if len > 2 {
+        segments[len / 2] = 1;
+    }
+    let tokens = TokenMeta::new(2, len, vec![0; 2 * len], segments).unwrap();
+    // A past, so that the first document of a row may be another one than its state is of.
+    Steps::of(&tokens, Some(&[-1, 0])).unwrap().0
+}
+
+#[test]
+fn steps_follow_documents() {
+    use Step::{First, Next, Skip};
+    let tokens = TokenMeta::new(1, 6, vec![0; 6], vec![-1, 2, 2, -1, 2, 5]).unwrap();
+    let (steps, last) = Steps::of(&tokens, None).unwrap();
+    assert_eq!(steps.row(0), [Skip, Next, Next, Skip, Next, First]);
+    assert_eq!((last, steps.is_plain(), steps.has_padding()), (vec![5], false, true));
+    assert_eq!(Steps::of(&tokens, Some(&[1])).unwrap().0.row(0)[1], First);
+    assert_eq!(Steps::of(&tokens, Some(&[2])).unwrap().0.row(0)[1], Next);
+    let text = Steps::of(&tokens, Some(&[3])).unwrap_err().to_string();
+    assert!(text.contains("row 0, token 1: document 2 comes after document 3"), "{text}");
+    assert!(Steps::of(&tokens, Some(&[0, 0])).is_err());
+    assert!(Steps::plain(2, 3).is_plain());
+
+    // Three inputs back, the tail's own being 0, 1 and 2.
+    let taps = steps.taps(3);
+    assert_eq!(taps[..3], [-1, -1, -1]);
+    assert_eq!(taps[3..6], [1, 2, 4]);
+    assert_eq!(taps[12..15], [4, 5, 7]);
+    assert_eq!(taps[15..], [-1, -1, 8]);
+    assert_eq!(steps.tail(3), [-1, -1, 8]);
+    assert_eq!(Steps::plain(1, 2).tail(3), [2, 3, 4]);
+}

@@ -1,0 +1,259 @@
+use super::{Pass, broken, compare, host, leaf, ratio};
+use crate::Implementation::{self, Auto, Reference, Tiled};
+use crate::{SelectiveScan, Ssd, SsdDiscrete, Steps, TokenMeta, selective_scan, ssd, ssd_discrete};
+use burn::tensor::{DType, Tensor};
+
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    batch: usize,
+    len: usize,
+    heads: usize,
+    p: usize,
+    n: usize,
+    groups: usize,
+    chunk: usize,
+    full: bool,
+    h0: bool,
+    documents: bool,
+}
+
+const CASE: Case = Case {
+    batch: 2,
+    len: 53,
+    heads: 4,
+    p: 3,
+    n: 5,
+    groups: 2,
+    chunk: 16,
+    full: true,
+    h0: true,
+    documents: false,
+};
+
+fn run(case: Case, dtype: DType, implementation: Implementation) -> Pass {
+    let Case { batch, len, heads, p, n, groups, .. } = case;
+    let x = leaf([batch, len, heads, p], 1, 1.0, dtype);
+    let dt = leaf([batch, len, heads], 2, if case.full { 2.0 } else { 0.5 }, dtype);
+    let a = leaf([heads], 3, 1.5, dtype);
+    let b = leaf([batch, len, groups, n], 4, 1.0, dtype);
+    let c = leaf([batch, len, groups, n], 5, 1.0, dtype);
+    let d = leaf([if case.h0 { heads } else { heads * p }], 6, 1.0, dtype);
+    let z = leaf([batch, len, heads, p], 7, 3.0, dtype);
+    let bias = leaf([heads], 8, 1.0, dtype);
+    let h0 = leaf([batch, heads, p, n], 9, 1.0, dtype);
+    // Without softplus Δ must be positive for A to make it a decay.
+    let step = if case.full { dt.clone() } else { dt.clone() * dt.clone() };
+    let (y, h) = ssd(Ssd {
+        d: case.full.then(|| d.clone()),
+        z: case.full.then(|| z.clone()),
+        dt_bias: case.full.then(|| bias.clone()),
+        softplus: case.full,
+        dt_limit: case.full.then_some((0.3, 1.5)),
+        h0: case.h0.then(|| h0.clone()),
+        steps: case.documents.then(|| broken(len)),
+        chunk: case.chunk,
+        keep_state: true,
+        implementation,
+        ..Ssd::new(x.clone(), step, a.clone().exp().neg(), b.clone(), c.clone())
+    })
+    .unwrap();
+    let h = h.unwrap();
+    let loss = (y.clone() * leaf([batch, len, heads, p], 10, 1.0, dtype).detach()).sum()
+        + (h.clone() * leaf([batch, heads, p, n], 11, 1.0, dtype).detach()).sum();
+    let grads = loss.backward();
+    let of = |x: &Tensor<4>| x.grad(&grads).map(host).unwrap_or_default();
+    let of_head = |x: &Tensor<1>| x.grad(&grads).map(host).unwrap_or_default();
+    vec![
+        ("y", host(y)),
+        ("h", host(h)),
+        ("dx", of(&x)),
+        ("ddt", dt.grad(&grads).map(host).unwrap()),
+        ("da", of_head(&a)),
+        ("db", of(&b)),
+        ("dc", of(&c)),
+        ("dd", of_head(&d)),
+        ("dz", of(&z)),
+        ("dbias", of_head(&bias)),
+        ("dh0", of(&h0)),
+    ]
+}
+
+fn check(case: Case) {
+    let want = run(case, DType::F64, Reference);
+    for implementation in [Tiled, Auto] {
+        let got = run(case, DType::F32, implementation);
+        compare(&format!("{case:?} {implementation:?}"), &got, &want);
+    }
+}
+
+#[test]
+fn every_chunk_equals_the_reference() {
+    for chunk in [1, 16, 64, 256] {
+        for len in [1, chunk - 1, chunk, chunk + 1, 3 * chunk + 5] {
+            if (1..=300).contains(&len) {
+                check(Case { len, chunk, ..CASE });
+            }
+        }
+    }
+}
+
+#[test]
+fn every_option_equals_the_reference() {
+    for full in [false, true] {
+        for documents in [false, true] {
+            for h0 in [false, true] {
+                check(Case { full, documents, h0, ..CASE });
+            }
+        }
+    }
+}
+
+#[test]
+fn every_width_equals_the_reference() {
+    for (heads, p, n, groups) in
+        [(1, 1, 1, 1), (3, 8, 16, 1), (6, 4, 3, 6), (6, 5, 3, 3), (10, 33, 17, 1), (2, 64, 40, 1)]
+    {
+        check(Case { heads, p, n, groups, documents: true, ..CASE });
+    }
+}
+
+/// With A and Δ repeated over the channels of a head it is the scan of Mamba-1.
+#[test]
+fn it_equals_the_selective_scan() {
+    let (batch, len, heads, p, n) = (2, 70, 3, 4, 5);
+    let value = |shape, seed| leaf::<4>(shape, seed, 1.0, DType::F32).inner();
+    let x = value([batch, len, heads, p], 1);
+    let dt = value([batch, len, heads, 1], 2).exp();
+    let a = leaf([heads], 3, 1.0, DType::F32).inner().exp().neg();
+    let (b, c) = (value([batch, len, 1, n], 4), value([batch, len, 1, n], 5));
+    let flat = |x: Tensor<4>| x.reshape([batch, len, heads * p]);
+    let (want, _) = selective_scan(SelectiveScan {
+        keep_state: true,
+        ..SelectiveScan::new(
+            flat(x.clone()),
+            flat(dt.clone().repeat_dim(3, p)),
+            a.clone()
+                .reshape([heads, 1, 1])
+                .repeat_dim(1, p)
+                .repeat_dim(2, n)
+                .reshape([heads * p, n]),
+            b.clone(),
+            c.clone(),
+        )
+    })
+    .unwrap();
+    let (got, _) = ssd(Ssd::new(x, dt.squeeze_dim(3), a, b, c)).unwrap();
+    assert!(ratio(&host(flat(got)), &host(want)) < 1e-6);
+}
+
+/// Without decay it is causal linear attention.
+#[test]
+fn without_decay_it_is_linear_attention() {
+    let (batch, len, heads, p, n) = (1, 40, 2, 3, 4);
+    let value = |shape, seed| leaf::<4>(shape, seed, 1.0, DType::F32).inner();
+    let (x, b, c) = (
+        value([batch, len, heads, p], 1),
+        value([batch, len, 1, n], 2),
+        value([batch, len, 1, n], 3),
+    );
+    let one = Tensor::<3>::ones([batch, len, heads], &x.device());
+    let (got, _) = ssd_discrete(SsdDiscrete {
+        x: x.clone(),
+        weight: one.clone(),
+        log_decay: one.mul_scalar(0.0),
+        b: b.clone(),
+        c: c.clone(),
+        h0: None,
+        steps: None,
+        chunk: 16,
+        keep_state: false,
+        implementation: Auto,
+    })
+    .unwrap();
+    let heads_first = |x: Tensor<4>| x.swap_dims(1, 2);
+    let scores = heads_first(c).matmul(heads_first(b).transpose()).tril(0).repeat_dim(1, heads);
+    let want = heads_first(scores.matmul(heads_first(x)));
+    assert!(ratio(&host(got), &host(want)) < 1e-6);
+}
+
+/// A boundary within a chunk, two in one chunk, and a document that crosses into the next: each
+/// document's outputs have the bits that they have without the others before it.
+#[test]
+fn documents_do_not_see_each_other() {
+    let (heads, p, n) = (2, 3, 4);
+    let lengths = vec![10, 3, 25, 20];
+    let go = |change: f32| {
+        let tokens = TokenMeta::packed(&[lengths.clone()], 60).unwrap();
+        let mask: Vec<f32> = (0..60).map(|t| if t < 10 { change } else { 1.0 }).collect();
+        let mask = Tensor::<1>::from_floats(&mask[..], &Default::default()).reshape([1, 60, 1, 1]);
+        let x = leaf([1, 60, heads, p], 1, 1.0, DType::F32).inner() * mask.clone();
+        let dt = leaf([1, 60, heads], 2, 1.0, DType::F32).inner() * mask.squeeze_dim(3);
+        let a = leaf([heads], 3, 1.0, DType::F32).inner().exp().neg();
+        let value = |seed| leaf([1, 60, 1, n], seed, 1.0, DType::F32).inner();
+        let (y, h) = ssd(Ssd {
+            softplus: true,
+            chunk: 16,
+            steps: Some(Steps::of(&tokens, None).unwrap().0),
+            keep_state: true,
+            ..Ssd::new(x, dt, a, value(4), value(5))
+        })
+        .unwrap();
+        (host(y), host(h.unwrap()))
+    };
+    let ((y, h), (other, other_h)) = (go(1.0), go(-2.0));
+    assert_ne!(y[..10 * heads * p], other[..10 * heads * p]);
+    assert_eq!(y[10 * heads * p..], other[10 * heads * p..]);
+    assert_eq!(h, other_h);
+    assert!(y[58 * heads * p..].iter().all(|y| *y == 0.0));
+}
+
+/// Decays to nothing within a token, and none at all: no NaN, and still the reference.
+#[test]
+fn extreme_decays_stay_finite() {
+    for (dt, a) in [(10.0, -16.0), (0.0, -16.0), (1e-3, -1.0)] {
+        let go = |dtype, implementation| {
+            let x = leaf([1, 70, 2, 3], 1, 1.0, dtype);
+            let step = leaf([1, 70, 2], 2, 0.0, dtype).detach().add_scalar(dt).require_grad();
+            let a = leaf([2], 3, 0.0, dtype).detach().add_scalar(a).require_grad();
+            let (b, c) = (leaf([1, 70, 1, 4], 4, 1.0, dtype), leaf([1, 70, 1, 4], 5, 1.0, dtype));
+            let input =
+                Ssd { implementation, ..Ssd::new(x.clone(), step.clone(), a.clone(), b, c) };
+            let y = ssd(input).unwrap().0;
+            let grads = (y.clone() * leaf([1, 70, 2, 3], 6, 1.0, dtype).detach()).sum().backward();
+            vec![
+                ("y", host(y)),
+                ("dx", host(x.grad(&grads).unwrap())),
+                ("ddt", host(step.grad(&grads).unwrap())),
+            ]
+        };
+        let want = go(DType::F64, Reference);
+        assert!(want.iter().all(|(_, x)| x.iter().all(|x| x.is_finite())));
+        for implementation in [Tiled, Auto] {
+            compare(&format!("{dt} {a}"), &go(DType::F32, implementation), &want);
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let x = |shape: [usize; 4]| leaf(shape, 1, 1.0, DType::F32);
+    let good = || {
+        let dt = leaf([1, 3, 4], 1, 1.0, DType::F32);
+        let a = leaf([4], 1, 1.0, DType::F32);
+        Ssd::new(x([1, 3, 4, 2]), dt, a, x([1, 3, 2, 5]), x([1, 3, 2, 5]))
+    };
+    assert!(ssd(good()).is_ok());
+    let cases: [(&str, Ssd); 7] = [
+        ("dt is [1, 3, 5]", Ssd { dt: leaf([1, 3, 5], 1, 1.0, DType::F32), ..good() }),
+        ("A is [3]", Ssd { a: leaf([3], 1, 1.0, DType::F32), ..good() }),
+        ("3 groups do not divide 4 heads", Ssd { b: x([1, 3, 3, 5]), ..good() }),
+        ("chunk is 0", Ssd { chunk: 0, ..good() }),
+        ("D is [3]", Ssd { d: Some(leaf([3], 1, 1.0, DType::F32)), ..good() }),
+        ("dt_limit is (2, 1)", Ssd { dt_limit: Some((2.0, 1.0)), ..good() }),
+        ("steps of 2 rows of 3", Ssd { steps: Some(Steps::plain(2, 3)), ..good() }),
+    ];
+    for (text, input) in cases {
+        let error = ssd(input).unwrap_err();
+        assert!(error.to_string().contains(text), "{error}");
+    }
+}

@@ -1,0 +1,231 @@
+//! What state-space layers share: a short convolution, the initial values that their papers give,
+//! and the memory between calls.
+
+use super::{Linear, MixContext, Recurrent, State, Tap, Taps};
+use crate::streams::{Draw, Purpose, Streams};
+use crate::{Error, Result};
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor, TensorData};
+use longburn_kernels::Steps;
+use longburn_kernels::fused::{causal_conv_silu, conv_tail};
+use serde::{Deserialize, Serialize};
+
+/// Range of the initial step sizes Δ: drawn evenly on a logarithmic scale.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StepSizes {
+    /// Least.
+    pub min: f64,
+    /// Greatest.
+    pub max: f64,
+    /// None is smaller.
+    pub floor: f64,
+}
+
+impl Default for StepSizes {
+    fn default() -> Self {
+        Self { min: 1e-3, max: 0.1, floor: 1e-4 }
+    }
+}
+
+impl StepSizes {
+    /// Refuses what gives no numbers.
+    pub(crate) fn check(&self, what: &str) -> Result<()> {
+        let Self { min, max, floor } = *self;
+        let bad = |field: &str, value: f64, expected: &str| {
+            Err(Error::config(what, format!("step_sizes.{field}"), value, expected))
+        };
+        match () {
+            _ if !(min > 0.0 && min.is_finite()) => bad("min", min, "a number above 0"),
+            _ if !(max >= min && max.is_finite()) => bad("max", max, "at least step_sizes.min"),
+            _ if !(floor > 0.0 && floor.is_finite()) => bad("floor", floor, "a number above 0"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Biases whose softplus are drawn step sizes, `[n]`.
+    pub(crate) fn biases(
+        &self,
+        n: usize,
+        streams: &Streams,
+        index: u32,
+        device: &Device,
+    ) -> Tensor<1> {
+        let (low, high) = (self.min.ln(), self.max.ln());
+        let draw = |unit: f64| {
+            let dt = (low + unit * (high - low)).exp().max(self.floor);
+            // The inverse of softplus; e^dt − 1 keeps the digits of a small dt.
+            (dt + (-(-dt).exp_m1()).ln()) as f32
+        };
+        drawn([n], streams, index, device, draw)
+    }
+}
+
+/// `value` of numbers that are uniform in [0, 1).
+pub(crate) fn drawn<const D: usize>(
+    shape: [usize; D],
+    streams: &Streams,
+    index: u32,
+    device: &Device,
+    value: impl Fn(f64) -> f32,
+) -> Tensor<D> {
+    let mut rng = streams.rng(Purpose::Init, 0, 0, index);
+    let data: Vec<f32> = (0..shape.iter().product()).map(|_| value(rng.unit())).collect();
+    Tensor::from_data(TensorData::new(data, shape), device)
+}
+
+/// Uniform in ± `bound`.
+pub(crate) fn uniform<const D: usize>(
+    shape: [usize; D],
+    bound: f64,
+    streams: &Streams,
+    index: u32,
+    device: &Device,
+) -> Tensor<D> {
+    drawn(shape, streams, index, device, |unit| ((2.0 * unit - 1.0) * bound) as f32)
+}
+
+/// A linear layer as PyTorch draws it, uniform in ± `factor`/√in; biases zero.
+pub(crate) fn linear(
+    (from, to): (usize, usize),
+    bias: bool,
+    factor: f64,
+    (streams, index): (&Streams, u32),
+    device: &Device,
+) -> Linear {
+    let bound = factor / (from as f64).sqrt();
+    Linear {
+        weight: Param::from_tensor(uniform([to, from], bound, streams, index, device)),
+        bias: bias.then(|| Param::from_tensor(Tensor::zeros([to], device))),
+        lora: None,
+    }
+}
+
+/// Causal depthwise convolution over a few inputs of each channel, then silu.
+#[derive(Module, Debug)]
+pub struct Conv1d {
+    /// `[C, 1, K]`, the newest input last
+    pub weight: Param<Tensor<3>>,
+    /// `[C]`
+    pub bias: Option<Param<Tensor<1>>>,
+}
+
+impl Conv1d {
+    /// Uniform in ± 1/√K; streams `first` and `first + 1`.
+    pub(crate) fn init(
+        (channels, k): (usize, usize),
+        bias: bool,
+        (streams, first): (&Streams, u32),
+        device: &Device,
+    ) -> Self {
+        let bound = 1.0 / (k as f64).sqrt();
+        let bias = bias.then(|| uniform([channels], bound, streams, first + 1, device));
+        Self {
+            weight: Param::from_tensor(uniform([channels, 1, k], bound, streams, first, device)),
+            bias: bias.map(Param::from_tensor),
+        }
+    }
+
+    /// # Shapes
+    /// x `[B, T, C]`, tail `[B, 1, K, C]` -> `[B, T, C]`
+    fn forward(&self, x: Tensor<3>, past: &Past) -> Tensor<3> {
+        let bias = self.bias.as_ref().map(Param::val);
+        causal_conv_silu(x, self.weight.val().squeeze_dim(1), bias, past.tail(), &past.steps)
+    }
+
+    /// K
+    fn taps(&self) -> usize {
+        self.weight.dims()[2]
+    }
+}
+
+/// What a call finds: the state of an earlier one, and what each new token does to it.
+pub(crate) struct Past {
+    pub(crate) steps: Steps,
+    /// Behind the new tokens.
+    documents: Vec<i32>,
+    state: Option<Recurrent>,
+    len: usize,
+}
+
+impl Past {
+    /// # Errors
+    /// When tokens, input and state are not of the same rows or not of this layer's sizes, there is no
+    /// token, or documents are not in order.
+    pub(crate) fn new(
+        layer: &str,
+        x_BTD: &Tensor<3>,
+        ctx: &MixContext<'_>,
+        state: Option<State>,
+        (conv, ssm): ([usize; 2], [usize; 3]),
+    ) -> Result<Self> {
+        let [b, t, _] = x_BTD.dims();
+        if (ctx.tokens.batch(), ctx.tokens.len()) != (b, t) || b * t == 0 {
+            let (rows, len) = (ctx.tokens.batch(), ctx.tokens.len());
+            let reason = format!("{b} rows of {t} tokens with attributes for {rows} rows of {len}");
+            return Err(Error::shape(layer, reason));
+        }
+        let state = match state {
+            None => None,
+            Some(State::Recurrent(state)) => {
+                let ([k, c], [h, p, n]) = (conv, ssm);
+                let got = (state.conv.dims(), state.ssm.dims());
+                let want = ([b, 1, k, c], [b, h, p, n]);
+                if got != want {
+                    let reason = format!("a state of {got:?}, expected {want:?}");
+                    return Err(Error::shape(layer, reason));
+                }
+                Some(state)
+            }
+            Some(other) => {
+                let reason = format!("the state of another kind of layer, {}", other.kind());
+                return Err(Error::shape(layer, reason));
+            }
+        };
+        let before = state.as_ref().map(|state| &state.documents[..]);
+        let (steps, documents) = Steps::of(ctx.tokens, before)?;
+        Ok(Self { steps, documents, len: t + state.as_ref().map_or(0, |s| s.tokens), state })
+    }
+
+    fn tail(&self) -> Option<Tensor<3>> {
+        self.state.as_ref().map(|state| state.conv.clone().squeeze_dim(1))
+    }
+
+    /// `[B, H, P, N]`
+    pub(crate) fn ssm(&self) -> Option<Tensor<4>> {
+        self.state.as_ref().map(|state| state.ssm.clone())
+    }
+
+    /// The convolution, and what the next call needs of its input where that is `wanted`.
+    pub(crate) fn convolve(
+        &self,
+        conv: &Conv1d,
+        x: Tensor<3>,
+        wanted: bool,
+    ) -> (Tensor<3>, Option<Tensor<3>>) {
+        let tail = wanted.then(|| conv_tail(x.clone(), self.tail(), &self.steps, conv.taps()));
+        (conv.forward(x, self), tail)
+    }
+
+    /// The state behind the new tokens.
+    pub(crate) fn next(self, tail: Option<Tensor<3>>, ssm: Option<Tensor<4>>) -> Option<State> {
+        let (tail, ssm) = (tail?, ssm?);
+        let conv = tail.unsqueeze_dim(1);
+        Some(State::Recurrent(Recurrent { conv, ssm, documents: self.documents, tokens: self.len }))
+    }
+}
+
+/// The mixer's output before its last projection, `[B, 1, T, E]`, where it was asked for.
+pub(crate) fn taps(ctx: &MixContext<'_>, y_BTE: &Tensor<3>) -> Taps {
+    let mixed = ctx.taps.contains(&Tap::Mixed).then(|| y_BTE.clone().unsqueeze_dim(1));
+    Taps { mixed, ..Taps::default() }
+}
+
+/// Which code runs on `device`.
+pub(crate) fn code(ctx: &MixContext<'_>, device: &Device) -> String {
+    let probe = Tensor::<3>::zeros([1, 1, 1], device);
+    match longburn_kernels::scan::implementation_for(ctx.implementation, &probe) {
+        Ok(chosen) => format!("kernel `{chosen:?}` on {device:?}"),
+        Err(error) => error.to_string(),
+    }
+}
