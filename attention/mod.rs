@@ -15,6 +15,7 @@ mod schedule;
 mod site;
 mod state;
 mod state_space;
+mod weights;
 
 pub use context::{MixContext, MixOutput, Phase, Tap, Taps};
 pub use dense::{Dense, DenseConfig};
@@ -77,6 +78,10 @@ pub enum MixerConfig {
     LongLora(LongLoraConfig),
     /// Fast weights that learn by chunks, beside window attention (LaCT).
     Lact(LactConfig),
+    /// Selective state spaces (Mamba).
+    Mamba1(Mamba1Config),
+    /// State-space duality (Mamba-2).
+    Mamba2(Mamba2Config),
 }
 
 impl MixerConfig {
@@ -85,30 +90,36 @@ impl MixerConfig {
     /// # Errors
     /// As [`init`](Self::init), and for attention in a family without.
     pub fn build(&self, site: &MixerSite<'_>) -> Result<Mixer> {
-        match self {
-            Self::Lact(config) => Ok(Mixer::Lact(config.build(site)?)),
-            _ => self.init(site.projections()?, site.window),
-        }
+        let MixerSite { hidden, layers, streams, device, .. } = *site;
+        let first = site.own_streams();
+        Ok(match self {
+            Self::Lact(config) => Mixer::Lact(config.build(site)?),
+            Self::Mamba1(config) => {
+                Mixer::Mamba1(config.init(hidden, layers, streams, first, device)?)
+            }
+            Self::Mamba2(config) => {
+                Mixer::Mamba2(config.init(hidden, layers, streams, first, device)?)
+            }
+            _ => self.init(site.projections()?, site.window)?,
+        })
     }
 
     /// Build for a layer with these projections.
     ///
     /// # Errors
-    /// When the settings do not fit the layer (odd number of heads, a window beside groups ...), and
-    /// [`Error::Unsupported`] for a mixer with weights of its own.
+    /// When the settings do not fit the layer (odd number of heads, a window beside groups ...),
+    /// and [`Error::Unsupported`] for a mixer that is not built around projections.
     pub fn init(&self, proj: AttnProjections, window: Option<usize>) -> Result<Mixer> {
         Ok(match self {
             Self::Dense => Mixer::Dense(DenseConfig::new().with_window(window).init(proj)),
             Self::LongLora(config) => Mixer::LongLora(config.init(proj, window)?),
-            Self::Lact(_) => return Err(self.not_around_projections()),
+            Self::Lact(_) | Self::Mamba1(_) | Self::Mamba2(_) => {
+                return Err(Error::Unsupported {
+                    what: format!("{} around the projections of attention", self.name()),
+                    remedy: "build it for a layer, with MixerConfig::build".into(),
+                });
+            }
         })
-    }
-
-    fn not_around_projections(&self) -> Error {
-        Error::Unsupported {
-            what: format!("the mixer {} around q, k, v and o of another layer", self.name()),
-            remedy: "build it for a place in a model (MixerConfig::build, Decoder::convert)".into(),
-        }
     }
 
     /// Mask of the attention of a training pass in a layer with the checkpoint's own sliding `window`.
@@ -128,6 +139,10 @@ impl MixerConfig {
                     .into(),
                 remedy: "use form = \"segment\"".into(),
             }),
+            Self::Mamba1(_) | Self::Mamba2(_) => Err(Error::Unsupported {
+                what: format!("the mask of {}, which has a state and no mask", self.name()),
+                remedy: "look at a layer with attention".into(),
+            }),
         }
     }
 
@@ -135,16 +150,21 @@ impl MixerConfig {
     pub fn in_inference(&self) -> Self {
         match self {
             Self::Dense | Self::LongLora(_) => Self::Dense,
-            Self::Lact(_) => self.clone(),
+            Self::Lact(_) | Self::Mamba1(_) | Self::Mamba2(_) => self.clone(),
+        }
+    }
+
+    /// Whether it is built around q, k, v and o.
+    pub fn has_projections(&self) -> bool {
+        match self {
+            Self::Dense | Self::LongLora(_) => true,
+            Self::Lact(_) | Self::Mamba1(_) | Self::Mamba2(_) => false,
         }
     }
 
     /// Whether q, k, v and o are all the weights it has.
     pub fn has_projections_only(&self) -> bool {
-        match self {
-            Self::Dense | Self::LongLora(_) => true,
-            Self::Lact(_) => false,
-        }
+        self.has_projections() && self.own_weights(1).is_empty()
     }
 
     /// Whether a layer with `other` has the same weights.
@@ -161,6 +181,8 @@ impl MixerConfig {
             Self::Dense => "dense",
             Self::LongLora(_) => "longlora",
             Self::Lact(_) => "lact",
+            Self::Mamba1(_) => "mamba1",
+            Self::Mamba2(_) => "mamba2",
         }
     }
 }
@@ -175,6 +197,10 @@ pub enum Mixer {
     LongLora(LongLora),
     /// See [`lact`].
     Lact(Lact),
+    /// See [`mamba1`].
+    Mamba1(Mamba1),
+    /// See [`mamba2`].
+    Mamba2(Mamba2),
 }
 
 impl Mixer {
@@ -183,23 +209,27 @@ impl Mixer {
         match self {
             Self::Dense(m) => Some(&m.proj),
             Self::LongLora(m) => Some(&m.proj),
-            Self::Lact(_) => None,
+            Self::Lact(_) | Self::Mamba1(_) | Self::Mamba2(_) => None,
         }
     }
 
     /// Another mechanism around the same projections, or with the same weights of its own.
     ///
     /// # Errors
-    /// As [`MixerConfig::init`].
+    /// As [`MixerConfig::init`], and [`Error::Unsupported`] for a mixer without projections.
     pub fn swap(self, config: &MixerConfig) -> Result<Self> {
-        let (proj, window) = match self {
-            Self::Dense(m) => (m.proj, m.window),
-            Self::LongLora(m) => (m.proj, m.window),
-            Self::Lact(m) => {
-                return match config {
-                    MixerConfig::Lact(config) => Ok(Self::Lact(m.with_config(config)?)),
-                    other => Err(other.not_around_projections()),
-                };
+        let (proj, window) = match (self, config) {
+            (Self::Dense(m), _) => (m.proj, m.window),
+            (Self::LongLora(m), _) => (m.proj, m.window),
+            (Self::Lact(m), MixerConfig::Lact(config)) => {
+                return Ok(Self::Lact(m.with_config(config)?));
+            }
+            (Self::Lact(_) | Self::Mamba1(_) | Self::Mamba2(_), _) => {
+                return Err(Error::Unsupported {
+                    what: format!("a layer with weights of its own as {}", config.name()),
+                    remedy: "load the checkpoint with Decoder::convert, which draws new weights"
+                        .into(),
+                });
             }
         };
         config.init(proj, window)
@@ -215,7 +245,7 @@ impl HasProjections for Mixer {
         match self {
             Self::Dense(m) => Some(&mut m.proj),
             Self::LongLora(m) => Some(&mut m.proj),
-            Self::Lact(_) => None,
+            Self::Lact(_) | Self::Mamba1(_) | Self::Mamba2(_) => None,
         }
     }
 }
@@ -231,6 +261,8 @@ impl SequenceMixer for Mixer {
             Self::Dense(m) => m.forward(x_BTD, ctx, state),
             Self::LongLora(m) => m.forward(x_BTD, ctx, state),
             Self::Lact(m) => m.forward(x_BTD, ctx, state),
+            Self::Mamba1(m) => m.forward(x_BTD, ctx, state),
+            Self::Mamba2(m) => m.forward(x_BTD, ctx, state),
         }
     }
 
@@ -239,6 +271,8 @@ impl SequenceMixer for Mixer {
             Self::Dense(m) => m.explain(ctx, device),
             Self::LongLora(m) => m.explain(ctx, device),
             Self::Lact(m) => m.explain(ctx, device),
+            Self::Mamba1(m) => m.explain(ctx, device),
+            Self::Mamba2(m) => m.explain(ctx, device),
         }
     }
 }

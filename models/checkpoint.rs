@@ -91,7 +91,7 @@ impl<M: SequenceMixer> Decoder<M> {
         device: &Device,
         mixer: impl FnMut(&MixerSite<'_>) -> Result<M>,
     ) -> Result<Self> {
-        let files = WeightFiles::open(dir)?;
+        let files = config.open_weights(dir)?;
         let file = dir.join("config.json");
         let mixers = match file.is_file() {
             true => ModelConfig::from_file(&file)?.mixers,
@@ -182,6 +182,16 @@ impl<M: SequenceMixer> Decoder<M> {
             span: None,
         })?;
         write_atomic(&dir.join("config.json"), text.as_bytes())
+    }
+}
+
+impl ModelConfig {
+    /// Open the weights of a folder under the names that `transformers` has for this family.
+    ///
+    /// # Errors
+    /// As [`WeightFiles::open`].
+    pub fn open_weights(&self, dir: &Path) -> Result<WeightFiles> {
+        WeightFiles::open(dir)?.renamed(|name| self.architecture.present_name(name))
     }
 }
 

@@ -7,6 +7,7 @@ mod build;
 mod check;
 mod extend;
 mod fields;
+mod mamba;
 mod mixers;
 mod read;
 mod rope;
@@ -39,12 +40,23 @@ pub enum Architecture {
     /// GPT-NeoX and Pythia: LayerNorm, GELU without a gate, biases, rotation of a part of each
     /// head, feed-forward layer beside attention.
     GptNeoX,
+    /// Mamba: state-space layers, nothing else.
+    Mamba,
+    /// Mamba-2, the same.
+    Mamba2,
 }
 
 impl Architecture {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3, Self::GptNeoX];
+    pub const ALL: [Self; 7] = [
+        Self::Llama,
+        Self::Mistral,
+        Self::Qwen2,
+        Self::Qwen3,
+        Self::GptNeoX,
+        Self::Mamba,
+        Self::Mamba2,
+    ];
 
     /// The name in the field `model_type`.
     pub fn model_type(self) -> &'static str {
@@ -54,6 +66,8 @@ impl Architecture {
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
             Self::GptNeoX => "gpt_neox",
+            Self::Mamba => "mamba",
+            Self::Mamba2 => "mamba2",
         }
     }
 
@@ -65,12 +79,19 @@ impl Architecture {
             Self::Qwen2 => "Qwen2",
             Self::Qwen3 => "Qwen3",
             Self::GptNeoX => "GPTNeoX",
+            Self::Mamba => "Mamba",
+            Self::Mamba2 => "Mamba2",
         }
     }
 
-    /// Whether its blocks have a feed-forward layer beside the mixer.
-    pub fn has_mlp(self) -> bool {
-        true
+    /// Whether its blocks are attention with positions, and a feed-forward layer.
+    pub fn has_attention(self) -> bool {
+        !matches!(self, Self::Mamba | Self::Mamba2)
+    }
+
+    /// Whether its attention may have a sliding window.
+    pub(crate) fn has_windows(self) -> bool {
+        matches!(self, Self::Mistral | Self::Qwen2 | Self::Qwen3)
     }
 
     /// Whether its norms have a bias beside the weight (LayerNorm).
@@ -96,11 +117,11 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Inner width of the feed-forward layer.
+    /// Inner width of the feed-forward layer; 0 in a family without.
     pub intermediate_size: usize,
     /// Blocks.
     pub num_hidden_layers: usize,
-    /// Query heads.
+    /// Query heads; 0, as the two below, in a family without attention.
     pub num_attention_heads: usize,
     /// Key and value heads; divides the query heads.
     pub num_key_value_heads: usize,
@@ -108,9 +129,9 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// ε of the norms.
     pub rms_norm_eps: f64,
-    /// Longest sequence the checkpoint is meant for, tokens.
+    /// Longest sequence the checkpoint is meant for, tokens; 2³⁰ where there is no such limit.
     pub max_position_embeddings: usize,
-    /// Rotary encoding.
+    /// Rotary encoding; of no use in a family without attention.
     pub rope: RopeConfig,
     /// Bias on the q, k and v projections.
     pub qkv_bias: bool,
@@ -160,8 +181,10 @@ impl ModelConfig {
     /// # Errors
     /// As [`from_file`](Self::from_file).
     pub fn from_json_str(text: &str, file_name: &str) -> Result<Self> {
-        let value: Value =
-            serde_json::from_str(text).map_err(|e| parse_error(&e, text, file_name, REMEDY))?;
+        let parsed = serde_json::from_str(text).or_else(|e| {
+            serde_json::from_str(&mamba::without_bare_infinities(text)).map_err(|_| e)
+        });
+        let value: Value = parsed.map_err(|e| parse_error(&e, text, file_name, REMEDY))?;
         let Value::Object(raw) = value else {
             return Err(Error::Parse {
                 file: file_name.into(),

@@ -5,8 +5,8 @@ use super::ModelConfig;
 use super::mlp::{Mlp, MlpConfig};
 use super::norm::{Norm, NormConfig};
 use crate::attention::{
-    AttnProjections, Linear, MixContext, MixOutput, Mixer, MixerSchedule, MixerSite, Phase,
-    SequenceMixer, State, Tap, Taps,
+    AttnProjections, Linear, MixContext, MixOutput, Mixer, MixerConfig, MixerSchedule, MixerSite,
+    Phase, SequenceMixer, State, Tap, Taps,
 };
 use crate::positional::{Positions, Rope, RopeTable};
 use crate::streams::Streams;
@@ -293,8 +293,12 @@ impl Decoder<Mixer> {
                 remedy: "load the checkpoint with Decoder::convert, which draws new weights".into(),
             });
         }
-        let swap = |(block, mixer): (Block<Mixer>, _)| {
-            Ok(Block { self_attn: block.self_attn.swap(mixer)?, ..block })
+        let swap = |(block, mixer): (Block<Mixer>, &MixerConfig)| {
+            // What has weights of its own is the same before and after.
+            match mixer.has_projections_only() {
+                true => Ok(Block { self_attn: block.self_attn.swap(mixer)?, ..block }),
+                false => Ok(block),
+            }
         };
         self.layers = self.layers.into_iter().zip(&mixers).map(swap).collect::<Result<_>>()?;
         self.config = config;
@@ -368,7 +372,7 @@ impl<M: SequenceMixer> Decoder<M> {
         let norm = NormConfig::new(hidden, config.rms_norm_eps).with_bias(bias);
         let norm = || norm.init(device);
         let shape = config.attention();
-        let has_mlp = config.architecture.has_mlp();
+        let has_mlp = config.architecture.has_attention();
         let block = |layer: usize| {
             let first = STREAMS_PER_BLOCK * (layer as u32 + 1);
             let site = MixerSite {
@@ -447,7 +451,7 @@ impl<M: SequenceMixer> Decoder<M> {
     ) -> MixContext<'a> {
         MixContext {
             tokens: &place.tokens,
-            rope: Some(&place.rope),
+            rope: self.config.architecture.has_attention().then_some(&place.rope),
             unrotated_cache: options.unrotated_cache.then_some(&self.rope),
             layer,
             phase: options.phase,

@@ -109,6 +109,51 @@ impl KeyMap for NeoXKeys {
     }
 }
 
+/// Names of Mamba and Mamba-2.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MambaKeys;
+
+/// Beginnings of module paths and of names, within a block and outside.
+const MAMBA: [(&str, &str); 2] = [("input_layernorm.", "norm."), ("self_attn.", "mixer.")];
+const MAMBA_ENDS: [(&str, &str); 3] = [
+    ("embed_tokens", "backbone.embeddings.weight"),
+    ("norm.", "backbone.norm_f."),
+    ("lm_head.", "lm_head."),
+];
+
+impl KeyMap for MambaKeys {
+    fn to_hf(&self, path: &str) -> Option<String> {
+        if path.contains(".lora.") {
+            return None;
+        }
+        let renamed = |pairs: &[(&str, &str)], rest: &str| {
+            let with = |(ours, theirs): &(&str, &str)| {
+                Some(format!("{theirs}{}", rest.strip_prefix(ours)?))
+            };
+            pairs.iter().find_map(with)
+        };
+        match in_block(path, "layers.") {
+            Some((layer, rest)) => Some(format!("backbone.{layer}{}", renamed(&MAMBA, rest)?)),
+            None => renamed(&MAMBA_ENDS, path),
+        }
+    }
+
+    fn to_path(&self, name: &str) -> Option<String> {
+        let renamed = |pairs: &[(&str, &str)], rest: &str| {
+            let with = |(ours, theirs): &(&str, &str)| {
+                Some(format!("{ours}{}", rest.strip_prefix(theirs)?))
+            };
+            pairs.iter().find_map(with)
+        };
+        match in_block(name, "backbone.layers.") {
+            Some((layer, rest)) => {
+                Some(format!("{}{}", layer.strip_prefix("backbone.")?, renamed(&MAMBA, rest)?))
+            }
+            None => renamed(&MAMBA_ENDS, name),
+        }
+    }
+}
+
 /// `layers.7.` and what follows.
 fn in_block<'a>(name: &'a str, start: &str) -> Option<(&'a str, &'a str)> {
     let number = name.strip_prefix(start)?;
@@ -127,7 +172,19 @@ impl Architecture {
     pub fn keys(self) -> &'static dyn KeyMap {
         match self {
             Self::GptNeoX => &NeoXKeys,
+            Self::Mamba | Self::Mamba2 => &MambaKeys,
             _ => &LlamaKeys,
+        }
+    }
+
+    /// The name that `transformers` has for a tensor of a file, which may be by the authors.
+    pub(super) fn present_name(self, name: &str) -> String {
+        match self {
+            Self::Mamba | Self::Mamba2 => {
+                let name = name.strip_prefix("model.").unwrap_or(name);
+                name.replacen("backbone.embedding.", "backbone.embeddings.", 1)
+            }
+            _ => name.into(),
         }
     }
 }

@@ -89,12 +89,15 @@ pub enum Role {
     Embedding,
     /// Norms of the residual stream: before the mixer, before the feed-forward layer, the last.
     Norm,
-    /// Norms of queries and keys.
+    /// Norms inside mixers: of queries and keys, with what scales and shifts them, of what a
+    /// state-space layer or fast weights say.
     QkNorm,
     /// The head, where it has weights of its own.
     Head,
-    /// Biases of linear layers.
+    /// Biases of linear layers and convolutions.
     Bias,
+    /// What shapes the state of state-space layers: decays, skips, biases of step sizes.
+    StateSpace,
 }
 
 impl Role {
@@ -110,7 +113,12 @@ impl Role {
             ("norm", _) if module == "norm" => Some(Self::Norm),
             (_, "bias") => Some(Self::Bias),
             ("lm_head", "weight") => Some(Self::Head),
-            ("q_norm" | "k_norm", "weight") => Some(Self::QkNorm),
+            ("q_norm" | "k_norm" | "norm_q" | "norm_k" | "ttt_norm", "weight") => {
+                Some(Self::QkNorm)
+            }
+            ("self_attn", "qk_scale" | "qk_offset") => Some(Self::QkNorm),
+            ("norm", "weight") if module.ends_with(".self_attn.norm") => Some(Self::QkNorm),
+            ("self_attn", "A_log" | "D" | "dt_bias") => Some(Self::StateSpace),
             _ => None,
         }
     }
@@ -122,6 +130,7 @@ impl Role {
             Self::QkNorm => "qk_norm",
             Self::Head => "head",
             Self::Bias => "bias",
+            Self::StateSpace => "state_space",
         }
     }
 }

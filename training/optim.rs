@@ -42,9 +42,11 @@ impl ParamGroup {
         Self { roles: roles.to_vec(), lr_factor: 1.0, weight_decay: None }
     }
 
-    /// Embedding, norms and biases without weight decay, as is usual.
+    /// Embedding, norms, biases and what shapes the state of state-space layers without weight
+    /// decay, as is usual.
     pub fn no_decay() -> Self {
-        Self::new(&[Role::Embedding, Role::Norm, Role::QkNorm, Role::Bias]).with_weight_decay(0.0)
+        let roles = [Role::Embedding, Role::Norm, Role::QkNorm, Role::Bias, Role::StateSpace];
+        Self::new(&roles).with_weight_decay(0.0)
     }
 
     /// Factor of the learning rate.

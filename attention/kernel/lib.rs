@@ -15,6 +15,7 @@ pub mod attention;
 mod branch;
 mod error;
 pub mod fused;
+mod host;
 pub mod loss;
 
 pub mod mask;
@@ -22,6 +23,8 @@ pub mod mask;
 mod panels;
 #[cfg(feature = "flex")]
 mod product;
+#[cfg(feature = "flex")]
+mod room;
 pub mod scan;
 #[cfg(feature = "flex")]
 mod simd;
@@ -29,6 +32,7 @@ mod simd;
 pub use attention::{Reduce, attention_backward, attention_stats, masked_attention};
 pub use branch::{AttentionGrads, AttentionOptions, AttentionOutput, Branch, Implementation};
 pub use error::Error;
+pub use host::keep_freed_memory;
 pub use loss::{linear_cross_entropy, linear_nll};
 pub use scan::{SelectiveScan, Ssd, SsdDiscrete, Step, Steps, selective_scan, ssd, ssd_discrete};
 

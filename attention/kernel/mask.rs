@@ -18,13 +18,13 @@ pub use blocks::{BlockKind, BlockMap};
 pub use groups::{GroupSize, Groups};
 pub use lists::BlockList;
 pub use stride::BlockStride;
+pub(crate) use stride::Strided;
 pub use tokens::TokenMeta;
 
 use crate::Error;
 use blocks::Tiles;
 use std::ops::Range;
 use std::sync::Arc;
-use stride::Strided;
 
 /// Label of a key that nobody sees.
 const HIDDEN_KEY: i32 = -1;

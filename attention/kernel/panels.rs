@@ -5,6 +5,7 @@
 //! row after row. The innermost loop then loads two vectors of B, broadcasts an element of A and
 //! multiplies, with all sums of a few rows of C in registers; A is read where it lies.
 
+use crate::room::Room;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
@@ -87,17 +88,15 @@ fn filled(
     chunk: usize,
     write: impl Fn(usize, &mut [MaybeUninit<f32>]) + Sync,
 ) -> Vec<f32> {
-    let mut data = Vec::with_capacity(len);
-    let room = &mut data.spare_capacity_mut()[..len];
+    let mut data = Room::new(len);
     // Less is not worth waking a thread.
     if len < 1 << 15 {
-        room.chunks_mut(chunk.max(1)).enumerate().for_each(|(n, out)| write(n, out));
+        data.parts(chunk).enumerate().for_each(|(n, out)| write(n, out));
     } else {
-        room.par_chunks_mut(chunk.max(1)).enumerate().for_each(|(n, out)| write(n, out));
+        data.par_parts(chunk).enumerate().for_each(|(n, out)| write(n, out));
     }
     // Safe: all callers write all of every chunk.
-    unsafe { data.set_len(len) };
-    data
+    unsafe { data.written() }
 }
 
 impl Panels {
@@ -164,6 +163,12 @@ pub(crate) enum Limits<'a> {
     Depth(&'a [(usize, usize)]),
 }
 
+/// Rows of C whose sums registers hold beside two vectors of B and one of A.
+#[inline(always)]
+fn group<S: Simd>() -> usize {
+    if S::REGISTER_COUNT >= 32 { 12 } else { 6 }
+}
+
 /// Rows that share an entry of [`Limits`].
 pub(crate) const BAND: usize = 16;
 
@@ -199,8 +204,7 @@ pub(crate) unsafe fn product<S: Simd>(
             let b = b.first.add(j / width * b.step);
             let mut i = 0;
             while i < m {
-                let most = if S::REGISTER_COUNT >= 32 { 8 } else { 6 };
-                let here = i..(i + most).min(m);
+                let here = i..(i + group::<S>()).min(m);
                 let (mut a, mut b, mut k) = (a.at(i, 0), b, k);
                 match limits {
                     Limits::None => {}
@@ -224,15 +228,13 @@ pub(crate) unsafe fn product<S: Simd>(
                 let size = (columns, k);
                 // As many sums as registers can hold beside two vectors of B and one of A.
                 i += match here.len() {
-                    8.. => rows::<S, 8>(simd, size, a, b, c, accumulate),
-                    7 => {
-                        rows::<S, 4>(simd, size, a, b, c, accumulate);
-                        let (a, c) = (a.at(4, 0), (c.0.add(4 * c_rows), c_rows));
-                        4 + rows::<S, 3>(simd, size, a, b, c, accumulate)
+                    12.. if S::REGISTER_COUNT >= 32 => {
+                        rows::<S, 12>(simd, size, a, b, c, accumulate)
                     }
-                    6 => rows::<S, 6>(simd, size, a, b, c, accumulate),
-                    5 => rows::<S, 5>(simd, size, a, b, c, accumulate),
-                    4 => rows::<S, 4>(simd, size, a, b, c, accumulate),
+                    8 if S::REGISTER_COUNT >= 32 => rows::<S, 8>(simd, size, a, b, c, accumulate),
+                    6 | 11.. => rows::<S, 6>(simd, size, a, b, c, accumulate),
+                    5 | 9 | 10 => rows::<S, 5>(simd, size, a, b, c, accumulate),
+                    4 | 7 | 8 => rows::<S, 4>(simd, size, a, b, c, accumulate),
                     3 => rows::<S, 3>(simd, size, a, b, c, accumulate),
                     2 => rows::<S, 2>(simd, size, a, b, c, accumulate),
                     _ => rows::<S, 1>(simd, size, a, b, c, accumulate),

@@ -1,6 +1,8 @@
 //! Whole matrix products on all threads, out of the same panels as attention.
 
 use crate::panels::{At, Limits, Panels, PanelsAt, product, widest, width};
+use crate::room::Room;
+use crate::simd::{LINE, prefetch};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -17,7 +19,9 @@ const DEPTH: usize = 256;
 /// places in a cache.
 pub(crate) const NEAR: usize = 2 * DEPTH;
 /// Elements of B that are packed at a time.
-const PACKED: usize = 1 << 17;
+const PACKED: usize = 1 << 19;
+/// Rows of B that are asked for beforehand: more than the machine foresees by itself.
+const AHEAD: usize = 4;
 /// Rows of A up to which B is read once, where it lies: packing would cost more than the product.
 const FEW: usize = 4;
 /// Products of fewer multiplications run on one thread.
@@ -48,15 +52,15 @@ fn is_near(a: At) -> bool {
 /// layers, where they are ahead of the library.
 ///
 /// # Safety
-/// `a` and `b` must be readable at their whole sizes.
+/// `a` and `b` must be readable at their whole sizes, and C be valid for m·n elements, which hold
+/// numbers where they are added to.
 pub(crate) unsafe fn multiply(
     (m, n, k): (usize, usize, usize),
     a: At,
     b: At,
-    c: &mut [f32],
+    c: *mut f32,
     accumulate: bool,
 ) {
-    assert_eq!(c.len(), m * n, "the product is {m} by {n}");
     // Safe: as the caller vouches.
     unsafe {
         if is_near(a) && k > 0 {
@@ -77,7 +81,7 @@ pub(crate) unsafe fn multiply(
             m,
             n,
             k,
-            c.as_mut_ptr(),
+            c,
             1,
             stride(n),
             accumulate,
@@ -100,8 +104,8 @@ pub(crate) unsafe fn multiply(
 /// [`multiply`] with a right-hand side that is packed already.
 ///
 /// # Safety
-/// `a` must be readable at its whole size.
-pub(crate) unsafe fn multiply_right(m: usize, a: At, b: &Right, c: &mut [f32], accumulate: bool) {
+/// As [`multiply`].
+pub(crate) unsafe fn multiply_right(m: usize, a: At, b: &Right, c: *mut f32, accumulate: bool) {
     // Safe: as the caller vouches.
     unsafe { multiply_part((m, b.n, 0), a, b, c, accumulate) }
 }
@@ -109,23 +113,23 @@ pub(crate) unsafe fn multiply_right(m: usize, a: At, b: &Right, c: &mut [f32], a
 /// Some columns of C `[m, n]`, those of `b` from `first` on.
 ///
 /// # Safety
-/// `a` must be readable at its whole size.
+/// As [`multiply`].
 unsafe fn multiply_part(
     (m, n, first): (usize, usize, usize),
     a: At,
     b: &Right,
-    c: &mut [f32],
+    c: *mut f32,
     accumulate: bool,
 ) {
     let (some, k) = (b.n, b.k);
-    assert!(c.len() == m * n && first + some <= n, "the product is {m} by {n}");
+    debug_assert!(first + some <= n);
     // A few jobs per thread, so that none waits long for the last one.
-    let wanted = 4 * rayon::current_num_threads();
+    let wanted = 8 * rayon::current_num_threads();
     let high = if m.div_ceil(ROWS) < wanted { FEWER } else { ROWS };
     let rows = m.div_ceil(high);
     let columns = some.div_ceil(wanted.div_ceil(rows)).clamp(64, COLUMNS).next_multiple_of(width());
     let blocks = some.div_ceil(columns);
-    let c = Out(c.as_mut_ptr());
+    let c = Out(c);
     let job = |index: usize| {
         let (row, column) = (index / blocks * high, index % blocks * columns);
         let size = ((m - row).min(high), (some - column).min(columns), k);
@@ -138,7 +142,7 @@ unsafe fn multiply_part(
     if m * some * k < PARALLEL_FROM {
         (0..rows * blocks).for_each(job);
     } else {
-        (0..rows * blocks).into_par_iter().for_each(job);
+        (0..rows * blocks).into_par_iter().with_max_len(1).for_each(job);
     }
 }
 
@@ -181,10 +185,30 @@ impl<F: Fn(usize) -> PanelsAt> WithSimd for Job<F> {
             let accumulate = self.accumulate || depth > 0;
             // Safe: a block within A, B and C, which no other job writes.
             unsafe {
-                let c = (self.c, self.c_rows);
-                product(simd, (m, n, deep), a, (self.right)(depth), c, accumulate, Limits::None);
+                let (c, b, size) = ((self.c, self.c_rows), (self.right)(depth), (m, n, deep));
+                product(simd, size, a, b, c, accumulate, Limits::None);
             }
         }
+    }
+}
+
+/// C `[m, n]` = A `[m, k]`·B `[k, n]`, however many rows A has.
+///
+/// # Safety
+/// `a` and `b` must be readable at their whole sizes.
+pub(crate) unsafe fn product_of(size: (usize, usize, usize), a: At, b: At) -> Vec<f32> {
+    let (m, n, k) = size;
+    if k == 0 {
+        return vec![0.0; m * n];
+    }
+    // Safe: as the caller vouches; `multiply` writes all of C.
+    unsafe {
+        if are_few(m, a, b) {
+            return multiply_few(size, a, b);
+        }
+        let mut c = Room::new(m * n);
+        multiply(size, a, b, c.as_mut_ptr(), false);
+        c.written()
     }
 }
 
@@ -193,8 +217,8 @@ impl<F: Fn(usize) -> PanelsAt> WithSimd for Job<F> {
 ///
 /// # Safety
 /// `a` and `b` must be readable at their whole sizes.
-pub(crate) unsafe fn multiply_few((m, n, k): (usize, usize, usize), a: At, b: At, c: &mut [f32]) {
-    assert!(are_few(m, a, b) && c.len() == m * n);
+unsafe fn multiply_few((m, n, k): (usize, usize, usize), a: At, b: At) -> Vec<f32> {
+    debug_assert!(are_few(m, a, b));
     let b = b.turned();
     const CHUNK: usize = 64;
     // By columns of C, which are rows of B.
@@ -205,17 +229,16 @@ pub(crate) unsafe fn multiply_few((m, n, k): (usize, usize, usize), a: At, b: At
     if n * k < PARALLEL_FROM {
         turned.chunks_mut(CHUNK * m).enumerate().for_each(work);
     } else {
-        turned.par_chunks_mut(CHUNK * m).enumerate().for_each(work);
+        turned.par_chunks_mut(CHUNK * m).enumerate().with_max_len(1).for_each(work);
     }
-    for (j, column) in turned.chunks(m).enumerate() {
-        for (i, x) in column.iter().enumerate() {
-            c[i * n + j] = *x;
-        }
+    if m == 1 {
+        return turned;
     }
+    (0..m * n).map(|i| turned[i % n * m + i / n]).collect()
 }
 
 /// Whether [`multiply_few`] takes these.
-pub(crate) fn are_few(m: usize, a: At, b: At) -> bool {
+fn are_few(m: usize, a: At, b: At) -> bool {
     m <= FEW && a.columns == 1 && b.rows == 1
 }
 
@@ -239,6 +262,8 @@ impl WithSimd for Dots<'_> {
             |at: At, i: usize| unsafe { std::slice::from_raw_parts(at.at(i, 0).first, self.k) };
         for (j, out) in self.out.chunks_mut(self.m).enumerate() {
             let b = row(self.b, j);
+            let later = self.b.at(j + AHEAD, 0).first;
+            (0..self.k).step_by(LINE).for_each(|i| prefetch(later.wrapping_add(i)));
             for (i, out) in out.iter_mut().enumerate() {
                 *out = dot(simd, row(self.a, i), b);
             }
@@ -283,7 +308,7 @@ mod tests {
             (5, 600, 64),
             // Inner dimensions that the library takes, and more columns than are packed at a time.
             (3, 5, PACKED + 1),
-            (7, 300, NEAR),
+            (7, PACKED / NEAR + 44, NEAR),
         ] {
             let of_a: Vec<f32> = (0..m * k).map(value).collect();
             let of_b: Vec<f32> = (0..k * n).map(|i| value(i + 5)).collect();
@@ -301,7 +326,7 @@ mod tests {
                     .collect();
                 for accumulate in [false, true] {
                     let mut c = old.clone();
-                    unsafe { multiply((m, n, k), a, b, &mut c, accumulate) };
+                    unsafe { multiply((m, n, k), a, b, c.as_mut_ptr(), accumulate) };
                     for ((c, want), old) in c.iter().zip(&want).zip(&old) {
                         let want = want + if accumulate { *old as f64 } else { 0.0 };
                         let off = (*c as f64 - want).abs();
@@ -319,8 +344,7 @@ mod tests {
             let of_a: Vec<f32> = (0..m * k).map(value).collect();
             let of_b: Vec<f32> = (0..n * k).map(|i| value(i + 5)).collect();
             let at = |x: &[f32]| At { first: x.as_ptr(), rows: k, columns: 1 };
-            let mut c = vec![7.0; m * n];
-            unsafe { multiply_few((m, n, k), at(&of_a), at(&of_b).turned(), &mut c) };
+            let c = unsafe { multiply_few((m, n, k), at(&of_a), at(&of_b).turned()) };
             for (i, c) in c.iter().enumerate() {
                 let (a, b) = (&of_a[i / n * k..][..k], &of_b[i % n * k..][..k]);
                 let want: f64 = a.iter().zip(b).map(|(a, b)| *a as f64 * *b as f64).sum();

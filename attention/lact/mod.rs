@@ -90,6 +90,8 @@ pub struct LactConfig {
     pub base_lr: f64,
     /// Normalise q and k over the whole width.
     pub qk_norm: bool,
+    /// Add a bias to q, k and v.
+    pub qkv_bias: bool,
     /// Put values through a silu, as keys and queries are.
     pub silu_v: bool,
     /// Rotate the keys and queries of the fast weights as those of the attention.
@@ -114,6 +116,7 @@ impl Default for LactConfig {
             init_gain: 0.5,
             base_lr: 1e-3,
             qk_norm: false,
+            qkv_bias: false,
             silu_v: true,
             rotate: true,
             learnable_scale: true,
@@ -188,6 +191,12 @@ impl LactConfig {
         self
     }
 
+    /// Add a bias to q, k and v.
+    pub fn with_qkv_bias(mut self, bias: bool) -> Self {
+        self.qkv_bias = bias;
+        self
+    }
+
     /// Put values through a silu.
     pub fn with_silu_v(mut self, silu: bool) -> Self {
         self.silu_v = silu;
@@ -256,10 +265,50 @@ impl LactConfig {
     /// Whether a layer with `other` has the same weights.
     pub fn shares_weights_with(&self, other: &Self) -> bool {
         let weights = |c: &Self| {
-            let Self { fast_heads, inter_multi, momentum, low_rank, .. } = *c;
-            (fast_heads, inter_multi, momentum, low_rank, c.qk_norm, c.learnable_scale)
+            let Self { fast_heads, inter_multi, momentum, low_rank, qk_norm, .. } = *c;
+            (fast_heads, inter_multi, momentum, low_rank, qk_norm, c.qkv_bias, c.learnable_scale)
         };
         weights(self) == weights(other)
+    }
+
+    /// Names and shapes of all weights in a layer of this width, which must be one that goes.
+    pub(super) fn own_weights(&self, hidden: usize) -> Vec<(&'static str, Vec<usize>)> {
+        let heads = self.fast_heads;
+        let (d, d_h) = self.widths(hidden).unwrap_or_default();
+        let mut all = vec![
+            ("qkv.weight", vec![3 * hidden, hidden]),
+            ("out_proj.weight", vec![hidden, hidden]),
+            ("qk_scale", vec![hidden, 2]),
+            ("qk_offset", vec![hidden, 2]),
+            ("w1", vec![heads, d, d_h]),
+            ("lr_proj.weight", vec![3 * heads, hidden]),
+            ("lr_proj.bias", vec![3 * heads]),
+            ("ttt_norm.weight", vec![d]),
+        ];
+        all.extend(match self.low_rank {
+            0 => vec![("w0", vec![heads, d_h, d]), ("w2", vec![heads, d_h, d])],
+            r => vec![
+                ("w0.w_left", vec![heads, d_h, r]),
+                ("w0.w_right", vec![heads, r, d]),
+                ("w2.w_left", vec![heads, d_h, r]),
+                ("w2.w_right", vec![heads, r, d]),
+            ],
+        });
+        if self.qk_norm {
+            all.extend([("norm_q.weight", vec![hidden]), ("norm_k.weight", vec![hidden])]);
+        }
+        if self.qkv_bias {
+            all.push(("qkv.bias", vec![3 * hidden]));
+        }
+        if self.momentum {
+            all.push(("momentum_proj.weight", vec![heads, hidden]));
+            all.push(("momentum_proj.bias", vec![heads]));
+        }
+        if self.learnable_scale {
+            all.push(("ttt_scale_proj.weight", vec![heads, hidden]));
+            all.push(("ttt_scale_proj.bias", vec![heads]));
+        }
+        all
     }
 
     /// Build for a layer of a model.
@@ -312,8 +361,8 @@ impl LactConfig {
             |each: usize, part| drawing.linear([each * self.fast_heads, hidden], true, std.0, part);
         let norm = || self.qk_norm.then(|| RmsNormConfig::new(hidden, fast::EPS).init(device));
         Ok(Lact {
-            qkv: drawing.linear([3 * hidden, hidden], shape.qkv_bias, std.0, 0),
-            out_proj: drawing.linear([hidden, hidden], shape.o_bias, std.1, 1),
+            qkv: drawing.linear([3 * hidden, hidden], self.qkv_bias, std.0, 0),
+            out_proj: drawing.linear([hidden, hidden], false, std.1, 1),
             norm_q: norm(),
             norm_k: norm(),
             qk_scale: Param::from_tensor(Tensor::ones([hidden, 2], device)),

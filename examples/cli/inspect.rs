@@ -10,7 +10,6 @@ use longburn::attention::MixerSchedule;
 use longburn::datasets::Tokenizer;
 use longburn::models::ModelConfig;
 use longburn::models::hub::{Described, HubConfig, ListedFile};
-use longburn::models::weights::WeightFiles;
 use longburn::training::report::Progress;
 use longburn::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -127,16 +126,17 @@ fn parameters(shapes: impl Iterator<Item = impl AsRef<[usize]>>) -> u64 {
 
 fn model(config: &ModelConfig) -> Value {
     let mixers = MixerSchedule::of(&config.mixers);
-    let mixers = (!config.has_own_mixers()).then(|| mixers.to_string());
+    let attends = config.architecture.has_attention();
+    let mixers = (!attends || !config.has_own_mixers()).then(|| mixers.to_string());
     json!({
         "architecture": config.architecture.model_type(),
         "parameters": parameters(config.tensor_shapes().values()),
         "layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "heads": config.num_attention_heads,
-        "kv_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
+        "intermediate_size": attends.then_some(config.intermediate_size),
+        "heads": attends.then_some(config.num_attention_heads),
+        "kv_heads": attends.then_some(config.num_key_value_heads),
+        "head_dim": attends.then_some(config.head_dim),
         "vocab_size": config.vocab_size,
         "tied_head": config.tie_word_embeddings,
         "mixers": mixers,
@@ -149,6 +149,9 @@ fn model(config: &ModelConfig) -> Value {
 
 fn positions(config: &ModelConfig) -> Value {
     let windows: Vec<usize> = config.windows.iter().flatten().copied().collect();
+    if !config.architecture.has_attention() {
+        return json!({ "max_context": null, "limit": "none: state-space layers have no positions" });
+    }
     json!({
         "max_context": config.max_context(),
         "max_position_embeddings": config.max_position_embeddings,
@@ -161,7 +164,7 @@ fn positions(config: &ModelConfig) -> Value {
 
 /// Whether every tensor is there with the right shape, from the headers alone.
 fn weights(dir: &Path, config: &ModelConfig) -> Value {
-    let files = match WeightFiles::open(dir) {
+    let files = match config.open_weights(dir) {
         Ok(files) => files,
         Err(error) => return json!({ "complete": false, "problem": error.to_string() }),
     };

@@ -124,6 +124,7 @@ impl Verb {
 }
 
 fn main() -> ExitCode {
+    longburn::kernel::keep_freed_memory();
     let filter = tracing_subscriber::EnvFilter::try_from_env("LONGBURN_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,hf_hub=off"));
     tracing_subscriber::fmt()

@@ -14,14 +14,21 @@ const COMMON_WIDTHS: [usize; 3] = [64, 128, 256];
 
 /// Verbs, mixers with the length they go to, ways to extend, layers that adapt.
 pub fn usable_for(config: &ModelConfig) -> Value {
+    let attends = config.architecture.has_attention();
     let extend: &[&str] = match config.rope.kind {
+        _ if !attends => &[],
         RopeKind::Default => &["linear", "ntk", "dynamic", "yarn", "longrope", "llama3"],
         RopeKind::Linear { .. } => &["linear"],
         _ => &[],
     };
     // GPT-NeoX's feed-forward layer has no gate.
     let gated = config.architecture != Architecture::GptNeoX;
-    let targets = Target::ALL.into_iter().filter(|t| gated || *t != Target::Gate);
+    let projected = config.mixers.iter().any(MixerConfig::has_projections);
+    let targets = Target::ALL.into_iter().filter(|target| match target {
+        Target::Q | Target::K | Target::V | Target::O => projected,
+        Target::Gate => attends && gated,
+        Target::Up | Target::Down => attends,
+    });
     let targets: Vec<_> = targets.map(|target| output::value(&target)).collect();
     json!({
         "verbs": ["train", "eval", "generate", "logits", "merge"],
@@ -33,6 +40,10 @@ pub fn usable_for(config: &ModelConfig) -> Value {
 
 /// Each mixer, tried on projections with this model's heads.
 fn mixers(config: &ModelConfig) -> Value {
+    if !config.architecture.has_attention() {
+        let own = config.mixers.first().map_or("none", MixerConfig::name);
+        return json!({ own: { "for": "training and inference" } });
+    }
     let shape = AttnShape {
         hidden: 2,
         heads: config.num_attention_heads,
@@ -99,6 +110,7 @@ fn transformers(config: &ModelConfig) -> &'static str {
     }
     match config.architecture {
         Architecture::Qwen3 => "4.51",
+        Architecture::Mamba2 => "4.44",
         // Its rope type llama3 came with 4.43.
         _ => "4.43",
     }
@@ -109,6 +121,9 @@ fn vllm(config: &ModelConfig) -> String {
     let named = config.raw().get("architectures").and_then(Value::as_array);
     if !named.is_some_and(|list| list.iter().any(|name| name == &class)) {
         return format!("no: config.json does not name `architectures` [\"{class}\"]");
+    }
+    if !config.architecture.has_attention() {
+        return "yes".into();
     }
     let windows = config.windows.iter().flatten().count();
     if windows > 0 && windows < config.num_hidden_layers {

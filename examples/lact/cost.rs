@@ -79,7 +79,8 @@ fn one(settings: &CostSettings, optimizer: FastOptimizer, chunk: usize) -> Resul
     let initial = layer.initial();
     let learner = Learner::new(config.rule(), &initial);
     let d = width / fast_heads;
-    let unit = |stream| normal([1, fast_heads, length, d], stream, &device).div_scalar((d as f64).sqrt());
+    let unit =
+        |stream| normal([1, fast_heads, length, d], stream, &device).div_scalar((d as f64).sqrt());
     let inputs = [1, 2, 3].map(unit);
     let rates = normal([1, fast_heads, length, 4], 4, &device).abs().mul_scalar(1e-3);
     let run = |track: bool| {

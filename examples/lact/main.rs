@@ -122,8 +122,7 @@ fn speed_plot(settings: &Settings, costs: &[Cost], ceiling: f64) -> Plot {
         .y_covers(0.0, 100.0);
     for optimizer in [FastOptimizer::Sgd, FastOptimizer::Muon] {
         let of = costs.iter().filter(|c| c.optimizer == optimizer);
-        let shares: Vec<f64> =
-            of.map(|c| 100.0 * c.operations_per_second() / ceiling).collect();
+        let shares: Vec<f64> = of.map(|c| 100.0 * c.operations_per_second() / ceiling).collect();
         plot = plot.series(Series::new(name(optimizer)).values(&shares));
     }
     plot

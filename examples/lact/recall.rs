@@ -64,7 +64,9 @@ impl RecallSettings {
             keys[..self.pairs].iter().map(|k| (*k, self.keys + rng.below(self.values))).collect();
         let mut ids: Vec<u32> = pairs.iter().flat_map(|(k, v)| [*k as u32, *v as u32]).collect();
         let filling = self.length - 4 * self.pairs;
-        ids.extend((0..filling).map(|_| (self.keys + self.values + rng.below(self.filling)) as u32));
+        ids.extend(
+            (0..filling).map(|_| (self.keys + self.values + rng.below(self.filling)) as u32),
+        );
         let mut labels = vec![NONE; ids.len()];
         let mut asked = pairs;
         rng.shuffle(&mut asked);
@@ -103,9 +105,8 @@ pub fn run(
         .with_clip(1.0)
         .with_seed(seed);
     let rows = settings.batch;
-    let mut data = |step: u64, _: u32| {
-        settings.batch(2 * seed, step as u32 * rows as u32, rows).map(Some)
-    };
+    let mut data =
+        |step: u64, _: u32| settings.batch(2 * seed, step as u32 * rows as u32, rows).map(Some);
     let trained = Trainer::new(train)?.fit(model, &NextToken, &mut data, &mut |step| {
         told(step.report.step, step.report.loss);
         Ok(())
@@ -115,7 +116,8 @@ pub fn run(
     for first in (0..settings.tests).step_by(rows) {
         let batch = settings.batch(2 * seed + 1, first as u32, rows)?;
         let ids = ids_tensor(&batch.ids, rows, &Device::flex());
-        let out = trained.model.forward_ids(ids, &batch.tokens, &ForwardOptions::infer(), vec![])?;
+        let out =
+            trained.model.forward_ids(ids, &batch.tokens, &ForwardOptions::infer(), vec![])?;
         let best = trained.model.logits(out.last).argmax(2).into_data();
         for (best, label) in best.iter::<i64>().zip(&batch.labels) {
             if *label != NONE {

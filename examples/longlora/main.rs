@@ -55,6 +55,7 @@ enum Command {
 }
 
 fn main() -> std::process::ExitCode {
+    longburn::kernel::keep_freed_memory();
     let args = Args::parse();
     let done = match &args.command {
         Some(Command::Books(books)) => books::run(books),

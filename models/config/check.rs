@@ -8,7 +8,7 @@ use crate::{Error, Result};
 pub(super) fn limit(field: &str) -> usize {
     match field {
         "num_hidden_layers" => 10_000,
-        "num_attention_heads" | "num_key_value_heads" | "head_dim" => 1 << 16,
+        "num_attention_heads" | "num_key_value_heads" | "head_dim" | "expand" => 1 << 16,
         "hidden_size" => 1 << 20,
         "max_position_embeddings" | "original_max_position_embeddings" | "sliding_window" => {
             1 << 30
@@ -22,22 +22,27 @@ impl ModelConfig {
         let bad = |field: &str, value: &dyn ToString, expected: String| {
             Err(Error::config(file, field, value.to_string(), expected))
         };
-        for (field, value) in [
+        let attends = self.architecture.has_attention();
+        let sizes = [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
             ("num_hidden_layers", self.num_hidden_layers),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ];
+        let of_attention = [
+            ("intermediate_size", self.intermediate_size),
             ("num_attention_heads", self.num_attention_heads),
             ("num_key_value_heads", self.num_key_value_heads),
             ("head_dim", self.head_dim),
-            ("max_position_embeddings", self.max_position_embeddings),
-        ] {
+        ];
+        let of_attention = of_attention.into_iter().filter(|_| attends);
+        for (field, value) in sizes.into_iter().chain(of_attention) {
             if value == 0 || value > limit(field) {
                 return bad(field, &value, format!("an integer from 1 to {}", limit(field)));
             }
         }
         let (heads, kv) = (self.num_attention_heads, self.num_key_value_heads);
-        if !heads.is_multiple_of(kv) {
+        if attends && !heads.is_multiple_of(kv) {
             return bad("num_key_value_heads", &kv, format!("a divisor of the {heads} heads"));
         }
         if !self.head_dim.is_multiple_of(2) {
@@ -58,9 +63,12 @@ impl ModelConfig {
                 return bad(field, &id, format!("below vocab_size ({})", self.vocab_size));
             }
         }
-        self.check_rope(file)?;
         self.check_windows(file)?;
         self.check_mixers(file)?;
+        if !attends {
+            return self.check_state_space(file);
+        }
+        self.check_rope(file)?;
         self.check_family(file)
     }
 
@@ -117,7 +125,7 @@ impl ModelConfig {
         }
         let full = self.windows.iter().any(Option::is_none);
         match self.architecture {
-            family @ (Architecture::Llama | Architecture::GptNeoX) if !sizes.is_empty() => {
+            family if !family.has_windows() && !sizes.is_empty() => {
                 bad(value(), &format!("none ({})", family.model_type()))
             }
             Architecture::Mistral if sizes.len() > 1 || (full && !sizes.is_empty()) => {
@@ -130,12 +138,12 @@ impl ModelConfig {
 
     /// What the family's Python class would not have could not be written.
     fn check_family(&self, file: &str) -> Result<()> {
-        use Architecture::{GptNeoX, Llama, Mistral, Qwen2, Qwen3};
+        use Architecture::{GptNeoX, Llama, Mamba, Mamba2, Mistral, Qwen2, Qwen3};
         let family = self.architecture;
         let (qkv, o) = match family {
             Llama | Qwen3 | GptNeoX => (self.qkv_bias, self.qkv_bias),
             Qwen2 => (true, false),
-            Mistral => (false, false),
+            Mistral | Mamba | Mamba2 => (false, false),
         };
         let neox = family == GptNeoX;
         let width = self.num_attention_heads * self.head_dim;

@@ -144,6 +144,15 @@ impl ModelConfig {
     /// [`Error::Unsupported`] when its positions are scaled already (linear on linear is not:
     /// the factors multiply).
     pub fn extended(&self, method: &Extension, to: usize) -> Result<Self> {
+        if !self.architecture.has_attention() {
+            return Err(Error::Unsupported {
+                what: format!(
+                    "extending {}, which has no positions",
+                    self.architecture.model_type()
+                ),
+                remedy: "use it at any length as it is".into(),
+            });
+        }
         let reach = self.max_context();
         if to <= reach {
             let expected = format!("more than the {reach} tokens that the model reaches already");

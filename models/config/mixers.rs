@@ -20,7 +20,7 @@ const PREFIX: &str = "longburn_";
 impl ModelConfig {
     /// Sizes of the attention layers; none in a family without.
     pub fn attention(&self) -> Option<AttnShape> {
-        Some(AttnShape {
+        self.architecture.has_attention().then(|| AttnShape {
             hidden: self.hidden_size,
             heads: self.num_attention_heads,
             kv_heads: self.num_key_value_heads,
@@ -51,17 +51,28 @@ impl ModelConfig {
 
     /// Whether every layer has the family's own mixer.
     pub fn has_own_mixers(&self) -> bool {
-        self.mixers.iter().all(|mixer| *mixer == MixerConfig::Dense)
+        // In a family without attention there can be no other.
+        !self.architecture.has_attention()
+            || self.mixers.iter().all(|mixer| *mixer == MixerConfig::Dense)
     }
 
     /// Whether every layer has weights of the family's own form, so that other programs can read
     /// them, whatever they make of it.
     pub fn has_own_weights(&self) -> bool {
-        self.mixers.iter().all(MixerConfig::has_projections_only)
+        !self.architecture.has_attention()
+            || self.mixers.iter().all(MixerConfig::has_projections_only)
     }
 
     pub(super) fn check_mixers(&self, file: &str) -> Result<()> {
         if self.mixers.len() == self.num_hidden_layers {
+            for (layer, mixer) in self.mixers.iter().enumerate() {
+                mixer.check_sizes(self.hidden_size).map_err(|e| match e {
+                    Error::Config { field, value, expected, .. } => {
+                        Error::config(file, format!("mixers[{layer}].{field}"), value, expected)
+                    }
+                    other => other,
+                })?;
+            }
             return Ok(());
         }
         let value = format!("given for {} layers", self.mixers.len());

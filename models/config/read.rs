@@ -2,7 +2,7 @@
 
 use super::check::limit;
 use super::fields::Fields;
-use super::{Architecture, ModelConfig, mixers, rope};
+use super::{Architecture, ModelConfig, mamba, mixers, rope};
 use crate::models::Activation;
 use crate::{Error, Result};
 use serde_json::{Map, Value};
@@ -10,14 +10,18 @@ use serde_json::{Map, Value};
 pub(super) fn config(raw: Map<String, Value>, file: &str) -> Result<ModelConfig> {
     let f = Fields { file, path: String::new(), map: &raw };
     let architecture = architecture(&f)?;
-    let activation = activation(&f, architecture)?;
     refuse_unsupported(&f)?;
+    if !architecture.has_attention() {
+        let config = mamba::read(&f, architecture)?;
+        return Ok(ModelConfig { raw, ..config });
+    }
 
-    use Architecture::{GptNeoX, Llama, Mistral, Qwen2, Qwen3};
+    use Architecture::{GptNeoX, Llama, Mamba, Mamba2, Mistral, Qwen2, Qwen3};
     let size = |key| f.integer(key, 1..=limit(key));
     let required = |key: &'static str| {
         size(key)?.ok_or_else(|| f.error(key, format!("an integer from 1 to {}", limit(key))))
     };
+    let activation = activation(&f, architecture)?;
     let vocab_size = required("vocab_size")?;
     let hidden_size = required("hidden_size")?;
     let intermediate_size = required("intermediate_size")?;
@@ -33,7 +37,7 @@ pub(super) fn config(raw: Map<String, Value>, file: &str) -> Result<ModelConfig>
         (None, _) => num_attention_heads,
     };
     let head_dim = match (size("head_dim")?, architecture) {
-        (Some(width), Llama | Mistral | Qwen2 | Qwen3) => width,
+        (Some(width), family) if family != GptNeoX => width,
         (None, Qwen3) => 128,
         _ if hidden_size % num_attention_heads == 0 => hidden_size / num_attention_heads,
         _ => {
@@ -43,20 +47,20 @@ pub(super) fn config(raw: Map<String, Value>, file: &str) -> Result<ModelConfig>
         }
     };
     let max_position_embeddings = size("max_position_embeddings")?.unwrap_or(match architecture {
-        Llama | GptNeoX => 2048,
         Mistral => 131_072,
         Qwen2 | Qwen3 => 32_768,
+        _ => 2048,
     });
     let attention_bias = f.boolean("attention_bias")?.unwrap_or(architecture == GptNeoX);
     let (qkv_bias, o_bias) = match architecture {
         Llama | Qwen3 | GptNeoX => (attention_bias, attention_bias),
         Qwen2 => (true, false),
-        Mistral => (false, false),
+        Mistral | Mamba | Mamba2 => (false, false),
     };
     let (bos, eos) = match architecture {
         Llama | Mistral => (Some(1), Some(2)),
         GptNeoX => (Some(0), Some(2)),
-        Qwen2 | Qwen3 => (None, None),
+        _ => (None, None),
     };
     let default_eps = if architecture == GptNeoX { 1e-5 } else { 1e-6 };
     let mlp_bias = match architecture {
@@ -106,6 +110,7 @@ pub(super) fn config(raw: Map<String, Value>, file: &str) -> Result<ModelConfig>
 pub(super) fn eps_name(architecture: Architecture) -> &'static str {
     match architecture {
         Architecture::GptNeoX => "layer_norm_eps",
+        Architecture::Mamba | Architecture::Mamba2 => "layer_norm_epsilon",
         _ => "rms_norm_eps",
     }
 }
@@ -162,19 +167,18 @@ fn refuse_unsupported(f: &Fields) -> Result<()> {
 
 /// Window of each layer.
 fn windows(f: &Fields, architecture: Architecture, layers: usize) -> Result<Vec<Option<usize>>> {
-    use Architecture::{GptNeoX, Llama, Mistral, Qwen2, Qwen3};
+    use Architecture::{Mistral, Qwen2, Qwen3};
     let size = || -> Result<_> {
         let given = f.integer("sliding_window", 1..=limit("sliding_window"))?;
         Ok(given.or((!f.has("sliding_window")).then_some(4096)))
     };
     let (window, first) = match architecture {
-        Llama | GptNeoX => (None, 0),
         Mistral => (size()?, 0),
         Qwen2 | Qwen3 if f.boolean("use_sliding_window")?.unwrap_or(false) => {
             let first = f.integer("max_window_layers", 0..=usize::MAX)?.unwrap_or(28);
             (size()?, first)
         }
-        Qwen2 | Qwen3 => (None, 0),
+        _ => (None, 0),
     };
     let by_rule: Vec<_> = (0..layers).map(|i| window.filter(|_| i >= first)).collect();
     let Some(types) = f.texts("layer_types")? else { return Ok(by_rule) };
@@ -195,14 +199,14 @@ fn windows(f: &Fields, architecture: Architecture, layers: usize) -> Result<Vec<
         })
         .collect::<Result<Vec<_>>>()?;
     // Only the Qwen classes obey the list; elsewhere it may at most repeat what holds anyway.
-    if matches!(architecture, Llama | Mistral | GptNeoX) && listed != by_rule {
+    if !matches!(architecture, Qwen2 | Qwen3) && listed != by_rule {
         let model_type = architecture.model_type();
         return Err(f.error("layer_types", format!("the same kind in all layers ({model_type})")));
     }
     Ok(listed)
 }
 
-fn single(f: &Fields, key: &str, ids: Vec<u32>) -> Result<Option<u32>> {
+pub(super) fn single(f: &Fields, key: &str, ids: Vec<u32>) -> Result<Option<u32>> {
     match ids[..] {
         [] => Ok(None),
         [id] => Ok(Some(id)),

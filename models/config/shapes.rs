@@ -28,7 +28,7 @@ impl ModelConfig {
         let q = self.num_attention_heads * self.head_dim;
         let kv = self.num_key_value_heads * self.head_dim;
         let norm_bias = self.architecture.norms_have_bias();
-        let gate = self.activation.is_gated().then_some("mlp.gate_proj");
+        let gated = self.activation.is_gated();
         let mut shapes = BTreeMap::new();
         // By module paths, as the decoder has them.
         let mut put = |path: String, shape: &[usize]| _ = shapes.insert(path, shape.to_vec());
@@ -43,24 +43,33 @@ impl ModelConfig {
             }
         };
         norm("norm".into());
+        let has_mlp = self.architecture.has_attention();
         for i in 0..self.num_hidden_layers {
             norm(format!("layers.{i}.input_layernorm"));
-            norm(format!("layers.{i}.post_attention_layernorm"));
+            if has_mlp {
+                norm(format!("layers.{i}.post_attention_layernorm"));
+            }
         }
-        for i in 0..self.num_hidden_layers {
-            for norm in ["q_norm", "k_norm"].into_iter().filter(|_| self.qk_norm) {
+        for (i, mixer) in self.mixers.iter().enumerate() {
+            for (name, shape) in mixer.own_weights(d) {
+                put(format!("layers.{i}.self_attn.{name}"), &shape);
+            }
+            let attends = mixer.has_projections();
+            for norm in ["q_norm", "k_norm"].into_iter().filter(|_| attends && self.qk_norm) {
                 put(format!("layers.{i}.self_attn.proj.{norm}.weight"), &[self.head_dim]);
             }
-            for (layer, to, from, bias) in [
-                (Some("self_attn.proj.q_proj"), q, d, self.qkv_bias),
-                (Some("self_attn.proj.k_proj"), kv, d, self.qkv_bias),
-                (Some("self_attn.proj.v_proj"), kv, d, self.qkv_bias),
-                (Some("self_attn.proj.o_proj"), d, q, self.o_bias),
-                (gate, inner, d, self.mlp_bias),
-                (Some("mlp.up_proj"), inner, d, self.mlp_bias),
-                (Some("mlp.down_proj"), d, inner, self.mlp_bias),
+            for (there, layer, to, from, bias) in [
+                (attends, "self_attn.proj.q_proj", q, d, self.qkv_bias),
+                (attends, "self_attn.proj.k_proj", kv, d, self.qkv_bias),
+                (attends, "self_attn.proj.v_proj", kv, d, self.qkv_bias),
+                (attends, "self_attn.proj.o_proj", d, q, self.o_bias),
+                (has_mlp && gated, "mlp.gate_proj", inner, d, self.mlp_bias),
+                (has_mlp, "mlp.up_proj", inner, d, self.mlp_bias),
+                (has_mlp, "mlp.down_proj", d, inner, self.mlp_bias),
             ] {
-                let Some(layer) = layer else { continue };
+                if !there {
+                    continue;
+                }
                 put(format!("layers.{i}.{layer}.weight"), &[to, from]);
                 if bias {
                     put(format!("layers.{i}.{layer}.bias"), &[to]);
@@ -98,7 +107,8 @@ mod tests {
     fn shapes_are_those_of_the_model() {
         let llama = ModelConfig::llama(32, 24, 2, 6).with_kv_heads(2).with_head_dim(6);
         let device = burn::tensor::Device::default();
-        for architecture in Architecture::ALL {
+        let attend = Architecture::ALL.into_iter().filter(|family| family.has_attention());
+        for architecture in attend {
             let mut config = match architecture {
                 Architecture::GptNeoX => ModelConfig::gpt_neox(32, 24, 2, 3),
                 _ => ModelConfig { architecture, ..llama.clone() },

@@ -52,11 +52,17 @@ impl ModelConfig {
                 }
             )*};
         }
-        put!(vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads);
-        put!(max_position_embeddings, tie_word_embeddings, bos_token_id, pad_token_id);
-        put!(initializer_range);
+        put!(vocab_size, hidden_size, num_hidden_layers);
+        if self.architecture.has_attention() {
+            put!(intermediate_size, num_attention_heads, max_position_embeddings);
+        }
+        put!(tie_word_embeddings, bos_token_id, pad_token_id, initializer_range);
         use Architecture::{GptNeoX, Llama, Qwen3};
-        if self.architecture == GptNeoX {
+        if !self.architecture.has_attention() {
+            if changed(|a, b| (&a.mixers, a.hidden_size) == (&b.mixers, b.hidden_size)) {
+                self.put_state_space(map);
+            }
+        } else if self.architecture == GptNeoX {
             if changed(|a, b| a.parallel_residual == b.parallel_residual) {
                 map.insert("use_parallel_residual".into(), json!(self.parallel_residual));
             }
@@ -87,10 +93,10 @@ impl ModelConfig {
         if self.architecture == Llama && changed(|a, b| a.mlp_bias == b.mlp_bias) {
             map.insert("mlp_bias".into(), json!(self.mlp_bias));
         }
-        if !matches!(self.architecture, Llama | GptNeoX) && changed(|a, b| a.windows == b.windows) {
+        if self.architecture.has_windows() && changed(|a, b| a.windows == b.windows) {
             self.put_windows(map);
         }
-        if changed(|a, b| a.rope == b.rope) {
+        if self.architecture.has_attention() && changed(|a, b| a.rope == b.rope) {
             rope::write(map, self);
         }
         if changed(|a, b| a.mixers == b.mixers) {

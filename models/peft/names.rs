@@ -71,7 +71,7 @@ impl Names {
             Role::Embedding | Role::Norm | Role::QkNorm | Role::Head => {
                 self.name(path).map(|name| without_leaf(&name).0.into())
             }
-            Role::Bias => None,
+            Role::Bias | Role::StateSpace => None,
         }
     }
 

@@ -69,6 +69,25 @@ impl WeightFiles {
         Ok(files)
     }
 
+    /// The same tensors under other names.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] when two would have one name.
+    pub(crate) fn renamed(mut self, name: impl Fn(&str) -> String) -> Result<Self> {
+        for (old, entry) in std::mem::take(&mut self.tensors) {
+            let new = name(&old);
+            let file = self.shards[entry.shard].path.clone();
+            if self.tensors.insert(new.clone(), entry).is_some() {
+                return Err(Error::Weights {
+                    file,
+                    reason: format!("holds `{new}` twice, once as `{old}`"),
+                    remedy: "get the weights again; they must belong together".into(),
+                });
+            }
+        }
+        Ok(self)
+    }
+
     fn empty(root: &Path) -> Self {
         Self {
             root: root.into(),

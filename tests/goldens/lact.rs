@@ -191,6 +191,7 @@ fn read_layer(golden: &Golden, hidden: usize) -> Result<Lact, Failure> {
         low_rank: golden.number("w0_w2_low_rank").unwrap_or(0),
         base_lr: number("base_lr")?,
         qk_norm: flag("attn_qk_norm"),
+        qkv_bias: flag("qkv_bias"),
         silu_v: !flag("no_v_silu"),
         rotate: !flag("ttt_nope"),
         learnable_scale: flag("learnable_ttt_scale"),
@@ -202,7 +203,7 @@ fn read_layer(golden: &Golden, hidden: usize) -> Result<Lact, Failure> {
         heads,
         kv_heads: heads,
         head_dim: hidden / heads,
-        qkv_bias: flag("qkv_bias"),
+        qkv_bias: false,
         o_bias: false,
         qk_norm: None,
     };

@@ -17,6 +17,7 @@ mod optim;
 mod rope;
 mod scan;
 mod selftest;
+mod state_space;
 mod table;
 
 use golden::{Golden, Outcome};
@@ -31,7 +32,7 @@ pub type Check = fn(&Golden) -> Result<(), Failure>;
 pub type Failure = Box<dyn std::error::Error>;
 
 /// Names that `tests/goldens.toml` may use.
-const CHECKS: [(&str, Check); 23] = [
+const CHECKS: [(&str, Check); 24] = [
     ("adamw", optim::adamw),
     ("block_stride", blocks::check),
     ("lact", lact::branch),
@@ -55,6 +56,7 @@ const CHECKS: [(&str, Check); 23] = [
     ("scan_mamba2", scan::mixer),
     ("scan_selective", scan::selective),
     ("scan_steps", scan::steps),
+    ("state_space", state_space::check),
 ];
 
 fn main() -> ExitCode {

@@ -29,7 +29,7 @@ fn plain<const D: usize>(
     shape: [usize; D],
 ) -> Result<Tensor<D>, Failure> {
     let data = golden.floats(name)?;
-    if data.len() != shape.iter().product() {
+    if data.len() != shape.iter().product::<usize>() {
         return Err(format!("{name}: {} values for {shape:?}", data.len()).into());
     }
     Ok(Tensor::from_data(TensorData::new(data, shape), &Device::flex()))
@@ -208,7 +208,7 @@ pub fn duality(golden: &Golden) -> Result<(), Failure> {
             let h = h.ok_or("no state")?.reshape([batch, heads, p * n]);
             golden.compare("out.final_state_h0", &values(h.clone()))?;
             loss = loss + against(golden, "cot.final_state_h0", &h)?;
-            let state = |tokens, h0| -> Result<Tensor<5>, Failure> {
+            let state = |tokens, h0: Option<&Tensor<4>>| -> Result<Tensor<5>, Failure> {
                 let (_, h) = run(tokens, h0, implementation)?;
                 Ok(h.ok_or("no state")?.unsqueeze_dim(1))
             };

@@ -20,6 +20,10 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -103,6 +107,11 @@ def write_all(directory):
         del own["num_key_value_heads"]
         return GPTNeoXForCausalLM(GPTNeoXConfig(**own))
 
+    own = dict(vocab_size=61, hidden_size=24, num_hidden_layers=2, pad_token_id=0, eos_token_id=0)
+    mamba = MambaForCausalLM(MambaConfig(**own, state_size=5, use_bias=True))
+    heads = dict(num_heads=6, head_dim=8, n_groups=3, chunk_size=8)
+    mamba2 = Mamba2ForCausalLM(Mamba2Config(**own, **heads, state_size=5))
+
     # 29 ids are more than these models were trained for, so that every table is in use.
     scalings = dict(
         linear=dict(factor=4.0),
@@ -139,6 +148,8 @@ def write_all(directory):
     write(directory / "llama", llama(tie_word_embeddings=True))
     write(directory / "gpt_neox", neox(True))
     write(directory / "gpt_neox_sequential", neox(False))
+    write(directory / "mamba", mamba)
+    write(directory / "mamba2", mamba2)
     for kind in scalings:
         write(directory / f"rope_{kind}", scaled(kind))
     write(directory / "lora_untied", llama(), lora(attention, saved))

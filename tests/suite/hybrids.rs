@@ -133,6 +133,14 @@ fn bad_lists_of_mixers_are_told_by_index() {
             dense("\"0-3\"") + "[[mixer]]\nname = \"longlora\"",
             "`mixer[1].layers` is missing; expected layers; the other entries have all 4",
         ),
+        (
+            dense("[0]") + "[[mixer]]\nname = \"mamba1\"\nexpand = 9223372036854775807",
+            "line 11: `mixer[1].expand` is 18446744073709551615; expected from 1 to",
+        ),
+        (
+            dense("[0]") + "[[mixer]]\nname = \"mamba2\"\nn_groups = 0",
+            "line 11: `mixer[1].n_groups` is 0; expected from 1 to",
+        ),
         ("[[mixer]]\nlayers = [0]".into(), "mixer[0]: missing field `name`"),
         ("[[mixer]]\nname = \"conv\"".into(), "line 7: mixer[0]: unknown variant `conv`"),
     ] {

@@ -6,7 +6,7 @@
 
 use crate::tiny::{self, ids, logits, ratio};
 use burn::tensor::Device;
-use longburn::attention::MixerConfig;
+use longburn::attention::{Mamba1Config, Mamba2Config, MixerConfig, MixerSchedule};
 use longburn::models::lora::{self, LoraConfig, Role, Target};
 use longburn::models::peft::{load_adapter, save_adapter};
 use longburn::models::weights::{RawTensor, SaveDtype, read_safetensors, write_safetensors};
@@ -21,7 +21,7 @@ fn exchange() -> Option<PathBuf> {
 }
 
 fn load(dir: &Path) -> Decoder {
-    Decoder::load(dir, &MixerConfig::Dense, &Device::flex()).unwrap()
+    Decoder::load(dir, MixerSchedule::Own, &Device::flex()).unwrap()
 }
 
 /// Ids and the logits that whoever loads the case must find, beside it.
@@ -92,6 +92,12 @@ fn what_is_written_for_python_is_read_back() {
     let neox = ModelConfig::gpt_neox(61, 32, 2, 4).with_max_positions(64);
     put_model(&case("gpt_neox"), &neox, &sharded);
     put_model(&case("gpt_neox_sequential"), &neox.with_parallel_residual(false), &whole);
+    let mamba = MixerConfig::Mamba1(Mamba1Config::new().with_d_state(4).with_dt_rank(3));
+    put_model(&case("mamba"), &ModelConfig::state_space(61, 24, 2, mamba), &sharded);
+    let mamba = Mamba2Config::new().with_d_state(5).with_head_dim(8).with_n_groups(2);
+    let mamba = MixerConfig::Mamba2(mamba.with_chunk(4).with_dt_limit(Some((0.05, 2.0))));
+    let config = ModelConfig::state_space(61, 24, 2, mamba).with_tied(false);
+    put_model(&case("mamba2"), &config, &whole);
     // Longer than the original 16 tokens, so that what depends on the length shows.
     let short = tiny::llama(true).with_max_positions(16);
     for method in extensions() {

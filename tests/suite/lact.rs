@@ -57,6 +57,7 @@ fn config() -> LactConfig {
         .with_window(5)
         .with_low_rank(2)
         .with_base_lr(0.1)
+        .with_qkv_bias(true)
 }
 
 /// The kinds of layers that differ in what they compute.
@@ -526,6 +527,21 @@ fn the_cost_is_linear_in_the_length() {
             let got = layer.fast_operations(&TokenMeta::contiguous(b, t, 0));
             assert_eq!(got, (b * heads * expected) as u64, "{name}, {b} x {t}");
         }
+    }
+}
+
+/// What checkpoints are checked against, without building a layer.
+#[test]
+fn names_and_shapes_are_those_of_the_layer() {
+    for (name, config) in kinds() {
+        let own = MixerConfig::Lact(config.clone()).own_weights(HIDDEN);
+        let mut listed: Vec<_> =
+            own.into_iter().map(|(path, shape)| (path.into(), shape)).collect();
+        let all = params(&layer(&config)).into_iter().map(|p| (p.path, p.shape));
+        let mut built: Vec<(String, Vec<usize>)> = all.collect();
+        listed.sort();
+        built.sort();
+        assert_eq!(listed, built, "{name}");
     }
 }
 

@@ -40,6 +40,12 @@ mod lora;
 #[cfg(feature = "flex")]
 mod mamba;
 #[cfg(feature = "flex")]
+mod mamba1;
+#[cfg(feature = "flex")]
+mod mamba2;
+#[cfg(feature = "flex")]
+mod mamba_models;
+#[cfg(feature = "flex")]
 mod mixers;
 #[cfg(feature = "flex")]
 mod plan;

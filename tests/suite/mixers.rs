@@ -112,7 +112,8 @@ fn lact_conforms() {
         .with_chunk(4)
         .with_window(5)
         .with_low_rank(3)
-        .with_base_lr(0.5);
+        .with_base_lr(0.5)
+        .with_qkv_bias(true);
     let sgd = config.clone().with_optimizer(FastOptimizer::Sgd);
     let options = options().with_rope(RopeConfig::new(10_000.0, 4));
     // Orthogonalisation lifts what is almost nothing, rounding included.

@@ -1,7 +1,7 @@
 //! Small models for tests, and their logits.
 
 use burn::tensor::Device;
-use longburn::attention::{MixerConfig, SequenceMixer};
+use longburn::attention::{MixerSchedule, SequenceMixer};
 use longburn::kernel::TokenMeta;
 use longburn::models::keymap::{map_params, params};
 use longburn::models::{Blocks, Decoder, ForwardOptions, ModelConfig, ids_tensor};
@@ -36,9 +36,9 @@ fn from_json(model_type: &str, class: &str, rest: &str) -> ModelConfig {
     ModelConfig::from_json_str(&text, "config.json").unwrap()
 }
 
-/// A dense model all of whose parameters are random, norms too.
+/// A model all of whose parameters are random, norms too.
 pub fn model(config: &ModelConfig, device: &Device) -> Decoder {
-    let model = Decoder::new(config, &MixerConfig::Dense, 1, device).unwrap();
+    let model = Decoder::new(config, MixerSchedule::Own, 1, device).unwrap();
     scattered(model, 2, |_| true)
 }
 

@@ -192,9 +192,12 @@ fn known(mixer: &MixerConfig) -> Result<()> {
             remedy: "use form = \"segment\"".into(),
         }),
         MixerConfig::Dense | MixerConfig::LongLora(_) => Ok(()),
-        MixerConfig::Lact(_) => Err(Error::Unsupported {
-            what: "a memory plan of LaCT layers".into(),
-            remedy: "leave train.device_memory out, and watch the run".into(),
+        other => Err(Error::Unsupported {
+            what: format!(
+                "a memory plan of {} layers, whose own memory is not counted yet",
+                other.name()
+            ),
+            remedy: "run without a budget (device_memory), and watch what a few steps take".into(),
         }),
     }
 }

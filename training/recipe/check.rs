@@ -1,7 +1,7 @@
 //! What must hold between the fields of a recipe, as far as it can be told without the files.
 
-use super::sections::{Recipe, Rows};
-use crate::attention::{LongLoraConfig, MixerConfig};
+use super::sections::{Family, NewModel, Recipe, Rows};
+use crate::attention::{LongLoraConfig, Mamba1Config, Mamba2Config, MixerConfig, MixerSchedule};
 use crate::datasets::Pack;
 use crate::models::ModelConfig;
 use crate::training::checkpoint::KEEP;
@@ -33,7 +33,12 @@ impl Recipe {
             }
             let config = self.new_config()?;
             config.validate().map_err(|e| self.new_field(e))?;
-            self.mixers(&config)?;
+            let mixers = self.mixers(&config)?;
+            if let Some(layer) = mixers.iter().position(|mixer| !self.in_family(mixer)) {
+                let place = self.mixer.place(layer, mixers.len())?;
+                let expected = "the mixer of model.new.family, or another family";
+                return Err(self.bad(&format!("{place}.name"), mixers[layer].name(), expected));
+            }
             self.check_length(&config)?;
         }
         self.check_train()?;
@@ -45,12 +50,8 @@ impl Recipe {
             lora.validate().map_err(|e| self.within("lora", e))?;
         }
         for (place, mixer) in self.mixer.named() {
-            match (mixer, &model.new) {
-                (MixerConfig::LongLora(mixer), _) => self.check_groups(&place, mixer)?,
-                (MixerConfig::Lact(mixer), Some(new)) => {
-                    mixer.widths(new.hidden_size).map_err(|e| self.within(&place, e))?;
-                }
-                _ => {}
+            if let MixerConfig::LongLora(mixer) = mixer {
+                self.check_groups(&place, mixer)?;
             }
         }
         if let Some(protocol) = self.eval.as_ref().and_then(|eval| eval.protocol) {
@@ -205,20 +206,59 @@ impl Recipe {
         let Some(new) = &self.model.new else {
             return Err(self.bad("model.new", "missing", "the sizes of a new model"));
         };
-        for (field, value) in [("layers", new.layers), ("heads", new.heads)] {
-            if value == 0 {
-                return Err(self.bad(&format!("model.new.{field}"), 0, "at least 1"));
-            }
+        if new.layers == 0 {
+            return Err(self.bad("model.new.layers", 0, "at least 1"));
         }
-        let mut config = ModelConfig::llama(new.vocab_size, new.hidden_size, new.layers, new.heads);
+        if new.family != Family::Llama {
+            return self.new_state_space(new);
+        }
+        let heads = match new.heads {
+            Some(heads) if heads > 0 => heads,
+            Some(_) => return Err(self.bad("model.new.heads", 0, "at least 1")),
+            None => return Err(self.bad("model.new.heads", "missing", "the number of heads")),
+        };
+        let mut config = ModelConfig::llama(new.vocab_size, new.hidden_size, new.layers, heads);
         config.rope.theta = new.rope_theta;
         if let Some(width) = new.intermediate_size {
             config = config.with_intermediate(width);
         }
         Ok(config
-            .with_kv_heads(new.kv_heads.unwrap_or(new.heads))
+            .with_kv_heads(new.kv_heads.unwrap_or(heads))
             .with_max_positions(new.max_positions.unwrap_or(self.train.length))
             .with_tied(new.tied))
+    }
+
+    fn new_state_space(&self, new: &NewModel) -> Result<ModelConfig> {
+        for (field, value) in [
+            ("heads", new.heads),
+            ("kv_heads", new.kv_heads),
+            ("intermediate_size", new.intermediate_size),
+            ("max_positions", new.max_positions),
+        ] {
+            if let Some(value) = value {
+                let expected = "nothing in a family of state-space layers";
+                return Err(self.bad(&format!("model.new.{field}"), value, expected));
+            }
+        }
+        let default = match new.family {
+            Family::Mamba => MixerConfig::Mamba1(Mamba1Config::new()),
+            _ => MixerConfig::Mamba2(Mamba2Config::new()),
+        };
+        let mixer = match &self.mixer {
+            MixerSchedule::All(mixer) if self.in_family(mixer) => mixer.clone(),
+            _ => default,
+        };
+        let (vocab, hidden) = (new.vocab_size, new.hidden_size);
+        Ok(ModelConfig::state_space(vocab, hidden, new.layers, mixer).with_tied(new.tied))
+    }
+
+    /// Whether a new model of the recipe's family can have this mixer.
+    fn in_family(&self, mixer: &MixerConfig) -> bool {
+        match self.model.new.as_ref().map(|new| new.family) {
+            Some(Family::Mamba) => matches!(mixer, MixerConfig::Mamba1(_)),
+            Some(Family::Mamba2) => matches!(mixer, MixerConfig::Mamba2(_)),
+            Some(Family::Llama) | None => true,
+        }
     }
 
     /// A fault of the configuration under the name that the field has in `[model.new]`.

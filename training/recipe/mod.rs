@@ -25,8 +25,8 @@ pub use options::{RunOptions, RunSummary};
 pub use resume::{MAY_CHANGE, OF_A_RUN};
 pub use run::{run_recipe, run_recipe_with};
 pub use sections::{
-    CheckpointSection, DataKind, DataSection, EvalSection, MixSection, ModelSection, NewModel,
-    OutputSection, Recipe, Rows, TrainSection,
+    CheckpointSection, DataKind, DataSection, EvalSection, Family, MixSection, ModelSection,
+    NewModel, OutputSection, Recipe, Rows, TrainSection,
 };
 pub use watch::MemoryReport;
 

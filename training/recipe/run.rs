@@ -436,6 +436,9 @@ impl Recipe {
     /// # Errors
     /// [`Error::Parse`], pointing into the line, for a list that does not fit the layers.
     pub fn mixers(&self, config: &ModelConfig) -> Result<Vec<MixerConfig>> {
+        for (place, mixer) in self.mixer.named() {
+            mixer.check_sizes(config.hidden_size).map_err(|e| self.within(&place, e))?;
+        }
         self.mixer.resolve(&config.mixers).map_err(|e| match e {
             Error::Config { field, value, expected, .. } => self.bad(&field, value, expected),
             other => other,

@@ -105,18 +105,22 @@ pub struct ModelSection {
     pub tokenizer: Option<PathBuf>,
 }
 
-/// `[model.new]`: a Llama.
+/// `[model.new]`: a Llama, or a model of state-space layers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewModel {
+    /// What its blocks are; of the state-space families, `[mixer]` has the settings.
+    #[serde(default, skip_serializing_if = "Family::is_llama")]
+    pub family: Family,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Blocks.
     pub layers: usize,
-    /// Query heads.
-    pub heads: usize,
+    /// Query heads; a Llama must have some.
+    #[serde(default)]
+    pub heads: Option<usize>,
     /// Key and value heads; as many as query heads where not set.
     #[serde(default)]
     pub kv_heads: Option<usize>,
@@ -126,12 +130,31 @@ pub struct NewModel {
     /// θ of the rotary encoding.
     #[serde(default = "theta")]
     pub rope_theta: f64,
-    /// Longest sequence; `train.length` where not set.
+    /// Longest sequence; `train.length` where not set. State-space layers have no such limit.
     #[serde(default)]
     pub max_positions: Option<usize>,
     /// Whether the head is the embedding.
     #[serde(default)]
     pub tied: bool,
+}
+
+/// What a new model is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// Attention and feed-forward layers, any of whose mixers may be another.
+    #[default]
+    Llama,
+    /// Layers of Mamba, nothing else.
+    Mamba,
+    /// Layers of Mamba-2, nothing else.
+    Mamba2,
+}
+
+impl Family {
+    fn is_llama(&self) -> bool {
+        *self == Self::Llama
+    }
 }
 
 fn theta() -> f64 {

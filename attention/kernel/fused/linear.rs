@@ -38,7 +38,7 @@ fn has_op(a: &Tensor<2>, b: &Tensor<2>) -> bool {
 #[cfg(feature = "flex")]
 mod flex {
     use crate::panels::At;
-    use crate::product::{are_few, multiply, multiply_few};
+    use crate::product::product_of;
     use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
     use burn::backend::autodiff::grads::Gradients;
     use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
@@ -66,14 +66,8 @@ mod flex {
             let [m, k] = dims(&a);
             let [_, n] = dims(&b);
             let (a, b) = (at(&a), at(&b));
-            let mut c = vec![0.0f32; m * n];
             // Safe: sizes and strides are those of the tensors.
-            unsafe {
-                match are_few(m, a, b) {
-                    true => multiply_few((m, n, k), a, b, &mut c),
-                    false => multiply((m, n, k), a, b, &mut c, false),
-                }
-            }
+            let c = unsafe { product_of((m, n, k), a, b) };
             FlexTensor::from_data(TensorData::new(c, [m, n]))
         }
     }

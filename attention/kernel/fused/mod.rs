@@ -47,17 +47,21 @@ macro_rules! register {
 #[cfg(feature = "flex")]
 use register;
 
-/// Calls `work(range of rows)` for all rows, on several threads where it pays. Each call owns its
-/// rows of `out`.
+/// `len` elements, zeros until `work(first row, its rows)` has written them, on several threads
+/// where it pays.
 #[cfg(feature = "flex")]
-fn rows(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+fn rows(len: usize, width: usize, work: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    use crate::room::{Room, zeroed};
     use rayon::prelude::*;
-    if out.len() < PARALLEL_FROM || width == 0 {
-        work(0, out);
-        return;
+    if len < PARALLEL_FROM || width == 0 {
+        let mut out = vec![0.0; len];
+        work(0, &mut out);
+        return out;
     }
-    let per_chunk = (PARALLEL_FROM / 2).div_ceil(width);
-    out.par_chunks_mut(per_chunk * width)
-        .enumerate()
-        .for_each(|(i, part)| work(i * per_chunk, part));
+    let per_chunk = (PARALLEL_FROM / 4).div_ceil(width);
+    let mut out = Room::new(len);
+    let parts = out.par_parts(per_chunk * width).enumerate();
+    parts.for_each(|(i, part)| work(i * per_chunk, zeroed(part)));
+    // Safe: the parts are all of it.
+    unsafe { out.written() }
 }

@@ -34,6 +34,7 @@ mod flex {
     use burn::backend::{Autodiff, Backend, Flex, backend_extension, tensor::FloatTensor};
     use burn::tensor::TensorData;
     use burn_flex::FlexTensor;
+    use rayon::prelude::*;
 
     #[backend_extension(Autodiff, Flex)]
     pub trait NormOps: Backend {
@@ -56,8 +57,7 @@ mod flex {
         fn rms_norm_op(x: FlexTensor, weight: FlexTensor, eps: f64) -> FlexTensor {
             let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
             let (input, w) = (x.storage::<f32>(), weight.storage::<f32>());
-            let mut y = vec![0.0f32; input.len()];
-            rows(&mut y, w.len(), |first, out| {
+            let y = rows(input.len(), w.len(), |first, out| {
                 vectorized(
                     #[inline(always)]
                     || {
@@ -83,8 +83,7 @@ mod flex {
             let (x, weight, dy) = (x.to_contiguous(), weight.to_contiguous(), dy.to_contiguous());
             let (input, w, g) = (x.storage::<f32>(), weight.storage::<f32>(), dy.storage::<f32>());
             let width = w.len();
-            let mut dx = vec![0.0f32; input.len()];
-            rows(&mut dx, width, |first, out| {
+            let dx = rows(input.len(), width, |first, out| {
                 vectorized(
                     #[inline(always)]
                     || {
@@ -104,21 +103,36 @@ mod flex {
                     },
                 )
             });
-            // One thread: the sum over rows keeps its order, whatever the number of threads.
+            // Parts that the shapes alone decide about, summed up in their order: the result does
+            // not depend on the number of threads.
+            let parts = input.par_chunks(PART * width).zip(g.par_chunks(PART * width));
+            let parts: Vec<_> = parts.map(|(x, g)| weight_gradient(x, g, width, eps)).collect();
             let mut dw = vec![0.0f32; width];
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (x, g) in input.chunks(width).zip(g.chunks(width)) {
-                        let r = inverse_rms(x, eps);
-                        for ((x, g), dw) in x.iter().zip(g).zip(&mut dw) {
-                            *dw += x * r * g;
-                        }
-                    }
-                },
-            );
+            for part in parts {
+                dw.iter_mut().zip(part).for_each(|(dw, part)| *dw += part);
+            }
             (like(dx, &x), like(dw, &weight))
         }
+    }
+
+    /// Rows of a part in the gradient of the weight.
+    const PART: usize = 256;
+
+    /// Σ x·r·dy over some rows.
+    fn weight_gradient(x: &[f32], g: &[f32], width: usize, eps: f64) -> Vec<f32> {
+        let mut dw = vec![0.0f32; width];
+        vectorized(
+            #[inline(always)]
+            || {
+                for (x, g) in x.chunks(width).zip(g.chunks(width)) {
+                    let r = inverse_rms(x, eps);
+                    for ((x, g), dw) in x.iter().zip(g).zip(&mut dw) {
+                        *dw += x * r * g;
+                    }
+                }
+            },
+        );
+        dw
     }
 
     fn like(data: Vec<f32>, of: &FlexTensor) -> FlexTensor {

@@ -63,8 +63,7 @@ mod flex {
             let half = cos.layout().shape()[3];
             let (input, c, s) = (x.storage::<f32>(), cos.storage::<f32>(), sin.storage::<f32>());
             let start = x.layout().start_offset() as isize;
-            let mut y = vec![0.0f32; shape[0] * h * t * d];
-            rows(&mut y, d, |first, out| {
+            let y = rows(shape[0] * h * t * d, d, |first, out| {
                 vectorized(
                     #[inline(always)]
                     || {

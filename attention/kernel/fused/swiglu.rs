@@ -43,8 +43,7 @@ mod flex {
         fn swiglu_op(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
             let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
             let (g, u) = (gate.storage::<f32>(), up.storage::<f32>());
-            let mut y = vec![0.0f32; g.len()];
-            rows(&mut y, 1, |first, out| {
+            let y = rows(g.len(), 1, |first, out| {
                 vectorized(
                     #[inline(always)]
                     || {
@@ -64,8 +63,7 @@ mod flex {
         ) -> (FlexTensor, FlexTensor) {
             let (gate, up, dy) = (gate.to_contiguous(), up.to_contiguous(), dy.to_contiguous());
             let (g, u, d) = (gate.storage::<f32>(), up.storage::<f32>(), dy.storage::<f32>());
-            let (mut dg, mut du) = (vec![0.0f32; g.len()], vec![0.0f32; g.len()]);
-            rows(&mut dg, 1, |first, out| {
+            let dg = rows(g.len(), 1, |first, out| {
                 vectorized(
                     #[inline(always)]
                     || {
@@ -77,7 +75,7 @@ mod flex {
                     },
                 )
             });
-            rows(&mut du, 1, |first, out| {
+            let du = rows(g.len(), 1, |first, out| {
                 vectorized(
                     #[inline(always)]
                     || {

@@ -3,6 +3,7 @@
 use super::{LossPlan, chunk_len, packs_head};
 use crate::panels::At;
 use crate::product::{Right, multiply, multiply_right};
+use crate::room::Room;
 use crate::simd::{exp, vectorized};
 use burn::tensor::TensorData;
 use burn_flex::FlexTensor;
@@ -18,10 +19,10 @@ pub(super) fn forward(
     let (n, d) = (x.layout().shape()[0], x.layout().shape()[1]);
     let v = w.layout().shape()[0];
     let (x, w) = (x.storage::<f32>(), w.storage::<f32>());
-    let mut dx = vec![0.0f32; if plan.x_grad { n * d } else { 0 }];
+    let mut dx = Room::new(if plan.x_grad { n * d } else { 0 });
     let mut dw = vec![0.0f32; if plan.w_grad { v * d } else { 0 }];
     let chunk = chunk_len(v);
-    let mut logits = vec![0.0f32; chunk.min(n) * v];
+    let mut logits = Room::new(chunk.min(n) * v);
     let mut loss = 0.0f64;
     let rows_of = |x: &[f32], width: usize| At { first: x.as_ptr(), rows: width, columns: 1 };
     let w = rows_of(w, d);
@@ -30,14 +31,15 @@ pub(super) fn forward(
     for start in (0..n).step_by(chunk) {
         let len = chunk.min(n - start);
         let part = &x[start * d..(start + len) * d];
-        let logits = &mut logits[..len * v];
         let part = rows_of(part, d);
-        unsafe {
+        let logits = logits.as_mut_ptr();
+        let logits = unsafe {
             match &packed {
                 Some(w) => multiply_right(len, part, w, logits, false),
                 None => multiply((len, v, d), part, w.turned(), logits, false),
             }
-        }
+            std::slice::from_raw_parts_mut(logits, len * v)
+        };
         let losses: Vec<f64> = logits
             .par_chunks_mut(v)
             .zip(&plan.labels[start..start + len])
@@ -47,14 +49,15 @@ pub(super) fn forward(
         let logits = rows_of(logits, v);
         unsafe {
             if plan.x_grad {
-                let dx = &mut dx[start * d..(start + len) * d];
-                multiply((len, d, v), logits, w, dx, false);
+                multiply((len, d, v), logits, w, dx.as_mut_ptr().add(start * d), false);
             }
             if plan.w_grad {
-                multiply((v, d, len), logits.turned(), part, &mut dw, true);
+                multiply((v, d, len), logits.turned(), part, dw.as_mut_ptr(), true);
             }
         }
     }
+    // Safe: the chunks are all of it.
+    let dx = unsafe { dx.written() };
     let tensor = |data: Vec<f32>, rows: usize| match data.is_empty() {
         true => FlexTensor::from_data(TensorData::new(vec![0.0f32], [1, 1])),
         false => FlexTensor::from_data(TensorData::new(data, [rows, d])),

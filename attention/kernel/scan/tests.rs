@@ -2,6 +2,7 @@
 
 mod selective;
 mod ssd;
+mod timing;
 
 use super::{Step, Steps};
 use crate::TokenMeta;

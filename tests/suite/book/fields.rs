@@ -51,9 +51,10 @@ const OPTIONAL: [&str; 13] = [
     "output.dir",
 ];
 
-/// A table of the page: where it stands in a recipe, its heading, source and type.
+/// A table of the page: where it stands in a recipe, of which mixer, its heading, source and type.
 struct Section {
     path: &'static str,
+    mixer: Option<&'static str>,
     heading: &'static str,
     file: &'static str,
     item: &'static str,
@@ -65,13 +66,27 @@ const fn section(
     file: &'static str,
     item: &'static str,
 ) -> Section {
-    Section { path, heading, file, item }
+    Section { path, mixer: None, heading, file, item }
 }
+
+/// Of a mixer other than that of [`LEAST`]; the name is marked as no variant of an enum's.
+const fn of_mixer(
+    mixer: &'static str,
+    path: &'static str,
+    heading: &'static str,
+    file: &'static str,
+    item: &'static str,
+) -> Section {
+    Section { path, mixer: Some(mixer), heading, file, item }
+}
+
+/// Before the name of a mixer in the place of a variant's.
+const MIXER: &str = "mixer=";
 
 const SECTIONS: &str = "training/recipe/sections.rs";
 
 /// In the order of the page.
-const PAGE: [Section; 18] = [
+const PAGE: [Section; 22] = [
     section("", "The recipe itself", SECTIONS, "struct Recipe"),
     section("model", "`[model]`", SECTIONS, "struct ModelSection"),
     section("model.new", "`[model.new]`", SECTIONS, "struct NewModel"),
@@ -81,6 +96,34 @@ const PAGE: [Section; 18] = [
         "`[mixer]`, `name = \"longlora\"`",
         "attention/longlora.rs",
         "struct LongLoraConfig",
+    ),
+    of_mixer(
+        "mixer=mamba1",
+        "mixer",
+        "`[mixer]`, `name = \"mamba1\"`",
+        "attention/mamba1.rs",
+        "struct Mamba1Config",
+    ),
+    of_mixer(
+        "mixer=mamba2",
+        "mixer",
+        "`[mixer]`, `name = \"mamba2\"`",
+        "attention/mamba2.rs",
+        "struct Mamba2Config",
+    ),
+    of_mixer(
+        "mixer=mamba1",
+        "mixer.step_sizes",
+        "`[mixer.step_sizes]`, of `mamba1` and `mamba2`",
+        "attention/state_space.rs",
+        "struct StepSizes",
+    ),
+    of_mixer(
+        "mixer=lact",
+        "mixer",
+        "`[mixer]`, `name = \"lact\"`",
+        "attention/lact/mod.rs",
+        "struct LactConfig",
     ),
     section("lora", "`[lora]`", "models/lora.rs", "struct LoraConfig"),
     section("data", "`[data]`", SECTIONS, "struct DataSection"),
@@ -110,6 +153,7 @@ pub fn tables() -> String {
             if let Some(variant) = &variant {
                 page += &format!("**`name = \"{variant}\"`**: {about}\n\n");
             }
+            let variant = variant.or(section.mixer.map(Into::into));
             let path = section.path;
             let known = known_fields(path, variant.as_deref());
             let mut named: Vec<&str> = fields.iter().map(|(name, _)| name.as_str()).collect();
@@ -217,7 +261,9 @@ fn recipe(place: &str, variant: Option<&str>) -> Table {
         false => LEAST.to_string(),
     };
     let mut recipe: Table = text.parse().unwrap();
-    if let Some(variant) = variant {
+    if let Some(mixer) = variant.and_then(|variant| variant.strip_prefix(MIXER)) {
+        put(&mut recipe, "mixer", Table::from_iter([("name".to_string(), mixer.into())]).into());
+    } else if let Some(variant) = variant {
         let (parent, _) = place.rsplit_once('.').unwrap();
         let fields: &[(&str, i64)] = match variant {
             "strided" => &[("max_len", 64), ("stride", 32)],

@@ -3,15 +3,20 @@
 use super::band::{Band, Place};
 use super::*;
 use crate::panels::{BAND, product, widest};
+use crate::room::{Room, zeroed};
 use crate::simd::exp2;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
+/// Queries of a tile at most: what the gradients of keys and values sum over at a time.
+const QUERIES: usize = 2 * TILE.0;
 /// Key tiles that are computed together.
-const RUN: usize = 2;
+const RUN: usize = 4;
 /// Distance between two rows of scores.
 const WIDE: usize = wide(RUN);
-/// Bands of keys in a run.
+/// Bands of queries in a tile, and of keys in a run.
+const Q_BANDS: usize = QUERIES / BAND;
 const BANDS: usize = RUN * TILE.1 / BAND;
 /// Jobs that are wanted at least. The shapes alone decide about the parts, not the threads, so
 /// that results do not depend on these.
@@ -38,8 +43,12 @@ pub(in super::super) fn backward(
     let lse = lse.to_contiguous();
     let scale = plan.0.scale as f32;
     let base: Vec<f32> = lse.storage::<f32>().iter().map(|x| base_of(*x)).collect();
+    // Where neighbouring tiles see other blocks of keys, they share none.
+    let of_blocks = |mask: &Mask| mask.list().is_some() || mask.strided().is_some();
+    let queries_of_tile = if plan.0.masks.iter().any(of_blocks) { TILE.0 } else { QUERIES };
     let call = Call {
-        sides: &Side::all(plan),
+        sides: &Side::all(plan, queries_of_tile),
+        queries_of_tile,
         q: &q,
         dout: &dout,
         keys: &k.turned(scale * LOG2_E),
@@ -53,13 +62,13 @@ pub(in super::super) fn backward(
         group,
         size: v.shape,
     };
-    let mut dk = vec![0.0f32; stacked * kv * s * d];
-    let mut dv = vec![0.0f32; batch * kv * s * e];
+    let mut dk = Room::new(stacked * kv * s * d);
+    let mut dv = Room::new(batch * kv * s * e);
 
     // Every job owns some runs of key tiles and all that is written there; what it adds to the
     // queries of its key head goes to a copy of its own, summed up in a fixed order.
     let parts = parts_of(batch * kv, s);
-    let mut dq = vec![0.0f32; parts * stacked * heads * t * d];
+    let mut dq = Room::new(parts * stacked * heads * t * d);
     let mut jobs: Vec<Job> = (0..batch * kv * parts)
         .map(|n| Job {
             call,
@@ -69,26 +78,28 @@ pub(in super::super) fn backward(
             keys: vec![],
         })
         .collect();
-    for (n, dv) in dv.chunks_mut(s * e).enumerate() {
+    for (n, dv) in dv.parts(s * e).enumerate() {
         for (run, dv) in dv.chunks_mut(RUN * TILE.1 * e).enumerate() {
             let keys = Keys { run, dv, dk: vec![] };
             jobs[n * parts + part_of(run, parts)].keys.push(keys);
         }
     }
-    for (n, dk) in dk.chunks_mut(s * d).enumerate() {
+    for (n, dk) in dk.parts(s * d).enumerate() {
         let n = n % (batch * kv);
         for (run, dk) in dk.chunks_mut(RUN * TILE.1 * d).enumerate() {
             let keys = &mut jobs[n * parts + part_of(run, parts)].keys;
             keys.iter_mut().find(|keys| keys.run == run).expect("made above").dk.push(dk);
         }
     }
-    for (n, dq) in dq.chunks_mut(group * t * d).enumerate() {
+    for (n, dq) in dq.parts(group * t * d).enumerate() {
         let (part, n) = (n / (stacked * kv), n % (stacked * kv));
         jobs[n % (batch * kv) * parts + part].dq.push(dq);
     }
     debug_assert!(jobs.iter().all(|job| job.dq.len() == branches));
-    let scratch = || vec![0.0f32; 2 * TILE.0 * WIDE];
-    jobs.into_par_iter().for_each_init(scratch, |x, job| widest(Run { job, x }));
+    let scratch = || vec![0.0f32; 2 * QUERIES * WIDE];
+    jobs.into_par_iter().with_max_len(1).for_each_init(scratch, |x, job| widest(Run { job, x }));
+    // Safe: every part belongs to a job, which has cleared and written it.
+    let (mut dq, dk, dv) = unsafe { (dq.written(), dk.written(), dv.written()) };
     fold_parts(&mut dq, parts, |a, b| a + b);
     (
         tensor(dq, &[stacked, heads, t, d], dtype),
@@ -118,9 +129,9 @@ fn base_of(lse: f32) -> f32 {
 /// Σ_e dout·out per query, times the scale: `[B·H·T]`.
 fn delta_of(out: &View, dout: &View, scale: f32) -> Vec<f32> {
     let [batch, heads, t, _] = out.shape;
-    let mut delta = vec![0.0f32; batch * heads * t];
-    delta.par_chunks_mut(t).enumerate().for_each(|(n, delta)| {
-        let (b, head) = (n / heads, n % heads);
+    let mut delta = Room::new(batch * heads * t);
+    delta.par_parts(t).enumerate().for_each(|(n, delta)| {
+        let (b, head, delta) = (n / heads, n % heads, zeroed(delta));
         vectorized(
             #[inline(always)]
             || {
@@ -131,13 +142,15 @@ fn delta_of(out: &View, dout: &View, scale: f32) -> Vec<f32> {
             },
         )
     });
-    delta
+    // Safe: the parts are all of it.
+    unsafe { delta.written() }
 }
 
 /// What all jobs share.
 #[derive(Clone, Copy)]
 struct Call<'a> {
     sides: &'a [Side<'a>],
+    queries_of_tile: usize,
     q: &'a View,
     dout: &'a View,
     /// `[D, S]`, scaled.
@@ -166,15 +179,15 @@ struct Job<'a> {
     b: usize,
     key_head: usize,
     /// Of each branch: all queries of the key head's query heads.
-    dq: Vec<&'a mut [f32]>,
+    dq: Vec<&'a mut [MaybeUninit<f32>]>,
     keys: Vec<Keys<'a>>,
 }
 
 struct Keys<'a> {
     run: usize,
-    dv: &'a mut [f32],
+    dv: &'a mut [MaybeUninit<f32>],
     /// Of each branch.
-    dk: Vec<&'a mut [f32]>,
+    dk: Vec<&'a mut [MaybeUninit<f32>]>,
 }
 
 struct Run<'a, 'x> {
@@ -187,19 +200,22 @@ impl WithSimd for Run<'_, '_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Job { call, b, key_head, mut dq, keys } = self.job;
+        let Job { call, b, key_head, dq, keys } = self.job;
+        let mut dq: Vec<_> = dq.into_iter().map(zeroed).collect();
         let [batch, _, s, e] = call.size;
         let [_, heads, t, d] = call.q.shape;
-        let (x, dx) = self.x.split_at_mut(TILE.0 * WIDE);
-        for Keys { run, dv, mut dk } in keys {
+        let (x, dx) = self.x.split_at_mut(QUERIES * WIDE);
+        for Keys { run, dv, dk } in keys {
+            let dv = zeroed(dv);
+            let mut dk: Vec<_> = dk.into_iter().map(zeroed).collect();
             let tiles = run * RUN..((run + 1) * RUN).min(s.div_ceil(TILE.1));
             for g in 0..call.group {
                 let head = key_head * call.group + g;
                 for (i, side) in call.sides.iter().enumerate() {
                     let (stacked, first) = (i * batch + b, run * RUN * TILE.1);
                     let dq = &mut dq[i][g * t * d..(g + 1) * t * d];
-                    for qi in 0..t.div_ceil(TILE.0) {
-                        let rows = part(qi, TILE.0, t);
+                    for qi in 0..t.div_ceil(call.queries_of_tile) {
+                        let rows = part(qi, call.queries_of_tile, t);
                         let kind = |ki| side.kind(b, head, qi, ki);
                         for run in runs(tiles.clone(), RUN, |ki| kind(ki) != BlockKind::Skip) {
                             let columns = span(&run, TILE.1, s);
@@ -253,7 +269,7 @@ impl Tile<'_> {
         simd: S,
         place: &Place<'_>,
         (x, dx): (&mut [f32], &mut [f32]),
-    ) -> Band<BANDS> {
+    ) -> Band<Q_BANDS, BANDS> {
         let Self { call, b, head, key_head, stacked } = *self;
         let [_, kv, _, e] = call.size;
         let (from, first) = (place.rows.start, place.columns.start);
@@ -262,7 +278,8 @@ impl Tile<'_> {
         unsafe {
             let keys = call.keys.columns(stacked * kv + key_head, first);
             let queries = call.q.at(stacked, head, from);
-            let band: Band<BANDS> = place.scores(simd, call.q.shape[3], (queries, keys), (x, WIDE));
+            let band: Band<Q_BANDS, BANDS> =
+                place.scores(simd, call.q.shape[3], (queries, keys), (x, WIDE));
             let values = call.values.columns(b * kv + key_head, first);
             let (douts, dx) = (call.dout.at(b, head, from), (dx.as_mut_ptr(), WIDE));
             product(simd, size, douts, values, dx, false, band.scores());
@@ -275,7 +292,7 @@ impl Tile<'_> {
         &self,
         simd: S,
         (rows, columns): (&Range<usize>, &Range<usize>),
-        (band, x, dx): (&Band<BANDS>, &[f32], &[f32]),
+        (band, x, dx): (&Band<Q_BANDS, BANDS>, &[f32], &[f32]),
         dq: &mut [f32],
         dk: &mut [f32],
         dv: &mut [f32],
@@ -305,7 +322,7 @@ fn gradient_step(
     (x, dx): (&mut [f32], &mut [f32]),
     base: &[f32],
     delta: &[f32],
-    band: &Band<BANDS>,
+    band: &Band<Q_BANDS, BANDS>,
     columns: usize,
 ) {
     for (i, (base, delta)) in base.iter().zip(delta).enumerate() {

@@ -1,6 +1,7 @@
 //! What is visible in a run of tiles, so that hidden corners of tiles at the edge of a mask are not
 //! computed.
 
+use super::edge::{Edge, Seen};
 use super::{Side, TILE, part};
 use crate::BlockKind;
 use crate::panels::{At, BAND, Limits, PanelsAt, product};
@@ -28,20 +29,29 @@ impl Place<'_> {
     /// # Safety
     /// `queries` `[rows, d]` and `keys` `[d, columns]` must be readable, and `x` hold the run.
     #[inline(always)]
-    pub unsafe fn scores<S: Simd, const N: usize>(
+    pub unsafe fn scores<S: Simd, const Q: usize, const N: usize>(
         &self,
         simd: S,
         d: usize,
         (queries, keys): (At, PanelsAt),
         (x, stride): (&mut [f32], usize),
-    ) -> Band<N> {
-        let band = Band::new(self, x, stride);
+    ) -> Band<Q, N> {
+        let band = Band::new(self);
         let (size, c) = ((self.rows.len(), self.columns.len(), d), (x.as_mut_ptr(), stride));
         // Safe: as the caller vouches.
         unsafe { product(simd, size, queries, keys, c, false, band.scores()) };
         // What was computed beside visible pairs is a number that nobody may see, NaN perhaps.
         if band.partial {
-            self.run.clone().filter(|ki| self.is_edge(*ki)).for_each(|ki| self.hide(ki, x, stride));
+            for (ki, seen) in self.run.clone().zip(&band.seen).filter(|(ki, _)| self.is_edge(*ki)) {
+                let (edge, own) = (self.edge(ki), self.own(ki));
+                for (i, t) in self.rows.clone().enumerate() {
+                    edge.hide_beside(
+                        t,
+                        seen[i / BAND][i % BAND],
+                        &mut x[i * stride..][own.clone()],
+                    );
+                }
+            }
         }
         band
     }
@@ -56,70 +66,77 @@ impl Place<'_> {
         keys.start - self.columns.start..keys.end - self.columns.start
     }
 
-    fn hide(&self, ki: usize, x: &mut [f32], stride: usize) {
-        let keys = part(ki, TILE.1, self.keys);
-        self.side.hide(self.at, (self.rows, &keys), &mut x[self.own(ki).start..], stride);
+    fn edge(&self, ki: usize) -> Edge<'_> {
+        Edge::new(self.side, self.at, &part(ki, TILE.1, self.keys))
     }
 }
 
-/// Least ranges that hold all visible pairs, by bands of queries and of keys, from the first of the
-/// run on.
-pub(super) struct Band<const N: usize> {
+/// Least ranges that hold all visible pairs, by `Q` bands of queries and `N` of keys, from the first
+/// of the run on.
+pub(super) struct Band<const Q: usize, const N: usize> {
     /// Whether there are hidden pairs.
     partial: bool,
-    columns: [(usize, usize); TILE.0 / BAND],
+    columns: [(usize, usize); Q],
     rows: [(usize, usize); N],
+    /// What the queries see of each tile of the run; only of tiles at an edge.
+    seen: [[[Seen; BAND]; Q]; RUN],
 }
 
+/// Key tiles of a run at most.
+const RUN: usize = 4;
 /// Nothing.
 const EMPTY: (usize, usize) = (usize::MAX, 0);
 
-impl<const N: usize> Band<N> {
-    /// `x`, rows `stride` apart, is left with −inf for hidden pairs, so that those that are not
-    /// computed have it.
+impl<const Q: usize, const N: usize> Band<Q, N> {
+    const FITS: () = assert!(N * BAND <= RUN * TILE.1);
+
     #[inline(always)]
-    fn new(place: &Place<'_>, x: &mut [f32], stride: usize) -> Self {
+    fn new(place: &Place<'_>) -> Self {
+        const { Self::FITS };
         let Place { run, rows, columns, .. } = *place;
         let partial = run.clone().any(|ki| place.is_edge(ki));
         let mut band = Self {
             partial,
-            columns: [(0, columns.len()); TILE.0 / BAND],
+            columns: [(0, columns.len()); Q],
             rows: [(0, rows.len()); N],
+            seen: [[[Seen::default(); BAND]; Q]; RUN],
         };
         if !partial {
             return band;
         }
-        (band.columns, band.rows) = ([EMPTY; TILE.0 / BAND], [EMPTY; N]);
-        for ki in run.clone() {
-            let (own, edge) = (place.own(ki), place.is_edge(ki));
-            if edge {
-                for i in 0..rows.len() {
-                    x[i * stride..][own.clone()].fill(0.0);
+        (band.columns, band.rows) = ([EMPTY; Q], [EMPTY; N]);
+        for (n, ki) in run.clone().enumerate() {
+            let own = place.own(ki);
+            if place.is_edge(ki) {
+                let edge = place.edge(ki);
+                for (i, t) in rows.clone().enumerate() {
+                    let seen = edge.seen(t);
+                    band.seen[n][i / BAND][i % BAND] = seen;
+                    let seen = seen.range();
+                    band.widen(i..i + 1, own.start + seen.start..own.start + seen.end);
                 }
-                place.hide(ki, x, stride);
-            }
-            for i in 0..rows.len() {
-                let row = &x[i * stride..][own.clone()];
-                let seen = if edge {
-                    let from = row.iter().position(|x| *x == 0.0).unwrap_or(row.len());
-                    from..row.iter().rposition(|x| *x == 0.0).map_or(0, |last| last + 1)
-                } else {
-                    0..row.len()
-                };
-                if seen.is_empty() {
-                    continue;
-                }
-                let seen = own.start + seen.start..own.start + seen.end;
-                let widen = |range: &mut (usize, usize), from: usize, to: usize| {
-                    *range = (range.0.min(from), range.1.max(to));
-                };
-                widen(&mut band.columns[i / BAND], seen.start, seen.end);
-                for keys in &mut band.rows[seen.start / BAND..=(seen.end - 1) / BAND] {
-                    widen(keys, i, i + 1);
+            } else {
+                for first in (0..rows.len()).step_by(BAND) {
+                    band.widen(first..(first + BAND).min(rows.len()), own.clone());
                 }
             }
         }
         band
+    }
+
+    /// Takes in that these queries, of one band, see these columns.
+    #[inline(always)]
+    fn widen(&mut self, queries: Range<usize>, seen: Range<usize>) {
+        if seen.is_empty() {
+            return;
+        }
+        let widen = |range: &mut (usize, usize), from: usize, to: usize| {
+            *range = (range.0.min(from), range.1.max(to));
+        };
+        widen(&mut self.columns[queries.start / BAND], seen.start, seen.end);
+        for keys in &mut self.rows[seen.start / BAND..=(seen.end - 1) / BAND] {
+            widen(keys, queries.start, queries.end);
+        }
     }
 
     /// Columns that query `i` of the run may see; no others hold anything.

@@ -1,5 +1,6 @@
 //! A few queries behind a long cache: keys and values are read once, where they lie.
 
+use super::edge::Edge;
 use super::*;
 use crate::panels::widest;
 use crate::product::dot;
@@ -16,12 +17,13 @@ const PART: usize = 1024;
 pub(super) fn decode(q: &View, k: &View, v: &View, plan: &Plan) -> (Vec<f32>, Vec<f32>) {
     let [_, heads, t, _] = q.shape;
     let [batch, kv, s, e] = v.shape;
-    let sides = &Side::all(plan);
+    let sides = &Side::all(plan, TILE.0);
     let scale = plan.0.scale as f32 * LOG2_E;
     let parts = s.div_ceil(PART);
     // Of every row, key head and part: one share per query head and query.
     let shares: Vec<Vec<Share>> = (0..batch * kv * parts)
         .into_par_iter()
+        .with_max_len(1)
         .map(|n| {
             let (b, key_head) = (n / parts / kv, n / parts % kv);
             let keys = part(n % parts, PART, s);
@@ -109,7 +111,10 @@ impl WithSimd for Job<'_> {
                         }
                     }
                     if kind == BlockKind::Partial {
-                        side.hide((b, head), (&(0..t), &columns), &mut x, TILE.1);
+                        let edge = Edge::new(side, (b, head), &columns);
+                        for ti in 0..t {
+                            edge.hide(ti, &mut x[ti * TILE.1..][..columns.len()]);
+                        }
                     }
                     for ti in 0..t {
                         let x = &mut x[ti * TILE.1..][..columns.len()];

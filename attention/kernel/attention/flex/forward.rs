@@ -4,6 +4,7 @@ use super::band::{Band, Place};
 use super::decode::{FEW, decode};
 use super::*;
 use crate::panels::{BAND, product, widest};
+use crate::room::{Room, zeroed};
 use crate::simd::exp2;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -14,7 +15,8 @@ const RUN: usize = 4;
 const TILES: usize = 4;
 /// Distance between two rows of scores.
 const WIDE: usize = wide(RUN);
-/// Bands of keys in a run.
+/// Bands of queries in a tile, and of keys in a run.
+const Q_BANDS: usize = TILE.0 / BAND;
 const BANDS: usize = RUN * TILE.1 / BAND;
 
 /// out `[B, H, T, E]`, lse `[B, H, T]`.
@@ -34,33 +36,36 @@ pub(in super::super) fn forward(
         return (tensor(out, &[batch, heads, t, e], dtype), tensor(lse, &shape, DType::F32));
     }
     let call = Call {
-        sides: &Side::all(plan),
+        sides: &Side::all(plan, TILE.0),
         keys: &k.turned(plan.0.scale as f32 * LOG2_E),
         values: &v.panels(),
         q: &q,
         group: heads / kv,
         size: v.shape,
     };
-    let mut out = vec![0.0f32; batch * heads * t * e];
-    let mut lse = vec![0.0f32; batch * heads * t];
+    let mut out = Room::new(batch * heads * t * e);
+    let mut lse = Room::new(batch * heads * t);
 
     // One job per (row, head, query tiles); late ones are long under a causal mask. Short rows give
     // few jobs, of one tile each.
     let tiles = (t / 1024).clamp(1, TILES);
     let mut jobs = Vec::with_capacity(batch * heads * t.div_ceil(tiles * TILE.0));
-    let rows_of = out.chunks_mut(t * e).zip(lse.chunks_mut(t)).enumerate();
+    let rows_of = out.parts(t * e).zip(lse.parts(t)).enumerate();
     for (n, (out, lse)) in rows_of {
         let parts = out.chunks_mut(tiles * TILE.0 * e).zip(lse.chunks_mut(tiles * TILE.0));
         let job = |(i, (out, lse))| (n / heads, n % heads, i * tiles, out, lse);
         jobs.extend(parts.enumerate().map(job));
     }
     jobs.sort_by_key(|job| std::cmp::Reverse(job.2));
-    jobs.into_par_iter().for_each_init(
+    jobs.into_par_iter().with_max_len(1).for_each_init(
         || vec![0.0f32; TILE.0 * WIDE],
         |x, (b, head, first, out, lse)| {
+            let (out, lse) = (zeroed(out), zeroed(lse));
             widest(Job { call, b, head, first, x, out, lse });
         },
     );
+    // Safe: the jobs have cleared and written all parts.
+    let (out, lse) = unsafe { (out.written(), lse.written()) };
     (tensor(out, &[batch, heads, t, e], dtype), tensor(lse, &[batch, heads, t], DType::F32))
 }
 
@@ -157,7 +162,7 @@ impl Tile<'_> {
         let (m, n) = (rows.len(), columns.len());
         let place = Place { side, at, tile, run, keys: s, rows: &rows, columns: &columns };
         // Safe: the tile lies within queries and keys, `x` holds it.
-        let band: Band<BANDS> = unsafe {
+        let band: Band<Q_BANDS, BANDS> = unsafe {
             let keys = call.keys.columns(stacked * kv + key_head, columns.start);
             let queries = call.q.at(stacked, head, rows.start);
             place.scores(simd, d, (queries, keys), (x, WIDE))
@@ -178,7 +183,7 @@ impl Tile<'_> {
 fn softmax_step(
     x: &mut [f32],
     (rows, columns): (usize, usize),
-    band: &Band<BANDS>,
+    band: &Band<Q_BANDS, BANDS>,
     top: &mut [f32],
     sum: &mut [f32],
     out: &mut [f32],

@@ -6,6 +6,7 @@
 mod backward;
 mod band;
 mod decode;
+mod edge;
 mod forward;
 mod stats;
 
@@ -116,15 +117,16 @@ impl View {
 /// A mask with its tiles and the class of every head.
 struct Side<'a> {
     mask: &'a Mask,
+    /// Tiles of some queries by `TILE.1` keys.
     blocks: BlockMap,
     class_of: Vec<usize>,
 }
 
 impl<'a> Side<'a> {
-    fn all(plan: &'a Plan) -> Vec<Self> {
+    fn all(plan: &'a Plan, queries: usize) -> Vec<Self> {
         let side = |mask: &'a Mask| Side {
             mask,
-            blocks: mask.blocks(TILE.0, TILE.1),
+            blocks: mask.blocks(queries, TILE.1),
             class_of: (0..mask.heads()).map(|head| mask.class_of(head)).collect(),
         };
         plan.0.masks.iter().map(side).collect()
@@ -132,69 +134,6 @@ impl<'a> Side<'a> {
 
     fn kind(&self, b: usize, head: usize, q: usize, k: usize) -> BlockKind {
         self.blocks.kind(b, self.class_of[head], q, k)
-    }
-
-    /// Writes −inf wherever a query of the tile may not see a key. `x`: `[rows, columns]`, rows
-    /// `stride` apart.
-    fn hide(
-        &self,
-        (b, head): (usize, usize),
-        (rows, columns): (&Range<usize>, &Range<usize>),
-        x: &mut [f32],
-        stride: usize,
-    ) {
-        let class = &self.mask.classes()[self.class_of[head]];
-        let labels = &self.mask.labels()[class.labels];
-        let (q, k) = (self.mask.queries(), self.mask.keys());
-        let keys = b * k.len() + columns.start..b * k.len() + columns.end;
-        let k_label = &labels.k[keys.clone()];
-        let k_pos = &k.pos()[keys.clone()];
-        let sink = &self.mask.sink()[keys.clone()];
-        let spec = self.mask.spec();
-        let latest = |p: i32| if spec.causal { p } else { i32::MAX };
-        let window = spec.window.unwrap_or(usize::MAX).min(i32::MAX as usize) as i32;
-        vectorized(
-            #[inline(always)]
-            || {
-                for (i, t) in rows.clone().enumerate() {
-                    let t = b * q.len() + t;
-                    let (label, pos) = (labels.q[t], q.pos()[t]);
-                    let (last, first) = (latest(pos), pos.saturating_sub(window));
-                    let row = &mut x[i * stride..][..k_pos.len()];
-                    for j in 0..row.len() {
-                        let near = (k_pos[j] <= last) & ((k_pos[j] > first) | sink[j]);
-                        let seen = (k_label[j] == label)
-                            & (near | (window == i32::MAX && k_pos[j] <= last));
-                        row[j] = if seen { row[j] } else { f32::NEG_INFINITY };
-                    }
-                }
-            },
-        );
-        if let (Some(strided), Some(column)) = (self.mask.strided(), class.column) {
-            let (k_block, k_column) = (&strided.k_block[keys.clone()], &strided.k_column[keys]);
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (i, t) in rows.clone().enumerate() {
-                        let far = strided.farthest(q.pos()[b * q.len() + t]);
-                        let row = &mut x[i * stride..][..k_block.len()];
-                        for j in 0..row.len() {
-                            let seen = (k_block[j] > far) | (k_column[j] == column);
-                            row[j] = if seen { row[j] } else { f32::NEG_INFINITY };
-                        }
-                    }
-                },
-            );
-        }
-        if let Some(list) = self.mask.list() {
-            for (queries, keys) in list.hidden((b, head), rows, columns) {
-                for t in queries {
-                    let row = &mut x[(t - rows.start) * stride..];
-                    row[keys.start - columns.start..keys.end - columns.start]
-                        .fill(f32::NEG_INFINITY);
-                }
-            }
-        }
     }
 }
 

@@ -13,7 +13,8 @@ use rayon::prelude::*;
 const RUN: usize = 4;
 /// Distance between two rows of scores.
 const WIDE: usize = wide(RUN);
-/// Bands of keys in a run.
+/// Bands of queries in a tile, and of keys in a run.
+const Q_BANDS: usize = TILE.0 / BAND;
 const BANDS: usize = RUN * TILE.1 / BAND;
 /// Queries that a job takes at least where one row of results comes of many, and how many jobs
 /// share such a row. The shapes alone decide about both, so that results do not depend on threads.
@@ -36,7 +37,7 @@ pub(in super::super) fn stats(
     let lse = lse.to_contiguous();
     let base: Vec<f32> = lse.storage::<f32>().iter().map(|x| base_of(*x)).collect();
     let call = Call {
-        side: &Side::all(plan)[0],
+        side: &Side::all(plan, TILE.0)[0],
         q: &q,
         keys: &k.turned(plan.0.scale as f32 * LOG2_E),
         base: &base,
@@ -57,7 +58,7 @@ pub(in super::super) fn stats(
         }
     }
     jobs.sort_by_key(|job| std::cmp::Reverse(job.2));
-    jobs.into_par_iter().for_each_init(
+    jobs.into_par_iter().with_max_len(1).for_each_init(
         || vec![0.0f32; TILE.0 * WIDE],
         |x, (part, n, first, out)| {
             widest(Job { call, b: n / heads, head: n % heads, part, first, x, out });
@@ -132,15 +133,19 @@ impl WithSimd for Job<'_> {
                 let (at, run, keys) = ((b, head), &run, s);
                 let place = Place { side, at, tile, run, keys, rows: &rows, columns: &columns };
                 // Safe: the tile lies within queries and keys, `x` holds it.
-                let _: Band<BANDS> = unsafe {
+                let band: Band<Q_BANDS, BANDS> = unsafe {
                     let keys = call.keys.columns(key_head, columns.start);
                     let queries = q.at(b, head, rows.start);
                     place.scores(simd, d, (queries, keys), (x, WIDE))
                 };
-                let of_x = x.chunks_mut(WIDE).zip(base);
-                match fold.kind {
-                    Kind::Entropy => of_x.for_each(|(x, base)| terms(x, columns.len(), *base)),
-                    _ => of_x.for_each(|(x, base)| weights(x, columns.len(), *base)),
+                for (i, (x, base)) in x.chunks_mut(WIDE).zip(base).enumerate() {
+                    let seen = band.of_query(i);
+                    x[..seen.start].fill(0.0);
+                    x[seen.end..columns.len()].fill(0.0);
+                    match fold.kind {
+                        Kind::Entropy => terms(&mut x[seen], *base),
+                        _ => weights(&mut x[seen], *base),
+                    }
                 }
                 let tile = Tile { x: &*x, rows: &rows, columns: &columns };
                 match fold.kind {
@@ -161,16 +166,16 @@ fn weight(x: f32, base: f32) -> f32 {
 
 /// Scores to weights.
 #[inline(always)]
-fn weights(x: &mut [f32], columns: usize, base: f32) {
-    for x in &mut x[..columns] {
+fn weights(x: &mut [f32], base: f32) {
+    for x in x {
         *x = weight(*x, base);
     }
 }
 
 /// Scores to −p·ln p.
 #[inline(always)]
-fn terms(x: &mut [f32], columns: usize, base: f32) {
-    for x in &mut x[..columns] {
+fn terms(x: &mut [f32], base: f32) {
+    for x in x {
         let p = weight(*x, base);
         *x = if p == 0.0 { 0.0 } else { p * (base - *x) * LN_2 };
     }

@@ -6,7 +6,7 @@ mod flex;
 mod reference;
 mod tiled;
 
-use super::{Steps, choose, softplus, unpack};
+use super::{Steps, choose, unpack};
 use crate::{Error, Implementation};
 use autodiff::{ScanOps, ScanTensors};
 use burn::backend::Dispatch;

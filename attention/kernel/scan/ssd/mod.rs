@@ -16,7 +16,7 @@ use super::{Step, Steps, choose, softplus, unpack};
 use crate::{Error, Implementation};
 use autodiff::{SsdOps, SsdTensors};
 use burn::backend::Dispatch;
-use burn::tensor::{DType, Tensor, activation::silu};
+use burn::tensor::{Tensor, activation::silu};
 
 /// Logarithm of a decay to nothing, where a document begins: finite, so that sums of it are.
 const FORGET: f64 = -1e4;

@@ -12,7 +12,7 @@ pub(super) fn forward(x: Inputs, plan: &Plan) -> Tensor<3> {
     let mut out = Vec::new();
     for start in chunks.starts() {
         let chunk = chunks.at(start);
-        let y = chunk.mixed().matmul(chunk.input.clone()) + chunk.before(&h);
+        let y = chunk.mixed().matmul(chunk.input.clone()) + chunk.from_before(&h);
         out.push(chunks.tokens(y).cast(dtype));
         h = chunk.behind(h);
     }
@@ -49,17 +49,20 @@ pub(super) fn gradients(x: Inputs, dout: Tensor<3>, plan: &Plan) -> Inputs {
         let dinput = mixed.clone().transpose().matmul(dy.clone()) + through.clone();
         let dmixed = dy.clone().matmul(chunk.input.clone().transpose());
 
-        // A pair of tokens (i, j) passes the decays of j + 1 ..= i.
-        let pairs = dmixed.clone() * mixed;
-        let apart = pairs * chunk.before_only.clone();
+        // A pair of tokens (i, j) passes the decays of j + 1 ..= i. Sums of pairs, never differences
+        // of sums, which would lose what is small.
+        let pairs = dmixed.clone() * mixed * chunk.before.clone();
+        let crossing = (pairs.clone().cumsum(3) - pairs) * chunk.up_to.clone();
+        let within = crossing.sum_dim(2).transpose();
         let early = dy.clone() * chunk.entered.clone();
         let read = early.clone().matmul(h.clone().transpose());
-        let ends = apart.clone().sum_dim(3) - apart.sum_dim(2).transpose()
-            + (read.clone() * chunk.c.clone()).sum_dim(3);
+        let ends = (read.clone() * chunk.c.clone()).sum_dim(3);
         let passed = (through * chunk.input.clone()).sum_dim(3);
         let whole = (carry.clone() * h).sum_dim(3).sum_dim(2) * chunk.all();
-        let dlog_decay =
-            ends.flip([2]).cumsum(2).flip([2]) + (passed.clone().cumsum(2) - passed) + whole;
+        let dlog_decay = within
+            + ends.flip([2]).cumsum(2).flip([2])
+            + (passed.clone().cumsum(2) - passed)
+            + whole;
 
         let dscores = chunks.over_heads(dmixed * chunk.decay.clone());
         let [b, c] = [&chunk.b_group, &chunk.c_group].map(Tensor::clone);
@@ -118,7 +121,9 @@ struct Chunk {
     /// From each token to the chunk's end, `[B, H, Q, 1]`
     left: Tensor<4>,
     /// 1 where j is before i, else 0: `[1, 1, Q, Q]`
-    before_only: Tensor<4>,
+    before: Tensor<4>,
+    /// The same with i itself.
+    up_to: Tensor<4>,
 }
 
 impl<'a> Chunks<'a> {
@@ -183,9 +188,9 @@ impl<'a> Chunks<'a> {
         let device = x.device();
         let square = Tensor::<2>::ones([q, q], (&device, self.kind));
         let up_to = square.clone().tril(0).unsqueeze::<4>();
-        let before_only: Tensor<4> = square.tril(-1).unsqueeze();
-        let sums = (log_decay.clone().repeat_dim(3, q) * before_only.clone()).cumsum(2);
-        let decay = sums.exp() * up_to;
+        let before: Tensor<4> = square.tril(-1).unsqueeze();
+        let sums = (log_decay.clone().repeat_dim(3, q) * before.clone()).cumsum(2);
+        let decay = sums.exp() * up_to.clone();
         Chunk {
             input: x.clone() * weight.clone(),
             x,
@@ -197,7 +202,8 @@ impl<'a> Chunks<'a> {
             entered: log_decay.cumsum(2).exp(),
             left: decay.clone().narrow(2, q - 1, 1).transpose(),
             decay,
-            before_only,
+            before,
+            up_to,
         }
     }
 }
@@ -209,7 +215,7 @@ impl Chunk {
     }
 
     /// What the state before the chunk gives to its tokens.
-    fn before(&self, h: &Tensor<4>) -> Tensor<4> {
+    fn from_before(&self, h: &Tensor<4>) -> Tensor<4> {
         self.c.clone().matmul(h.clone()) * self.entered.clone()
     }
 

@@ -213,8 +213,9 @@ fn extreme_decays_stay_finite() {
     for (dt, a) in [(10.0, -16.0), (0.0, -16.0), (1e-3, -1.0)] {
         let go = |dtype, implementation| {
             let x = leaf([1, 70, 2, 3], 1, 1.0, dtype);
-            let step = leaf([1, 70, 2], 2, 0.0, dtype).detach().add_scalar(dt).require_grad();
-            let a = leaf([2], 3, 0.0, dtype).detach().add_scalar(a).require_grad();
+            let of = |x: f64, n: usize| Tensor::<1>::full([n], x, (&Default::default(), dtype));
+            let step = of(dt, 140).reshape([1, 70, 2]).autodiff().require_grad();
+            let a = of(a, 2).autodiff().require_grad();
             let (b, c) = (leaf([1, 70, 1, 4], 4, 1.0, dtype), leaf([1, 70, 1, 4], 5, 1.0, dtype));
             let input =
                 Ssd { implementation, ..Ssd::new(x.clone(), step.clone(), a.clone(), b, c) };

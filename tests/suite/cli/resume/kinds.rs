@@ -131,3 +131,42 @@ fn r3_updates_of_a_fused_layer_go_on_with_the_same_bits() {
     let args = ["eval", "merged", "--data", "texts/3.txt", "--max-len", "8", "--stride", "4"];
     bench.json(&args);
 }
+
+/// Layers whose mixers are no attention, in a converted checkpoint and in a model of nothing else.
+#[test]
+fn r1_state_space_layers_go_on_with_the_same_bits() {
+    let converted = "[[mixer]]\nname = \"dense\"\n[[mixer]]\nname = \"mamba1\"\nlayers = [1]\n\
+                     d_state = 4\n[data]";
+    let new = "[model]\ntokenizer = \"model/tokenizer.json\"\n[model.new]\nfamily = \"mamba2\"\n\
+               vocab_size = 304\nhidden_size = 16\nlayers = 2\ntied = true\n[mixer]\n\
+               name = \"mamba2\"\nhead_dim = 8\nd_state = 4\nchunk = 4\n";
+    for (old, sections) in [("[data]", converted), ("[model]\npath = \"model\"\n", new)] {
+        let bench = bench();
+        let recipe = |every| sparse(every).replacen(old, sections, 1);
+        bench.write("run.toml", &recipe(0));
+        let whole = bench.json(&["train", "run.toml"]);
+        assert!(whole["last_loss"].as_f64() < whole["first_loss"].as_f64(), "{whole}");
+        for k in [1, 23] {
+            killed_after(&bench, &recipe, k);
+            assert_goes_on(&bench, &recipe(0), &whole, k);
+        }
+        let args = ["generate", "run/model", "--prompt", "The river", "--max-new-tokens", "3"];
+        assert_eq!(bench.json(&args)["new_tokens"], 3);
+        let facts = bench.json(&["inspect", "run/model"]);
+        assert_eq!(facts["weights"]["complete"], true, "{facts}");
+        let other = recipe(0).replace("d_state = 4", "d_state = 5");
+        bench.write("run.toml", &other);
+        let message = refusal(&bench, &["train", "run.toml", "--resume", "--out", "from-23"]);
+        assert!(message.contains("mixer"), "{message}");
+    }
+}
+
+#[test]
+fn new_mixers_are_not_left_as_they_were_drawn() {
+    let bench = bench();
+    let mixers = "[lora]\n[[mixer]]\nname = \"dense\"\n[[mixer]]\nname = \"mamba1\"\n\
+                  layers = [1]\n[data]";
+    bench.write("run.toml", &sparse(0).replacen("[data]", mixers, 1));
+    let message = refusal(&bench, &["train", "run.toml"]);
+    assert!(message.contains("mamba1, layer 1") && message.contains("[lora]"), "{message}");
+}

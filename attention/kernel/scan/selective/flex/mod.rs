@@ -99,9 +99,9 @@ impl<'a> Call<'a> {
     fn run<R: Send>(&self, work: impl Fn(&Job) -> R + Sync) -> Vec<R> {
         let jobs = self.jobs();
         if self.batch * self.len * self.channels * self.n < PARALLEL_FROM {
-            return jobs.iter().map(work).collect();
+            return jobs.iter().map(&work).collect();
         }
-        jobs.par_iter().map(work).collect()
+        jobs.par_iter().map(&work).collect()
     }
 
     /// `[N, E]` of `x` from channel `first` on, `width` of them, times `factor`; zeros beyond.

@@ -168,20 +168,18 @@ impl<'a> Chunk<'a> {
         let mut dmixed = vec![0.0f32; q * q];
         let of_input = turned(&of.input, q, p);
         times((q, q, p), rows(&dy, p), &of_input, &mut dmixed, false, Limits::Columns(&self.bands));
-        let mut ends = vec![0.0f32; q];
+        let mut dlog = vec![0.0f32; q];
         for i in 0..q {
-            let row = i * q..i * q + i;
-            let pairs = dmixed[row.clone()].iter().zip(&mixed[row]);
-            // A pair (i, j) passes the decays of j + 1 ..= i.
-            let mut sum = 0.0;
-            let (before, from) = ends.split_at_mut(i);
-            for (end, (d, m)) in before.iter_mut().zip(pairs) {
-                *end -= d * m;
-                sum += d * m;
-            }
-            from[0] += sum;
             let row = i * q..i * q + i + 1;
-            let pairs = dmixed[row.clone()].iter().zip(&of.decay[row.clone()]);
+            let d = &dmixed[row.clone()];
+            // A pair (i, j) passes the decays of j + 1 ..= i. Sums of pairs, never differences of
+            // sums, which would lose what is small.
+            let mut crossing = 0.0;
+            for ((dlog, d), m) in dlog.iter_mut().zip(d).zip(&mixed[row.clone()]) {
+                *dlog += crossing;
+                crossing += d * m;
+            }
+            let pairs = d.iter().zip(&of.decay[row.clone()]);
             for (ds, (d, l)) in self.dscores[row].iter_mut().zip(pairs) {
                 *ds += d * l;
             }
@@ -191,6 +189,7 @@ impl<'a> Chunk<'a> {
         let early = scaled(&dy, &of.entered);
         let mut read = vec![0.0f32; q * n];
         times((q, n, p), rows(&early, p), &turned(h, n, p), &mut read, false, Limits::None);
+        let mut ends = vec![0.0f32; q];
         for (t, ((read, dc), end)) in
             read.chunks(n).zip(self.dc.chunks_mut(n)).zip(&mut ends).enumerate()
         {
@@ -206,8 +205,7 @@ impl<'a> Chunk<'a> {
         carry.iter_mut().for_each(|x| *x *= of.all);
         times((n, p, q), c.turned(), &straight(&early, q, p), carry, true, Limits::None);
 
-        let mut dlog = vec![whole; q];
-        let (mut before, mut behind) = (0.0, 0.0);
+        let (mut before, mut behind) = (whole, 0.0);
         for (dlog, passed) in dlog.iter_mut().zip(&passed) {
             *dlog += before;
             before += passed;

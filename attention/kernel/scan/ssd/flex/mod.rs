@@ -98,9 +98,9 @@ impl<'a> Call<'a> {
     fn run<R: Send>(&self, work: impl Fn(&Job) -> R + Sync) -> Vec<R> {
         let jobs = self.jobs();
         if self.batch * self.len * self.channels * self.n < PARALLEL_FROM {
-            return jobs.iter().map(work).collect();
+            return jobs.iter().map(&work).collect();
         }
-        jobs.par_iter().map(work).collect()
+        jobs.par_iter().map(&work).collect()
     }
 
     /// The chunks' tokens, in order.
