@@ -3,7 +3,7 @@
 
 use super::{AttnProjections, KvCache, MixContext, MixOutput, SequenceMixer, State, Tap};
 use crate::positional::Positions;
-use crate::{Error, Result};
+use crate::Result;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use longburn_kernels::{AttentionOptions, Branch, Mask, MaskSpec, masked_attention};
