@@ -2,7 +2,6 @@
 
 mod selective;
 mod ssd;
-mod timing;
 
 use super::{Step, Steps};
 use crate::TokenMeta;
