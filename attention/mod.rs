@@ -3,11 +3,13 @@
 pub mod anchor;
 mod context;
 pub mod dense;
+pub mod lact;
 mod linear;
 pub mod longgen;
 pub mod longlora;
 pub mod mamba1;
 pub mod mamba2;
+pub mod newton_schulz;
 mod norm;
 mod projections;
 pub mod reference;
@@ -20,6 +22,7 @@ mod weights;
 pub use anchor::{Anchor, AnchorConfig};
 pub use context::{MixContext, MixOutput, Phase, Tap, Taps};
 pub use dense::{Dense, DenseConfig};
+pub use lact::{Lact, LactConfig, LactState};
 pub(crate) use linear::normal;
 pub use linear::{Linear, LinearConfig, Lora};
 pub use longgen::{LayerSchedule, LongGen, LongGenConfig};
@@ -88,6 +91,8 @@ pub enum MixerConfig {
     LongGen(LongGenConfig),
     /// Documents of a row with an anchor that all of them see (AnchorAttention).
     Anchor,
+    /// Fast weights that learn by chunks, beside window attention (LaCT).
+    Lact(LactConfig),
     /// Selective state spaces (Mamba).
     Mamba1(Mamba1Config),
     /// State-space duality (Mamba-2).
@@ -103,6 +108,7 @@ impl MixerConfig {
         let MixerSite { hidden, layers, streams, device, .. } = *site;
         let first = site.own_streams();
         Ok(match self {
+            Self::Lact(config) => Mixer::Lact(config.build(site)?),
             Self::Mamba1(config) => {
                 Mixer::Mamba1(config.init(hidden, layers, streams, first, device)?)
             }
@@ -124,7 +130,7 @@ impl MixerConfig {
             Self::LongLora(config) => Mixer::LongLora(config.init(proj, window)?),
             Self::LongGen(config) => Mixer::LongGen(config.init(proj, window)?),
             Self::Anchor => Mixer::Anchor(AnchorConfig::new().init(proj, window)?),
-            Self::Mamba1(_) | Self::Mamba2(_) => {
+            Self::Lact(_) | Self::Mamba1(_) | Self::Mamba2(_) => {
                 return Err(Error::Unsupported {
                     what: format!("{} around the projections of attention", self.name()),
                     remedy: "build it for a layer, with MixerConfig::build".into(),
@@ -133,7 +139,8 @@ impl MixerConfig {
         })
     }
 
-    /// Mask of a training pass in a layer with `key_heads` and the checkpoint's own sliding `window`.
+    /// Mask of the attention of a training pass in a layer with `key_heads` and the checkpoint's own
+    /// sliding `window`.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for what is no mask over positions.
@@ -141,6 +148,7 @@ impl MixerConfig {
         let own = MaskSpec::causal().with_window(window);
         match self {
             Self::Dense => Ok(own),
+            Self::Lact(config) => Ok(MaskSpec::causal().with_window(Some(config.window))),
             Self::LongLora(config) if config.form == LongLoraForm::Segment => {
                 Ok(own.with_groups(config.groups()))
             }
@@ -162,7 +170,7 @@ impl MixerConfig {
     pub fn in_inference(&self) -> Self {
         match self {
             Self::Dense | Self::LongLora(_) | Self::Anchor => Self::Dense,
-            Self::LongGen(_) | Self::Mamba1(_) | Self::Mamba2(_) => self.clone(),
+            Self::LongGen(_) | Self::Lact(_) | Self::Mamba1(_) | Self::Mamba2(_) => self.clone(),
         }
     }
 
@@ -170,7 +178,7 @@ impl MixerConfig {
     pub fn has_projections(&self) -> bool {
         match self {
             Self::Dense | Self::LongLora(_) | Self::LongGen(_) | Self::Anchor => true,
-            Self::Mamba1(_) | Self::Mamba2(_) => false,
+            Self::Lact(_) | Self::Mamba1(_) | Self::Mamba2(_) => false,
         }
     }
 
@@ -181,7 +189,10 @@ impl MixerConfig {
 
     /// Whether a layer with `other` has the same weights.
     pub fn shares_weights_with(&self, other: &Self) -> bool {
-        self == other || (self.has_projections_only() && other.has_projections_only())
+        match (self, other) {
+            (Self::Lact(a), Self::Lact(b)) => a.shares_weights_with(b),
+            _ => self == other || (self.has_projections_only() && other.has_projections_only()),
+        }
     }
 
     /// The name that recipes use.
@@ -191,6 +202,7 @@ impl MixerConfig {
             Self::LongLora(_) => "longlora",
             Self::LongGen(_) => "longgen",
             Self::Anchor => "anchor",
+            Self::Lact(_) => "lact",
             Self::Mamba1(_) => "mamba1",
             Self::Mamba2(_) => "mamba2",
         }
@@ -209,6 +221,8 @@ pub enum Mixer {
     LongGen(LongGen),
     /// See [`anchor`].
     Anchor(Anchor),
+    /// See [`lact`].
+    Lact(Lact),
     /// See [`mamba1`].
     Mamba1(Mamba1),
     /// See [`mamba2`].
@@ -223,23 +237,26 @@ impl Mixer {
             Self::LongLora(m) => Some(&m.proj),
             Self::LongGen(m) => Some(&m.proj),
             Self::Anchor(m) => Some(&m.proj),
-            Self::Mamba1(_) | Self::Mamba2(_) => None,
+            Self::Lact(_) | Self::Mamba1(_) | Self::Mamba2(_) => None,
         }
     }
 
-    /// Another mechanism around the same projections.
+    /// Another mechanism around the same projections, or with the same weights of its own.
     ///
     /// # Errors
     /// As [`MixerConfig::init`], and [`Error::Unsupported`] for a mixer without projections.
     pub fn swap(self, config: &MixerConfig) -> Result<Self> {
-        let (proj, window) = match self {
-            Self::Dense(m) => (m.proj, m.window),
-            Self::LongLora(m) => (m.proj, m.window),
-            Self::LongGen(m) => (m.proj, None),
-            Self::Anchor(m) => (m.proj, None),
-            Self::Mamba1(_) | Self::Mamba2(_) => {
+        let (proj, window) = match (self, config) {
+            (Self::Dense(m), _) => (m.proj, m.window),
+            (Self::LongLora(m), _) => (m.proj, m.window),
+            (Self::LongGen(m), _) => (m.proj, None),
+            (Self::Anchor(m), _) => (m.proj, None),
+            (Self::Lact(m), MixerConfig::Lact(config)) => {
+                return Ok(Self::Lact(m.with_config(config)?));
+            }
+            (Self::Lact(_) | Self::Mamba1(_) | Self::Mamba2(_), _) => {
                 return Err(Error::Unsupported {
-                    what: format!("a state-space layer as {}", config.name()),
+                    what: format!("a layer with weights of its own as {}", config.name()),
                     remedy: "load the checkpoint with Decoder::convert, which draws new weights"
                         .into(),
                 });
@@ -260,7 +277,7 @@ impl HasProjections for Mixer {
             Self::LongLora(m) => Some(&mut m.proj),
             Self::LongGen(m) => Some(&mut m.proj),
             Self::Anchor(m) => Some(&mut m.proj),
-            Self::Mamba1(_) | Self::Mamba2(_) => None,
+            Self::Lact(_) | Self::Mamba1(_) | Self::Mamba2(_) => None,
         }
     }
 }
@@ -277,6 +294,7 @@ impl SequenceMixer for Mixer {
             Self::LongLora(m) => m.forward(x_BTD, ctx, state),
             Self::LongGen(m) => m.forward(x_BTD, ctx, state),
             Self::Anchor(m) => m.forward(x_BTD, ctx, state),
+            Self::Lact(m) => m.forward(x_BTD, ctx, state),
             Self::Mamba1(m) => m.forward(x_BTD, ctx, state),
             Self::Mamba2(m) => m.forward(x_BTD, ctx, state),
         }
@@ -288,6 +306,7 @@ impl SequenceMixer for Mixer {
             Self::LongLora(m) => m.explain(ctx, device),
             Self::LongGen(m) => m.explain(ctx, device),
             Self::Anchor(m) => m.explain(ctx, device),
+            Self::Lact(m) => m.explain(ctx, device),
             Self::Mamba1(m) => m.explain(ctx, device),
             Self::Mamba2(m) => m.explain(ctx, device),
         }

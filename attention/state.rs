@@ -1,5 +1,6 @@
 //! What a layer remembers between calls.
 
+use super::LactState;
 use crate::{Error, Result};
 use burn::tensor::{Int, Tensor, TensorData};
 use longburn_kernels::{Mask, MaskSpec, TokenMeta};
@@ -12,6 +13,8 @@ pub enum State {
     Kv(KvCache),
     /// Keys and values of sets of key heads, each of which keeps other tokens.
     Heads(Vec<KvCache>),
+    /// Fast weights that learn, and a window of keys and values.
+    Lact(Box<LactState>),
     /// The state of a state-space layer.
     Recurrent(Recurrent),
 }
@@ -155,6 +158,7 @@ impl State {
             Self::Heads(caches) => {
                 caches.iter().flat_map(|cache| [cache.k.clone(), cache.v.clone()]).collect()
             }
+            Self::Lact(state) => state.tensors(),
             Self::Recurrent(state) => vec![state.conv.clone(), state.ssm.clone()],
         }
     }
@@ -164,6 +168,9 @@ impl State {
     /// # Errors
     /// When the number of tensors differs.
     pub fn from_tensors(&self, tensors: Vec<Tensor<4>>) -> Result<Self> {
+        if let Self::Lact(state) = self {
+            return Ok(Self::Lact(Box::new(state.with_tensors(tensors)?)));
+        }
         let (n, wanted) = (tensors.len(), self.tensors().len());
         if n != wanted {
             let reason = format!("{n} tensors where the state has {wanted}");
@@ -180,6 +187,7 @@ impl State {
         Ok(match self {
             Self::Kv(cache) => Self::Kv(renewed(cache)),
             Self::Heads(caches) => Self::Heads(caches.iter().map(renewed).collect()),
+            Self::Lact(_) => self.clone(),
             Self::Recurrent(state) => Self::Recurrent(Recurrent {
                 conv: next(&state.conv),
                 ssm: next(&state.ssm),
@@ -194,6 +202,7 @@ impl State {
             Self::Kv(cache) => cache.tokens.len(),
             Self::Heads(caches) => caches.iter().map(|cache| cache.tokens.len()).max().unwrap_or(0),
             Self::Recurrent(state) => state.tokens,
+            Self::Lact(state) => state.window.tokens.len(),
         }
     }
 
@@ -203,6 +212,7 @@ impl State {
             Self::Kv(_) => "keys and values",
             Self::Heads(_) => "keys and values by heads",
             Self::Recurrent(_) => "a recurrent state",
+            Self::Lact(_) => "fast weights",
         }
     }
 

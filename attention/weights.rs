@@ -17,6 +17,7 @@ impl MixerConfig {
     pub fn check_sizes(&self, hidden: usize) -> Result<()> {
         let sizes = match self {
             Self::Dense | Self::LongLora(_) | Self::LongGen(_) | Self::Anchor => Vec::new(),
+            Self::Lact(config) => return config.widths(hidden).map(drop),
             Self::Mamba1(c) => vec![
                 ("d_state", c.d_state),
                 ("d_conv", c.d_conv),
@@ -44,6 +45,7 @@ impl MixerConfig {
     pub fn own_weights(&self, hidden: usize) -> Weights {
         match self {
             Self::Dense | Self::LongLora(_) | Self::LongGen(_) | Self::Anchor => Vec::new(),
+            Self::Lact(config) => config.own_weights(hidden),
             Self::Mamba1(config) => mamba1(config, hidden),
             Self::Mamba2(config) => mamba2(config, hidden),
         }

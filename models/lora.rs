@@ -89,7 +89,8 @@ pub enum Role {
     Embedding,
     /// Norms of the residual stream: before the mixer, before the feed-forward layer, the last.
     Norm,
-    /// Norms inside mixers: of queries and keys, of a state-space layer's output.
+    /// Norms inside mixers: of queries and keys, with what scales and shifts them, of what a
+    /// state-space layer or fast weights say.
     QkNorm,
     /// The head, where it has weights of its own.
     Head,
@@ -112,7 +113,10 @@ impl Role {
             ("norm", _) if module == "norm" => Some(Self::Norm),
             (_, "bias") => Some(Self::Bias),
             ("lm_head", "weight") => Some(Self::Head),
-            ("q_norm" | "k_norm", "weight") => Some(Self::QkNorm),
+            ("q_norm" | "k_norm" | "norm_q" | "norm_k" | "ttt_norm", "weight") => {
+                Some(Self::QkNorm)
+            }
+            ("self_attn", "qk_scale" | "qk_offset") => Some(Self::QkNorm),
             ("norm", "weight") if module.ends_with(".self_attn.norm") => Some(Self::QkNorm),
             ("self_attn", "A_log" | "D" | "dt_bias") => Some(Self::StateSpace),
             _ => None,

@@ -1,6 +1,7 @@
 //! What a recipe says of a training run.
 
 use super::adamw::AdamW;
+use super::muon::Muon;
 use super::optim::{Optimizer, ParamGroup};
 use super::{Schedule, Strategy};
 use crate::{Error, Result};
@@ -38,6 +39,9 @@ pub struct TrainConfig {
     /// The optimizer.
     #[serde(default)]
     pub adamw: AdamW,
+    /// Another optimizer for the matrices inside the blocks.
+    #[serde(default)]
+    pub muon: Option<Muon>,
     /// Parameters that are updated differently.
     #[serde(default)]
     pub groups: Vec<ParamGroup>,
@@ -72,6 +76,7 @@ impl TrainConfig {
             workers: one(),
             schedule: Schedule::default(),
             adamw: AdamW::default(),
+            muon: None,
             groups: Vec::new(),
             clip: None,
             skip_nonfinite: 0,
@@ -102,6 +107,12 @@ impl TrainConfig {
     /// Settings of the optimizer.
     pub fn with_adamw(mut self, adamw: AdamW) -> Self {
         self.adamw = adamw;
+        self
+    }
+
+    /// Muon for the matrices inside the blocks.
+    pub fn with_muon(mut self, muon: Option<Muon>) -> Self {
+        self.muon = muon;
         self
     }
 
@@ -165,6 +176,6 @@ impl TrainConfig {
             return bad("clip", &clip, "a positive norm");
         }
         self.schedule.validate(self.steps)?;
-        Optimizer::new(&self.adamw, &self.groups).map(drop)
+        Optimizer::new(&self.adamw, self.muon.as_ref(), &self.groups).map(drop)
     }
 }

@@ -6,6 +6,7 @@ pub mod checkpoint;
 mod config;
 pub mod eval;
 mod gradients;
+mod muon;
 mod objective;
 mod optim;
 pub mod plan;
@@ -22,6 +23,7 @@ pub use self::burn_train::{Interrupter, MetricsRenderer, terminal_view_available
 pub use adamw::AdamW;
 pub use config::{EmptyStep, TrainConfig};
 pub use gradients::GradientSum;
+pub use muon::{Muon, MuonScale};
 pub use objective::{LossParts, NextToken, Objective, SplitObjective};
 pub use optim::{Optimizer, OptimizerState, ParamGroup};
 pub use recipe::{Recipe, RunOptions, RunSummary, run_recipe, run_recipe_with};

@@ -5,6 +5,7 @@
 
 use super::adamw::AdamW;
 use super::gradients::{GradientSum, leaf};
+use super::muon::Muon;
 use super::state::trainable;
 use crate::models::keymap::PathStack;
 use crate::models::lora::Role;
@@ -74,6 +75,8 @@ pub struct OptimizerState {
 pub struct Optimizer {
     /// The first is for parameters that no other claims.
     rules: Vec<Rule>,
+    /// For the matrices inside the blocks, where they have one of their own.
+    matrices: Option<Rule>,
     states: HashMap<String, DynState>,
 }
 
@@ -84,9 +87,11 @@ struct Rule {
 }
 
 impl Optimizer {
+    /// AdamW, and Muon where it is set, for what [`Muon::updates`].
+    ///
     /// # Errors
     /// Settings that cannot work, or a role in two groups.
-    pub fn new(adamw: &AdamW, groups: &[ParamGroup]) -> Result<Self> {
+    pub fn new(adamw: &AdamW, muon: Option<&Muon>, groups: &[ParamGroup]) -> Result<Self> {
         let mut rules = vec![Rule { roles: vec![], lr_factor: 1.0, update: adamw.rule()? }];
         for (i, group) in groups.iter().enumerate() {
             let at = |field: &str| format!("groups[{i}].{field}");
@@ -110,7 +115,11 @@ impl Optimizer {
                 update: AdamW { weight_decay, ..*adamw }.rule()?,
             });
         }
-        Ok(Self { rules, states: HashMap::new() })
+        let rule = |muon: &Muon| -> Result<Rule> {
+            Ok(Rule { roles: vec![], lr_factor: 1.0, update: muon.rule()? })
+        };
+        let matrices = muon.map(rule).transpose()?;
+        Ok(Self { rules, matrices, states: HashMap::new() })
     }
 
     /// Update every parameter that has a gradient, with `scale` times that gradient.
@@ -118,7 +127,10 @@ impl Optimizer {
         model.map(&mut Walk { optimizer: self, stack: PathStack::default(), grads, scale, lr })
     }
 
-    fn rule(&self, path: &str) -> &Rule {
+    fn rule(&self, path: &str, rank: usize) -> &Rule {
+        if let Some(rule) = self.matrices.as_ref().filter(|_| Muon::updates(path, rank)) {
+            return rule;
+        }
         let role = Role::of(path);
         let of_role = |rule: &&Rule| role.is_some_and(|role| rule.roles.contains(&role));
         self.rules.iter().find(of_role).unwrap_or(&self.rules[0])
@@ -131,7 +143,7 @@ impl Optimizer {
     pub fn state(&self) -> Result<OptimizerState> {
         let mut sink = StateSink::default();
         for (path, state) in &self.states {
-            self.rule(path).update.state_flatten(path, state, &mut sink);
+            self.rule(path, state.rank()).update.state_flatten(path, state, &mut sink);
         }
         let tensor = |(name, data): (String, TensorData)| {
             let values: Vec<f32> = data.iter::<f32>().collect();
@@ -184,7 +196,7 @@ impl Optimizer {
             state.tensors.keys().any(|name| owner(&shapes, name) == Some(path.as_str()))
         };
         for path in shapes.keys().filter(stated) {
-            let rule = self.rule(path);
+            let rule = self.rule(path, shapes[path].len());
             match rule.update.state_unflatten(shapes[path].len(), path, &mut source, &device) {
                 Some(state) => _ = states.insert(path.clone(), state),
                 None => missing.push(format!("{path}: part of its state")),
@@ -218,7 +230,7 @@ impl ModuleMapper for Walk<'_> {
         let grad = grad.mul_scalar(self.scale);
         let path = self.stack.path();
         let state = self.optimizer.states.remove(&path);
-        let rule = self.optimizer.rule(&path);
+        let rule = self.optimizer.rule(&path, D);
         let state = state.map(|state| rule.update.to_device_dyn(state, &grad.device()));
         let lr = self.lr * rule.lr_factor;
         let mut kept = None;

@@ -337,7 +337,7 @@ impl<M: Module> Run<M> {
             let expected = "a model with at least one trainable parameter";
             return Err(Error::config("training", "model", "frozen throughout", expected));
         }
-        let mut optimizer = Optimizer::new(&config.adamw, &config.groups)?;
+        let mut optimizer = Optimizer::new(&config.adamw, config.muon.as_ref(), &config.groups)?;
         let Some(state) = state else {
             let counters = Counters { seed: config.seed, ..Counters::default() };
             return Ok(Self { model, optimizer, counters });

@@ -1,5 +1,6 @@
 //! Slow, obvious twins of the mixers, for tests.
 
 pub mod anchor;
+pub mod lact;
 pub mod longgen;
 pub mod longlora;

@@ -146,9 +146,35 @@ impl Golden {
             size += want * want;
         }
         self.note(name, "max_abs", largest, allowed("max_abs")?);
-        // Where all is zero there is nothing to relate to, and the largest difference decides.
-        if size > 0.0 {
+        // Where all is zero there is nothing to relate to, and the largest difference decides, as
+        // where a tensor's tolerance is for that alone.
+        let alone = self.tolerance[tolerance_of]["max_abs"].is_f64()
+            && self.tolerance[tolerance_of]["rms_ratio"].is_null();
+        if size > 0.0 && !alone {
             self.note(name, "rms_ratio", (error / size).sqrt(), allowed("rms_ratio")?);
+        }
+        Ok(())
+    }
+
+    /// Compare with some of the values of a tensor, whose tolerance is relative: where it is for
+    /// groups of tensors, as `out.*`.
+    pub fn compare_part(
+        &self,
+        name: &str,
+        part: std::ops::Range<usize>,
+        got: &[f32],
+    ) -> Result<(), Failure> {
+        let want = self.floats(name)?;
+        let want = want.get(part.clone()).ok_or_else(|| format!("{name} has no {part:?}"))?;
+        let group = name.split('.').next().unwrap_or_default();
+        let allowed = self.tolerance[format!("{group}.*")]["rel"].as_f64();
+        let allowed = allowed.ok_or_else(|| format!("{name}: no relative tolerance"))?;
+        if got.len() != want.len() {
+            return Err(format!("{name}: {} values, expected {}", got.len(), want.len()).into());
+        }
+        for (got, want) in got.iter().zip(want) {
+            let apart = (f64::from(*got) - f64::from(*want)).abs() / f64::from(*want).abs();
+            self.note(name, "relative", apart, allowed);
         }
         Ok(())
     }

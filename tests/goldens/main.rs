@@ -9,10 +9,12 @@
 mod blocks;
 mod eval;
 mod golden;
+mod lact;
 mod layer;
 mod longlora;
 mod lora;
 mod model;
+mod optim;
 mod rope;
 mod scan;
 mod selftest;
@@ -32,11 +34,17 @@ pub type Check = fn(&Golden) -> Result<(), Failure>;
 pub type Failure = Box<dyn std::error::Error>;
 
 /// Names that `tests/goldens.toml` may use.
-const CHECKS: [(&str, Check); 21] = [
+const CHECKS: [(&str, Check); 27] = [
+    ("adamw", optim::adamw),
     ("anchor", sparse::anchor),
     ("anchor_packing", sparse::packing),
     ("block_stride", blocks::check),
+    ("lact", lact::branch),
+    ("lact_layer", lact::layer),
+    ("learning_rates", optim::schedules),
     ("model", model::check),
+    ("muon", optim::muon),
+    ("newton_schulz", lact::newton_schulz),
     ("rope", rope::check),
     ("rope_partial", rope::partial),
     ("rope_state", rope::state),

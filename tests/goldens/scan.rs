@@ -173,27 +173,28 @@ pub fn duality(golden: &Golden) -> Result<(), Failure> {
     });
     let has_chunks = golden.has("out.chunk_states");
     let chunk = if has_chunks { golden.number("chunk")? } else { 8 };
-    let run = |tokens: std::ops::Range<usize>, h0: Option<&Tensor<4>>, implementation| {
-        let rows = |x: &Tensor<4>| x.clone().narrow(1, tokens.start, tokens.len());
-        ssd(Ssd {
-            d: Some(d.clone()),
-            z: z.as_ref().map(rows),
-            dt_bias: Some(bias.clone()),
-            softplus: true,
-            dt_limit,
-            h0: h0.cloned(),
-            chunk,
-            keep_state: true,
-            implementation,
-            ..Ssd::new(
-                rows(&x),
-                dt.clone().narrow(1, tokens.start, tokens.len()),
-                a.clone(),
-                rows(&b),
-                rows(&c),
-            )
-        })
-    };
+    let run =
+        |tokens: std::ops::Range<usize>, h0: Option<&Tensor<4>>, implementation: Implementation| {
+            let rows = |x: &Tensor<4>| x.clone().narrow(1, tokens.start, tokens.len());
+            ssd(Ssd {
+                d: Some(d.clone()),
+                z: z.as_ref().map(rows),
+                dt_bias: Some(bias.clone()),
+                softplus: true,
+                dt_limit,
+                h0: h0.cloned(),
+                chunk,
+                keep_state: true,
+                implementation,
+                ..Ssd::new(
+                    rows(&x),
+                    dt.clone().narrow(1, tokens.start, tokens.len()),
+                    a.clone(),
+                    rows(&b),
+                    rows(&c),
+                )
+            })
+        };
     for implementation in [Implementation::Auto, Implementation::Tiled, Implementation::Reference] {
         let (y, h) = run(0..len, None, implementation)?;
         let h = h.ok_or("no state")?;
@@ -208,7 +209,9 @@ pub fn duality(golden: &Golden) -> Result<(), Failure> {
             let h = h.ok_or("no state")?.reshape([batch, heads, p * n]);
             golden.compare("out.final_state_h0", &values(h.clone()))?;
             loss = loss + against(golden, "cot.final_state_h0", &h)?;
-            let state = |tokens, h0: Option<&Tensor<4>>| -> Result<Tensor<5>, Failure> {
+            let state = |tokens: std::ops::Range<usize>,
+                         h0: Option<&Tensor<4>>|
+             -> Result<Tensor<5>, Failure> {
                 let (_, h) = run(tokens, h0, implementation)?;
                 Ok(h.ok_or("no state")?.unsqueeze_dim(1))
             };

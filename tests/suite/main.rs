@@ -34,6 +34,8 @@ mod hybrids;
 #[cfg(feature = "flex")]
 mod interop;
 #[cfg(feature = "flex")]
+mod lact;
+#[cfg(feature = "flex")]
 mod longgen;
 #[cfg(feature = "flex")]
 mod longlora;

@@ -123,6 +123,46 @@ fn anchor_conforms() {
     }
 }
 
+fn lact(device: &Device, config: &LactConfig) -> Result<Lact> {
+    let shape = AttnShape {
+        hidden: 16,
+        heads: 4,
+        kv_heads: 4,
+        head_dim: 4,
+        qkv_bias: true,
+        o_bias: true,
+        qk_norm: None,
+    };
+    config.init(&shape, (0.3, 0.3), &Streams::new(7), 0, device)
+}
+
+#[test]
+fn lact_conforms() {
+    use longburn::attention::lact::{FastOptimizer, WeightNorm};
+    let config = LactConfig::new()
+        .with_fast_heads(2)
+        .with_chunk(4)
+        .with_window(5)
+        .with_low_rank(3)
+        .with_base_lr(0.5)
+        .with_qkv_bias(true);
+    let sgd = config.clone().with_optimizer(FastOptimizer::Sgd);
+    let options = options().with_rope(RopeConfig::new(10_000.0, 4));
+    // Orthogonalisation lifts what is almost nothing, rounding included.
+    let loose = options.clone().with_device(Device::default(), 1e-3);
+    for (options, config) in [
+        (&options, sgd.clone()),
+        (&options, sgd.with_norm(WeightNorm::Pre).with_momentum(false).with_low_rank(0)),
+        (&loose, config),
+    ] {
+        let report = check_mixer(options, |d| lact(d, &config)).unwrap();
+        assert!(report.passed(), "{config:?}: {report}");
+        for check in [Check::Segments, Check::Padding, Check::Cache, Check::Memory] {
+            assert!(matches!(report.of(check), Some(Outcome::Passed(_))), "{config:?}: {report}");
+        }
+    }
+}
+
 /// Twice the length takes at most 2.2 times the memory, and the figure is one of a linear kernel:
 /// the scores of 2048 tokens alone would take 64 MiB.
 #[test]

@@ -7,7 +7,7 @@ use longburn::datasets::{Side, TokenBatch};
 use longburn::models::lora::{self, LoraConfig, Role, Target};
 use longburn::models::{Activation, Decoder, ModelConfig};
 use longburn::training::plan::{PlanConfig, Resident};
-use longburn::training::{NextToken, Strategy, TrainConfig, Trainer};
+use longburn::training::{Muon, NextToken, Strategy, TrainConfig, Trainer};
 
 /// Peak of model, optimizer and three steps, bytes.
 fn measured(config: &PlanConfig) -> u64 {
@@ -16,12 +16,13 @@ fn measured(config: &PlanConfig) -> u64 {
 }
 
 fn three_steps(config: &PlanConfig) -> Decoder {
-    let PlanConfig { model, mixer, lora, length, batch, .. } = config.clone();
+    let PlanConfig { model, mixer, lora, muon, length, batch, .. } = config.clone();
     let vocab = model.vocab_size;
     let train = TrainConfig::new(3, 1e-3)
         .with_strategy(config.strategy)
         .with_micro_batches(config.micro_batches)
-        .with_workers(config.workers);
+        .with_workers(config.workers)
+        .with_muon(muon.then(Muon::default));
     let mut decoder = Decoder::new(&model, &mixer, 1, &Device::flex()).unwrap();
     if let Some(lora) = &lora {
         decoder = lora::apply(decoder, lora).unwrap();
@@ -110,6 +111,14 @@ fn plan_is_what_is_measured_where_weights_outweigh_activations() {
             "large tied vocabulary",
             PlanConfig::new(llama(8000, 96, 2, 256).with_tied(true), 100),
         );
+    });
+}
+
+#[test]
+fn plan_is_what_is_measured_with_muon() {
+    alone("plan_is_what_is_measured_with_muon", || {
+        check("short rows", PlanConfig::new(llama(300, 160, 3, 512), 16).with_muon(true));
+        check("long rows", PlanConfig::new(llama(300, 64, 2, 168), 768).with_muon(true));
     });
 }
 

@@ -9,6 +9,8 @@ use crate::models::{Activation, ModelConfig};
 pub(super) struct Weights {
     pub all: u64,
     pub trained: u64,
+    /// Numbers that the optimizer keeps of them.
+    pub moments: u64,
     /// The largest single tensor that trains.
     pub largest: u64,
 }
@@ -16,13 +18,19 @@ pub(super) struct Weights {
 impl Weights {
     fn new(floats: usize, trains: bool) -> Self {
         let trained = if trains { floats as u64 } else { 0 };
-        Self { all: floats as u64, trained, largest: trained }
+        Self { all: floats as u64, trained, moments: 2 * trained, largest: trained }
+    }
+
+    /// With a mean of gradients alone.
+    fn of_muon(self) -> Self {
+        Self { moments: self.trained, ..self }
     }
 
     fn and(self, other: Self) -> Self {
         Self {
             all: self.all + other.all,
             trained: self.trained + other.trained,
+            moments: self.moments + other.moments,
             largest: self.largest.max(other.largest),
         }
     }
@@ -74,7 +82,7 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    pub(super) fn new(config: &ModelConfig, lora: Option<&LoraConfig>) -> Self {
+    pub(super) fn new(config: &ModelConfig, lora: Option<&LoraConfig>, muon: bool) -> Self {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let q = config.num_attention_heads * config.head_dim;
         let kv = config.num_key_value_heads * config.head_dim;
@@ -82,8 +90,9 @@ impl Layout {
         let layer = |target: Target, from: usize, to: usize, bias: bool| {
             let update = lora.filter(|lora| lora.targets.contains(&target));
             let rank = update.map_or(0, |lora| lora.rank);
+            let matrix = Weights::new(from * to, lora.is_none());
             Layer {
-                weights: Weights::new(from * to, lora.is_none())
+                weights: if muon { matrix.of_muon() } else { matrix }
                     .and(Weights::new(if bias { to } else { 0 }, in_full(Role::Bias)))
                     .and(Weights::new(rank * from, true))
                     .and(Weights::new(rank * to, true)),

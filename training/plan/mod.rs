@@ -53,6 +53,8 @@ pub struct PlanConfig {
     pub mixer: MixerSchedule,
     /// Low-rank adaptation; without it all parameters train.
     pub lora: Option<LoraConfig>,
+    /// Whether Muon updates the matrices inside the blocks.
+    pub muon: bool,
     /// Tokens per row.
     pub length: usize,
     /// Rows per micro-batch.
@@ -74,6 +76,7 @@ impl PlanConfig {
             model,
             mixer: MixerSchedule::Own,
             lora: None,
+            muon: false,
             length,
             batch: 1,
             micro_batches: 1,
@@ -92,6 +95,12 @@ impl PlanConfig {
     /// Low-rank adaptation, or none.
     pub fn with_lora(mut self, lora: Option<LoraConfig>) -> Self {
         self.lora = lora;
+        self
+    }
+
+    /// Muon for the matrices inside the blocks.
+    pub fn with_muon(mut self, muon: bool) -> Self {
+        self.muon = muon;
         self
     }
 
@@ -155,7 +164,7 @@ impl PlanConfig {
         }
         let mixers = self.mixer.resolve(&self.model.mixers)?;
         mixers.iter().try_for_each(known)?;
-        let layout = Layout::new(&self.model, self.lora.as_ref());
+        let layout = Layout::new(&self.model, self.lora.as_ref(), self.muon);
         let ledger = step::step(self, &layout);
         let working = SLAB * self.threads as u64;
         let (heads, key_heads) = (model.num_attention_heads, model.num_key_value_heads);

@@ -76,6 +76,7 @@ impl Recipe {
         Ok(PlanConfig::new(self.model_config()?, train.length)
             .with_mixer(self.mixer.clone())
             .with_lora(self.lora.clone())
+            .with_muon(train.muon.is_some())
             .with_batch(train.batch)
             .with_micro_batches(train.micro_batches, train.workers)
             .with_strategy(train.strategy))

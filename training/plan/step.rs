@@ -23,7 +23,7 @@ pub(super) fn step(config: &PlanConfig, layout: &Layout) -> Ledger {
     let all = weights(layout);
     for (part, weights) in &all {
         walk.ledger.keep(*part, Use::Parameters, weights.all);
-        walk.ledger.keep(*part, Use::Optimizer, 2 * weights.trained);
+        walk.ledger.keep(*part, Use::Optimizer, weights.moments);
         if u64::from(config.micro_batches) > workers {
             // The sum over the micro-batches before.
             walk.ledger.keep(*part, Use::Gradients, weights.trained);
@@ -44,7 +44,9 @@ pub(super) fn step(config: &PlanConfig, layout: &Layout) -> Ledger {
     for (part, weights) in &all {
         walk.ledger.free(*part, Use::Gradients, extra * weights.trained);
     }
-    walk.ledger.keep(Part::Norms, Use::Gradients, layout.largest());
+    // Muon has the means before and after, the step, and three of it in the iteration.
+    let at_once = if config.muon { 5 } else { 1 };
+    walk.ledger.keep(Part::Norms, Use::Gradients, at_once * layout.largest());
     walk.ledger.moment(|| "update of the weights".into());
     walk.ledger
 }

@@ -9,7 +9,7 @@ use crate::models::weights::SaveDtype;
 use crate::training::checkpoint::KEEP;
 use crate::training::eval::Protocol;
 use crate::training::plan::parse_bytes;
-use crate::training::{AdamW, EmptyStep, ParamGroup, Schedule, Strategy, TrainConfig};
+use crate::training::{AdamW, EmptyStep, Muon, ParamGroup, Schedule, Strategy, TrainConfig};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -327,6 +327,9 @@ pub struct TrainSection {
     /// The optimizer.
     #[serde(default)]
     pub adamw: AdamW,
+    /// Another optimizer for the matrices inside the blocks.
+    #[serde(default)]
+    pub muon: Option<Muon>,
     /// Parameters that are updated differently.
     #[serde(default)]
     pub groups: Vec<ParamGroup>,
@@ -389,6 +392,7 @@ impl TrainSection {
             workers: self.workers,
             schedule: self.schedule,
             adamw: self.adamw,
+            muon: self.muon,
             groups: self.groups.clone(),
             clip: self.clip,
             skip_nonfinite: self.skip_nonfinite,

@@ -27,6 +27,7 @@ length = 64
 lr = 1e-3
 schedule = { name = "linear" }
 groups = [{ roles = ["norm"] }]
+muon = {}
 [eval]
 protocol = { name = "strided", max_len = 64, stride = 32 }
 [output]
@@ -34,7 +35,7 @@ dir = "run"
 "#;
 
 /// Fields of [`LEAST`] that stand there although they are not required.
-const OPTIONAL: [&str; 12] = [
+const OPTIONAL: [&str; 13] = [
     "model.path",
     "model.new",
     "extend",
@@ -43,6 +44,7 @@ const OPTIONAL: [&str; 12] = [
     "data.mix",
     "train.schedule",
     "train.groups",
+    "train.muon",
     "eval",
     "eval.protocol",
     "output",
@@ -123,6 +125,13 @@ const PAGE: [Section; 22] = [
         "attention/state_space.rs",
         "struct StepSizes",
     ),
+    of_mixer(
+        "mixer=lact",
+        "mixer",
+        "`[mixer]`, `name = \"lact\"`",
+        "attention/lact/mod.rs",
+        "struct LactConfig",
+    ),
     section("lora", "`[lora]`", "models/lora.rs", "struct LoraConfig"),
     section("data", "`[data]`", SECTIONS, "struct DataSection"),
     section("data.mix", "`[[data.mix]]`", SECTIONS, "struct MixSection"),
@@ -130,6 +139,7 @@ const PAGE: [Section; 22] = [
     section("data.chat", "`[data.chat]`", "training/recipe/chat.rs", "struct ChatSection"),
     section("train", "`[train]`", SECTIONS, "struct TrainSection"),
     section("train.adamw", "`[train.adamw]`", "training/adamw.rs", "struct AdamW"),
+    section("train.muon", "`[train.muon]`", "training/muon.rs", "struct Muon"),
     section("train.groups", "`[[train.groups]]`", "training/optim.rs", "struct ParamGroup"),
     section("train.schedule", "`train.schedule`", "training/schedule.rs", "enum Schedule"),
     section("eval", "`[eval]`", SECTIONS, "struct EvalSection"),

@@ -8,7 +8,8 @@ use longburn::models::keymap::params;
 use longburn::models::lora::{self, LoraConfig, Role};
 use longburn::training::strategy::Plain;
 use longburn::training::{
-    AdamW, LossParts, NextToken, Objective, ParamGroup, Schedule, TrainConfig, Trainer, Warmup,
+    AdamW, LossParts, Muon, NextToken, Objective, ParamGroup, Schedule, TrainConfig, Trainer,
+    Warmup,
 };
 use longburn::{Error, Result};
 
@@ -149,6 +150,40 @@ fn frozen_weights_keep_their_bits() {
     assert_eq!(still, trainable);
 }
 
+/// Muon updates the linear layers inside the blocks, AdamW everything else as if alone.
+#[test]
+fn muon_is_for_the_matrices_inside_the_blocks() {
+    let after = |muon: Option<Muon>| {
+        let config = TrainConfig::new(1, 1e-2).with_muon(muon);
+        let mut data = |step, _| Ok(Some(batch(step, &[12, 7])));
+        let outcome = Trainer::new(config)
+            .unwrap()
+            .fit(decoder(false), &NextToken, &mut data, &mut silent)
+            .unwrap();
+        (outcome.state().unwrap().optimizer, weights(&outcome.model))
+    };
+    let (_, alone) = after(None);
+    let (state, with) = after(Some(Muon::default()));
+    let (alone, with) = (bits(&alone), bits(&with));
+    let changed: Vec<_> = with.keys().filter(|k| with[*k] != alone[*k]).copied().collect();
+    let matrices: Vec<_> = with.keys().filter(|k| k.contains("_proj.weight")).copied().collect();
+    assert_eq!(changed, matrices);
+    assert!(changed.len() >= 2 * 7 && with.contains_key("lm_head.weight"));
+    for name in with.keys() {
+        let of: Vec<_> = state.tensors.keys().filter(|k| k.starts_with(*name)).collect();
+        assert_eq!(of.len(), if matrices.contains(name) { 1 } else { 2 }, "{name}: {of:?}");
+    }
+    // A step is as long as AdamW's first one, whose numbers are all of the learning rate's size.
+    let moved = |path: &str| -> f64 {
+        let start = weights(&decoder(false));
+        let now = after(Some(Muon { nesterov: false, ..Muon::default() })).1;
+        let apart = start[path].iter().zip(&now[path]).map(|(a, b)| f64::from(a - b).powi(2));
+        (apart.sum::<f64>() / start[path].len() as f64).sqrt()
+    };
+    let size = moved("layers.0.mlp.up_proj.weight");
+    assert!((0.1e-2..0.4e-2).contains(&size), "{size}");
+}
+
 #[test]
 fn a_model_without_trainable_parameters_is_refused() {
     let mut data = |step, _| Ok(Some(batch(step, &[12])));
@@ -177,6 +212,9 @@ fn settings_that_cannot_work_are_refused_by_name() {
         ("steps = 3\nlr = 1.0\nclip = 0.0", "clip"),
         ("steps = 3\nlr = 1.0\nadamw = { beta2 = 1.0 }", "adamw.beta2"),
         ("steps = 3\nlr = 1.0\nadamw = { eps = 0.0 }", "adamw.eps"),
+        ("steps = 3\nlr = 1.0\nmuon = { momentum = 1.0 }", "muon.momentum"),
+        ("steps = 3\nlr = 1.0\nmuon = { weight_decay = -1.0 }", "muon.weight_decay"),
+        ("steps = 3\nlr = 1.0\nmuon = { lr_factor = -1.0 }", "muon.lr_factor"),
         ("steps = 3\nlr = 1.0\n[[groups]]\nroles = []", "groups[0].roles"),
         (
             "steps = 3\nlr = 1.0\n[[groups]]\nroles = [\"norm\"]\n[[groups]]\nroles = [\"norm\"]",

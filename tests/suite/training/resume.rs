@@ -10,7 +10,7 @@ use longburn::models::lora::{self, LoraConfig};
 use longburn::models::{Decoder, SaveOptions, peft};
 use longburn::streams::{Draw, Purpose, Streams};
 use longburn::training::{
-    AdamW, NextToken, ParamGroup, Schedule, Step, TrainConfig, TrainState, Trainer, Warmup,
+    AdamW, Muon, NextToken, ParamGroup, Schedule, Step, TrainConfig, TrainState, Trainer, Warmup,
 };
 use longburn::{Error, Result};
 use std::path::Path;
@@ -43,10 +43,10 @@ fn data() -> PackedSource {
 type Point = (Decoder, TrainState);
 
 /// A whole run, as it was after these steps and at its end.
-fn whole(model: Decoder, at: &[u64]) -> Vec<Point> {
+fn whole(config: &TrainConfig, model: Decoder, at: &[u64]) -> Vec<Point> {
     let mut points = Vec::new();
     let mut data = data();
-    let outcome = Trainer::new(train_config())
+    let outcome = Trainer::new(config.clone())
         .unwrap()
         .fit(model, &NextToken, &mut data, &mut |step| {
             if at.contains(&step.report.step) {
@@ -60,9 +60,9 @@ fn whole(model: Decoder, at: &[u64]) -> Vec<Point> {
     points
 }
 
-fn resumed((model, state): Point) -> Result<Point> {
+fn resumed(config: &TrainConfig, (model, state): Point) -> Result<Point> {
     let mut data = data();
-    let trainer = Trainer::new(train_config())?.resume(state);
+    let trainer = Trainer::new(config.clone())?.resume(state);
     let outcome = trainer.fit(model, &NextToken, &mut data, &mut silent)?;
     let state = outcome.state()?;
     Ok((outcome.model, state))
@@ -78,11 +78,11 @@ fn reread(model: &Decoder, dir: &Path) -> Decoder {
     peft::load_adapter(decoder(true), dir).unwrap()
 }
 
-fn assert_resumes_with_the_same_bits(fresh: Decoder, trainable: usize) {
+fn assert_resumes_with_the_same_bits(config: TrainConfig, fresh: Decoder, trainable: usize) {
     let dir = tempfile::tempdir().unwrap();
     let trains = |model: &Decoder| params(model).iter().filter(|p| p.trainable).count();
     assert_eq!(trains(&fresh), trainable);
-    let mut points = whole(fresh, &[1, 4]);
+    let mut points = whole(&config, fresh, &[1, 4]);
     let (model, last) = points.pop().unwrap();
     assert_eq!(last.counters.step, STEPS);
     assert_eq!(points.len(), 2);
@@ -94,7 +94,7 @@ fn assert_resumes_with_the_same_bits(fresh: Decoder, trainable: usize) {
         assert!(read.counters.tokens > 0 && read.counters.cursor["index"].is_u64());
         let again = reread(&before, &dir);
         assert_eq!(trains(&again), trainable);
-        let (again, end) = resumed((again, read)).unwrap();
+        let (again, end) = resumed(&config, (again, read)).unwrap();
         assert_eq!(bits(&weights(&again)), bits(&weights(&model)));
         assert_eq!(end, last);
     }
@@ -102,13 +102,15 @@ fn assert_resumes_with_the_same_bits(fresh: Decoder, trainable: usize) {
 
 #[test]
 fn r1_resuming_gives_the_same_bits() {
-    assert_resumes_with_the_same_bits(decoder(true), 2 * 9 + 2);
+    assert_resumes_with_the_same_bits(train_config(), decoder(true), 2 * 9 + 2);
+    let muon = train_config().with_muon(Some(Muon { weight_decay: 0.1, ..Muon::default() }));
+    assert_resumes_with_the_same_bits(muon, decoder(true), 2 * 9 + 2);
 }
 
 #[test]
 fn r3_resuming_keeps_the_base_frozen() {
     let adapted = lora::apply(decoder(true), &LoraConfig::longlora().with_rank(2)).unwrap();
-    assert_resumes_with_the_same_bits(adapted, 2 * 4 * 2 + 1 + 5);
+    assert_resumes_with_the_same_bits(train_config(), adapted, 2 * 4 * 2 + 1 + 5);
 }
 
 #[test]
@@ -152,7 +154,7 @@ fn r4_resuming_at_the_edge_of_an_epoch_trains_the_steps_that_are_left() {
 
 #[test]
 fn r2_every_part_of_the_state_matters() {
-    let mut points = whole(decoder(true), &[4]);
+    let mut points = whole(&train_config(), decoder(true), &[4]);
     let (model, _) = points.pop().unwrap();
     let (before, state) = points.pop().unwrap();
     let mut changed: Vec<(&str, Point)> = vec![("weights", (decoder(true), state.clone()))];
@@ -165,16 +167,16 @@ fn r2_every_part_of_the_state_matters() {
     with("step", |s| s.counters.step = 5);
     with("cursor", |s| s.counters.cursor["carry"] = 0.into());
     for (what, point) in changed {
-        let (again, _) = resumed(point).unwrap();
+        let (again, _) = resumed(&train_config(), point).unwrap();
         assert!(bits(&weights(&again)) != bits(&weights(&model)), "{what}");
     }
 }
 
 #[test]
 fn resuming_with_something_else_is_refused() {
-    let (model, state) = whole(decoder(true), &[1]).swap_remove(0);
+    let (model, state) = whole(&train_config(), decoder(true), &[1]).swap_remove(0);
     let adapted = lora::apply(decoder(true), &LoraConfig::new().with_rank(2)).unwrap();
-    match resumed((adapted, state.clone())).err() {
+    match resumed(&train_config(), (adapted, state.clone())).err() {
         // Two moments of every parameter that no longer trains.
         Some(Error::TensorMismatch { unexpected, .. }) => {
             assert_eq!(unexpected.len(), 2 * (2 * 9 + 2));
@@ -183,17 +185,17 @@ fn resuming_with_something_else_is_refused() {
     }
     let mut other = state.clone();
     other.counters.seed = 12;
-    let refused = resumed((model.clone(), other)).err().unwrap().to_string();
+    let refused = resumed(&train_config(), (model.clone(), other)).err().unwrap().to_string();
     assert!(refused.contains("seed"), "{refused}");
     let mut other = state;
     other.counters.cursor = "here".into();
-    assert!(matches!(resumed((model, other)).err(), Some(Error::Data(_))));
+    assert!(matches!(resumed(&train_config(), (model, other)).err(), Some(Error::Data(_))));
 }
 
 #[test]
 fn files_of_two_states_do_not_pass_for_one() {
     let dir = tempfile::tempdir().unwrap();
-    let points = whole(decoder(true), &[1]);
+    let points = whole(&train_config(), decoder(true), &[1]);
     let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
     points[0].1.write(&a).unwrap();
     points[1].1.write(&b).unwrap();

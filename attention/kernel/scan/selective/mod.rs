@@ -91,7 +91,10 @@ pub fn selective_scan(input: SelectiveScan) -> Result<(Tensor<3>, Option<Tensor<
     let device = input.u.device();
     let implementation = choose("selective_scan", input.implementation, &input.u)?;
     let delta = match input.delta_bias {
-        Some(bias) => input.delta + bias.unsqueeze(),
+        Some(bias) => {
+            let bias = bias.cast(input.delta.dtype()).unsqueeze();
+            input.delta + bias
+        }
         None => input.delta,
     };
     let state = |h: Tensor<3>| h.swap_dims(1, 2);

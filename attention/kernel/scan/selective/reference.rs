@@ -23,10 +23,11 @@ pub(super) fn scan(x: Inputs, plan: &Plan) -> (Tensor<3>, Tensor<3>) {
     let mut h = x.h0.cast(kind);
     let a = x.a.cast(kind).unsqueeze::<3>();
     let d = x.d.cast(kind).unsqueeze::<3>();
+    let mask = |zero| plan.steps.but(zero, &device);
+    let (keep, live) = (mask(Step::First), mask(Step::Skip));
     let mut y = Vec::with_capacity(len);
     for t in 0..len {
-        let mask = |zero: Step| plan.steps.but(zero, &device).narrow(1, t, 1).cast(kind);
-        let (keep, live) = (mask(Step::First), mask(Step::Skip));
+        let (keep, live) = (token(&keep, t), token(&live, t));
         let delta = token(&x.delta, t);
         let delta = if plan.softplus { softplus(delta) } else { delta } * live.clone();
         let (u, b, c) = (token(&x.u, t), spread(token(&x.b, t)), spread(token(&x.c, t)));

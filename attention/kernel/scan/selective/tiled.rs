@@ -122,6 +122,9 @@ struct Spans<'a> {
     channels: usize,
     /// `[B, N, G, E/G]`
     h0: Tensor<4>,
+    /// 0 at padding, and where a document begins: `[B, T, 1]`
+    live: Tensor<3>,
+    keep: Tensor<3>,
 }
 
 /// One span: `[B, t, N or 1, G, E/G or 1]` each.
@@ -146,7 +149,10 @@ impl<'a> Spans<'a> {
         let [batch, len, channels] = x.u.dims();
         let (kind, n, groups) = (wide(x.u.dtype()), x.a.dims()[0], plan.groups);
         let h0 = x.h0.clone().cast(kind).reshape([batch, n, groups, channels / groups]);
-        Self { x, plan, kind, len, channels, h0 }
+        let device = x.u.device();
+        let mask = |zero| plan.steps.but(zero, &device).cast(kind);
+        let (live, keep) = (mask(Step::Skip), mask(Step::First));
+        Self { x, plan, kind, len, channels, h0, live, keep }
     }
 
     /// `[B, t, E] -> [B, t, 1, G, E/G]`
@@ -164,16 +170,13 @@ impl<'a> Spans<'a> {
         let cut = |x: &Tensor<3>| x.clone().narrow(1, start, tokens).cast(self.kind);
         let per_state =
             |x: &Tensor<3>| cut(x).reshape([batch, tokens, groups, n, 1]).swap_dims(2, 3);
-        let device = self.x.u.device();
-        let mask = |zero: Step| -> Tensor<5> {
-            cut(&plan.steps.but(zero, &device)).reshape([batch, tokens, 1, 1, 1])
-        };
+        let mask = |x: &Tensor<3>| -> Tensor<5> { cut(x).reshape([batch, tokens, 1, 1, 1]) };
         let u = self.channelwise(cut(&self.x.u));
         let raw = self.channelwise(cut(&self.x.delta));
-        let live = mask(Step::Skip);
+        let live = mask(&self.live);
         let delta = if plan.softplus { softplus(raw.clone()) } else { raw.clone() } * live.clone();
         let a = self.x.a.clone().cast(self.kind).reshape([1, 1, n, groups, self.channels / groups]);
-        let decay = (delta.clone() * a.clone()).exp() * mask(Step::First);
+        let decay = (delta.clone() * a.clone()).exp() * mask(&self.keep);
         let d = self.x.d.clone().cast(self.kind);
         Span {
             u,

@@ -12,7 +12,7 @@ mod flex;
 mod reference;
 mod tiled;
 
-use super::{Step, Steps, choose, softplus, unpack};
+use super::{Step, Steps, choose, softplus, unpack, wide};
 use crate::{Error, Implementation};
 use autodiff::{SsdOps, SsdTensors};
 use burn::backend::Dispatch;
@@ -148,8 +148,11 @@ pub fn ssd(input: Ssd) -> Result<(Tensor<4>, Option<Tensor<4>>), Error> {
     if dt.dims() != [batch, len, heads] {
         return fail(format!("dt is {:?}, expected {:?}", dt.dims(), [batch, len, heads]));
     }
+    // Decays multiply over many tokens: they are never computed in fewer than 32 bits.
+    let kind = wide(dt.dtype());
+    dt = dt.cast(kind);
     if let Some(bias) = input.dt_bias {
-        dt = dt + bias.unsqueeze();
+        dt = dt + bias.cast(kind).unsqueeze();
     }
     if input.softplus {
         dt = softplus(dt);
@@ -160,7 +163,7 @@ pub fn ssd(input: Ssd) -> Result<(Tensor<4>, Option<Tensor<4>>), Error> {
     }
     let (y, state) = ssd_discrete(SsdDiscrete {
         x: input.x.clone(),
-        log_decay: dt.clone() * input.a.unsqueeze(),
+        log_decay: dt.clone() * input.a.cast(kind).unsqueeze(),
         weight: dt,
         b: input.b,
         c: input.c,
@@ -171,7 +174,10 @@ pub fn ssd(input: Ssd) -> Result<(Tensor<4>, Option<Tensor<4>>), Error> {
         implementation: input.implementation,
     })?;
     let mut y = match d {
-        Some(d) => y + live(input.x, input.steps.as_ref()) * d,
+        Some(d) => {
+            let d = d.cast(y.dtype());
+            y + live(input.x, input.steps.as_ref()) * d
+        }
         None => y,
     };
     if let Some(z) = input.z {

@@ -1,7 +1,7 @@
 use super::{Pass, broken, compare, host, leaf};
 use crate::Implementation::{self, Flex, Reference, Tiled};
 use crate::{Error, SelectiveScan, Steps, TokenMeta, selective_scan};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, TensorData};
 
 /// Sizes, and which of the options are on.
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +99,55 @@ fn every_option_equals_the_reference() {
         for documents in [false, true] {
             check(Case { full, documents, len: 100, ..CASE });
             check(Case { full, documents, len: 7, h0: false, ..CASE });
+        }
+    }
+}
+
+/// Every entry of every input, in f64.
+#[test]
+fn gradients_equal_finite_differences() {
+    let (batch, len, e, n) = (2, 3, 4, 2);
+    let sizes =
+        [batch * len * e, batch * len * e, e * n, 12, 12, e, batch * len * e, batch * e * n];
+    let loss = |x: &[Tensor<1>]| {
+        let rows = |i: usize| x[i].clone().reshape([batch, len, e]);
+        let of_group = |i: usize| x[i].clone().reshape([batch, len, 1, n]);
+        let (y, h) = selective_scan(SelectiveScan {
+            d: Some(x[5].clone()),
+            z: Some(rows(6)),
+            softplus: true,
+            h0: Some(x[7].clone().reshape([batch, e, n])),
+            keep_state: true,
+            ..SelectiveScan::new(
+                rows(0),
+                rows(1),
+                x[2].clone().reshape([e, n]),
+                of_group(3),
+                of_group(4),
+            )
+        })
+        .unwrap();
+        (y * leaf([batch, len, e], 20, 1.0, DType::F64).detach()).sum()
+            + (h.unwrap() * leaf([batch, e, n], 21, 1.0, DType::F64).detach()).sum()
+    };
+    let leaves: Vec<Tensor<1>> =
+        sizes.iter().enumerate().map(|(i, n)| leaf([*n], i as u64, 1.0, DType::F64)).collect();
+    let grads = loss(&leaves).backward();
+    for (i, x) in leaves.iter().enumerate() {
+        let grad = host(x.grad(&grads).unwrap());
+        for (k, want) in grad.iter().enumerate() {
+            let moved = |by: f64| {
+                let mut all: Vec<Tensor<1>> = leaves.iter().map(|x| x.clone().inner()).collect();
+                let mut data = host(x.clone());
+                data[k] += by;
+                all[i] = Tensor::from_data(
+                    TensorData::new(data, [sizes[i]]),
+                    (&x.device().inner(), DType::F64),
+                );
+                host(loss(&all.into_iter().map(|x| x.autodiff()).collect::<Vec<_>>()))[0]
+            };
+            let got = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+            assert!((got - want).abs() <= 1e-8 + 1e-6 * want.abs(), "{i}, {k}: {got} {want}");
         }
     }
 }

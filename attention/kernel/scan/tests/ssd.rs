@@ -235,6 +235,23 @@ fn extreme_decays_stay_finite() {
     }
 }
 
+/// Inputs of 16 bits over a long row: decays stay in 32.
+#[test]
+fn half_precision_stays_near() {
+    let go = |dtype| {
+        let value = |shape: [usize; 4], seed| {
+            leaf(shape, seed, 1.0, DType::F32).inner().cast(DType::BF16).cast(dtype)
+        };
+        let dt = value([1, 4096, 2, 1], 2).squeeze_dim::<3>(3);
+        let a = leaf([2], 3, 1.0, DType::F32).inner().exp().neg();
+        let (b, c) = (value([1, 4096, 1, 4], 4), value([1, 4096, 1, 4], 5));
+        let input = Ssd::new(value([1, 4096, 2, 3], 1), dt.sub_scalar(3.0), a, b, c);
+        host(ssd(Ssd { softplus: true, ..input }).unwrap().0)
+    };
+    let r = ratio(&go(DType::BF16), &go(DType::F32));
+    assert!(r < 2e-2, "{r:e}");
+}
+
 #[test]
 fn what_does_not_fit_is_refused() {
     let x = |shape: [usize; 4]| leaf(shape, 1, 1.0, DType::F32);

@@ -1,9 +1,10 @@
 //! Gradients: states once more from the first chunk on, then chunks from the last to the first.
 
-use super::{Call, Job, lower, packed, put, rows, scaled, times};
+use super::{Call, Job, dots, lower, of_head, packed, put, rows, scaled, times};
 use crate::panels::{At, Limits, Panels};
 use crate::scan::rows::{Columns, Rows};
 use crate::scan::ssd::{Plan, autodiff::SsdTensors};
+use crate::simd::vectorized;
 use burn::backend::Flex;
 use burn::tensor::TensorData;
 use burn_flex::FlexTensor;
@@ -36,7 +37,12 @@ pub(in crate::scan::ssd) fn gradients(
         log_decay: Columns::new(&mut dlog, plan.heads),
         h0: Columns::new(&mut dh0, channels),
     };
-    let parts = call.run(|job| block(&call, job, &dout, &own));
+    let parts = call.run(|job| {
+        vectorized(
+            #[inline(always)]
+            || block(&call, job, &dout, &own),
+        )
+    });
     let width = plan.groups * n;
     let (mut db, mut dc) = (zeros(batch * len * width), zeros(batch * len * width));
     for (job, (of_b, of_c)) in call.jobs().into_iter().zip(parts) {
@@ -60,6 +66,7 @@ pub(in crate::scan::ssd) fn gradients(
 }
 
 /// Gradients of B and C, `[T, N]` each, over the job's heads.
+#[inline(always)]
 fn block(call: &Call<'_>, job: &Job, dout: &Rows, own: &Own<'_>) -> (Vec<f32>, Vec<f32>) {
     let (n, p, len) = (call.n, call.p, call.len);
     let chunks: Vec<Range<usize>> = call.chunks().collect();
@@ -130,14 +137,14 @@ impl<'a> Chunk<'a> {
     }
 
     /// `h` is the state before the chunk; `carry` the gradient of the one behind it, and then of `h`.
+    #[inline(always)]
     fn head(&mut self, head: usize, h: &[f32], carry: &mut [f32], dout: &Rows, own: &Own<'_>) {
         let Self { call, job, tokens, b, c, .. } = *self;
         let (q, n, p) = (tokens.len(), call.n, call.p);
         let of = call.head(job, head, tokens);
         let mut mixed = of.decay.clone();
         mixed.iter_mut().zip(&self.scores).for_each(|(m, s)| *m *= s);
-        let token = |t: usize| dout.at(job.row, t)[head * p..][..p].iter().copied();
-        let dy: Vec<f32> = tokens.clone().flat_map(token).collect();
+        let dy = of_head(dout, job, head, tokens, p);
         let straight =
             |x: &[f32], rows_of: usize, width: usize| packed(rows(x, width), (rows_of, width));
         let turned = |x: &[f32], rows_of: usize, width: usize| -> Panels {
@@ -150,10 +157,6 @@ impl<'a> Chunk<'a> {
         for (x, left) in dinput.chunks_mut(p).zip(&of.left) {
             x.iter_mut().for_each(|x| *x *= left);
         }
-        let dots = |a: &[f32], b: &[f32], width: usize| -> Vec<f32> {
-            let dot = |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(a, b)| a * b).sum();
-            a.chunks(width).zip(b.chunks(width)).map(dot).collect()
-        };
         let passed = dots(&dinput, &of.input, p);
         times(
             (q, p, q),
@@ -216,10 +219,7 @@ impl<'a> Chunk<'a> {
         }
         let row = job.row * call.len + tokens.start;
         put(&own.log_decay, row, head, 1, &dlog);
-        let x: Vec<f32> = tokens
-            .clone()
-            .flat_map(|t| call.x.at(job.row, t)[head * p..][..p].iter().copied())
-            .collect();
+        let x = of_head(&call.x, job, head, tokens, p);
         put(&own.weight, row, head, 1, &dots(&dinput, &x, p));
         put(&own.x, row, head * p, p, &scaled(&dinput, &of.weight));
     }

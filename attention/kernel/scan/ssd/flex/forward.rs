@@ -4,6 +4,7 @@ use super::{Call, Job, lower, packed, put, rows, times};
 use crate::panels::Limits;
 use crate::scan::rows::Columns;
 use crate::scan::ssd::{Plan, autodiff::SsdTensors};
+use crate::simd::vectorized;
 use burn::backend::Flex;
 use burn::tensor::TensorData;
 use burn_flex::FlexTensor;
@@ -15,10 +16,16 @@ pub(in crate::scan::ssd) fn forward(x: SsdTensors<Flex>, plan: &Plan) -> FlexTen
     let of_row = len + if plan.keep_state { n } else { 0 };
     let mut out = vec![0.0f32; batch * of_row * channels];
     let to = Columns::new(&mut out, channels);
-    call.run(|job| block(&call, job, &to, of_row));
+    call.run(|job| {
+        vectorized(
+            #[inline(always)]
+            || block(&call, job, &to, of_row),
+        )
+    });
     FlexTensor::from_data(TensorData::new(out, [batch, of_row, channels]))
 }
 
+#[inline(always)]
 fn block(call: &Call<'_>, job: &Job, out: &Columns<'_>, of_row: usize) {
     let (n, p) = (call.n, call.p);
     let mut states: Vec<Vec<f32>> =

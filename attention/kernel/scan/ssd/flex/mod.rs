@@ -14,7 +14,6 @@ use super::Plan;
 use super::autodiff::SsdTensors;
 use crate::panels::{At, BAND, Limits, Panels, product, widest};
 use crate::scan::rows::{Columns, Rows};
-use crate::simd::vectorized;
 use burn::backend::Flex;
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
@@ -94,7 +93,7 @@ impl<'a> Call<'a> {
         jobs
     }
 
-    /// Results of all jobs, in their order.
+    /// Results of all jobs, in their order; everything inside `work` should inline.
     fn run<R: Send>(&self, work: impl Fn(&Job) -> R + Sync) -> Vec<R> {
         let jobs = self.jobs();
         if self.batch * self.len * self.channels * self.n < PARALLEL_FROM {
@@ -123,6 +122,7 @@ impl<'a> Call<'a> {
     }
 
     /// Decays and inputs of a head in a chunk.
+    #[inline(always)]
     fn head(&self, job: &Job, head: usize, tokens: &Range<usize>) -> Head {
         let (p, q) = (self.p, tokens.len());
         let of_token = |x: &Rows, t: usize| x.at(job.row, t)[head];
@@ -130,32 +130,23 @@ impl<'a> Call<'a> {
         let mut decay = vec![0.0f32; q * q];
         let mut entered = Vec::with_capacity(q);
         let mut all = 1.0f32;
-        vectorized(
-            #[inline(always)]
-            || {
-                for (i, each) in each.iter().enumerate() {
-                    let (past, row) = decay.split_at_mut(i * q);
-                    if i > 0 {
-                        let past = &past[(i - 1) * q..][..i];
-                        for (to, from) in row.iter_mut().zip(past) {
-                            let x = from * each;
-                            *to = if x < NOTHING { 0.0 } else { x };
-                        }
-                    }
-                    row[i] = 1.0;
-                    all *= each;
-                    all = if all < NOTHING { 0.0 } else { all };
-                    entered.push(all);
+        for (i, each) in each.iter().enumerate() {
+            let (past, row) = decay.split_at_mut(i * q);
+            if i > 0 {
+                let past = &past[(i - 1) * q..][..i];
+                for (to, from) in row.iter_mut().zip(past) {
+                    let x = from * each;
+                    *to = if x < NOTHING { 0.0 } else { x };
                 }
-            },
-        );
+            }
+            row[i] = 1.0;
+            all *= each;
+            all = if all < NOTHING { 0.0 } else { all };
+            entered.push(all);
+        }
         let left = decay[(q - 1) * q..].to_vec();
         let weight: Vec<f32> = tokens.clone().map(|t| of_token(&self.weight, t)).collect();
-        let mut input = vec![0.0f32; q * p];
-        for ((input, t), weight) in input.chunks_mut(p).zip(tokens.clone()).zip(&weight) {
-            let x = &self.x.at(job.row, t)[head * p..][..p];
-            input.iter_mut().zip(x).for_each(|(input, x)| *input = weight * x);
-        }
+        let input = scaled(&of_head(&self.x, job, head, tokens, p), &weight);
         Head { decay, entered, left, all, weight, input }
     }
 }
@@ -177,6 +168,7 @@ struct Head {
 
 impl Head {
     /// The state behind the chunk, from the one before it: `[N, P]`.
+    #[inline(always)]
     fn advance(&self, h: &mut [f32], b: At, n: usize) {
         let q = self.left.len();
         let p = self.input.len() / q;
@@ -187,9 +179,40 @@ impl Head {
 }
 
 /// Rows of `x`, each times a factor.
+#[inline(always)]
 fn scaled(x: &[f32], factors: &[f32]) -> Vec<f32> {
-    let width = x.len() / factors.len();
-    x.chunks(width).zip(factors).flat_map(|(x, f)| x.iter().map(move |x| x * f)).collect()
+    let mut out = x.to_vec();
+    for (row, factor) in out.chunks_mut(x.len() / factors.len()).zip(factors) {
+        row.iter_mut().for_each(|x| *x *= factor);
+    }
+    out
+}
+
+/// Sums of products of rows of this width.
+#[inline(always)]
+fn dots(a: &[f32], b: &[f32], width: usize) -> Vec<f32> {
+    let dot = |(a, b): (&[f32], &[f32])| {
+        let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+        let mut sums = [0.0f32; 8];
+        for (a, b) in a.iter().zip(b) {
+            for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+                *sum += a * b;
+            }
+        }
+        let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+        sums.iter().sum::<f32>() + rest
+    };
+    a.chunks(width).zip(b.chunks(width)).map(dot).collect()
+}
+
+/// Channels of a head, `[Q, P]`.
+#[inline(always)]
+fn of_head(x: &Rows, job: &Job, head: usize, tokens: &Range<usize>, p: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(tokens.len() * p);
+    for t in tokens.clone() {
+        out.extend_from_slice(&x.at(job.row, t)[head * p..][..p]);
+    }
+    out
 }
 
 fn rows(x: &[f32], width: usize) -> At {
