@@ -406,7 +406,7 @@ fn read_item(section: &Section) -> Vec<(Option<String>, String, Fields)> {
 #[test]
 fn doc_comments_are_read_with_their_fields() {
     let found: BTreeMap<String, String> = read_item(&PAGE[2]).remove(0).2.into_iter().collect();
-    assert_eq!(found["heads"], "Query heads.");
+    assert_eq!(found["layers"], "Blocks.");
     assert!(!found.contains_key("file"));
     let protocol = PAGE.iter().find(|section| section.path == "eval.protocol").unwrap();
     let names: Vec<_> = read_item(protocol).into_iter().map(|(name, ..)| name.unwrap()).collect();
