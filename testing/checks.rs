@@ -10,8 +10,10 @@ use burn::tensor::{Device, Tensor};
 use longburn_kernels::{Implementation, TokenMeta};
 use std::ops::Range;
 
-/// Step of finite differences, relative to inputs and weights of about one.
-const STEP: f32 = 2e-3;
+/// Steps of finite differences, relative to inputs and weights of about one. Under a short one a small
+/// gradient drowns in rounding, under a long one a large gradient bends; a wrong gradient is wrong
+/// under both.
+const STEPS: [f64; 2] = [2e-3, 2e-2];
 /// Relative error allowed for them in f32.
 const DIFFERENCE: f64 = 2e-2;
 
@@ -213,17 +215,27 @@ impl<'a, M: SequenceMixer> Runner<'a, M> {
             if length == 0.0 {
                 continue;
             }
-            // Every coordinate moves by about STEP, whatever the number of coordinates.
-            let reach = STEP as f64 * (grad.len() as f64).sqrt().max(1.0);
-            let step: Vec<f32> =
-                direction.iter().map(|v| (*v as f64 / length * reach) as f32).collect();
-            let back: Vec<f32> = step.iter().map(|s| -s).collect();
-            let got = (value(&step)? - value(&back)?) / (2.0 * reach);
             let dot =
                 |a: &[f32]| a.iter().zip(grad).map(|(a, g)| *a as f64 * *g as f64).sum::<f64>();
             let want = dot(&direction) / length;
-            let error = (got - want).abs() / want.abs().max(0.1 * size).max(1e-3);
-            if error.is_nan() || error > DIFFERENCE {
+            let mut found = (f64::INFINITY, f64::NAN);
+            for step in STEPS {
+                // Every coordinate moves by about the step, whatever the number of coordinates.
+                let reach = step * (grad.len() as f64).sqrt().max(1.0);
+                let step: Vec<f32> =
+                    direction.iter().map(|v| (*v as f64 / length * reach) as f32).collect();
+                let back: Vec<f32> = step.iter().map(|s| -s).collect();
+                let got = (value(&step)? - value(&back)?) / (2.0 * reach);
+                let error = (got - want).abs() / want.abs().max(0.1 * size).max(1e-3);
+                if error < found.0 {
+                    found = (error, got);
+                }
+                if error <= DIFFERENCE {
+                    break;
+                }
+            }
+            let (error, got) = found;
+            if error > DIFFERENCE {
                 return fail(format!(
                     "d/d {name}: {want:.5e} by autodiff, {got:.5e} by differences"
                 ));

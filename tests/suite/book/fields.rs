@@ -86,7 +86,7 @@ const MIXER: &str = "mixer=";
 const SECTIONS: &str = "training/recipe/sections.rs";
 
 /// In the order of the page.
-const PAGE: [Section; 22] = [
+const PAGE: [Section; 24] = [
     section("", "The recipe itself", SECTIONS, "struct Recipe"),
     section("model", "`[model]`", SECTIONS, "struct ModelSection"),
     section("model.new", "`[model.new]`", SECTIONS, "struct NewModel"),

@@ -183,7 +183,7 @@ fn a_mixer_on_the_command_line_is_part_of_the_run() {
     let message = refusal(&bench, &["train", "run.toml", "--out", "swapped", "--resume"]);
     assert!(message.contains("mixer.name was \"mamba1\", is \"dense\""), "{message}");
     assert_eq!(bench.json(&[&args[..], &["--resume"]].concat())["resumed"], 4);
-    let out = longburn(bench.dir.path(), &["train", "run.toml", "--mixer", "cobra"]);
+    let mut out = longburn(bench.dir.path(), &["train", "run.toml", "--mixer", "cobra"]);
     let said = out.assert().failure().get_output().stderr.clone();
     let said = String::from_utf8(said).unwrap();
     assert!(said.contains("unknown variant `cobra`") && said.contains("mamba2"), "{said}");
