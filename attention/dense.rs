@@ -1,7 +1,8 @@
 //! Causal softmax attention over everything before (Vaswani et al., 1706.03762), with grouped
 //! key heads (2305.13245) and an optional sliding window (Mistral, 2310.06825).
 
-use super::{AttnProjections, KvCache, MixContext, MixOutput, SequenceMixer, State, Tap};
+use super::projections::Projected;
+use super::{AttnProjections, KvCache, MixContext, MixOutput, SequenceMixer, State, Tap, Taps};
 use crate::Result;
 use crate::positional::Positions;
 use burn::module::Module;
@@ -69,19 +70,41 @@ pub(crate) fn attend(
     ctx: &MixContext<'_>,
     state: Option<State>,
 ) -> Result<MixOutput> {
-    let mut new = proj.project_unrotated(x_BTD, ctx)?;
+    let cache = state.map(|state| state.into_kv("dense attention")).transpose()?;
+    let ready = ready(proj.project_unrotated(x_BTD, ctx)?, ctx, cache)?;
+    let spec = MaskSpec::causal().with_window(window);
+    let mask = Mask::new(spec, ctx.tokens.clone(), ready.cache.tokens.clone(), proj.heads())?;
+    Ok(ready.attend(proj, mask, ctx)?.0)
+}
+
+/// New queries, and all keys and values so far.
+pub(crate) struct Ready {
+    /// `[B, H, T, D]`, rotated
+    pub q: Tensor<4>,
+    /// `[B, K, S, D]`, rotated
+    pub k: Tensor<4>,
+    /// Old and new keys and values.
+    pub cache: KvCache,
+    /// What was asked for.
+    pub taps: Taps,
+}
+
+/// Rotate new queries and keys, and append the keys to the cache.
+pub(crate) fn ready(
+    mut new: Projected,
+    ctx: &MixContext<'_>,
+    cache: Option<KvCache>,
+) -> Result<Ready> {
     if let Some(rope) = ctx.rope {
         new.q = rope.rotate(new.q);
         if ctx.unrotated_cache.is_none() {
             new.k = rope.rotate(new.k);
         }
     }
-    let cache = match state {
-        Some(State::Kv(cache)) => cache.append(new.k, new.v, ctx.tokens)?,
+    let cache = match cache {
+        Some(cache) => cache.append(new.k, new.v, ctx.tokens)?,
         None => KvCache { k: new.k, v: new.v, tokens: ctx.tokens.clone() },
     };
-    let spec = MaskSpec::causal().with_window(window);
-    let mask = Mask::new(spec, ctx.tokens.clone(), cache.tokens.clone(), proj.heads())?;
     let k = match ctx.unrotated_cache {
         Some(rope) => {
             let table = rope.table(&Positions::of(&cache.tokens), &cache.k.device());
@@ -89,15 +112,36 @@ pub(crate) fn attend(
         }
         None => cache.k.clone(),
     };
-    let branch = Branch { q: new.q, k, mask };
-    let options = AttentionOptions::default().with_implementation(ctx.implementation);
-    let out = masked_attention(&[branch], cache.v.clone(), &options)?.out;
-    let mut taps = new.taps;
+    Ok(Ready { q: new.q, k, cache, taps: new.taps })
+}
+
+impl Ready {
+    /// Attend as `mask` says: the mixer's output, and the lse `[B, H, T]`.
+    pub(crate) fn attend(
+        self,
+        proj: &AttnProjections,
+        mask: Mask,
+        ctx: &MixContext<'_>,
+    ) -> Result<(MixOutput, Tensor<3>)> {
+        let Self { q, k, cache, taps } = self;
+        let options = AttentionOptions::default().with_implementation(ctx.implementation);
+        let done = masked_attention(&[Branch { q, k, mask }], cache.v.clone(), &options)?;
+        Ok((finish(proj, done.out, (cache, taps), ctx), done.lse))
+    }
+}
+
+/// Taps, state and output projection of what attention gave, `[B, H, T, D]`.
+pub(crate) fn finish(
+    proj: &AttnProjections,
+    out: Tensor<4>,
+    (cache, mut taps): (KvCache, Taps),
+    ctx: &MixContext<'_>,
+) -> MixOutput {
     if ctx.taps.contains(&Tap::Mixed) {
         taps.mixed = Some(out.clone());
     }
     let state = ctx.keep_state.then_some(State::Kv(cache));
-    Ok(MixOutput { y: proj.output(out), state, aux: None, taps })
+    MixOutput { y: proj.output(out), state, aux: None, taps }
 }
 
 /// Which attention code runs on `device`.

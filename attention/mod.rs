@@ -7,6 +7,7 @@ pub mod longlora;
 mod norm;
 mod projections;
 pub mod reference;
+pub mod seer;
 mod state;
 
 pub use context::{MixContext, MixOutput, Phase, Tap, Taps};
@@ -16,8 +17,10 @@ pub use linear::{Linear, LinearConfig, Lora};
 pub use longlora::{LongLora, LongLoraConfig, LongLoraForm};
 pub use norm::{RmsNorm, RmsNormConfig};
 pub use projections::{AttnProjections, AttnShape, HasProjections};
+pub use seer::{Seer, SeerCache, SeerConfig};
 pub use state::{KvCache, State};
 
+use crate::streams::Streams;
 use crate::{Error, Result};
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Tensor};
@@ -62,6 +65,8 @@ pub enum MixerConfig {
     Dense,
     /// Shifted sparse attention in training, dense attention in inference (LongLoRA).
     LongLora(LongLoraConfig),
+    /// Blocks of keys that a learned gate chooses (SeerAttention); dense while the gate learns.
+    Seer(SeerConfig),
 }
 
 impl MixerConfig {
@@ -73,6 +78,7 @@ impl MixerConfig {
         Ok(match self {
             Self::Dense => Mixer::Dense(DenseConfig::new().with_window(window).init(proj)),
             Self::LongLora(config) => Mixer::LongLora(config.init(proj, window)?),
+            Self::Seer(config) => Mixer::Seer(config.init(proj, window)?),
         })
     }
 
@@ -83,7 +89,7 @@ impl MixerConfig {
     pub fn mask(&self, window: Option<usize>) -> Result<MaskSpec> {
         let own = MaskSpec::causal().with_window(window);
         match self {
-            Self::Dense => Ok(own),
+            Self::Dense | Self::Seer(_) => Ok(own),
             Self::LongLora(config) if config.form == LongLoraForm::Segment => {
                 Ok(own.with_groups(config.groups()))
             }
@@ -95,11 +101,20 @@ impl MixerConfig {
         }
     }
 
+    /// The settings of a gate, where there is one.
+    pub fn seer(&self) -> Option<&SeerConfig> {
+        match self {
+            Self::Seer(config) => Some(config),
+            _ => None,
+        }
+    }
+
     /// The name that recipes use.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Dense => "dense",
             Self::LongLora(_) => "longlora",
+            Self::Seer(_) => "seer",
         }
     }
 }
@@ -112,6 +127,8 @@ pub enum Mixer {
     Dense(Dense),
     /// See [`longlora`].
     LongLora(LongLora),
+    /// See [`seer`].
+    Seer(Seer),
 }
 
 impl Mixer {
@@ -120,6 +137,7 @@ impl Mixer {
         match self {
             Self::Dense(m) => &m.proj,
             Self::LongLora(m) => &m.proj,
+            Self::Seer(m) => &m.proj,
         }
     }
 
@@ -131,8 +149,31 @@ impl Mixer {
         let (proj, window) = match self {
             Self::Dense(m) => (m.proj, m.window),
             Self::LongLora(m) => (m.proj, m.window),
+            Self::Seer(m) => (m.proj, m.window),
         };
         config.init(proj, window)
+    }
+}
+
+impl Mixer {
+    /// With a gate of random weights where the mixer takes one and has none; see
+    /// [`Seer::with_gate`].
+    ///
+    /// # Errors
+    /// When the gate does not fit the layer.
+    pub fn with_gate(self, streams: &Streams, first: u32) -> Result<Self> {
+        match self {
+            Self::Seer(m) if m.attn_gate.is_none() => Ok(Self::Seer(m.with_gate(streams, first)?)),
+            other => Ok(other),
+        }
+    }
+
+    /// The settings of a layer with a gate.
+    pub fn seer(&self) -> Option<&SeerConfig> {
+        match self {
+            Self::Seer(m) => Some(m.config()),
+            _ => None,
+        }
     }
 }
 
@@ -145,6 +186,7 @@ impl HasProjections for Mixer {
         match self {
             Self::Dense(m) => &mut m.proj,
             Self::LongLora(m) => &mut m.proj,
+            Self::Seer(m) => &mut m.proj,
         }
     }
 }
@@ -159,6 +201,7 @@ impl SequenceMixer for Mixer {
         match self {
             Self::Dense(m) => m.forward(x_BTD, ctx, state),
             Self::LongLora(m) => m.forward(x_BTD, ctx, state),
+            Self::Seer(m) => m.forward(x_BTD, ctx, state),
         }
     }
 
@@ -166,6 +209,7 @@ impl SequenceMixer for Mixer {
         match self {
             Self::Dense(m) => m.explain(ctx, device),
             Self::LongLora(m) => m.explain(ctx, device),
+            Self::Seer(m) => m.explain(ctx, device),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What a layer remembers between calls.
 
+use super::seer::SeerCache;
 use crate::{Error, Result};
 use burn::tensor::Tensor;
 use longburn_kernels::TokenMeta;
@@ -10,6 +11,8 @@ use longburn_kernels::TokenMeta;
 pub enum State {
     /// Keys and values of all earlier tokens.
     Kv(KvCache),
+    /// The same with compressed keys, for a gate that chooses blocks.
+    Seer(SeerCache),
 }
 
 /// Keys and values of earlier tokens, with what masks need to know of them.
@@ -42,6 +45,9 @@ impl State {
     pub fn tensors(&self) -> Vec<Tensor<4>> {
         match self {
             Self::Kv(cache) => vec![cache.k.clone(), cache.v.clone()],
+            Self::Seer(SeerCache { kv, gate }) => {
+                vec![kv.k.clone(), kv.v.clone(), gate.blocks.clone(), gate.open.clone()]
+            }
         }
     }
 
@@ -50,19 +56,51 @@ impl State {
     /// # Errors
     /// When the number of tensors differs.
     pub fn from_tensors(&self, tensors: Vec<Tensor<4>>) -> Result<Self> {
-        let n = tensors.len();
-        match (self, <[Tensor<4>; 2]>::try_from(tensors)) {
-            (Self::Kv(cache), Ok([k, v])) => {
-                Ok(Self::Kv(KvCache { k, v, tokens: cache.tokens.clone() }))
+        let (n, expected) = (tensors.len(), self.tensors().len());
+        let mut tensors = tensors.into_iter();
+        let mut next = || {
+            let reason = || format!("{n} tensors where the state has {expected}");
+            tensors.next().filter(|_| n == expected).ok_or_else(|| Error::shape("State", reason()))
+        };
+        let mut kv = |cache: &KvCache| -> Result<KvCache> {
+            Ok(KvCache { k: next()?, v: next()?, tokens: cache.tokens.clone() })
+        };
+        Ok(match self {
+            Self::Kv(cache) => Self::Kv(kv(cache)?),
+            Self::Seer(SeerCache { kv: cache, gate }) => {
+                let kv = kv(cache)?;
+                let mut gate = gate.clone();
+                (gate.blocks, gate.open) = (next()?, next()?);
+                Self::Seer(SeerCache { kv, gate })
             }
-            _ => Err(Error::shape("State", format!("{n} tensors where the state has 2"))),
-        }
+        })
     }
 
     /// Tokens remembered per row.
     pub fn len(&self) -> usize {
         match self {
             Self::Kv(cache) => cache.tokens.len(),
+            Self::Seer(cache) => cache.kv.tokens.len(),
+        }
+    }
+
+    /// Keys and values, for a mixer that knows no more.
+    pub(crate) fn into_kv(self, mixer: &str) -> Result<KvCache> {
+        match self {
+            Self::Kv(cache) => Ok(cache),
+            other => Err(other.foreign(mixer)),
+        }
+    }
+
+    /// The refusal of a state that another mixer made.
+    pub(crate) fn foreign(&self, mixer: &str) -> Error {
+        let of = match self {
+            Self::Kv(_) => "keys and values",
+            Self::Seer(_) => "compressed keys (SeerAttention)",
+        };
+        Error::Unsupported {
+            what: format!("{mixer} with a state of {of}"),
+            remedy: "hand every layer the state that it returned itself".into(),
         }
     }
 

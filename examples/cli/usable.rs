@@ -2,7 +2,7 @@
 
 use crate::output;
 use burn::tensor::Device;
-use longburn::attention::{AttnShape, LongLoraConfig, MixerConfig};
+use longburn::attention::{AttnShape, LongLoraConfig, MixerConfig, SeerConfig};
 use longburn::models::lora::{Role, Target};
 use longburn::models::{Architecture, ModelConfig};
 use longburn::positional::RopeKind;
@@ -48,6 +48,7 @@ fn mixers(config: &ModelConfig) -> Value {
     for (mixer, use_for) in [
         (MixerConfig::Dense, "training and inference"),
         (MixerConfig::LongLora(LongLoraConfig::new()), "training; inference is dense"),
+        (MixerConfig::Seer(SeerConfig::new()), "training of a gate; sparse inference with it"),
     ] {
         let entry = match mixer.init(proj.clone(), window) {
             Ok(_) => json!({ "for": use_for, "max_length": config.max_context() }),

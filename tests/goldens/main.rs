@@ -13,6 +13,7 @@ mod longlora;
 mod lora;
 mod model;
 mod rope;
+mod seer;
 mod selftest;
 mod table;
 
@@ -28,7 +29,7 @@ pub type Check = fn(&Golden) -> Result<(), Failure>;
 pub type Failure = Box<dyn std::error::Error>;
 
 /// Names that `tests/goldens.toml` may use.
-const CHECKS: [(&str, Check); 11] = [
+const CHECKS: [(&str, Check); 13] = [
     ("block_stride", blocks::check),
     ("model", model::check),
     ("rope", rope::check),
@@ -40,6 +41,8 @@ const CHECKS: [(&str, Check); 11] = [
     ("passkey", eval::passkey),
     ("perplexity", eval::perplexity),
     ("rolling", eval::rolling),
+    ("seer_decode", seer::decode),
+    ("seer_gate", seer::gate),
 ];
 
 fn main() -> ExitCode {

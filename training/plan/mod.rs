@@ -159,6 +159,12 @@ impl PlanConfig {
                 remedy: "use form = \"segment\"".into(),
             });
         }
+        if self.mixer.seer().is_some() {
+            return Err(Error::Unsupported {
+                what: "a memory plan of a gate that learns".into(),
+                remedy: "leave out `device_memory`".into(),
+            });
+        }
         let layout = Layout::new(&self.model, self.lora.as_ref());
         let ledger = step::step(self, &layout);
         let working = SLAB * self.threads as u64;

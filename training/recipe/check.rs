@@ -46,6 +46,16 @@ impl Recipe {
         if let MixerConfig::LongLora(mixer) = &self.mixer {
             self.check_groups(mixer)?;
         }
+        if let Some(seer) = self.mixer.seer() {
+            seer.validate().map_err(|e| self.within("mixer", e))?;
+            if self.lora.is_some() {
+                return Err(self.bad("lora", "set", "none with a mixer of which the gate learns"));
+            }
+            if model.new.is_some() {
+                let expected = "a checkpoint (model.path) whose attention the gate learns";
+                return Err(self.bad("model.new", "set", expected));
+            }
+        }
         if let Some(protocol) = self.eval.as_ref().and_then(|eval| eval.protocol) {
             protocol.check().map_err(|e| self.within("eval.protocol", e))?;
         }

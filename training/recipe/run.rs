@@ -7,13 +7,15 @@ use super::saving::{Saver, load};
 use super::sections::Recipe;
 use super::watch::Watch;
 use super::{Evaluation, RunOptions, RunSummary};
-use crate::attention::{AttnProjections, HasProjections, MixerConfig};
+use crate::attention::{AttnProjections, HasProjections, Mixer, MixerConfig};
 use crate::datasets::Tokenizer;
+use crate::models::gates::gate_stream;
 use crate::models::hub::Need;
 use crate::models::keymap::params;
 use crate::models::lora::TrainableReport;
 use crate::models::weights::obstacle;
 use crate::models::{Decoder, ForwardOptions, ModelConfig, peft};
+use crate::streams::Streams;
 use crate::training::checkpoint::{Inputs, RunLock};
 use crate::training::plan::{RecipePlan, Resident};
 use crate::training::report::{EvalRecord, Progress, TrainRecord};
@@ -37,7 +39,9 @@ pub fn run_recipe(
     let recipe = &recipe.located(Need::Model, progress)?;
     let (run, start) = Run::prepare(recipe, options, progress)?;
     run.train(start, |layer, proj| {
-        recipe.mixer.init(proj, run.config.windows[layer]).map_err(|e| recipe.within("mixer", e))
+        let mixer = recipe.mixer.init(proj, run.config.windows[layer]);
+        let gated = |mixer: Mixer| mixer.with_gate(&Streams::new(run.seed), gate_stream(layer));
+        mixer.and_then(gated).map_err(|e| recipe.within("mixer", e))
     })
 }
 

@@ -1,0 +1,267 @@
+//! Sparse decoding (SeerAttention-R, arXiv 2506.08889): compressed keys of finished blocks beside
+//! the cache, and single queries that attend to the blocks chosen for their key head.
+
+use super::gate::of_width;
+use super::{DecodeGate, RopeAt, Seer, Select};
+use crate::attention::dense;
+use crate::attention::projections::Projected;
+use crate::attention::{KvCache, MixContext, MixOutput, State};
+use crate::positional::{Positions, Rope};
+use crate::{Error, Result};
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use longburn_kernels::{BlockList, Mask, MaskSpec, TokenMeta};
+
+/// What a layer with a decode gate remembers.
+#[derive(Clone, Debug)]
+pub struct SeerCache {
+    /// Keys and values of all tokens.
+    pub kv: KvCache,
+    /// What the gate reads.
+    pub gate: GateCache,
+}
+
+/// Compressed keys of the finished blocks of every row, and the keys of the unfinished one.
+///
+/// A row is one document, with padding before it. Its blocks are counted from its first token,
+/// so that a padded row has those that it has alone.
+#[derive(Clone, Debug)]
+pub struct GateCache {
+    /// Gate keys `[B, K, N, G]` of ceil(tokens / block) blocks; zeros for an unfinished one.
+    pub blocks: Tensor<4>,
+    /// Unrotated keys of the newest tokens, `[B, K, 1 to block, D]`.
+    pub open: Tensor<4>,
+    /// Tokens of all calls, padding included.
+    total: usize,
+    rows: Vec<Row>,
+}
+
+/// The document of a row.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Row {
+    segment: Option<i32>,
+    /// Index of its first token.
+    start: usize,
+    /// Its tokens.
+    len: usize,
+}
+
+impl GateCache {
+    /// Take up the keys of new tokens; with `None`, the first ones.
+    ///
+    /// # Shapes
+    /// k_BKTD `[B, K, T, D]`, unrotated
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for rows of more than one document, padding inside of one, or
+    /// positions that do not count on from 0.
+    pub fn append(
+        old: Option<Self>,
+        gate: &DecodeGate,
+        (block, rope_at): (usize, RopeAt),
+        k_BKTD: Tensor<4>,
+        tokens: &TokenMeta,
+        rope: Option<&Rope>,
+    ) -> Result<Self> {
+        let [b, kv, t, d] = k_BKTD.dims();
+        let device = k_BKTD.device();
+        let k_BKTD = k_BKTD.detach();
+        let step = old.is_some() && t == 1;
+        let (before, total) = match &old {
+            Some(old) => (old.rows.clone(), old.total),
+            None => (vec![Row::default(); b], 0),
+        };
+        let rows = follow(&before, total, tokens)?;
+        let keys = match &old {
+            Some(old) => Tensor::cat(vec![old.open.clone(), k_BKTD], 2),
+            None => k_BKTD,
+        };
+        let held = keys.dims()[2];
+        let first_held = total + t - held;
+        let slots = rows.iter().map(|row| row.len.div_ceil(block)).max().unwrap_or(0).max(1);
+        let finished = |row: &Row| row.len / block;
+        let from = before.iter().map(finished).min().unwrap_or(0);
+        let to = rows.iter().map(finished).max().unwrap_or(0);
+        let zeros = |n: usize| Tensor::zeros([b, kv, n, gate.width()], (&device, keys.dtype()));
+        let mut blocks = match old {
+            Some(old) => {
+                let more = slots - old.blocks.dims()[2];
+                if more > 0 { Tensor::cat(vec![old.blocks, zeros(more)], 2) } else { old.blocks }
+            }
+            None => zeros(slots),
+        };
+        if to > from {
+            let fresh =
+                |r: usize, n: usize| (finished(&before[r])..finished(&rows[r])).contains(&n);
+            let each = || (0..b).flat_map(|r| (from..to).map(move |n| (r, n)));
+            let index = each().flat_map(|(r, n)| {
+                let (first, step) = match fresh(r, n) {
+                    true => (rows[r].start + n * block - first_held, 1),
+                    false => (0, 0),
+                };
+                (0..block).map(move |i| (r * held + first + i * step) as i32)
+            });
+            let index: Vec<i32> = index.collect();
+            let at = |n: usize| match rope_at {
+                RopeAt::CurrentToken if step => (n + 1) * block - 1,
+                _ => n * block,
+            };
+            let places = each().map(|(_, n)| at(n) as i64).collect();
+            let mask: Vec<f32> = each().map(|(r, n)| f32::from(fresh(r, n))).collect();
+            let count = index.len();
+            let index = Tensor::<1, Int>::from_data(TensorData::new(index, [count]), &device);
+            let rows_of = keys.clone().swap_dims(1, 2).reshape([b * held, kv * d]);
+            let new = rows_of.select(0, index).reshape([b, (to - from) * block, kv, d]);
+            let new: Tensor<5> = new.swap_dims(1, 2).reshape([b, kv, to - from, block, d]);
+            let table = match rope {
+                Some(rope) => {
+                    let positions = Positions::new(b, to - from, places, 1)?;
+                    Some(of_width(rope, d, gate.width())?.table(&positions, &device))
+                }
+                None => None,
+            };
+            let pooled = super::layout::pooled(new, None, gate.pools());
+            let mask = TensorData::new(mask, [b, 1, to - from, 1]);
+            let mask = Tensor::<4>::from_data(mask, (&device, keys.dtype()));
+            let new = gate.keys(pooled, table.as_ref()) * mask;
+            let mut parts = Vec::new();
+            if from > 0 {
+                parts.push(blocks.clone().narrow(2, 0, from));
+            }
+            parts.push(blocks.clone().narrow(2, from, to - from) + new);
+            if slots > to {
+                parts.push(blocks.narrow(2, to, slots - to));
+            }
+            blocks = Tensor::cat(parts, 2);
+        }
+        let open = held.min(block);
+        Ok(Self {
+            blocks: blocks.detach(),
+            open: keys.narrow(2, held - open, open),
+            total: total + t,
+            rows,
+        })
+    }
+
+    /// Blocks of the row's document, the unfinished one included.
+    pub fn blocks_of(&self, row: usize, block: usize) -> usize {
+        self.rows[row].len.div_ceil(block)
+    }
+
+    /// Blocks that each row and key head attends to: those that `select` keeps, and the newest.
+    ///
+    /// # Shapes
+    /// logits `[B, K, 1, N]` -> `[B · K]` lists of N or fewer
+    ///
+    /// # Errors
+    /// As [`Select::choose`].
+    pub fn choose(
+        &self,
+        logits: Tensor<4>,
+        select: Select,
+        block: usize,
+    ) -> Result<Vec<Vec<bool>>> {
+        let [b, kv, _, n] = logits.dims();
+        let logits: Vec<f32> = logits.cast(DType::F32).into_data().iter::<f32>().collect();
+        (0..b * kv)
+            .map(|line| {
+                let blocks = self.blocks_of(line / kv, block);
+                let mut chosen =
+                    select.choose(&logits[line * n..line * n + blocks], blocks, block)?;
+                chosen.last_mut().into_iter().for_each(|newest| *newest = true);
+                Ok(chosen)
+            })
+            .collect()
+    }
+}
+
+/// The rows after the new tokens.
+fn follow(before: &[Row], total: usize, tokens: &TokenMeta) -> Result<Vec<Row>> {
+    let (len, mut rows) = (tokens.len(), before.to_vec());
+    if rows.len() != tokens.batch() {
+        let reason = format!("{} rows where the cache has {}", tokens.batch(), rows.len());
+        return Err(Error::shape("SeerCache", reason));
+    }
+    for (b, row) in rows.iter_mut().enumerate() {
+        for t in 0..len {
+            let (segment, pos) = (tokens.segment()[b * len + t], tokens.pos()[b * len + t]);
+            if segment < 0 {
+                continue;
+            }
+            if row.segment.is_none() {
+                *row = Row { segment: Some(segment), start: total + t, len: 0 };
+            }
+            let follows = row.start + row.len == total + t && row.len == pos as usize;
+            if row.segment != Some(segment) || !follows {
+                return Err(Error::Unsupported {
+                    what: format!(
+                        "a cache of compressed keys for row {b}, whose token {} is not the next of \
+                         its one document",
+                        total + t
+                    ),
+                    remedy: "cache one document per row, counted from 0, padded on the left; or \
+                             decode densely (no `select`)"
+                        .into(),
+                });
+            }
+            row.len += 1;
+        }
+    }
+    Ok(rows)
+}
+
+impl Seer {
+    /// Dense for several tokens, sparse for one; with the gate's cache.
+    pub(super) fn decode(
+        &self,
+        gate: &DecodeGate,
+        select: Select,
+        new: Projected,
+        (kv, old): (Option<KvCache>, Option<GateCache>),
+        ctx: &MixContext<'_>,
+    ) -> Result<MixOutput> {
+        let rope = ctx.rope.map(|table| table.rope());
+        let (block, config) = (self.config.block, &self.config);
+        let (q, sizes) = (new.q.clone().detach(), (block, config.rope_at));
+        let cache = GateCache::append(old, gate, sizes, new.k.clone(), ctx.tokens, rope)?;
+        let ready = dense::ready(new, ctx, kv)?;
+        let spec = MaskSpec::causal().with_window(self.window);
+        let keys = ready.cache.tokens.clone();
+        let mut mask = Mask::new(spec, ctx.tokens.clone(), keys, self.proj.heads())?;
+        if ctx.tokens.len() == 1 {
+            let width = (q.dims()[3], gate.width());
+            let table = match rope {
+                Some(rope) => {
+                    let positions = Positions::of(ctx.tokens);
+                    Some(of_width(rope, width.0, width.1)?.table(&positions, &q.device()))
+                }
+                None => None,
+            };
+            let logits = gate.logits(gate.queries(q, table.as_ref()), cache.blocks.clone());
+            let chosen = cache.choose(logits, select, block)?;
+            mask = mask.with_blocks(self.cached_blocks(&cache, &chosen)?)?;
+        }
+        let kept =
+            ctx.keep_state.then(|| State::Seer(SeerCache { kv: ready.cache.clone(), gate: cache }));
+        let (mixed, _) = ready.attend(&self.proj, mask, ctx)?;
+        Ok(MixOutput { state: kept, ..mixed })
+    }
+
+    /// The chosen blocks as parts of the cache. Rows begin at different places in it, so the parts
+    /// are of a size that divides all their distances.
+    fn cached_blocks(&self, cache: &GateCache, chosen: &[Vec<bool>]) -> Result<BlockList> {
+        let block = self.config.block;
+        let (heads, kv) = (self.proj.heads(), self.proj.kv_heads());
+        let size = cache.rows.iter().fold(block, |size, row| gcd(size, row.start));
+        let tokens = [cache.rows.len(), heads, 1, cache.total];
+        let list = BlockList::from_fn(tokens, [1, size], |b, h, _, part| {
+            let of_row = &chosen[b * kv + h / (heads / kv)];
+            let behind = (part * size).checked_sub(cache.rows[b].start);
+            behind.and_then(|at| of_row.get(at / block)).is_some_and(|kept| *kept)
+        })?;
+        Ok(list)
+    }
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
