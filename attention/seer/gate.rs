@@ -172,21 +172,21 @@ impl AttnGate {
 }
 
 impl PrefillGate {
-    /// Logits of all pairs of blocks, those included that no query sees through.
+    /// Gate queries and keys of blocks, keys repeated for every query head.
     ///
     /// # Shapes
     /// q_BHTD `[B, H, T', D]` and k_BKTD `[B, K, T', D]` unrotated, as `layout` lays them out ->
-    /// `[B, H, N, N]`
+    /// `[B, H, N, G]` each
     ///
     /// # Errors
     /// When `rope` cannot be had in the gate's width.
-    pub fn logits(
+    pub fn blocks(
         &self,
         q_BHTD: Tensor<4>,
         k_BKTD: Tensor<4>,
         layout: &BlockLayout,
         rope: Option<&Rope>,
-    ) -> Result<Tensor<4>> {
+    ) -> Result<(Tensor<4>, Tensor<4>)> {
         let ([_, heads, _, d], kv_heads) = (q_BHTD.dims(), k_BKTD.dims()[1]);
         let mut q = layout.pool(q_BHTD, &self.q_pool);
         let mut k = layout.pool(k_BKTD, &self.k_pool);
@@ -201,7 +201,25 @@ impl PrefillGate {
             let table = of_width(rope, d, q.dims()[3])?.table(&layout.starts()?, &q.device());
             (q, k) = (table.rotate(q), table.rotate(k));
         }
-        Ok(scores(q, repeat(k, heads)))
+        Ok((q, repeat(k, heads)))
+    }
+
+    /// Logits of all pairs of blocks, those included that no query sees through.
+    ///
+    /// # Shapes
+    /// As [`blocks`](Self::blocks) -> `[B, H, N, N]`
+    ///
+    /// # Errors
+    /// When `rope` cannot be had in the gate's width.
+    pub fn logits(
+        &self,
+        q_BHTD: Tensor<4>,
+        k_BKTD: Tensor<4>,
+        layout: &BlockLayout,
+        rope: Option<&Rope>,
+    ) -> Result<Tensor<4>> {
+        let (q, k) = self.blocks(q_BHTD, k_BKTD, layout, rope)?;
+        Ok(scores(q, k))
     }
 }
 
@@ -243,27 +261,27 @@ impl DecodeGate {
         placed(k, self.attngate_knorm.as_ref(), table)
     }
 
-    /// Logits of all tokens and blocks, those included that a query may not choose.
+    /// Gate queries of all tokens, and gate keys of all blocks.
     ///
     /// # Shapes
     /// q_BHTD `[B, H, T', D]` and k_BKTD `[B, K, T', D]` unrotated, as `layout` lays them out ->
-    /// `[B, K, T', N]`
+    /// `[B, K or H, T', G]`, `[B, K, N, G]`
     ///
     /// # Errors
     /// When `rope` cannot be had in the gate's width.
-    pub fn all_logits(
+    pub fn tokens_and_blocks(
         &self,
         q_BHTD: Tensor<4>,
         k_BKTD: Tensor<4>,
         layout: &BlockLayout,
         rope: Option<&Rope>,
-    ) -> Result<Tensor<4>> {
+    ) -> Result<(Tensor<4>, Tensor<4>)> {
         let (d, device) = (q_BHTD.dims()[3], q_BHTD.device());
         let rope = rope.map(|rope| of_width(rope, d, self.width())).transpose()?;
         let table = |positions| rope.as_ref().map(|rope| rope.table(&positions, &device));
         let q = self.queries(q_BHTD, table(Positions::of(layout.tokens())).as_ref());
         let pooled = layout.pool(k_BKTD, &self.k_pool);
-        Ok(self.logits(q, self.keys(pooled, table(layout.starts()?).as_ref())))
+        Ok((q, self.keys(pooled, table(layout.starts()?).as_ref())))
     }
 
     /// Logits of gate queries and keys, one row per key head.
@@ -304,7 +322,7 @@ fn placed(x: Tensor<4>, norm: Option<&RmsNorm>, table: Option<&RopeTable>) -> Te
 }
 
 /// `q·kᵀ / sqrt(G)`
-fn scores(q: Tensor<4>, k: Tensor<4>) -> Tensor<4> {
+pub(super) fn scores(q: Tensor<4>, k: Tensor<4>) -> Tensor<4> {
     let width = q.dims()[3] as f64;
     q.matmul(k.transpose()).div_scalar(width.sqrt())
 }

@@ -10,6 +10,7 @@ use crate::positional::Positions;
 use crate::{Error, Result};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use longburn_kernels::TokenMeta;
+use std::ops::Range;
 
 /// Larger than what pooling may meet, and finite in sums of a few.
 const FAR: f32 = 1e30;
@@ -228,21 +229,21 @@ impl BlockLayout {
         Positions::new(self.batch, self.blocks, starts, 1)
     }
 
-    /// Pairs of blocks that no query sees through: of other documents, or later.
+    /// Blocks that blocks of queries do not see: of other documents, and later ones.
     ///
     /// # Shapes
-    /// `[B or 1, 1, N, N]`, true where hidden
-    pub fn hidden(&self, device: &Device) -> Tensor<4, Bool> {
+    /// `[B or 1, 1, range, N]`, true where hidden
+    pub(super) fn hidden(&self, range: Range<usize>, device: &Device) -> Tensor<4, Bool> {
         let (rows, n) = (self.rows(), self.blocks);
-        let mut data = Vec::with_capacity(rows * n * n);
+        let mut data = Vec::with_capacity(rows * range.len() * n);
         for b in 0..rows {
-            for i in 0..n {
+            for i in range.clone() {
                 let cell = self.cell(b, i);
                 let seen = |j: usize| cell.tokens > 0 && (cell.document.0..=i).contains(&j);
                 data.extend((0..n).map(|j| !seen(j)));
             }
         }
-        Tensor::from_data(TensorData::new(data, [rows, 1, n, n]), device)
+        Tensor::from_data(TensorData::new(data, [rows, 1, range.len(), n]), device)
     }
 }
 
@@ -284,10 +285,10 @@ fn moved(x_BHTD: Tensor<4>, list: &[i32], len: usize) -> Tensor<4> {
 }
 
 /// Runs of tokens of one document each in row `b`.
-fn runs(tokens: &TokenMeta, b: usize) -> Result<Vec<std::ops::Range<usize>>> {
+fn runs(tokens: &TokenMeta, b: usize) -> Result<Vec<Range<usize>>> {
     let len = tokens.len();
     let segments = &tokens.segment()[b * len..(b + 1) * len];
-    let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
+    let mut runs: Vec<Range<usize>> = Vec::new();
     let mut known = std::collections::BTreeSet::new();
     for (t, segment) in segments.iter().enumerate().filter(|(_, segment)| **segment >= 0) {
         match runs.last_mut().filter(|run| run.end == t && segments[run.start] == *segment) {
@@ -305,7 +306,7 @@ fn runs(tokens: &TokenMeta, b: usize) -> Result<Vec<std::ops::Range<usize>>> {
 }
 
 /// Blocks of the documents of a row, one behind the other.
-fn cells(runs: &[std::ops::Range<usize>], pos: &[i32], row: usize, block: usize) -> Vec<Cell> {
+fn cells(runs: &[Range<usize>], pos: &[i32], row: usize, block: usize) -> Vec<Cell> {
     let mut cells = Vec::new();
     for run in runs {
         let first = cells.len();

@@ -30,7 +30,7 @@ pub use gate::{
 };
 pub use layout::BlockLayout;
 pub use select::{Select, block_list, choose_blocks};
-pub use target::{block_targets, block_weights, divergence, strict, token_targets, token_weights};
+pub use target::Teacher;
 
 use super::dense::{self, Ready};
 use super::projections::Projected;
@@ -386,25 +386,21 @@ impl Seer {
         let spread = |x: Tensor<4>| layout.spread(x.detach());
         let tokens = layout.tokens().clone();
         let mask = Mask::new(spec, tokens.clone(), tokens, heads)?;
-        let branch = Branch { q: spread(q), k: spread(k), mask };
-        let lse = spread(lse.unsqueeze_dim::<4>(3)).squeeze_dim::<3>(3);
+        let teacher = Teacher {
+            branch: Branch { q: spread(q), k: spread(k), mask },
+            lse: spread(lse.unsqueeze_dim::<4>(3)).squeeze_dim::<3>(3),
+            layout: &layout,
+            options: AttentionOptions::default().with_implementation(ctx.implementation),
+        };
         let (q, k) = (spread(unrotated.0), spread(unrotated.1));
         let rope = ctx.rope.map(|table| table.rope());
-        let options = AttentionOptions::default().with_implementation(ctx.implementation);
-        let device = q.device();
         let loss = match gate {
             AttnGate::Prefill(gate) => {
-                let logits = gate.logits(q, k, &layout, rope)?;
-                let targets = block_targets(&branch, lse, &layout, &options)?;
-                let weights = block_weights(&self.config, &layout, &logits);
-                divergence(logits, targets, layout.hidden(&device), weights)
+                teacher.block_loss(&self.config, gate.blocks(q, k, &layout, rope)?)?
             }
             AttnGate::Decode(gate) => {
-                let logits = gate.all_logits(q, k, &layout, rope)?;
-                let hidden = strict(&layout, &device);
-                let targets = token_targets(&branch, lse, &layout, &hidden, &options)?;
-                let weights = token_weights(&self.config, &layout, &logits);
-                divergence(logits, targets, hidden, weights)
+                let scored = gate.tokens_and_blocks(q, k, &layout, rope)?;
+                teacher.token_loss(&self.config, gate, scored)?
             }
         };
         mixed.aux = Some(loss.mul_scalar(self.config.loss_scale));

@@ -3,7 +3,7 @@
 use crate::recipe::Recipe;
 use burn::module::Module;
 use burn::tensor::Tensor;
-use longburn::attention::seer::{BlockLayout, Select, block_targets, choose_blocks};
+use longburn::attention::seer::{BlockLayout, Select, Teacher, choose_blocks};
 use longburn::attention::{AttnProjections, MixContext, MixOutput, SequenceMixer, State};
 use longburn::kernel::{AttentionOptions, Branch, Mask, masked_attention};
 use longburn::streams::{Draw, Purpose, Streams};
@@ -90,10 +90,11 @@ impl SequenceMixer for Ruled {
         let kept = self.select.kept(n, self.block).unwrap_or(n);
         let targets = match self.rule {
             Rule::Oracle => {
-                let branch = std::slice::from_ref(&branch);
-                let lse = masked_attention(branch, new.v.clone(), &options)?.lse;
-                let targets = block_targets(&branch[0], lse, &layout, &options)?;
-                targets.into_data().iter::<f32>().collect()
+                let one = std::slice::from_ref(&branch);
+                let lse = masked_attention(one, new.v.clone(), &options)?.lse;
+                let (branch, options) = (branch.clone(), options.clone());
+                let teacher = Teacher { branch, lse, layout: &layout, options };
+                teacher.block_targets(0..n)?.into_data().iter::<f32>().collect()
             }
             _ => Vec::new(),
         };

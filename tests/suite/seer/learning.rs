@@ -73,7 +73,8 @@ fn loss_equals_the_reference() {
                     reference::seer::loss(logits, targets, |i, j| j > i, n / 4)
                 }
                 AttnGate::Decode(gate) => {
-                    let logits = gate.all_logits(q, k, &layout, Some(&rope())).unwrap();
+                    let (q, k) = gate.tokens_and_blocks(q, k, &layout, Some(&rope())).unwrap();
+                    let logits = gate.logits(q, k);
                     let targets = reference::seer::token_targets(weights, kv_heads, 8);
                     reference::seer::loss(logits, targets, |i, j| j >= i / 8, t / 2)
                 }

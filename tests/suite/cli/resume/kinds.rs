@@ -131,3 +131,28 @@ fn r3_updates_of_a_fused_layer_go_on_with_the_same_bits() {
     let args = ["eval", "merged", "--data", "texts/3.txt", "--max-len", "8", "--stride", "4"];
     bench.json(&args);
 }
+
+/// Where the gate alone learns, it alone is saved, and what it belongs to comes from the base.
+#[test]
+fn r3_gates_go_on_with_the_same_bits() {
+    let bench = bench();
+    let recipe = |every| {
+        let gate = "[mixer]\nname = \"seer\"\nblock = 2\nselect = { nz_ratio = 0.5 }\n\
+                    last_block_dense = false\n[data]";
+        sparse(every).replace("[data]", gate)
+    };
+    bench.write("run.toml", &recipe(0));
+    let whole = bench.json(&["train", "run.toml"]);
+    let trained = &whole["trainable"];
+    assert!(trained["trainable"].as_u64() < Some(trained["total"].as_u64().unwrap() / 4));
+    assert!(bench.path("run/adapter/attn_gate_weights.safetensors").is_file());
+    assert!(!bench.path("run/adapter/model.safetensors").exists());
+    for k in [1, 23] {
+        killed_after(&bench, &recipe, k);
+        assert_goes_on(&bench, &recipe(0), &whole, k);
+    }
+    let both = recipe(0).replace("[mixer]", "[lora]\nrank = 2\n[mixer]");
+    bench.write("both.toml", &both);
+    let message = refusal(&bench, &["train", "both.toml", "--out", "both"]);
+    assert!(message.contains("`lora`") && message.contains("gate"), "{message}");
+}
