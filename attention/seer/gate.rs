@@ -146,8 +146,8 @@ impl AttnGate {
                 let group = [kv_heads, heads / kv_heads, head_dim, wide];
                 let attngate_linear_q = match config.head_pool {
                     HeadPool::Qproj => {
-                        let flat = linear([kv_heads, group[1] * head_dim, wide], 0);
-                        let weight = flat.weight.val().detach().reshape(group);
+                        let flat = [kv_heads * group[1] * head_dim, wide];
+                        let weight = normal(flat, STD, streams, first, device).reshape(group);
                         let weight = Param::from_tensor(weight);
                         Some(QueryLinear::Group(GroupLinear { weight }))
                     }
