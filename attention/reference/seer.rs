@@ -18,14 +18,12 @@ pub fn weights(q: Tensor<4>, k: Tensor<4>) -> Tensor<4> {
 /// Largest weight of every pair of blocks, rows divided by their sums: `[B, H, N, N]`.
 pub fn block_targets(weights: Tensor<4>, block: usize) -> Tensor<4> {
     let t = weights.dims()[2];
-    let parts = || (0..t).step_by(block).map(move |start| (start, block.min(t - start)));
-    let rows = parts().map(|(i, height)| {
-        let cell = |(j, width)| {
-            weights.clone().narrow(2, i, height).narrow(3, j, width).max_dim(3).max_dim(2)
-        };
-        Tensor::cat(parts().map(cell).collect(), 3)
-    });
-    let largest = Tensor::cat(rows.collect(), 2);
+    let largest = |x: Tensor<4>, dim: usize| {
+        let parts = (0..t).step_by(block);
+        let part = |start: usize| x.clone().narrow(dim, start, block.min(t - start)).max_dim(dim);
+        Tensor::cat(parts.map(part).collect(), dim)
+    };
+    let largest = largest(largest(weights, 2), 3);
     largest.clone() / largest.sum_dim(3)
 }
 
