@@ -11,8 +11,8 @@
 //! had a say in: sparse prefill is causal in what is attended to, not in what is chosen.
 //!
 //! *Deviations.* Blocks are counted within documents, so that packed rows and padding are right;
-//! the authors pool rows. A row whose scores are all below the threshold keeps its best block. A
-//! block that is finished during decoding is rotated at its first token, as in training; the
+//! the authors pool rows. A row whose scores are all below the threshold keeps its best block
+//! (`keep_best`). A block that is finished during decoding is rotated at its first token, as in training; the
 //! authors' inference code does it at the current token (`rope_at = "current_token"`). Rows of
 //! different lengths in one batch are averaged by their own numbers of blocks. A call that
 //! continues a cache is dense with a prefill gate. Scores and loss are in f32 throughout. With
@@ -134,6 +134,9 @@ pub struct SeerConfig {
     pub select: Option<Select>,
     /// The last two blocks of queries of a document attend to everything (prefill).
     pub last_block_dense: bool,
+    /// A block of queries of which no score is above the threshold keeps its best block; without
+    /// this it sees nothing, as in the authors' code (prefill).
+    pub keep_best: bool,
     /// Weight of the gate's loss.
     pub loss_scale: f64,
     /// What the divergences of all rows are divided by.
@@ -157,6 +160,7 @@ impl Default for SeerConfig {
             rope_at: RopeAt::BlockStart,
             select: None,
             last_block_dense: true,
+            keep_best: true,
             loss_scale: 10.0,
             reduction: Reduction::Mean,
             skip: None,

@@ -48,7 +48,7 @@ impl Select {
     }
 
     /// Which of the blocks with these logits are kept; `blocks` are those of the whole document.
-    /// At least one is, unless there is none.
+    /// With a threshold it may be none.
     ///
     /// # Errors
     /// [`Error::Evaluation`] where a logit is NaN.
@@ -65,7 +65,7 @@ impl Select {
         let kept = match (self, self.kept(blocks, block)) {
             (Self::Threshold(t), _) => {
                 let scores = softmax(logits);
-                scores.iter().filter(|score| **score > t).count().max(1)
+                scores.iter().filter(|score| **score > t).count()
             }
             (_, kept) => kept.unwrap_or(blocks),
         };
@@ -105,7 +105,12 @@ pub fn block_list(
         if config.last_block_dense && i + 1 >= cell.document.1 {
             return Ok(vec![true; seen.len()]);
         }
-        select.choose(seen, cell.of(), layout.block())
+        let mut chosen = select.choose(seen, cell.of(), layout.block())?;
+        if config.keep_best && !chosen.contains(&true) {
+            let best = (0..seen.len()).max_by(|a, b| seen[*a].total_cmp(&seen[*b]));
+            best.into_iter().for_each(|best| chosen[best] = true);
+        }
+        Ok(chosen)
     })
 }
 

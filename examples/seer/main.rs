@@ -3,6 +3,7 @@
 //! the blocks, and when a window, chance, or the attention weights themselves do.
 
 mod page;
+mod recall;
 mod recipe;
 mod rules;
 mod text;
@@ -108,7 +109,7 @@ fn one(
         fit(learner, recipe.gate_training(seed), &mut rows, &title, progress)?;
     gates::save(&learner, &recipe.seer(None), &gate)?;
 
-    let mut losses = BTreeMap::new();
+    let (mut losses, mut recalls) = (BTreeMap::new(), BTreeMap::new());
     for kind in Kind::ALL {
         let windows = text.windows(recipe, kind)?;
         let mut note = |name: &str, sparsity: f64, loss: f64| {
@@ -118,6 +119,9 @@ fn one(
         for &sparsity in &recipe.evaluate.sparsity {
             let sparse = gates::load(seer(Some(sparsity))?, &gate)?;
             note("gate", sparsity, loss(&sparse, &windows)?);
+            for (name, recall) in recall::recall(&learner, &windows, recipe, sparsity)? {
+                recalls.insert(page::key(kind, name, sparsity), recall);
+            }
             for rule in Rule::ALL {
                 let ruled = Decoder::load_with(&base, &config, &device, |_, proj| {
                     Ok(Ruled::new(proj, rule, recipe, sparsity))
@@ -126,7 +130,7 @@ fn one(
             }
         }
     }
-    Ok(Measured { seed, crates: text.crates, divergence, losses })
+    Ok(Measured { seed, crates: text.crates, divergence, losses, recalls })
 }
 
 /// The trained model, and the first and last auxiliary loss.

@@ -20,6 +20,8 @@ pub struct Measured {
     pub divergence: Option<[f64; 2]>,
     /// Nats per token, by [`key`].
     pub losses: BTreeMap<String, f64>,
+    /// Shares of the attention that learning aims at in the chosen blocks, by [`key`].
+    pub recalls: BTreeMap<String, f64>,
 }
 
 /// Name of a figure.
@@ -96,6 +98,22 @@ fn text(page: &mut String, recipe: &Recipe, all: &[Measured]) -> std::fmt::Resul
                 .iter()
                 .map(|s| estimate(&all.iter().map(|m| m.gap(kind, name, *s)).collect::<Vec<_>>()))
                 .collect();
+            writeln!(page, "| {title} | {} |", cells.join(" | "))?;
+        }
+        writeln!(
+            page,
+            "\nShare of the largest weights, as the gate learns them, in the blocks:\n"
+        )?;
+        writeln!(page, "| blocks chosen by | {} |", heads.join(" | "))?;
+        writeln!(page, "| --- |{}", " ---: |".repeat(heads.len()))?;
+        for (name, title) in
+            [("gate", "gate"), ("means", "pooled means, nothing learned"), ("random", "chance")]
+        {
+            let of = |s: &f64| {
+                let one = |m: &Measured| m.recalls.get(&key(kind, name, *s)).copied();
+                estimate(&all.iter().filter_map(one).collect::<Vec<_>>())
+            };
+            let cells: Vec<String> = recipe.evaluate.sparsity.iter().map(of).collect();
             writeln!(page, "| {title} | {} |", cells.join(" | "))?;
         }
         writeln!(page)?;

@@ -74,7 +74,8 @@ pub fn gate(golden: &Golden) -> Result<(), Failure> {
             Some(ratio) => Select::NzRatio(ratio.parse()?),
             None => Select::Threshold(golden.config()["threshold"].as_f64().ok_or("threshold")?),
         };
-        let config = config.clone().with_last_block_dense(last == "1");
+        let config = SeerConfig { keep_best: false, ..config.clone() };
+        let config = config.with_last_block_dense(last == "1");
         Ok(block_list(&config, select, logits.clone(), &layout)?)
     };
     for name in golden.names("out.mask_") {

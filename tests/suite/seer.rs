@@ -100,6 +100,46 @@ fn pass(mixer: &impl SequenceMixer, tokens: &TokenMeta, phase: Phase) -> Vec<Vec
     all
 }
 
+/// Item 3: the scores equal those of a gate written out head by head.
+#[test]
+fn scores_equal_the_reference() {
+    let device = Device::flex();
+    let weight = |gate: &AttnGate, name: &str| {
+        longburn::models::keymap::read_params(gate, |path| path == name).pop().map(|(.., w)| w)
+    };
+    for (t, block, kv_heads) in [(63, 8, 4), (65, 8, 2), (100, 16, 1), (5, 8, 2)] {
+        let layout = BlockLayout::of(&TokenMeta::contiguous(2, t, 0), block).unwrap();
+        let (q, k) =
+            (normal([2, 4, t, WIDTH], 1).inner(), normal([2, kv_heads, t, WIDTH], 2).inner());
+        for (queries, force) in
+            [(&[Pool::Avg][..], false), (&[Pool::Avg], true), (&[Pool::Max, Pool::Min], false)]
+        {
+            let config = SeerConfig { force_double: force, ..SeerConfig::new() };
+            let config = config.with_block(block).with_pools(queries, &Pool::ALL);
+            let gate = seer(&config, &device, kv_heads).unwrap().attn_gate.unwrap();
+            let AttnGate::Prefill(scored) = &gate else { panic!("no prefill gate") };
+            let got = scored.logits(q.clone(), k.clone(), &layout, Some(&rope())).unwrap();
+            let pools = |pools: &[Pool]| Pool::ALL.map(|pool| pools.contains(&pool));
+            let want = reference::seer::block_logits(
+                (&host_of(&q), &host_of(&k)),
+                [2, 4, kv_heads, t, WIDTH],
+                (block, pools(queries), pools(&Pool::ALL)),
+                (
+                    weight(&gate, "mask_linear_q.weight"),
+                    weight(&gate, "mask_linear_k.weight").unwrap(),
+                ),
+                1e4,
+            );
+            let r = ratio(&host(got), &want);
+            assert!(r <= 1e-5, "{t}, {block}, {kv_heads}, {queries:?}, {force}: {r:e}");
+        }
+    }
+}
+
+fn host_of(x: &Tensor<4>) -> Vec<f32> {
+    x.clone().into_data().iter::<f32>().collect()
+}
+
 fn everything() -> SeerConfig {
     SeerConfig::new().with_block(8).with_select(Some(Select::NzRatio(1.0)))
 }
@@ -199,17 +239,37 @@ fn a_ratio_is_a_share_of_the_triangle() {
     }
 }
 
+/// The last two blocks of queries of every document see all of it.
+#[test]
+fn the_last_two_blocks_are_dense() {
+    let layout = BlockLayout::of(&TokenMeta::packed(&[vec![37, 20]], 64).unwrap(), 8).unwrap();
+    let n = layout.blocks();
+    let config = SeerConfig::new().with_block(8);
+    let list = block_list(&config, Select::Budget(8), normal([1, 1, n, n], 4), &layout).unwrap();
+    let seen: Vec<usize> =
+        (0..n).map(|i| (0..n).filter(|j| list.sees(0, 0, i, *j)).count()).collect();
+    assert_eq!(seen, [1, 1, 1, 4, 5, 1, 2, 3]);
+}
+
 /// A threshold that nothing reaches leaves every row its best block, and no query blind.
 #[test]
 fn no_row_is_left_empty() {
     let select = Select::Threshold(0.9);
-    assert_eq!(select.choose(&[0.1, 0.3, 0.2], 3, 8).unwrap(), [false, true, false]);
+    assert_eq!(select.choose(&[0.1, 0.3, 0.2], 3, 8).unwrap(), [false; 3]);
     assert_eq!(select.choose(&[], 3, 8).unwrap(), Vec::<bool>::new());
+    assert!(select.choose(&[0.0, f32::NAN], 2, 8).is_err());
+    let config = everything().with_last_block_dense(false);
+    let layout = BlockLayout::of(&TokenMeta::contiguous(1, 24, 0), 8).unwrap();
+    let logits: Vec<f32> = (0..9).map(|i| [0.1, 0.3, 0.2][i % 3]).collect();
+    let logits = Tensor::from_data(TensorData::new(logits, [1, 1, 3, 3]), &Device::flex());
+    for (keep_best, last) in [(true, [false, true, false]), (false, [false; 3])] {
+        let config = SeerConfig { keep_best, ..config.clone() };
+        let list = block_list(&config, select, logits.clone(), &layout).unwrap();
+        assert_eq!([0, 1, 2].map(|j| list.sees(0, 0, 2, j)), last);
+    }
     let device = Device::flex().autodiff();
-    let config = everything().with_select(Some(select)).with_last_block_dense(false);
-    let mixer = seer(&config, &device, 2).unwrap();
+    let mixer = seer(&config.with_select(Some(select)), &device, 2).unwrap();
     let tokens = TokenMeta::contiguous(1, 100, 0);
     let y = forward(&mixer, normal([1, 100, HIDDEN], 1), &tokens, Phase::Infer, None).unwrap().y;
     assert!(host(y).iter().all(|y| y.is_finite()));
-    assert!(select.choose(&[0.0, f32::NAN], 2, 8).is_err());
 }
