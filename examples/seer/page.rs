@@ -133,7 +133,10 @@ fn text(page: &mut String, recipe: &Recipe, all: &[Measured]) -> std::fmt::Resul
                 let pairs =
                     all.iter().map(|m| (m.gap(kind, "gate", *s), m.gap(kind, rival.name(), *s)));
                 let pairs: Vec<(f64, f64)> = pairs.collect();
-                let held = pairs.iter().filter(|(gate, rival)| *gate <= share * rival).count();
+                let held = pairs
+                    .iter()
+                    .filter(|(gate, rival)| *rival > 0.0 && *gate <= share * rival)
+                    .count();
                 let verdict = if held == pairs.len() { "holds" } else { "failed" };
                 let shares: Vec<String> =
                     pairs.iter().map(|(gate, rival)| format!("{:.2}", gate / rival)).collect();
