@@ -55,6 +55,8 @@ struct Section {
     heading: &'static str,
     file: &'static str,
     item: &'static str,
+    /// Which of several tables of one name.
+    variant: Option<&'static str>,
 }
 
 const fn section(
@@ -63,23 +65,33 @@ const fn section(
     file: &'static str,
     item: &'static str,
 ) -> Section {
-    Section { path, heading, file, item }
+    Section { path, heading, file, item, variant: None }
+}
+
+const fn mixer(
+    name: &'static str,
+    heading: &'static str,
+    file: &'static str,
+    item: &'static str,
+) -> Section {
+    Section { path: "mixer", heading, file, item, variant: Some(name) }
 }
 
 const SECTIONS: &str = "training/recipe/sections.rs";
 
 /// In the order of the page.
-const PAGE: [Section; 17] = [
+const PAGE: [Section; 18] = [
     section("", "The recipe itself", SECTIONS, "struct Recipe"),
     section("model", "`[model]`", SECTIONS, "struct ModelSection"),
     section("model.new", "`[model.new]`", SECTIONS, "struct NewModel"),
     section("extend", "`[extend]`", "training/recipe/extend.rs", "struct ExtendSection"),
-    section(
-        "mixer",
+    mixer(
+        "longlora",
         "`[mixer]`, `name = \"longlora\"`",
         "attention/longlora.rs",
         "struct LongLoraConfig",
     ),
+    mixer("seer", "`[mixer]`, `name = \"seer\"`", "attention/seer/mod.rs", "struct SeerConfig"),
     section("lora", "`[lora]`", "models/lora.rs", "struct LoraConfig"),
     section("data", "`[data]`", SECTIONS, "struct DataSection"),
     section("data.mix", "`[[data.mix]]`", SECTIONS, "struct MixSection"),
@@ -108,7 +120,8 @@ pub fn tables() -> String {
                 page += &format!("**`name = \"{variant}\"`**: {about}\n\n");
             }
             let path = section.path;
-            let known = known_fields(path, variant.as_deref());
+            let variant = variant.as_deref().or(section.variant);
+            let known = known_fields(path, variant);
             let mut named: Vec<&str> = fields.iter().map(|(name, _)| name.as_str()).collect();
             named.sort_unstable();
             assert_eq!(named, known, "{path}: the sources beside what recipes accept");
@@ -118,7 +131,7 @@ pub fn tables() -> String {
             page += "| Field | Meaning | Where not set |\n|---|---|---|\n";
             for (name, about) in &fields {
                 let place = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-                page += &row(&place, name, about, variant.as_deref());
+                page += &row(&place, name, about, variant);
             }
             page.push('\n');
         }
@@ -216,14 +229,17 @@ fn recipe(place: &str, variant: Option<&str>) -> Table {
     let mut recipe: Table = text.parse().unwrap();
     if let Some(variant) = variant {
         let (parent, _) = place.rsplit_once('.').unwrap();
-        let fields: &[(&str, i64)] = match variant {
-            "strided" => &[("max_len", 64), ("stride", 32)],
-            "longlora" => &[("len", 64), ("step", 32)],
+        let fields: &[(&str, i64)] = match (parent, variant) {
+            ("eval.protocol", "strided") => &[("max_len", 64), ("stride", 32)],
+            ("eval.protocol", "longlora") => &[("len", 64), ("step", 32)],
             _ => &[],
         };
         let mut table = Table::from_iter([("name".to_string(), variant.into())]);
         table.extend(fields.iter().map(|(k, v)| (k.to_string(), (*v).into())));
         put(&mut recipe, parent, table.into());
+        if variant == "seer" {
+            recipe.remove("lora");
+        }
     }
     recipe
 }
@@ -348,6 +364,7 @@ fn doc_comments_are_read_with_their_fields() {
     let found: BTreeMap<String, String> = read_item(&PAGE[2]).remove(0).2.into_iter().collect();
     assert_eq!(found["heads"], "Query heads.");
     assert!(!found.contains_key("file"));
-    let names: Vec<_> = read_item(&PAGE[14]).into_iter().map(|(name, ..)| name.unwrap()).collect();
+    let protocol = PAGE.iter().find(|section| section.path == "eval.protocol").unwrap();
+    let names: Vec<_> = read_item(protocol).into_iter().map(|(name, ..)| name.unwrap()).collect();
     assert_eq!(names, ["strided", "longlora"]);
 }
