@@ -14,7 +14,7 @@ use crate::streams::Streams;
 use crate::{Error, Result};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Name of the file in a model's folder.
 pub const GATE_FILE: &str = "attn_gate_weights.safetensors";
@@ -99,13 +99,40 @@ pub fn save<M: SequenceMixer>(model: &Decoder<M>, config: &SeerConfig, dir: &Pat
             Ok((format!("model.{path}"), RawTensor::from_f32(shape, &data, SaveDtype::F32)?))
         })
         .collect::<Result<_>>()?;
-    let settings = Value::Object(meaning(config)).to_string();
+    let settings = serde_json::to_string(config).map_err(|e| Error::io(dir, e.into()))?;
     let metadata = BTreeMap::from([
         ("format".to_string(), "pt".to_string()),
         (SETTINGS.to_string(), settings),
     ]);
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     write_safetensors(&dir.join(GATE_FILE), &tensors, &metadata)
+}
+
+/// The settings that the gates of a file, or of the file of a folder, were saved with.
+///
+/// # Errors
+/// As [`WeightFiles::open_file`]; [`Error::Parse`] where the file does not say, or says what is no
+/// settings.
+pub fn settings(path: &Path) -> Result<SeerConfig> {
+    let file = file_of(path);
+    let files = WeightFiles::open_file(&file)?;
+    let text = files.metadata().get(SETTINGS).map_or("", String::as_str);
+    let config: SeerConfig = serde_json::from_str(text).map_err(|e| parse_error(&file, &e))?;
+    config.validate()?;
+    Ok(config)
+}
+
+fn file_of(path: &Path) -> PathBuf {
+    if path.is_dir() { path.join(GATE_FILE) } else { path.into() }
+}
+
+fn parse_error(file: &Path, error: &serde_json::Error) -> Error {
+    Error::Parse {
+        file: file.display().to_string(),
+        message: format!("header entry `{SETTINGS}`: {error}"),
+        text: None,
+        span: None,
+    }
 }
 
 /// The model with the gates of a file, or of the file of a folder.
@@ -125,7 +152,7 @@ pub(crate) fn fill<M: SequenceMixer>(
     config: &SeerConfig,
     path: &Path,
 ) -> Result<Decoder<M>> {
-    let file = if path.is_dir() { path.join(GATE_FILE) } else { path.into() };
+    let file = file_of(path);
     let files = WeightFiles::open_file(&file)?;
     if let Some(text) = files.metadata().get(SETTINGS) {
         check_settings(&file, text, config)?;
@@ -149,17 +176,12 @@ fn meaning(config: &SeerConfig) -> serde_json::Map<String, Value> {
 }
 
 fn check_settings(file: &Path, text: &str, config: &SeerConfig) -> Result<()> {
-    let file = file.display().to_string();
-    let stored: Value = serde_json::from_str(text).map_err(|e| Error::Parse {
-        file: file.clone(),
-        message: format!("header entry `{SETTINGS}`: {e}"),
-        text: None,
-        span: None,
-    })?;
+    let stored: Value = serde_json::from_str(text).map_err(|e| parse_error(file, &e))?;
     for (field, wanted) in meaning(config) {
         let found = &stored[&field];
         if *found != wanted {
             let expected = format!("{wanted}, as the mixer's settings have it");
+            let file = file.display().to_string();
             return Err(Error::config(file, format!("{SETTINGS}.{field}"), found, expected));
         }
     }

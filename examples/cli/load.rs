@@ -4,7 +4,7 @@ use crate::{Globals, output};
 use longburn::attention::{Mixer, MixerConfig};
 use longburn::datasets::Tokenizer;
 use longburn::models::hub::{HubConfig, Need};
-use longburn::models::{Blocks, Decoder, ForwardOptions, ModelConfig, peft};
+use longburn::models::{Blocks, Decoder, ForwardOptions, ModelConfig, gates, peft};
 use longburn::training::report::Progress;
 use longburn::{Error, Result};
 use serde::de::DeserializeOwned;
@@ -23,11 +23,19 @@ pub fn model(dir: &Path, adapter: Option<&Path>, globals: &Globals) -> Result<De
     // An adapter's folder has a configuration of its own where training changed the positions.
     let own = adapter.map(|adapter| adapter.join("config.json")).filter(|file| file.exists());
     let config = ModelConfig::from_file(&own.unwrap_or_else(|| dir.join("config.json")))?;
+    let gates = adapter.filter(|adapter| adapter.join(gates::GATE_FILE).is_file());
+    let mixer = match gates {
+        Some(gates) => MixerConfig::Seer(gates::settings(gates)?),
+        None => MixerConfig::Dense,
+    };
     let mut model = Decoder::load_with(dir, &config, &device, |layer, proj| {
-        MixerConfig::Dense.init(proj, config.windows[layer])
+        mixer.init(proj, config.windows[layer])
     })?;
     if let Some(adapter) = adapter {
-        model = peft::load_adapter(model, adapter)?;
+        model = match gates {
+            Some(_) => gates::load(model, adapter)?,
+            None => peft::load_adapter(model, adapter)?,
+        };
     }
     if globals.explain {
         for line in model.explain(&ForwardOptions::infer(), &device) {

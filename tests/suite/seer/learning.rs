@@ -231,6 +231,7 @@ fn gates_are_saved_beside_the_model() {
         let all = |model: &Decoder| longburn::models::keymap::read_params(model, |_| true);
         assert_eq!(all(&loaded), all(&seer));
 
+        assert_eq!(gates::settings(dir.path()).unwrap(), config);
         // Settings that the shapes do not show.
         let other = MixerConfig::Seer(config.with_block(16));
         let other = dense.swap_mixer(&other).unwrap();

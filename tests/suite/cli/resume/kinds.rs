@@ -151,6 +151,13 @@ fn r3_gates_go_on_with_the_same_bits() {
         killed_after(&bench, &recipe, k);
         assert_goes_on(&bench, &recipe(0), &whole, k);
     }
+    // The command finds gates where it looks for an adapter, with what they choose.
+    let eval = |adapter: &[&str]| {
+        let args = ["eval", "model", "--data", "texts/3.txt", "--max-len", "16", "--stride", "8"];
+        let result = bench.json(&[&args[..], adapter].concat());
+        result["perplexity"]["ppl"].as_f64().unwrap()
+    };
+    assert_ne!(eval(&[]), eval(&["--adapter", "run/adapter"]));
     let both = recipe(0).replace("[mixer]", "[lora]\nrank = 2\n[mixer]");
     bench.write("both.toml", &both);
     let message = refusal(&bench, &["train", "both.toml", "--out", "both"]);
