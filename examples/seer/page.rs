@@ -125,7 +125,9 @@ fn text(page: &mut String, recipe: &Recipe, all: &[Measured]) -> std::fmt::Resul
         page,
         "The expectation stands in `examples/seer/run.toml` and was written before the run: on \
          both kinds of text and in every seed, the gate's choice costs at most {share} of what an \
-         equally dense window costs, and of what equally many random blocks cost.\n"
+         equally dense window costs, and of what equally many random blocks cost. Where a window \
+         costs nothing, nothing can cost half of that, which counts as failed. Below: nats that \
+         the gate costs of those that the other costs, by seed.\n"
     )?;
     for kind in Kind::ALL {
         for s in &recipe.evaluate.sparsity {
@@ -138,15 +140,15 @@ fn text(page: &mut String, recipe: &Recipe, all: &[Measured]) -> std::fmt::Resul
                     .filter(|(gate, rival)| *rival > 0.0 && *gate <= share * rival)
                     .count();
                 let verdict = if held == pairs.len() { "holds" } else { "failed" };
-                let shares: Vec<String> =
-                    pairs.iter().map(|(gate, rival)| format!("{:.2}", gate / rival)).collect();
+                let shown: Vec<String> =
+                    pairs.iter().map(|(gate, rival)| format!("{gate:.3} of {rival:.3}")).collect();
                 writeln!(
                     page,
                     "- **{verdict}**: {}, {:.0} % sparse, against {}: {} ({held} of {} seeds)",
                     kind.title(),
                     100.0 * s,
                     rival.title(),
-                    shares.join(", "),
+                    shown.join(", "),
                     pairs.len()
                 )?;
             }
