@@ -10,6 +10,7 @@ use crate::positional::{Positions, Rope};
 use crate::{Error, Result};
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use longburn_kernels::{BlockList, Mask, MaskSpec, TokenMeta};
+use std::ops::Range;
 
 /// What a layer with a decode gate remembers.
 #[derive(Clone, Debug)]
@@ -62,84 +63,35 @@ impl GateCache {
         tokens: &TokenMeta,
         rope: Option<&Rope>,
     ) -> Result<Self> {
-        let [b, kv, t, d] = k_BKTD.dims();
-        let device = k_BKTD.device();
+        let [b, kv, t, _] = k_BKTD.dims();
         let k_BKTD = k_BKTD.detach();
-        let step = old.is_some() && t == 1;
+        let at_end = rope_at == RopeAt::CurrentToken && old.is_some() && t == 1;
         let (before, total) = match &old {
             Some(old) => (old.rows.clone(), old.total),
             None => (vec![Row::default(); b], 0),
         };
         let rows = follow(&before, total, tokens)?;
-        let keys = match &old {
-            Some(old) => Tensor::cat(vec![old.open.clone(), k_BKTD], 2),
-            None => k_BKTD,
+        let (keys, known) = match old {
+            Some(old) => (Tensor::cat(vec![old.open, k_BKTD], 2), Some(old.blocks)),
+            None => (k_BKTD, None),
         };
-        let held = keys.dims()[2];
-        let first_held = total + t - held;
         let slots = rows.iter().map(|row| row.len.div_ceil(block)).max().unwrap_or(0).max(1);
-        let finished = |row: &Row| row.len / block;
-        let from = before.iter().map(finished).min().unwrap_or(0);
-        let to = rows.iter().map(finished).max().unwrap_or(0);
-        let zeros = |n: usize| Tensor::zeros([b, kv, n, gate.width()], (&device, keys.dtype()));
-        let mut blocks = match old {
-            Some(old) => {
-                let more = slots - old.blocks.dims()[2];
-                if more > 0 { Tensor::cat(vec![old.blocks, zeros(more)], 2) } else { old.blocks }
-            }
-            None => zeros(slots),
-        };
-        if to > from {
-            let fresh =
-                |r: usize, n: usize| (finished(&before[r])..finished(&rows[r])).contains(&n);
-            let each = || (0..b).flat_map(|r| (from..to).map(move |n| (r, n)));
-            let index = each().flat_map(|(r, n)| {
-                let (first, step) = match fresh(r, n) {
-                    true => (rows[r].start + n * block - first_held, 1),
-                    false => (0, 0),
-                };
-                (0..block).map(move |i| (r * held + first + i * step) as i32)
-            });
-            let index: Vec<i32> = index.collect();
-            let at = |n: usize| match rope_at {
-                RopeAt::CurrentToken if step => (n + 1) * block - 1,
-                _ => n * block,
-            };
-            let places = each().map(|(_, n)| at(n) as i64).collect();
-            let mask: Vec<f32> = each().map(|(r, n)| f32::from(fresh(r, n))).collect();
-            let count = index.len();
-            let index = Tensor::<1, Int>::from_data(TensorData::new(index, [count]), &device);
-            let rows_of = keys.clone().swap_dims(1, 2).reshape([b * held, kv * d]);
-            let new = rows_of.select(0, index).reshape([b, (to - from) * block, kv, d]);
-            let new: Tensor<5> = new.swap_dims(1, 2).reshape([b, kv, to - from, block, d]);
-            let table = match rope {
-                Some(rope) => {
-                    let positions = Positions::new(b, to - from, places, 1)?;
-                    Some(of_width(rope, d, gate.width())?.table(&positions, &device))
-                }
-                None => None,
-            };
-            let pooled = super::layout::pooled(new, None, gate.pools());
-            let mask = TensorData::new(mask, [b, 1, to - from, 1]);
-            let mask = Tensor::<4>::from_data(mask, (&device, keys.dtype()));
-            let new = gate.keys(pooled, table.as_ref()) * mask;
-            let mut parts = Vec::new();
-            if from > 0 {
-                parts.push(blocks.clone().narrow(2, 0, from));
-            }
-            parts.push(blocks.clone().narrow(2, from, to - from) + new);
-            if slots > to {
-                parts.push(blocks.narrow(2, to, slots - to));
-            }
-            blocks = Tensor::cat(parts, 2);
+        let grown = slots - known.as_ref().map_or(0, |blocks| blocks.dims()[2]);
+        let mut parts: Vec<Tensor<4>> = known.into_iter().collect();
+        if grown > 0 {
+            let like = (&keys.device(), keys.dtype());
+            parts.push(Tensor::zeros([b, kv, grown, gate.width()], like));
+        }
+        let mut blocks = Tensor::cat(parts, 2);
+        let held = keys.dims()[2];
+        let fresh = Fresh::between(&before, &rows, block, total + t - held);
+        if let Some(range) = fresh.range() {
+            let new = fresh.compress(gate, keys.clone(), range.clone(), at_end, rope)?;
+            let old = blocks.clone().narrow(2, range.start, range.len());
+            blocks = blocks.slice_assign([0..b, 0..kv, range, 0..gate.width()], old + new);
         }
         let open = held.min(block);
-        Ok(Self {
-            blocks: blocks.detach(),
-            open: keys.narrow(2, held - open, open),
-            total: total + t,
-            rows,
-        })
+        Ok(Self { blocks, open: keys.narrow(2, held - open, open), total: total + t, rows })
     }
 
     /// Blocks of the row's document, the unfinished one included.
@@ -171,6 +123,75 @@ impl GateCache {
                 Ok(chosen)
             })
             .collect()
+    }
+}
+
+/// Blocks that a call finished, in each row: `first..end`, of tokens from index `start` on.
+struct Fresh {
+    rows: Vec<(Range<usize>, usize)>,
+    block: usize,
+}
+
+impl Fresh {
+    /// `held` is the index of the first token whose key is there.
+    fn between(before: &[Row], after: &[Row], block: usize, held: usize) -> Self {
+        let of = |(old, new): (&Row, &Row)| {
+            let blocks = old.len / block..new.len / block;
+            // Keys of unfinished blocks are kept.
+            let start = (new.start + blocks.start * block).saturating_sub(held);
+            (blocks, start)
+        };
+        Self { rows: before.iter().zip(after).map(of).collect(), block }
+    }
+
+    /// All blocks that some row has finished, and others between them.
+    fn range(&self) -> Option<Range<usize>> {
+        let finished = || self.rows.iter().map(|(blocks, _)| blocks).filter(|b| !b.is_empty());
+        let first = finished().map(|blocks| blocks.start).min()?;
+        Some(first..finished().map(|blocks| blocks.end).max()?)
+    }
+
+    /// Gate keys of the blocks `range`, zeros where a row has not just finished one.
+    ///
+    /// # Shapes
+    /// keys `[B, K, held, D]` -> `[B, K, range, G]`
+    fn compress(
+        &self,
+        gate: &DecodeGate,
+        keys: Tensor<4>,
+        range: Range<usize>,
+        at_end: bool,
+        rope: Option<&Rope>,
+    ) -> Result<Tensor<4>> {
+        let ([b, kv, held, d], device) = (keys.dims(), keys.device());
+        let (n, block) = (range.len(), self.block);
+        let (mut index, mut shown, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        for (row, (blocks, start)) in self.rows.iter().enumerate() {
+            for place in range.clone() {
+                let fresh = blocks.contains(&place);
+                let first = if fresh { start + (place - blocks.start) * block } else { 0 };
+                let token = |i: usize| if fresh { first + i } else { 0 };
+                index.extend((0..block).map(|i| (row * held + token(i)) as i32));
+                shown.push(f32::from(fresh));
+                places.push((place * block + if at_end { block - 1 } else { 0 }) as i64);
+            }
+        }
+        let index = TensorData::new(index, [b * n * block]);
+        let index = Tensor::<1, Int>::from_data(index, &device);
+        let tokens = keys.swap_dims(1, 2).reshape([b * held, kv * d]).select(0, index);
+        let tokens = tokens.reshape([b, n * block, kv, d]).swap_dims(1, 2);
+        let pooled =
+            super::layout::pooled(tokens.reshape([b, kv, n, block, d]), None, gate.pools());
+        let table = match rope {
+            Some(rope) => {
+                let places = Positions::new(b, n, places, 1)?;
+                Some(of_width(rope, d, gate.width())?.table(&places, &device))
+            }
+            None => None,
+        };
+        let shown = TensorData::new(shown, [b, 1, n, 1]);
+        let shown = Tensor::<4>::from_data(shown, (&device, pooled.dtype()));
+        Ok(gate.keys(pooled, table.as_ref()).detach() * shown)
     }
 }
 
