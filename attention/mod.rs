@@ -12,6 +12,7 @@ mod norm;
 mod projections;
 pub mod reference;
 mod schedule;
+pub mod seer;
 mod site;
 mod state;
 mod state_space;
@@ -29,10 +30,12 @@ pub use mamba2::{Mamba2, Mamba2Config};
 pub use norm::{RmsNorm, RmsNormConfig};
 pub use projections::{AttnProjections, AttnShape, HasProjections};
 pub use schedule::{LayerMixers, Layers, MixerSchedule};
+pub use seer::{Seer, SeerCache, SeerConfig};
 pub use site::MixerSite;
 pub use state::{KvCache, Recurrent, State};
 pub use state_space::{Conv1d, StepSizes};
 
+use crate::streams::Streams;
 use crate::{Error, Result};
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Tensor};
@@ -92,6 +95,8 @@ pub enum MixerConfig {
     Mamba1(Mamba1Config),
     /// State-space duality (Mamba-2).
     Mamba2(Mamba2Config),
+    /// Blocks of keys that a learned gate chooses (SeerAttention); dense while the gate learns.
+    Seer(SeerConfig),
 }
 
 impl MixerConfig {
@@ -130,6 +135,7 @@ impl MixerConfig {
                     remedy: "build it for a layer, with MixerConfig::build".into(),
                 });
             }
+            Self::Seer(config) => Mixer::Seer(config.init(proj, window)?),
         })
     }
 
@@ -140,7 +146,7 @@ impl MixerConfig {
     pub fn mask(&self, window: Option<usize>, key_heads: usize) -> Result<MaskSpec> {
         let own = MaskSpec::causal().with_window(window);
         match self {
-            Self::Dense => Ok(own),
+            Self::Dense | Self::Seer(_) => Ok(own),
             Self::LongLora(config) if config.form == LongLoraForm::Segment => {
                 Ok(own.with_groups(config.groups()))
             }
@@ -161,7 +167,8 @@ impl MixerConfig {
     /// What a checkpoint trained with this has in inference, and is remembered by.
     pub fn in_inference(&self) -> Self {
         match self {
-            Self::Dense | Self::LongLora(_) | Self::Anchor => Self::Dense,
+            // A gate is no part of a checkpoint.
+            Self::Dense | Self::LongLora(_) | Self::Anchor | Self::Seer(_) => Self::Dense,
             Self::LongGen(_) | Self::Mamba1(_) | Self::Mamba2(_) => self.clone(),
         }
     }
@@ -169,7 +176,9 @@ impl MixerConfig {
     /// Whether it is built around q, k, v and o.
     pub fn has_projections(&self) -> bool {
         match self {
-            Self::Dense | Self::LongLora(_) | Self::LongGen(_) | Self::Anchor => true,
+            Self::Dense | Self::LongLora(_) | Self::LongGen(_) | Self::Anchor | Self::Seer(_) => {
+                true
+            }
             Self::Mamba1(_) | Self::Mamba2(_) => false,
         }
     }
@@ -184,6 +193,14 @@ impl MixerConfig {
         self == other || (self.has_projections_only() && other.has_projections_only())
     }
 
+    /// The settings of a gate, where there is one.
+    pub fn seer(&self) -> Option<&SeerConfig> {
+        match self {
+            Self::Seer(config) => Some(config),
+            _ => None,
+        }
+    }
+
     /// The name that recipes use.
     pub fn name(&self) -> &'static str {
         match self {
@@ -193,6 +210,7 @@ impl MixerConfig {
             Self::Anchor => "anchor",
             Self::Mamba1(_) => "mamba1",
             Self::Mamba2(_) => "mamba2",
+            Self::Seer(_) => "seer",
         }
     }
 }
@@ -213,6 +231,8 @@ pub enum Mixer {
     Mamba1(Mamba1),
     /// See [`mamba2`].
     Mamba2(Mamba2),
+    /// See [`seer`].
+    Seer(Seer),
 }
 
 impl Mixer {
@@ -223,6 +243,7 @@ impl Mixer {
             Self::LongLora(m) => Some(&m.proj),
             Self::LongGen(m) => Some(&m.proj),
             Self::Anchor(m) => Some(&m.proj),
+            Self::Seer(m) => Some(&m.proj),
             Self::Mamba1(_) | Self::Mamba2(_) => None,
         }
     }
@@ -237,6 +258,7 @@ impl Mixer {
             Self::LongLora(m) => (m.proj, m.window),
             Self::LongGen(m) => (m.proj, None),
             Self::Anchor(m) => (m.proj, None),
+            Self::Seer(m) => (m.proj, m.window),
             Self::Mamba1(_) | Self::Mamba2(_) => {
                 return Err(Error::Unsupported {
                     what: format!("a state-space layer as {}", config.name()),
@@ -246,6 +268,28 @@ impl Mixer {
             }
         };
         config.init(proj, window)
+    }
+}
+
+impl Mixer {
+    /// With a gate of random weights where the mixer takes one and has none; see
+    /// [`Seer::with_gate`].
+    ///
+    /// # Errors
+    /// When the gate does not fit the layer.
+    pub fn with_gate(self, streams: &Streams, first: u32) -> Result<Self> {
+        match self {
+            Self::Seer(m) if m.attn_gate.is_none() => Ok(Self::Seer(m.with_gate(streams, first)?)),
+            other => Ok(other),
+        }
+    }
+
+    /// The settings of a layer with a gate.
+    pub fn seer(&self) -> Option<&SeerConfig> {
+        match self {
+            Self::Seer(m) => Some(m.config()),
+            _ => None,
+        }
     }
 }
 
@@ -260,6 +304,7 @@ impl HasProjections for Mixer {
             Self::LongLora(m) => Some(&mut m.proj),
             Self::LongGen(m) => Some(&mut m.proj),
             Self::Anchor(m) => Some(&mut m.proj),
+            Self::Seer(m) => Some(&mut m.proj),
             Self::Mamba1(_) | Self::Mamba2(_) => None,
         }
     }
@@ -279,6 +324,7 @@ impl SequenceMixer for Mixer {
             Self::Anchor(m) => m.forward(x_BTD, ctx, state),
             Self::Mamba1(m) => m.forward(x_BTD, ctx, state),
             Self::Mamba2(m) => m.forward(x_BTD, ctx, state),
+            Self::Seer(m) => m.forward(x_BTD, ctx, state),
         }
     }
 
@@ -290,6 +336,7 @@ impl SequenceMixer for Mixer {
             Self::Anchor(m) => m.explain(ctx, device),
             Self::Mamba1(m) => m.explain(ctx, device),
             Self::Mamba2(m) => m.explain(ctx, device),
+            Self::Seer(m) => m.explain(ctx, device),
         }
     }
 

@@ -1,5 +1,6 @@
 //! What a layer remembers between calls.
 
+use super::seer::SeerCache;
 use crate::{Error, Result};
 use burn::tensor::{Int, Tensor, TensorData};
 use longburn_kernels::{Mask, MaskSpec, TokenMeta};
@@ -14,6 +15,8 @@ pub enum State {
     Heads(Vec<KvCache>),
     /// The state of a state-space layer.
     Recurrent(Recurrent),
+    /// The same with compressed keys, for a gate that chooses blocks.
+    Seer(SeerCache),
 }
 
 /// What a state-space layer remembers, of the same size at any length.
@@ -49,10 +52,7 @@ impl KvCache {
         match state {
             None => Ok(None),
             Some(State::Kv(cache)) => Ok(Some(cache)),
-            Some(other) => {
-                let reason = format!("the state of another kind of layer, {}", other.kind());
-                Err(Error::shape("attention", reason))
-            }
+            Some(other) => Err(other.foreign("attention")),
         }
     }
 
@@ -156,6 +156,9 @@ impl State {
                 caches.iter().flat_map(|cache| [cache.k.clone(), cache.v.clone()]).collect()
             }
             Self::Recurrent(state) => vec![state.conv.clone(), state.ssm.clone()],
+            Self::Seer(SeerCache { kv, gate }) => {
+                vec![kv.k.clone(), kv.v.clone(), gate.blocks.clone(), gate.open.clone()]
+            }
         }
     }
 
@@ -185,6 +188,12 @@ impl State {
                 ssm: next(&state.ssm),
                 ..state.clone()
             }),
+            Self::Seer(SeerCache { kv, gate }) => {
+                let kv = renewed(kv);
+                let mut gate = gate.clone();
+                (gate.blocks, gate.open) = (next(&gate.blocks), next(&gate.open));
+                Self::Seer(SeerCache { kv, gate })
+            }
         })
     }
 
@@ -194,6 +203,7 @@ impl State {
             Self::Kv(cache) => cache.tokens.len(),
             Self::Heads(caches) => caches.iter().map(|cache| cache.tokens.len()).max().unwrap_or(0),
             Self::Recurrent(state) => state.tokens,
+            Self::Seer(cache) => cache.kv.tokens.len(),
         }
     }
 
@@ -203,7 +213,13 @@ impl State {
             Self::Kv(_) => "keys and values",
             Self::Heads(_) => "keys and values by heads",
             Self::Recurrent(_) => "a recurrent state",
+            Self::Seer(_) => "keys and values with compressed keys",
         }
+    }
+
+    /// The refusal of a state that another kind of mixer made.
+    pub(crate) fn foreign(&self, mixer: &str) -> Error {
+        Error::shape(mixer, format!("the state of another kind of layer, {}", self.kind()))
     }
 
     /// Whether nothing is remembered.

@@ -3,3 +3,4 @@
 pub mod anchor;
 pub mod longgen;
 pub mod longlora;
+pub mod seer;

@@ -15,6 +15,7 @@ mod lora;
 mod model;
 mod rope;
 mod scan;
+mod seer;
 mod selftest;
 mod sparse;
 mod state_space;
@@ -32,7 +33,7 @@ pub type Check = fn(&Golden) -> Result<(), Failure>;
 pub type Failure = Box<dyn std::error::Error>;
 
 /// Names that `tests/goldens.toml` may use.
-const CHECKS: [(&str, Check); 21] = [
+const CHECKS: [(&str, Check); 23] = [
     ("anchor", sparse::anchor),
     ("anchor_packing", sparse::packing),
     ("block_stride", blocks::check),
@@ -54,6 +55,8 @@ const CHECKS: [(&str, Check); 21] = [
     ("scan_selective", scan::selective),
     ("scan_steps", scan::steps),
     ("state_space", state_space::check),
+    ("seer_decode", seer::decode),
+    ("seer_gate", seer::gate),
 ];
 
 fn main() -> ExitCode {

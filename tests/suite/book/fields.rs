@@ -84,7 +84,7 @@ const MIXER: &str = "mixer=";
 const SECTIONS: &str = "training/recipe/sections.rs";
 
 /// In the order of the page.
-const PAGE: [Section; 22] = [
+const PAGE: [Section; 23] = [
     section("", "The recipe itself", SECTIONS, "struct Recipe"),
     section("model", "`[model]`", SECTIONS, "struct ModelSection"),
     section("model.new", "`[model.new]`", SECTIONS, "struct NewModel"),
@@ -122,6 +122,13 @@ const PAGE: [Section; 22] = [
         "`[mixer.step_sizes]`, of `mamba1` and `mamba2`",
         "attention/state_space.rs",
         "struct StepSizes",
+    ),
+    of_mixer(
+        "mixer=seer",
+        "mixer",
+        "`[mixer]`, `name = \"seer\"`",
+        "attention/seer/mod.rs",
+        "struct SeerConfig",
     ),
     section("lora", "`[lora]`", "models/lora.rs", "struct LoraConfig"),
     section("data", "`[data]`", SECTIONS, "struct DataSection"),
@@ -264,6 +271,9 @@ fn recipe(place: &str, variant: Option<&str>) -> Table {
     }
     if let Some(mixer) = variant.and_then(|variant| variant.strip_prefix(MIXER)) {
         put(&mut recipe, "mixer", Table::from_iter([("name".to_string(), mixer.into())]).into());
+        if mixer == "seer" {
+            recipe.remove("lora");
+        }
     } else if let Some(variant) = variant {
         let (parent, _) = place.rsplit_once('.').unwrap();
         let fields: &[(&str, i64)] = match (parent, variant) {
