@@ -1,6 +1,7 @@
 //! Causal softmax attention over everything before (Vaswani et al., 1706.03762), with grouped
 //! key heads (2305.13245) and an optional sliding window (Mistral, 2310.06825).
 
+use super::projections::Projected;
 use super::{AttnProjections, KvCache, MixContext, MixOutput, SequenceMixer, State, Tap, Taps};
 use crate::Result;
 use crate::positional::Positions;
@@ -96,7 +97,11 @@ pub(super) fn project(
     x_BTD: Tensor<3>,
     ctx: &MixContext<'_>,
 ) -> Result<(Tensor<4>, KvCache, Taps)> {
-    let mut new = proj.project_unrotated(x_BTD, ctx)?;
+    Ok(rotated(proj.project_unrotated(x_BTD, ctx)?, ctx))
+}
+
+/// Queries to attend with, and what a cache is to hold, of what was projected.
+pub(super) fn rotated(mut new: Projected, ctx: &MixContext<'_>) -> (Tensor<4>, KvCache, Taps) {
     if let Some(rope) = ctx.rope {
         new.q = rope.rotate(new.q);
         if ctx.unrotated_cache.is_none() {
@@ -104,7 +109,18 @@ pub(super) fn project(
         }
     }
     let cache = KvCache { k: new.k, v: new.v, tokens: ctx.tokens.clone() };
-    Ok((new.q, cache, new.taps))
+    (new.q, cache, new.taps)
+}
+
+/// Rotated keys of `cache`, `[B, K, S, D]`.
+pub(super) fn keys(cache: &KvCache, ctx: &MixContext<'_>) -> Tensor<4> {
+    match ctx.unrotated_cache {
+        Some(rope) => {
+            let table = rope.table(&Positions::of(&cache.tokens), &cache.k.device());
+            table.rotate(cache.k.clone())
+        }
+        None => cache.k.clone(),
+    }
 }
 
 /// Attention of the new tokens over `cache`: q `[B, H, T, D]` -> `[B, H, T, E]`.
@@ -116,14 +132,7 @@ pub(super) fn over(
 ) -> Result<Tensor<4>> {
     let heads = q_BHTD.dims()[1];
     let mask = Mask::new(spec, ctx.tokens.clone(), cache.tokens.clone(), heads)?;
-    let k = match ctx.unrotated_cache {
-        Some(rope) => {
-            let table = rope.table(&Positions::of(&cache.tokens), &cache.k.device());
-            table.rotate(cache.k.clone())
-        }
-        None => cache.k.clone(),
-    };
-    let branch = Branch { q: q_BHTD, k, mask };
+    let branch = Branch { q: q_BHTD, k: keys(cache, ctx), mask };
     let options = AttentionOptions::default().with_implementation(ctx.implementation);
     Ok(masked_attention(&[branch], cache.v.clone(), &options)?.out)
 }

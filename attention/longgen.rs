@@ -279,10 +279,7 @@ impl SequenceMixer for LongGen {
             Some(State::Heads(old)) if old.len() == self.parts.len() => {
                 self.continued(q, new, old, ctx)?
             }
-            Some(other) => {
-                let reason = format!("the state of another kind of layer, {}", other.kind());
-                return Err(Error::shape("longgen", reason));
-            }
+            Some(other) => return Err(other.foreign("longgen")),
         };
         let state = match ctx.keep_state {
             true => {

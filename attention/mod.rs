@@ -14,6 +14,7 @@ mod norm;
 mod projections;
 pub mod reference;
 mod schedule;
+pub mod seer;
 mod site;
 mod state;
 mod state_space;
@@ -32,10 +33,12 @@ pub use mamba2::{Mamba2, Mamba2Config};
 pub use norm::{RmsNorm, RmsNormConfig};
 pub use projections::{AttnProjections, AttnShape, HasProjections};
 pub use schedule::{LayerMixers, Layers, MixerSchedule};
+pub use seer::{Seer, SeerCache, SeerConfig};
 pub use site::MixerSite;
 pub use state::{KvCache, Recurrent, State};
 pub use state_space::{Conv1d, StepSizes};
 
+use crate::streams::Streams;
 use crate::{Error, Result};
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Tensor};
@@ -97,6 +100,8 @@ pub enum MixerConfig {
     Mamba1(Mamba1Config),
     /// State-space duality (Mamba-2).
     Mamba2(Mamba2Config),
+    /// Blocks of keys that a learned gate chooses (SeerAttention); dense while the gate learns.
+    Seer(SeerConfig),
 }
 
 impl MixerConfig {
@@ -136,6 +141,7 @@ impl MixerConfig {
                     remedy: "build it for a layer, with MixerConfig::build".into(),
                 });
             }
+            Self::Seer(config) => Mixer::Seer(config.init(proj, window)?),
         })
     }
 
@@ -147,7 +153,7 @@ impl MixerConfig {
     pub fn mask(&self, window: Option<usize>, key_heads: usize) -> Result<MaskSpec> {
         let own = MaskSpec::causal().with_window(window);
         match self {
-            Self::Dense => Ok(own),
+            Self::Dense | Self::Seer(_) => Ok(own),
             Self::Lact(config) => Ok(MaskSpec::causal().with_window(Some(config.window))),
             Self::LongLora(config) if config.form == LongLoraForm::Segment => {
                 Ok(own.with_groups(config.groups()))
@@ -169,7 +175,8 @@ impl MixerConfig {
     /// What a checkpoint trained with this has in inference, and is remembered by.
     pub fn in_inference(&self) -> Self {
         match self {
-            Self::Dense | Self::LongLora(_) | Self::Anchor => Self::Dense,
+            // A gate is no part of a checkpoint.
+            Self::Dense | Self::LongLora(_) | Self::Anchor | Self::Seer(_) => Self::Dense,
             Self::LongGen(_) | Self::Lact(_) | Self::Mamba1(_) | Self::Mamba2(_) => self.clone(),
         }
     }
@@ -177,7 +184,9 @@ impl MixerConfig {
     /// Whether it is built around q, k, v and o.
     pub fn has_projections(&self) -> bool {
         match self {
-            Self::Dense | Self::LongLora(_) | Self::LongGen(_) | Self::Anchor => true,
+            Self::Dense | Self::LongLora(_) | Self::LongGen(_) | Self::Anchor | Self::Seer(_) => {
+                true
+            }
             Self::Lact(_) | Self::Mamba1(_) | Self::Mamba2(_) => false,
         }
     }
@@ -195,6 +204,14 @@ impl MixerConfig {
         }
     }
 
+    /// The settings of a gate, where there is one.
+    pub fn seer(&self) -> Option<&SeerConfig> {
+        match self {
+            Self::Seer(config) => Some(config),
+            _ => None,
+        }
+    }
+
     /// The name that recipes use.
     pub fn name(&self) -> &'static str {
         match self {
@@ -205,6 +222,7 @@ impl MixerConfig {
             Self::Lact(_) => "lact",
             Self::Mamba1(_) => "mamba1",
             Self::Mamba2(_) => "mamba2",
+            Self::Seer(_) => "seer",
         }
     }
 }
@@ -227,6 +245,8 @@ pub enum Mixer {
     Mamba1(Mamba1),
     /// See [`mamba2`].
     Mamba2(Mamba2),
+    /// See [`seer`].
+    Seer(Seer),
 }
 
 impl Mixer {
@@ -237,6 +257,7 @@ impl Mixer {
             Self::LongLora(m) => Some(&m.proj),
             Self::LongGen(m) => Some(&m.proj),
             Self::Anchor(m) => Some(&m.proj),
+            Self::Seer(m) => Some(&m.proj),
             Self::Lact(_) | Self::Mamba1(_) | Self::Mamba2(_) => None,
         }
     }
@@ -251,6 +272,7 @@ impl Mixer {
             (Self::LongLora(m), _) => (m.proj, m.window),
             (Self::LongGen(m), _) => (m.proj, None),
             (Self::Anchor(m), _) => (m.proj, None),
+            (Self::Seer(m), _) => (m.proj, m.window),
             (Self::Lact(m), MixerConfig::Lact(config)) => {
                 return Ok(Self::Lact(m.with_config(config)?));
             }
@@ -266,6 +288,28 @@ impl Mixer {
     }
 }
 
+impl Mixer {
+    /// With a gate of random weights where the mixer takes one and has none; see
+    /// [`Seer::with_gate`].
+    ///
+    /// # Errors
+    /// When the gate does not fit the layer.
+    pub fn with_gate(self, streams: &Streams, first: u32) -> Result<Self> {
+        match self {
+            Self::Seer(m) if m.attn_gate.is_none() => Ok(Self::Seer(m.with_gate(streams, first)?)),
+            other => Ok(other),
+        }
+    }
+
+    /// The settings of a layer with a gate.
+    pub fn seer(&self) -> Option<&SeerConfig> {
+        match self {
+            Self::Seer(m) => Some(m.config()),
+            _ => None,
+        }
+    }
+}
+
 impl HasProjections for Mixer {
     fn projections(&self) -> Option<&AttnProjections> {
         self.projections()
@@ -277,6 +321,7 @@ impl HasProjections for Mixer {
             Self::LongLora(m) => Some(&mut m.proj),
             Self::LongGen(m) => Some(&mut m.proj),
             Self::Anchor(m) => Some(&mut m.proj),
+            Self::Seer(m) => Some(&mut m.proj),
             Self::Lact(_) | Self::Mamba1(_) | Self::Mamba2(_) => None,
         }
     }
@@ -297,6 +342,7 @@ impl SequenceMixer for Mixer {
             Self::Lact(m) => m.forward(x_BTD, ctx, state),
             Self::Mamba1(m) => m.forward(x_BTD, ctx, state),
             Self::Mamba2(m) => m.forward(x_BTD, ctx, state),
+            Self::Seer(m) => m.forward(x_BTD, ctx, state),
         }
     }
 
@@ -309,6 +355,7 @@ impl SequenceMixer for Mixer {
             Self::Lact(m) => m.explain(ctx, device),
             Self::Mamba1(m) => m.explain(ctx, device),
             Self::Mamba2(m) => m.explain(ctx, device),
+            Self::Seer(m) => m.explain(ctx, device),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Which mixer each layer has: one for all, or a list in which every layer stands once.
 
-use super::MixerConfig;
+use super::{MixerConfig, SeerConfig};
 use crate::{Error, Result};
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer};
 use serde::{Deserialize, Serialize, Serializer};
@@ -204,6 +204,11 @@ impl MixerSchedule {
                 entries.iter().map(|entry| &entry.mixer).enumerate().map(place).collect()
             }
         }
+    }
+
+    /// The settings of gates, where some layer is to have one.
+    pub fn seer(&self) -> Option<&SeerConfig> {
+        self.named().into_iter().find_map(|(_, mixer)| mixer.seer())
     }
 
     /// One mixer per layer of a model that has the mixers `own`.

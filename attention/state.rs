@@ -1,6 +1,7 @@
 //! What a layer remembers between calls.
 
 use super::LactState;
+use super::seer::SeerCache;
 use crate::{Error, Result};
 use burn::tensor::{Int, Tensor, TensorData};
 use longburn_kernels::{Mask, MaskSpec, TokenMeta};
@@ -17,6 +18,8 @@ pub enum State {
     Lact(Box<LactState>),
     /// The state of a state-space layer.
     Recurrent(Recurrent),
+    /// The same with compressed keys, for a gate that chooses blocks.
+    Seer(SeerCache),
 }
 
 /// What a state-space layer remembers, of the same size at any length.
@@ -52,10 +55,7 @@ impl KvCache {
         match state {
             None => Ok(None),
             Some(State::Kv(cache)) => Ok(Some(cache)),
-            Some(other) => {
-                let reason = format!("the state of another kind of layer, {}", other.kind());
-                Err(Error::shape("attention", reason))
-            }
+            Some(other) => Err(other.foreign("attention")),
         }
     }
 
@@ -160,6 +160,9 @@ impl State {
             }
             Self::Lact(state) => state.tensors(),
             Self::Recurrent(state) => vec![state.conv.clone(), state.ssm.clone()],
+            Self::Seer(SeerCache { kv, gate }) => {
+                vec![kv.k.clone(), kv.v.clone(), gate.blocks.clone(), gate.open.clone()]
+            }
         }
     }
 
@@ -193,6 +196,12 @@ impl State {
                 ssm: next(&state.ssm),
                 ..state.clone()
             }),
+            Self::Seer(SeerCache { kv, gate }) => {
+                let kv = renewed(kv);
+                let mut gate = gate.clone();
+                (gate.blocks, gate.open) = (next(&gate.blocks), next(&gate.open));
+                Self::Seer(SeerCache { kv, gate })
+            }
         })
     }
 
@@ -203,6 +212,7 @@ impl State {
             Self::Heads(caches) => caches.iter().map(|cache| cache.tokens.len()).max().unwrap_or(0),
             Self::Recurrent(state) => state.tokens,
             Self::Lact(state) => state.window.tokens.len(),
+            Self::Seer(cache) => cache.kv.tokens.len(),
         }
     }
 
@@ -213,7 +223,13 @@ impl State {
             Self::Heads(_) => "keys and values by heads",
             Self::Recurrent(_) => "a recurrent state",
             Self::Lact(_) => "fast weights",
+            Self::Seer(_) => "keys and values with compressed keys",
         }
+    }
+
+    /// The refusal of a state that another kind of mixer made.
+    pub(crate) fn foreign(&self, mixer: &str) -> Error {
+        Error::shape(mixer, format!("the state of another kind of layer, {}", self.kind()))
     }
 
     /// Whether nothing is remembered.

@@ -177,10 +177,7 @@ impl Past {
                 }
                 Some(state)
             }
-            Some(other) => {
-                let reason = format!("the state of another kind of layer, {}", other.kind());
-                return Err(Error::shape(layer, reason));
-            }
+            Some(other) => return Err(other.foreign(layer)),
         };
         let before = state.as_ref().map(|state| &state.documents[..]);
         let (steps, documents) = Steps::of(ctx.tokens, before)?;

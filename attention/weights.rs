@@ -16,7 +16,9 @@ impl MixerConfig {
     /// [`Error::Config`] with the mixer's field.
     pub fn check_sizes(&self, hidden: usize) -> Result<()> {
         let sizes = match self {
-            Self::Dense | Self::LongLora(_) | Self::LongGen(_) | Self::Anchor => Vec::new(),
+            Self::Dense | Self::LongLora(_) | Self::LongGen(_) | Self::Anchor | Self::Seer(_) => {
+                Vec::new()
+            }
             Self::Lact(config) => return config.widths(hidden).map(drop),
             Self::Mamba1(c) => vec![
                 ("d_state", c.d_state),
@@ -44,7 +46,9 @@ impl MixerConfig {
     /// Weights beside q, k, v and o in a model of width `hidden`.
     pub fn own_weights(&self, hidden: usize) -> Weights {
         match self {
-            Self::Dense | Self::LongLora(_) | Self::LongGen(_) | Self::Anchor => Vec::new(),
+            Self::Dense | Self::LongLora(_) | Self::LongGen(_) | Self::Anchor | Self::Seer(_) => {
+                Vec::new()
+            }
             Self::Lact(config) => config.own_weights(hidden),
             Self::Mamba1(config) => mamba1(config, hidden),
             Self::Mamba2(config) => mamba2(config, hidden),

@@ -160,7 +160,8 @@ impl<M: SequenceMixer> Decoder<M> {
         stored::join(named, config.num_attention_heads)
     }
 
-    /// Write `config.json` and the weights in a form that `transformers` loads.
+    /// Write `config.json` and the weights in a form that `transformers` loads. Gates are no part
+    /// of a checkpoint; [`gates::save`](super::gates::save) writes them.
     ///
     /// # Errors
     /// When the folder cannot be written, or the model still carries adapters (merge them or

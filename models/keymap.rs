@@ -27,7 +27,7 @@ const SHARED: [&str; 6] = ["q_proj.", "k_proj.", "v_proj.", "o_proj.", "q_norm."
 
 impl KeyMap for LlamaKeys {
     fn to_hf(&self, path: &str) -> Option<String> {
-        if path.contains(".lora.") {
+        if path.contains(".lora.") || super::gates::is_gate(path) {
             return None;
         }
         if path == "embed_tokens" {
@@ -79,7 +79,7 @@ const NEOX_ENDS: [(&str, &str); 3] = [
 
 impl KeyMap for NeoXKeys {
     fn to_hf(&self, path: &str) -> Option<String> {
-        if path.contains(".lora.") {
+        if path.contains(".lora.") || super::gates::is_gate(path) {
             return None;
         }
         if let Some((layer, rest)) = in_block(path, "layers.") {

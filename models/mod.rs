@@ -4,6 +4,7 @@ pub mod checkpoint;
 mod companions;
 pub mod config;
 mod decoder;
+pub mod gates;
 pub mod generate;
 pub mod hub;
 pub mod keymap;

@@ -132,6 +132,7 @@ pub struct RopeTable {
     pub cos: Tensor<4>,
     /// `[B or 1, 1, T, D/2]`
     pub sin: Tensor<4>,
+    rope: Rope,
 }
 
 impl Rope {
@@ -184,11 +185,16 @@ impl Rope {
         }
         let shape = [rows, 1, positions.len(), self.config.dim / 2];
         let tensor = |x: Vec<f32>| Tensor::from_data(TensorData::new(x, shape), device);
-        RopeTable { cos: tensor(cos), sin: tensor(sin) }
+        RopeTable { cos: tensor(cos), sin: tensor(sin), rope: self.clone() }
     }
 }
 
 impl RopeTable {
+    /// What it was made by.
+    pub fn rope(&self) -> &Rope {
+        &self.rope
+    }
+
     /// Rotate the first D channels: `(x1, x2) -> (x1·cos − x2·sin, x2·cos + x1·sin)` with x1 and
     /// x2 the two halves of D; channels behind D pass through.
     ///

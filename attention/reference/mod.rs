@@ -4,3 +4,4 @@ pub mod anchor;
 pub mod lact;
 pub mod longgen;
 pub mod longlora;
+pub mod seer;

@@ -4,7 +4,7 @@ use crate::{Globals, output};
 use longburn::attention::{Mixer, MixerSchedule};
 use longburn::datasets::Tokenizer;
 use longburn::models::hub::{HubConfig, Need};
-use longburn::models::{Blocks, Decoder, ForwardOptions, ModelConfig, peft};
+use longburn::models::{Blocks, Decoder, ForwardOptions, ModelConfig, gates, peft};
 use longburn::training::report::Progress;
 use longburn::{Error, Result};
 use serde::de::DeserializeOwned;
@@ -23,9 +23,17 @@ pub fn model(dir: &Path, adapter: Option<&Path>, globals: &Globals) -> Result<De
     // An adapter's folder has a configuration of its own where training changed the positions.
     let own = adapter.map(|adapter| adapter.join("config.json")).filter(|file| file.exists());
     let config = ModelConfig::from_file(&own.unwrap_or_else(|| dir.join("config.json")))?;
-    let mut model = Decoder::convert(dir, &config, MixerSchedule::Own, 0, &device)?;
+    let gates = adapter.filter(|adapter| adapter.join(gates::GATE_FILE).is_file());
+    let mixers = match gates {
+        Some(gates) => gates::mixers(gates, &config.mixers)?,
+        None => MixerSchedule::Own,
+    };
+    let mut model = Decoder::convert(dir, &config, mixers, 0, &device)?;
     if let Some(adapter) = adapter {
-        model = peft::load_adapter(model, adapter)?;
+        model = match gates {
+            Some(_) => gates::load(model, adapter)?,
+            None => peft::load_adapter(model, adapter)?,
+        };
     }
     if globals.explain {
         for line in model.explain(&ForwardOptions::infer(), &device) {

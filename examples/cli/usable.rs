@@ -2,7 +2,7 @@
 
 use crate::output;
 use burn::tensor::Device;
-use longburn::attention::{AttnShape, LongGenConfig, LongLoraConfig, MixerConfig};
+use longburn::attention::{AttnShape, LongGenConfig, LongLoraConfig, MixerConfig, SeerConfig};
 use longburn::models::lora::{Role, Target};
 use longburn::models::{Architecture, ModelConfig};
 use longburn::positional::RopeKind;
@@ -61,6 +61,7 @@ fn mixers(config: &ModelConfig) -> Value {
         (MixerConfig::LongLora(LongLoraConfig::new()), "training; inference is dense"),
         (MixerConfig::LongGen(LongGenConfig::new()), "training and inference"),
         (MixerConfig::Anchor, "training; inference is dense"),
+        (MixerConfig::Seer(SeerConfig::new()), "training of a gate; sparse inference with it"),
     ] {
         let entry = match mixer.init(proj.clone(), window) {
             Ok(_) => json!({ "for": use_for, "max_length": config.max_context() }),

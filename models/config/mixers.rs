@@ -66,6 +66,10 @@ impl ModelConfig {
     pub(super) fn check_mixers(&self, file: &str) -> Result<()> {
         if self.mixers.len() == self.num_hidden_layers {
             for (layer, mixer) in self.mixers.iter().enumerate() {
+                if mixer.seer().is_some() {
+                    let expected = "a mixer without a gate, which is loaded beside a checkpoint";
+                    return Err(Error::config(file, format!("mixers[{layer}]"), "seer", expected));
+                }
                 mixer.check_sizes(self.hidden_size).map_err(|e| match e {
                     Error::Config { field, value, expected, .. } => {
                         Error::config(file, format!("mixers[{layer}].{field}"), value, expected)

@@ -17,6 +17,7 @@ mod model;
 mod optim;
 mod rope;
 mod scan;
+mod seer;
 mod selftest;
 mod sparse;
 mod state_space;
@@ -34,7 +35,7 @@ pub type Check = fn(&Golden) -> Result<(), Failure>;
 pub type Failure = Box<dyn std::error::Error>;
 
 /// Names that `tests/goldens.toml` may use.
-const CHECKS: [(&str, Check); 27] = [
+const CHECKS: [(&str, Check); 29] = [
     ("adamw", optim::adamw),
     ("anchor", sparse::anchor),
     ("anchor_packing", sparse::packing),
@@ -62,6 +63,8 @@ const CHECKS: [(&str, Check); 27] = [
     ("scan_selective", scan::selective),
     ("scan_steps", scan::steps),
     ("state_space", state_space::check),
+    ("seer_decode", seer::decode),
+    ("seer_gate", seer::gate),
 ];
 
 fn main() -> ExitCode {

@@ -60,6 +60,8 @@ mod realdata;
 #[cfg(feature = "flex")]
 mod report;
 #[cfg(feature = "flex")]
+mod seer;
+#[cfg(feature = "flex")]
 mod tiny;
 #[cfg(all(feature = "slow", feature = "flex"))]
 mod toy_extension;

@@ -8,6 +8,7 @@ use crate::{Error, Result};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, DType, Tensor, TensorData};
 use longburn_kernels::TokenMeta;
+use longburn_kernels::fused::rotate_half;
 
 /// Queries whose weights are held at one time.
 const ROWS: usize = 64;
@@ -118,8 +119,7 @@ impl Placed {
             RopePrecision::F32 => table.rotate(x.clone()),
             RopePrecision::Bf16Dot => bf16(&table.rotate(x.clone())).cast(DType::F32),
             RopePrecision::Bf16Rotation => {
-                let table = RopeTable { cos: bf16(&table.cos), sin: bf16(&table.sin) };
-                table.rotate(bf16(x)).cast(DType::F32)
+                rotate_half(bf16(x), bf16(&table.cos), bf16(&table.sin)).cast(DType::F32)
             }
         };
         let ([_, h, ..], [b, kv, t, d]) = (q.dims(), k.dims());

@@ -54,6 +54,7 @@ impl Recipe {
                 self.check_groups(&place, mixer)?;
             }
         }
+        self.check_gates()?;
         if let Some(protocol) = self.eval.as_ref().and_then(|eval| eval.protocol) {
             protocol.check().map_err(|e| self.within("eval.protocol", e))?;
         }
@@ -69,6 +70,27 @@ impl Recipe {
         }
         if self.output.max_shard_bytes == Some(0) {
             return Err(self.bad("output.max_shard_bytes", 0, "at least 1"));
+        }
+        Ok(())
+    }
+
+    /// Gates learn alone, from a checkpoint, and are saved in one file with their settings.
+    fn check_gates(&self) -> Result<()> {
+        let Some(first) = self.mixer.seer() else { return Ok(()) };
+        for (place, mixer) in self.mixer.named() {
+            let Some(seer) = mixer.seer() else { continue };
+            seer.validate().map_err(|e| self.within(&place, e))?;
+            if seer != first {
+                let expected = "the settings of the other gates, with which they share a file";
+                return Err(self.bad(&place, "a gate of other settings", expected));
+            }
+        }
+        if self.lora.is_some() {
+            return Err(self.bad("lora", "set", "none with a mixer of which the gate learns"));
+        }
+        if self.model.new.is_some() {
+            let expected = "a checkpoint (model.path) whose attention the gate learns";
+            return Err(self.bad("model.new", "set", expected));
         }
         Ok(())
     }

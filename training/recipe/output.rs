@@ -59,7 +59,8 @@ impl Folder {
         serde_json::from_str(&text).ok().flatten()
     }
 
-    /// Write what was trained: `model/`, or `adapter/` and, where asked for, `model/` merged.
+    /// Write what was trained: `model/`, or `adapter/` (updates, or gates) and, where asked for,
+    /// `model/` merged.
     pub fn save<M: HasProjections>(
         &self,
         recipe: &Recipe,
@@ -68,7 +69,7 @@ impl Folder {
     ) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
         let (model_dir, adapter_dir) = (self.dir.join("model"), self.dir.join("adapter"));
         let dtype = recipe.output.dtype;
-        if recipe.lora.is_none() {
+        if recipe.lora.is_none() && recipe.mixer.seer().is_none() {
             trained(recipe, model, tokenizer, &model_dir, dtype)?;
             return Ok((Some(model_dir), None));
         }

@@ -146,7 +146,7 @@ impl Recipe {
         paths.retain(|path| path.exists());
         let Some(model) = self.base() else { return paths };
         paths.push(model.join("config.json"));
-        if self.lora.is_some() {
+        if self.lora.is_some() || self.mixer.seer().is_some() {
             // What stays frozen comes from there at every start.
             let weights = fs::read_dir(model).into_iter().flatten().flatten();
             let weights = weights.map(|entry| entry.path());

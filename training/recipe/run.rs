@@ -9,6 +9,7 @@ use super::watch::Watch;
 use super::{Evaluation, RunOptions, RunSummary};
 use crate::attention::{AttnProjections, HasProjections, MixerConfig, MixerSite};
 use crate::datasets::Tokenizer;
+use crate::models::gates::gate_stream;
 use crate::models::hub::Need;
 use crate::models::keymap::params;
 use crate::models::lora::TrainableReport;
@@ -44,6 +45,7 @@ pub fn run_recipe(
     let mixers = recipe.mixers(&run.config)?;
     run.train(start, |site| {
         let built = mixers[site.layer].build(site);
+        let built = built.and_then(|mixer| mixer.with_gate(site.streams, gate_stream(site.layer)));
         built.map_err(|e| match recipe.mixer.place(site.layer, site.layers) {
             Ok(place) => recipe.within(&place, e),
             Err(other) => other,

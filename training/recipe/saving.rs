@@ -8,7 +8,7 @@ use crate::attention::{HasProjections, MixerSite};
 use crate::datasets::Tokenizer;
 use crate::models::keymap::params;
 use crate::models::weights::SaveDtype;
-use crate::models::{Blocks, Decoder, ModelConfig, SaveOptions, lora, peft};
+use crate::models::{Blocks, Decoder, ModelConfig, SaveOptions, gates, lora, peft};
 use crate::training::TrainState;
 use crate::{Error, Result};
 use burn::tensor::Device;
@@ -64,7 +64,7 @@ impl<'a> Saver<'a> {
         }
         self.best = self.best.into_iter().chain(score).reduce(f64::min);
         state.counters.best = self.best;
-        let adapted = self.recipe.lora.is_some();
+        let adapted = self.recipe.lora.is_some() || self.recipe.mixer.seer().is_some();
         let stored = params(model).into_iter().filter(|p| p.trainable || !adapted);
         let bytes = 4 * stored.map(|p| p.numel() as u64).sum::<u64>() + state.bytes();
         let saved = self.place.checkpoints.save(step, bytes, score, |dir| {
@@ -79,9 +79,9 @@ impl<'a> Saver<'a> {
     }
 }
 
-/// Write what a run trained into `dir`: the whole model, or its adapter. Both with the model's
-/// configuration, as the form of an adapter has no place for positions, which training may have
-/// stretched, and with the tokenizer.
+/// Write what a run trained into `dir`: the whole model, its adapter, or its gates. All with the
+/// model's configuration, as the form of an adapter has no place for positions, which training may
+/// have stretched, and with the tokenizer.
 pub(super) fn trained<M: HasProjections>(
     recipe: &Recipe,
     model: &Decoder<M>,
@@ -89,7 +89,10 @@ pub(super) fn trained<M: HasProjections>(
     dir: &Path,
     dtype: SaveDtype,
 ) -> Result<()> {
-    if recipe.lora.is_none() {
+    if let Some(config) = recipe.mixer.seer() {
+        gates::save(model, config, dir)?;
+        output::write_json(&dir.join("config.json"), &model.config().to_json(SaveDtype::F32))?;
+    } else if recipe.lora.is_none() {
         let max_shard_bytes = recipe.output.max_shard_bytes;
         model.save(dir, &SaveOptions { dtype, max_shard_bytes })?;
     } else {
@@ -110,22 +113,27 @@ pub(super) fn load<M: HasProjections>(
     device: &Device,
     mixer: impl FnMut(&MixerSite<'_>) -> Result<M>,
 ) -> Result<Decoder<M>> {
-    if let (Some(dir), None) = (from, &recipe.lora) {
+    let gated = recipe.mixer.seer();
+    let frozen = match gated {
+        Some(_) => Some("a gate"),
+        None => recipe.lora.as_ref().map(|_| "[lora]"),
+    };
+    if let (Some(dir), None) = (from, frozen) {
         return Decoder::load_sites(dir, config, seed, device, mixer);
     }
-    if let (Some(_), Some(path)) = (&recipe.lora, recipe.base()) {
+    if let (Some(trained), Some(path)) = (frozen, recipe.base()) {
         let stored = ModelConfig::from_file(&path.join("config.json"))?;
         if let Some(layer) = config.new_mixers(&stored).first() {
             let name = config.mixers[*layer].name();
             return Err(Error::Unsupported {
                 what: format!(
-                    "[lora] with a mixer whose weights {} does not have ({name}, layer {layer})",
+                    "{trained} with a mixer whose weights {} does not have ({name}, layer {layer})",
                     path.display()
                 ),
-                remedy:
-                    "train the new mixer first, without [lora], which would leave it as it was \
-                         drawn"
-                        .into(),
+                remedy: format!(
+                    "train the new mixer first, without {trained}, which would leave it as it was \
+                     drawn"
+                ),
             });
         }
     }
@@ -133,6 +141,13 @@ pub(super) fn load<M: HasProjections>(
         Some(path) => Decoder::load_sites(path, config, seed, device, mixer)?,
         None => Decoder::with_sites(config, seed, device, mixer)?,
     };
+    if let Some(config) = gated {
+        let model = gates::train_gates_only(model);
+        return match from {
+            Some(dir) => gates::fill(model, config, dir),
+            None => Ok(model),
+        };
+    }
     match (&recipe.lora, from) {
         (None, _) => Ok(model),
         (Some(config), None) => {

@@ -86,7 +86,7 @@ const MIXER: &str = "mixer=";
 const SECTIONS: &str = "training/recipe/sections.rs";
 
 /// In the order of the page.
-const PAGE: [Section; 24] = [
+const PAGE: [Section; 25] = [
     section("", "The recipe itself", SECTIONS, "struct Recipe"),
     section("model", "`[model]`", SECTIONS, "struct ModelSection"),
     section("model.new", "`[model.new]`", SECTIONS, "struct NewModel"),
@@ -131,6 +131,13 @@ const PAGE: [Section; 24] = [
         "`[mixer]`, `name = \"lact\"`",
         "attention/lact/mod.rs",
         "struct LactConfig",
+    ),
+    of_mixer(
+        "mixer=seer",
+        "mixer",
+        "`[mixer]`, `name = \"seer\"`",
+        "attention/seer/mod.rs",
+        "struct SeerConfig",
     ),
     section("lora", "`[lora]`", "models/lora.rs", "struct LoraConfig"),
     section("data", "`[data]`", SECTIONS, "struct DataSection"),
@@ -274,6 +281,9 @@ fn recipe(place: &str, variant: Option<&str>) -> Table {
     }
     if let Some(mixer) = variant.and_then(|variant| variant.strip_prefix(MIXER)) {
         put(&mut recipe, "mixer", Table::from_iter([("name".to_string(), mixer.into())]).into());
+        if mixer == "seer" {
+            recipe.remove("lora");
+        }
     } else if let Some(variant) = variant {
         let (parent, _) = place.rsplit_once('.').unwrap();
         let fields: &[(&str, i64)] = match (parent, variant) {

@@ -188,3 +188,44 @@ fn a_mixer_on_the_command_line_is_part_of_the_run() {
     let said = String::from_utf8(said).unwrap();
     assert!(said.contains("unknown variant `cobra`") && said.contains("mamba2"), "{said}");
 }
+
+/// Where the gate alone learns, it alone is saved, and what it belongs to comes from the base.
+#[test]
+fn r3_gates_go_on_with_the_same_bits() {
+    let gate = "name = \"seer\"\nblock = 2\nselect = { nz_ratio = 0.5 }\n\
+                last_block_dense = false\n";
+    let all = format!("[mixer]\n{gate}[data]");
+    let some = format!("[[mixer]]\nname = \"dense\"\n[[mixer]]\n{gate}layers = [1]\n[data]");
+    for sections in [&all, &some] {
+        gates_go_on(&|every| sparse(every).replace("[data]", sections));
+    }
+    let bench = bench();
+    let both = all.replace("[mixer]", "[lora]\nrank = 2\n[mixer]");
+    let two = some.replace("name = \"dense\"", "name = \"seer\"");
+    for (sections, words) in [(both, ["`lora`", "gate"]), (two, ["`mixer[1]`", "other gates"])] {
+        bench.write("run.toml", &sparse(0).replace("[data]", &sections));
+        let message = refusal(&bench, &["train", "run.toml"]);
+        assert!(words.iter().all(|word| message.contains(word)), "{message}");
+    }
+}
+
+fn gates_go_on(recipe: &dyn Fn(usize) -> String) {
+    let bench = bench();
+    bench.write("run.toml", &recipe(0));
+    let whole = bench.json(&["train", "run.toml"]);
+    let trained = &whole["trainable"];
+    assert!(trained["trainable"].as_u64() < Some(trained["total"].as_u64().unwrap() / 4));
+    assert!(bench.path("run/adapter/attn_gate_weights.safetensors").is_file());
+    assert!(!bench.path("run/adapter/model.safetensors").exists());
+    for k in [1, 23] {
+        killed_after(&bench, recipe, k);
+        assert_goes_on(&bench, &recipe(0), &whole, k);
+    }
+    // The command finds gates where it looks for an adapter, with what they choose.
+    let eval = |adapter: &[&str]| {
+        let args = ["eval", "model", "--data", "texts/3.txt", "--max-len", "16", "--stride", "8"];
+        let result = bench.json(&[&args[..], adapter].concat());
+        result["perplexity"]["ppl"].as_f64().unwrap()
+    };
+    assert_ne!(eval(&[]), eval(&["--adapter", "run/adapter"]));
+}

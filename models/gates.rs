@@ -1,0 +1,207 @@
+//! Gates of SeerAttention beside a model: drawn, trained alone, saved and loaded without the
+//! model's own weights.
+//!
+//! The file has the names that the authors' checkpoints use,
+//! `model.layers.0.self_attn.attn_gate.mask_linear_k.weight` and so on; a model whose gates are
+//! saved stays the checkpoint that it was.
+
+use super::decoder::STREAMS_PER_BLOCK;
+use super::keymap::{map_params, params, read_params};
+use super::weights::{RawTensor, SaveDtype, WeightFiles, write_safetensors};
+use super::{Block, Decoder};
+use crate::attention::{Mixer, MixerConfig, MixerSchedule, SeerConfig, SequenceMixer};
+use crate::streams::Streams;
+use crate::{Error, Result};
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+/// Name of the file in a model's folder.
+pub const GATE_FILE: &str = "attn_gate_weights.safetensors";
+/// Entry of its header that holds the settings that the gates were made with.
+const SETTINGS: &str = "seer";
+/// Settings without which the weights mean nothing.
+const MEANING: [&str; 8] =
+    ["gate", "block", "gate_dim", "q_pool", "k_pool", "force_double", "head_pool", "qk_norm"];
+
+/// Whether a parameter is one of a gate.
+pub(crate) fn is_gate(path: &str) -> bool {
+    path.contains(".attn_gate.")
+}
+
+/// Whether the model has gates.
+pub fn has_gates<M: SequenceMixer>(model: &Decoder<M>) -> bool {
+    params(model).iter().any(|p| is_gate(&p.path))
+}
+
+/// Give every layer of [`SeerConfig`] a gate with random weights, unless it has one, and let
+/// nothing but gates train.
+///
+/// # Errors
+/// [`Error::Unsupported`] where no layer takes a gate, [`Error::Config`] where one does not fit.
+///
+/// ```
+/// use longburn::attention::{MixerConfig, SeerConfig};
+/// use longburn::models::{Decoder, ModelConfig, gates};
+/// let config = ModelConfig::llama(256, 32, 2, 4);
+/// let seer = MixerConfig::Seer(SeerConfig::new());
+/// let model = Decoder::new(&config, &seer, 0, &burn::tensor::Device::default())?;
+/// let model = gates::prepare(model, 0)?;
+/// assert!(gates::has_gates(&model));
+/// # Ok::<(), longburn::Error>(())
+/// ```
+pub fn prepare(model: Decoder, seed: u64) -> Result<Decoder> {
+    Ok(train_gates_only(with_gates(model, seed)?))
+}
+
+/// Let gates train, and nothing else.
+pub fn train_gates_only<M: SequenceMixer>(model: Decoder<M>) -> Decoder<M> {
+    map_params(model, |_| None, |path| Some(is_gate(path)))
+}
+
+fn with_gates(mut model: Decoder, seed: u64) -> Result<Decoder> {
+    let streams = Streams::new(seed);
+    let layers = std::mem::take(&mut model.layers).into_iter().enumerate();
+    let add = |(layer, block): (usize, Block<Mixer>)| {
+        let mixer = block.self_attn.with_gate(&streams, gate_stream(layer))?;
+        Ok(Block { self_attn: mixer, ..block })
+    };
+    model.layers = layers.map(add).collect::<Result<_>>()?;
+    if has_gates(&model) {
+        return Ok(model);
+    }
+    Err(Error::Unsupported {
+        what: "gates in a model without a layer that takes one".into(),
+        remedy: "use the mixer \"seer\"".into(),
+    })
+}
+
+/// Random stream of a layer's gate, between those of its projections and of low-rank updates.
+pub(crate) fn gate_stream(layer: usize) -> u32 {
+    STREAMS_PER_BLOCK * (layer as u32 + 1) + 7
+}
+
+/// Write the weights of all gates, and no others, into the folder `dir`.
+///
+/// # Errors
+/// [`Error::Unsupported`] without gates; the disk.
+pub fn save<M: SequenceMixer>(model: &Decoder<M>, config: &SeerConfig, dir: &Path) -> Result<()> {
+    let found = read_params(model, is_gate);
+    if found.is_empty() {
+        return Err(Error::Unsupported {
+            what: "saving the gates of a model that has none".into(),
+            remedy: "prepare or load some first".into(),
+        });
+    }
+    let tensors: BTreeMap<String, RawTensor> = found
+        .into_iter()
+        .map(|(path, shape, data)| {
+            Ok((format!("model.{path}"), RawTensor::from_f32(shape, &data, SaveDtype::F32)?))
+        })
+        .collect::<Result<_>>()?;
+    let settings = serde_json::to_string(config).map_err(|e| Error::io(dir, e.into()))?;
+    let metadata = BTreeMap::from([
+        ("format".to_string(), "pt".to_string()),
+        (SETTINGS.to_string(), settings),
+    ]);
+    std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+    write_safetensors(&dir.join(GATE_FILE), &tensors, &metadata)
+}
+
+/// The settings that the gates of a file, or of the file of a folder, were saved with.
+///
+/// # Errors
+/// As [`WeightFiles::open_file`]; [`Error::Parse`] where the file does not say, or says what is no
+/// settings.
+pub fn settings(path: &Path) -> Result<SeerConfig> {
+    let file = file_of(path);
+    let files = WeightFiles::open_file(&file)?;
+    let text = files.metadata().get(SETTINGS).map_or("", String::as_str);
+    let config: SeerConfig = serde_json::from_str(text).map_err(|e| parse_error(&file, &e))?;
+    config.validate()?;
+    Ok(config)
+}
+
+/// The mixers of a model that has `own`, with those that take gates in the layers for which the
+/// file, or the file of the folder, has some.
+///
+/// # Errors
+/// As [`settings`].
+pub fn mixers(path: &Path, own: &[MixerConfig]) -> Result<MixerSchedule> {
+    let (config, files) = (settings(path)?, WeightFiles::open_file(&file_of(path))?);
+    let gated = |layer: usize| {
+        let start = format!("model.layers.{layer}.");
+        files.names().any(|name| name.starts_with(&start))
+    };
+    let mixers = own.iter().enumerate().map(|(layer, own)| match gated(layer) {
+        true => MixerConfig::Seer(config.clone()),
+        false => own.clone(),
+    });
+    Ok(MixerSchedule::of(&mixers.collect::<Vec<_>>()))
+}
+
+fn file_of(path: &Path) -> PathBuf {
+    if path.is_dir() { path.join(GATE_FILE) } else { path.into() }
+}
+
+fn parse_error(file: &Path, error: &serde_json::Error) -> Error {
+    Error::Parse {
+        file: file.display().to_string(),
+        message: format!("header entry `{SETTINGS}`: {error}"),
+        text: None,
+        span: None,
+    }
+}
+
+/// The model with the gates of a file, or of the file of a folder.
+///
+/// # Errors
+/// As [`WeightFiles::open_file`]; [`Error::Config`] where the file says that its gates were made
+/// with other settings; [`Error::TensorMismatch`] for missing, unexpected or mis-shaped weights.
+pub fn load(model: Decoder, path: &Path) -> Result<Decoder> {
+    let model = with_gates(model, 0)?;
+    let config = model.layers.iter().find_map(|block| block.self_attn.seer()).cloned();
+    fill(model, &config.unwrap_or_default(), path)
+}
+
+/// The same for a model that has its gates.
+pub(crate) fn fill<M: SequenceMixer>(
+    model: Decoder<M>,
+    config: &SeerConfig,
+    path: &Path,
+) -> Result<Decoder<M>> {
+    let file = file_of(path);
+    let files = WeightFiles::open_file(&file)?;
+    if let Some(text) = files.metadata().get(SETTINGS) {
+        check_settings(&file, text, config)?;
+    }
+    let named: BTreeMap<String, Vec<usize>> = params(&model)
+        .into_iter()
+        .filter(|p| is_gate(&p.path))
+        .map(|p| (format!("model.{}", p.path), p.shape))
+        .collect();
+    files.check_names(&named, |_| false)?;
+    let mut values = HashMap::new();
+    for name in named.keys() {
+        values.insert(name.clone(), files.load_f32(name)?);
+    }
+    Ok(map_params(model, |path| values.remove(&format!("model.{path}")), |_| None))
+}
+
+fn meaning(config: &SeerConfig) -> serde_json::Map<String, Value> {
+    let all = serde_json::to_value(config).unwrap_or(Value::Null);
+    MEANING.iter().map(|field| (field.to_string(), all[*field].clone())).collect()
+}
+
+fn check_settings(file: &Path, text: &str, config: &SeerConfig) -> Result<()> {
+    let stored: Value = serde_json::from_str(text).map_err(|e| parse_error(file, &e))?;
+    for (field, wanted) in meaning(config) {
+        let found = &stored[&field];
+        if *found != wanted {
+            let expected = format!("{wanted}, as the mixer's settings have it");
+            let file = file.display().to_string();
+            return Err(Error::config(file, format!("{SETTINGS}.{field}"), found, expected));
+        }
+    }
+    Ok(())
+}
