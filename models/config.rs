@@ -193,8 +193,9 @@ impl ModelConfig {
                 span: None,
             });
         };
-        let config = read::config(raw, file_name)?;
+        let mut config = read::config(raw, file_name)?;
         config.check(file_name)?;
+        mamba::forget_endless_limit(&mut config);
         Ok(config)
     }
 

@@ -293,15 +293,23 @@ fn bounds(f: &Fields) -> Result<Option<(f64, f64)>> {
     }
 }
 
-/// The text with the bare words that Python writes for numbers that JSON does not have, as newer
+/// Takes a `time_step_limit` without an upper bound, which is the default, out of what is kept of the
+/// file: no form of it is read by all versions of `transformers`.
+pub(super) fn forget_endless_limit(config: &mut ModelConfig) {
+    if matches!(config.mixers.first(), Some(MixerConfig::Mamba2(c)) if c.dt_limit.is_none()) {
+        config.raw.remove("time_step_limit");
+    }
+}
+
+/// The text with the bare word that Python writes for an infinite number, which JSON does not have, as newer
 /// versions of `transformers` write them.
 pub(super) fn without_bare_infinities(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some(at) = rest.find(['"', 'I', 'N']) {
+    while let Some(at) = rest.find(['"', 'I']) {
         out += &rest[..at];
         rest = &rest[at..];
-        let word = ["Infinity", "NaN"].into_iter().find(|word| rest.starts_with(word));
+        let word = Some("Infinity").filter(|word| rest.starts_with(word));
         let len = match word {
             Some(word) => {
                 let sign = if out.ends_with('-') { "-" } else { "" };

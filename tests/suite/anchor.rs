@@ -429,8 +429,8 @@ fn bf16_breaks_what_rotation_promises() {
 fn recipes_name_anchors() {
     let recipe = |mixer: &str, data: &str| {
         let text = format!(
-            "[model.new]\nvocab_size = 300\nhidden_size = 16\nlayers = 1\nheads = 2\n\
-             [mixer]\nname = \"{mixer}\"\n[data]\ntrain = \"texts\"\n{data}\n\
+            "[model]\ntokenizer = \"tokenizer.json\"\n[model.new]\nvocab_size = 300\nhidden_size = 16\n\
+             layers = 1\nheads = 2\n[mixer]\nname = \"{mixer}\"\n[data]\ntrain = \"texts\"\n{data}\n\
              [train]\nsteps = 3\nlength = 32\nlr = 1e-3\n"
         );
         Recipe::parse(&text, "run.toml")

@@ -142,7 +142,7 @@ fn bad_lists_of_mixers_are_told_by_index() {
             "line 11: `mixer[1].n_groups` is 0; expected from 1 to",
         ),
         ("[[mixer]]\nlayers = [0]".into(), "mixer[0]: missing field `name`"),
-        ("[[mixer]]\nname = \"conv\"".into(), "line 7: mixer[0]: unknown variant `conv`"),
+        ("[[mixer]]\nname = \"conv\"".into(), "line 6: mixer[0]: unknown variant `conv`"),
     ] {
         let error = recipe(&mixers).unwrap_err().to_string();
         assert!(error.contains(said), "{mixers}\n{error}\n{said}");
