@@ -306,8 +306,8 @@ mod tests {
             (97, 65, 257),
             (200, 130, 300),
             (5, 600, 64),
-            // Inner dimensions that the library takes, and more columns than are packed at a time.
-            (3, 5, PACKED + 1),
+            // An inner dimension that the library takes, and more columns than are packed at a time.
+            (3, 5, (1 << 17) + 1),
             (7, PACKED / NEAR + 44, NEAR),
         ] {
             let of_a: Vec<f32> = (0..m * k).map(value).collect();

@@ -148,16 +148,12 @@ fn lact_conforms() {
         .with_qkv_bias(true);
     let sgd = config.clone().with_optimizer(FastOptimizer::Sgd);
     let options = options().with_rope(RopeConfig::new(10_000.0, 4));
-    // Orthogonalisation lifts what is almost nothing, rounding included; so chunks are as long as
-    // fast weights are wide, and longer.
-    let muon = config.with_fast_heads(4).with_chunk(8);
-    let loose = options.clone().with_device(Device::default(), 1e-3);
-    for (options, config) in [
-        (&options, sgd.clone()),
-        (&options, sgd.with_norm(WeightNorm::Pre).with_momentum(false).with_low_rank(0)),
-        (&loose, muon),
-    ] {
-        let report = check_mixer(options, |d| lact(d, &config)).unwrap();
+    // Not with orthogonalised steps: they lift what is almost nothing, rounding included, and finite
+    // differences in f32 say nothing then. The twin and the golden files have those.
+    for config in
+        [sgd.clone(), sgd.with_norm(WeightNorm::Pre).with_momentum(false).with_low_rank(0)]
+    {
+        let report = check_mixer(&options, |d| lact(d, &config)).unwrap();
         assert!(report.passed(), "{config:?}: {report}");
         for check in [Check::Segments, Check::Padding, Check::Cache, Check::Memory] {
             assert!(matches!(report.of(check), Some(Outcome::Passed(_))), "{config:?}: {report}");
