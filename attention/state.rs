@@ -9,6 +9,7 @@ use longburn_kernels::{Mask, MaskSpec, TokenMeta};
 /// The memory of one layer. Strategies detach, relay and count its tensors without knowing the
 /// mixer.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)]
 pub enum State {
     /// Keys and values of all earlier tokens.
     Kv(KvCache),

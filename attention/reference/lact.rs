@@ -33,6 +33,7 @@ pub fn lact(layer: &Lact, x: Tensor<3>, tokens: &TokenMeta, rope: Option<&RopeTa
                     (of(&rope.cos), of(&rope.sin))
                 });
                 let mixed = of_document(layer, document, angles.as_ref());
+                #[allow(clippy::needless_range_loop)]
                 for j in i..end {
                     answers[j] = mixed.clone().narrow(0, j - i, 1);
                 }

@@ -38,7 +38,7 @@ pub fn sees(
     for _ in 0..head {
         phase += step;
     }
-    (n + phase) % stride == 0
+    (n + phase).is_multiple_of(stride)
 }
 
 /// q `[B, H, T, D]`, k and v `[B, K, T, D]` of one document per row from position 0 on -> `[B, H, T, D]`.

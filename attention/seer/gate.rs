@@ -120,7 +120,7 @@ impl AttnGate {
         config.validate()?;
         let GateShape { heads, kv_heads, head_dim } = shape;
         let wide = config.gate_dim.unwrap_or(head_dim);
-        if wide % 2 != 0 {
+        if !wide.is_multiple_of(2) {
             let expected = "an even width, since positions of blocks are rotary";
             return Err(Error::config("mixer", "gate_dim", wide, expected));
         }

@@ -262,7 +262,7 @@ fn train(recipe: &Recipe, text: &Text, arm: Arm, seed: u64) -> Result<Decoder> {
         .with_clip(1.0)
         .with_micro_batches(2)
         .with_workers(2);
-    let model = new(recipe, seed)?.swap_mixer(&arm.mixer())?;
+    let model = new(recipe, seed)?.swap_mixer(arm.mixer())?;
     Ok(Trainer::new(config)?.fit(model, &NextToken, &mut rows, &mut |_| Ok(()))?.model)
 }
 

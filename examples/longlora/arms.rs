@@ -114,7 +114,7 @@ pub fn train(
         let model = match arm {
             Arm::Interpolation => model,
             _ => {
-                let model = model.swap_mixer(&arm.mixer(recipe))?;
+                let model = model.swap_mixer(arm.mixer(recipe))?;
                 let model = lora::apply(model, &arm.policy(recipe, seed))?;
                 trainable.push((arm, TrainableReport::of(&model).trainable));
                 let extend = &recipe.extend;

@@ -101,7 +101,7 @@ fn one(
     dense.save(&base, &SaveOptions::default())?;
     text.tokenizer.save(&base)?;
 
-    let seer = |sparsity| dense.clone().swap_mixer(&MixerConfig::Seer(recipe.seer(sparsity)));
+    let seer = |sparsity| dense.clone().swap_mixer(MixerConfig::Seer(recipe.seer(sparsity)));
     let mut rows = text.rows(recipe, recipe.gate.batch, seed.wrapping_add(1000))?;
     let title = format!("gate, seed {seed}");
     let learner = gates::prepare(seer(None)?, seed)?;

@@ -78,6 +78,7 @@ fn singular_values(x: &[f32], [batch, rows, columns]: [usize; 3]) -> Vec<f32> {
                     for row in &mut a {
                         (row[p], row[q]) = (c * row[p] - s * row[q], s * row[p] + c * row[q]);
                     }
+                    #[allow(clippy::needless_range_loop)]
                     for k in 0..n {
                         (a[p][k], a[q][k]) = (c * a[p][k] - s * a[q][k], s * a[p][k] + c * a[q][k]);
                     }

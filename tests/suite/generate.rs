@@ -80,7 +80,7 @@ fn generation_is_dense_and_the_same_with_gradients_on_or_adapters_merged() {
     let same = |other: &Decoder| {
         assert_eq!(generate(other, &ids(9), &greedy(12), |_| {}).unwrap().ids, expected);
     };
-    same(&model.clone().swap_mixer(&MixerConfig::LongLora(Default::default())).unwrap());
+    same(&model.clone().swap_mixer(MixerConfig::LongLora(Default::default())).unwrap());
     same(&tiny::model(&tiny::llama(false), &Device::flex().autodiff()));
 
     let adapted = lora::apply(model, &lora::LoraConfig::new()).unwrap();

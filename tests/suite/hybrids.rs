@@ -169,7 +169,7 @@ fn each_layer_runs_its_own_mixer() {
     let lines = mixed.explain(&ForwardOptions::train(), &Device::flex());
     let shifted: Vec<bool> = lines.iter().map(|line| line.contains("shifted")).collect();
     assert_eq!(shifted, [true, false, true], "{lines:?}");
-    let all = dense.clone().swap_mixer(&sparse()).unwrap();
+    let all = dense.clone().swap_mixer(sparse()).unwrap();
     let [mixed_out, all_out, dense_out] = [&mixed, &all, &dense].map(|m| in_training(m, 19));
     assert!(ratio(&mixed_out, &all_out) > 1e-3 && ratio(&mixed_out, &dense_out) > 1e-3);
     // The same mixers, one call per layer.

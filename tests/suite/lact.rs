@@ -566,7 +566,7 @@ fn settings_that_cannot_work_are_refused_by_name() {
         (config().with_base_lr(0.0), "base_lr"),
         (config().with_low_rank(7), "low_rank"),
     ] {
-        let error = init(config, 3, 3).err().expect(field).to_string();
+        let error = init(config, 3, 3).expect_err(field).to_string();
         assert!(error.contains(&format!("`{field}`")), "{error}");
     }
     let error = init(config(), 4, 2).err().unwrap().to_string();

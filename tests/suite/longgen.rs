@@ -311,7 +311,7 @@ fn a_schedule_of_full_layers_equals_the_dense_model() {
     let dense = Decoder::new(&config, &MixerConfig::Dense, 3, &device).unwrap();
     assert_eq!(run(&full), run(&dense));
     let pure = decoder(&LayerSchedule::middle_full(3, 0).unwrap(), &sparse, &device);
-    let swapped = dense.clone().swap_mixer(&MixerConfig::LongGen(sparse.clone())).unwrap();
+    let swapped = dense.clone().swap_mixer(MixerConfig::LongGen(sparse.clone())).unwrap();
     assert_eq!(run(&pure), run(&swapped));
     let hybrid = decoder(&LayerSchedule::middle_full(3, 1).unwrap(), &sparse, &device);
     assert!(ratio(&run(&hybrid), &run(&dense)) > 1e-3);
@@ -477,7 +477,7 @@ fn swapping_keeps_the_weights() {
         all.into_iter().map(|p| (p.path, p.id)).collect()
     };
     let before = paths(&model);
-    let swapped = model.swap_mixer(&MixerConfig::LongGen(LongGenConfig::new())).unwrap();
+    let swapped = model.swap_mixer(MixerConfig::LongGen(LongGenConfig::new())).unwrap();
     assert_eq!(paths(&swapped), before);
     assert_eq!(
         swapped.num_params(),

@@ -35,7 +35,10 @@ fn models_train_save_load_and_decode() {
         let (mut losses, mut data) = (Vec::new(), |step, _| Ok(Some(rows(step, 2, 21))));
         let trained = Trainer::new(train)
             .unwrap()
-            .fit(model, &NextToken, &mut data, &mut |step| Ok(losses.push(step.report.loss)))
+            .fit(model, &NextToken, &mut data, &mut |step| {
+                losses.push(step.report.loss);
+                Ok(())
+            })
             .unwrap();
         (trained.model, losses)
     };

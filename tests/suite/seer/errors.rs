@@ -59,7 +59,7 @@ fn missing_gates_are_told() {
     assert!(gates::prepare(dense.clone(), 0).unwrap_err().to_string().contains("seer"));
     let dir = tempfile::tempdir().unwrap();
     assert!(gates::save(&dense, &SeerConfig::new(), dir.path()).is_err());
-    let seer = dense.swap_mixer(&MixerConfig::Seer(everything())).unwrap();
+    let seer = dense.swap_mixer(MixerConfig::Seer(everything())).unwrap();
     let error = gates::load(seer, dir.path()).unwrap_err().to_string();
     assert!(error.contains(gates::GATE_FILE), "{error}");
 }

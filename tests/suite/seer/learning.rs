@@ -159,7 +159,7 @@ fn shifted(lengths: &[usize]) -> (Vec<i32>, Vec<i32>) {
 fn model(config: &SeerConfig) -> (Decoder, Decoder) {
     let sizes = ModelConfig::llama(61, 24, 2, 4).with_kv_heads(2).with_max_positions(256);
     let dense = Decoder::new(&sizes, &MixerConfig::Dense, 1, &Device::flex()).unwrap();
-    let seer = dense.clone().swap_mixer(&MixerConfig::Seer(config.clone())).unwrap();
+    let seer = dense.clone().swap_mixer(MixerConfig::Seer(config.clone())).unwrap();
     (dense, gates::prepare(seer, 3).unwrap())
 }
 

@@ -67,7 +67,7 @@ fn recompute_is_plain() {
     assert_recompute_is_plain(decoder(true), 2 * 9 + 2);
     // Sparse in training only: the phase must reach the second run of a block.
     let sparse = LongLoraConfig::new().with_group_size(4).with_ragged(true);
-    let sparse = decoder(true).swap_mixer(&MixerConfig::LongLora(sparse)).unwrap();
+    let sparse = decoder(true).swap_mixer(MixerConfig::LongLora(sparse)).unwrap();
     assert_recompute_is_plain(sparse, 2 * 9 + 2);
 }
 

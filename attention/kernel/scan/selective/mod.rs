@@ -154,7 +154,8 @@ fn check(x: &SelectiveScan) -> Result<(usize, usize), Error> {
     if channels % groups != 0 {
         return fail(format!("{groups} groups do not divide {channels} channels"));
     }
-    let wanted: [(&str, Option<Vec<usize>>, Vec<usize>); 8] = [
+    type Wanted<'a> = (&'a str, Option<Vec<usize>>, Vec<usize>);
+    let wanted: [Wanted<'_>; 8] = [
         ("delta", Some(x.delta.dims().to_vec()), vec![batch, len, channels]),
         ("A", Some(x.a.dims().to_vec()), vec![channels, n]),
         ("B", Some(x.b.dims().to_vec()), vec![batch, len, groups, n]),

@@ -12,7 +12,7 @@ pub(super) fn forward(x: Inputs, plan: &Plan) -> Tensor<3> {
     let mut out = Vec::new();
     for start in chunks.starts() {
         let chunk = chunks.at(start);
-        let y = chunk.mixed().matmul(chunk.input.clone()) + chunk.from_before(&h);
+        let y = chunk.mixed().matmul(chunk.input.clone()) + chunk.of_before(&h);
         out.push(chunks.tokens(y).cast(dtype));
         h = chunk.behind(h);
     }
@@ -215,7 +215,7 @@ impl Chunk {
     }
 
     /// What the state before the chunk gives to its tokens.
-    fn from_before(&self, h: &Tensor<4>) -> Tensor<4> {
+    fn of_before(&self, h: &Tensor<4>) -> Tensor<4> {
         self.c.clone().matmul(h.clone()) * self.entered.clone()
     }
 

@@ -183,7 +183,7 @@ fn documents_do_not_see_each_other() {
     let (heads, p, n) = (2, 3, 4);
     let lengths = vec![10, 3, 25, 20];
     let go = |change: f32| {
-        let tokens = TokenMeta::packed(&[lengths.clone()], 60).unwrap();
+        let tokens = TokenMeta::packed(std::slice::from_ref(&lengths), 60).unwrap();
         let mask: Vec<f32> = (0..60).map(|t| if t < 10 { change } else { 1.0 }).collect();
         let mask = Tensor::<1>::from_floats(&mask[..], &Default::default()).reshape([1, 60, 1, 1]);
         let x = leaf([1, 60, heads, p], 1, 1.0, DType::F32).inner() * mask.clone();
