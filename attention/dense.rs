@@ -7,7 +7,9 @@ use crate::Result;
 use crate::positional::Positions;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use longburn_kernels::{AttentionOptions, Branch, Mask, MaskSpec, masked_attention};
+use longburn_kernels::{
+    AttentionOptions, Branch, Implementation, Mask, MaskSpec, masked_attention,
+};
 
 /// Configuration of [`Dense`].
 #[derive(Clone, Debug, Default)]
@@ -154,7 +156,15 @@ pub(super) fn output(
 /// Which attention code runs on `device`.
 pub(crate) fn code(ctx: &MixContext<'_>, device: &Device) -> String {
     let probe = Tensor::<4>::zeros([1, 1, 1, 1], device);
-    match longburn_kernels::attention::implementation_for(ctx.implementation, &probe) {
+    kernel_on(longburn_kernels::attention::implementation_for(ctx.implementation, &probe), device)
+}
+
+/// What `--explain` says of the code that a kernel has chosen.
+pub(super) fn kernel_on(
+    chosen: std::result::Result<Implementation, longburn_kernels::Error>,
+    device: &Device,
+) -> String {
+    match chosen {
         Ok(chosen) => format!("kernel `{chosen:?}` on {device:?}"),
         Err(error) => error.to_string(),
     }

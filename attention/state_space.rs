@@ -1,6 +1,7 @@
 //! What state-space layers share: a short convolution, the initial values that their papers give,
 //! and the memory between calls.
 
+use super::dense::kernel_on;
 use super::{Linear, MixContext, Recurrent, State, Tap, Taps};
 use crate::streams::{Draw, Purpose, Streams};
 use crate::{Error, Result};
@@ -221,8 +222,5 @@ pub(crate) fn taps(ctx: &MixContext<'_>, y_BTE: &Tensor<3>) -> Taps {
 /// Which code runs on `device`.
 pub(crate) fn code(ctx: &MixContext<'_>, device: &Device) -> String {
     let probe = Tensor::<3>::zeros([1, 1, 1], device);
-    match longburn_kernels::scan::implementation_for(ctx.implementation, &probe) {
-        Ok(chosen) => format!("kernel `{chosen:?}` on {device:?}"),
-        Err(error) => error.to_string(),
-    }
+    kernel_on(longburn_kernels::scan::implementation_for(ctx.implementation, &probe), device)
 }

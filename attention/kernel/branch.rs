@@ -1,7 +1,7 @@
 //! What goes into and comes out of attention.
 
-use crate::Mask;
-use burn::tensor::Tensor;
+use crate::{Error, Mask};
+use burn::tensor::{DType, Tensor};
 
 /// One set of query-key pairs: queries and keys as they are rotated for it, and the mask that
 /// says which pairs belong to it. A pair may belong to one branch only.
@@ -27,6 +27,30 @@ pub enum Implementation {
     Tiled,
     /// Tiles through slices and a matrix-product library, CPU only.
     Flex,
+}
+
+impl Implementation {
+    /// The one that runs for tensors like `x` of an op whose CPU code is in f32.
+    pub(crate) fn in_f32<const D: usize>(
+        self,
+        op: &'static str,
+        x: &Tensor<D>,
+    ) -> Result<Self, Error> {
+        let on_cpu = crate::attention::is_flex(&x.device()) && x.dtype() == DType::F32;
+        match self {
+            Self::Auto if on_cpu => Ok(Self::Flex),
+            Self::Auto => Ok(Self::Tiled),
+            Self::Flex if !on_cpu => Err(Error::Unsupported {
+                op,
+                reason: format!(
+                    "`Flex` runs on the CPU in f32, not on {:?} in {:?}",
+                    x.device(),
+                    x.dtype()
+                ),
+            }),
+            other => Ok(other),
+        }
+    }
 }
 
 /// Settings of an attention call.

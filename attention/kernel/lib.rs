@@ -11,6 +11,9 @@
 #![allow(non_snake_case)]
 #![warn(missing_docs)]
 
+#[macro_use]
+mod node;
+
 pub mod attention;
 mod branch;
 mod error;

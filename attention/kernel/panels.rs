@@ -5,9 +5,8 @@
 //! row after row. The innermost loop then loads two vectors of B, broadcasts an element of A and
 //! multiplies, with all sums of a few rows of C in registers; A is read where it lies.
 
-use crate::room::Room;
+use crate::room::filled;
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -82,23 +81,6 @@ impl At {
     }
 }
 
-/// A vector whose chunks are written one by one, on all threads.
-fn filled(
-    len: usize,
-    chunk: usize,
-    write: impl Fn(usize, &mut [MaybeUninit<f32>]) + Sync,
-) -> Vec<f32> {
-    let mut data = Room::new(len);
-    // Less is not worth waking a thread.
-    if len < 1 << 15 {
-        data.parts(chunk).enumerate().for_each(|(n, out)| write(n, out));
-    } else {
-        data.par_parts(chunk).enumerate().for_each(|(n, out)| write(n, out));
-    }
-    // Safe: all callers write all of every chunk.
-    unsafe { data.written() }
-}
-
 impl Panels {
     /// Packs matrices of `rows` × `columns`, times `factor`, on all threads.
     ///
@@ -108,7 +90,8 @@ impl Panels {
         let width = width();
         let panels = columns.div_ceil(width);
         let of_matrix = panels * rows * width;
-        let data = filled(matrices.len() * of_matrix, rows * width, |n, panel| {
+        let len = matrices.len() * of_matrix;
+        let write = |n: usize, panel: &mut [MaybeUninit<f32>]| {
             let (at, from) = (matrices[n / panels], n % panels * width);
             let wide = (columns - from).min(width);
             for (r, out) in panel.chunks_mut(width).enumerate() {
@@ -125,7 +108,9 @@ impl Panels {
                 }
                 out[wide..].fill(MaybeUninit::new(0.0));
             }
-        });
+        };
+        // Safe: `write` leaves nothing out. Less is not worth waking a thread.
+        let data = unsafe { filled(len, rows * width, len >= 1 << 15, write) };
         Self { data, width, rows, of_matrix }
     }
 

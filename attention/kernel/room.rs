@@ -21,11 +21,6 @@ impl Room {
         self.0.chunks_mut(len.max(1))
     }
 
-    /// The same, for all threads.
-    pub fn par_parts(&mut self, len: usize) -> rayon::slice::ChunksMut<'_, MaybeUninit<f32>> {
-        self.0.par_chunks_mut(len.max(1))
-    }
-
     pub fn as_mut_ptr(&mut self) -> *mut f32 {
         self.0.as_mut_ptr().cast()
     }
@@ -38,6 +33,28 @@ impl Room {
         // Safe: the same memory, whose elements the caller vouches for.
         unsafe { Vec::from_raw_parts(first.cast(), len, capacity) }
     }
+}
+
+/// `len` elements in parts of `part`, each written by `write` with its number; on all threads where
+/// they are `worth` it.
+///
+/// # Safety
+/// `write` must write all of every part.
+pub(crate) unsafe fn filled(
+    len: usize,
+    part: usize,
+    worth: bool,
+    write: impl Fn(usize, &mut [MaybeUninit<f32>]) + Sync,
+) -> Vec<f32> {
+    let mut room = Room::new(len);
+    if worth {
+        let parts = room.0.par_chunks_mut(part.max(1)).enumerate();
+        parts.for_each(|(n, part)| write(n, part));
+    } else {
+        room.parts(part).enumerate().for_each(|(n, part)| write(n, part));
+    }
+    // Safe: the parts are all of it.
+    unsafe { room.written() }
 }
 
 /// Asks the system to back what is large with large pages, of which there are fewer to clear and to

@@ -77,14 +77,6 @@ macro_rules! through_tiled {
     };
 }
 
-macro_rules! primitive {
-    ($backend:ty, $tensor:expr) => {
-        $tensor
-            .try_into_primitive::<$backend>()
-            .expect("a tensor stays on the backend that it was computed on")
-    };
-}
-
 #[cfg(feature = "flex")]
 through_tiled!(
     burn::backend::Flex,
@@ -122,11 +114,7 @@ impl<B: Backend + AttentionOps, C: CheckpointStrategy> AttentionOps for Autodiff
                 let dout = grads.consume::<B>(&ops.node);
                 let ([q, k, v, out, lse], plan) = ops.state;
                 let (dq, dk, dv) = B::attention_gradients(q, k, v, out, lse, dout, plan);
-                for (parent, grad) in ops.parents.into_iter().zip([dq, dk, dv]) {
-                    if let Some(parent) = parent {
-                        grads.register::<B>(parent.id, grad);
-                    }
-                }
+                register!(B, grads, ops.parents, [dq, dk, dv]);
             }
         }
 

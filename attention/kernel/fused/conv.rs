@@ -93,7 +93,7 @@ impl Known {
 
 #[cfg(feature = "flex")]
 mod flex {
-    use crate::fused::{PARALLEL_FROM, register};
+    use crate::fused::PARALLEL_FROM;
     use crate::scan::Steps;
     use crate::scan::rows::{Columns, Rows};
     use crate::simd::{sigmoid, vectorized};

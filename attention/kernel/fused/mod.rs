@@ -33,35 +33,18 @@ fn on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
     x.dtype() == DType::F32 && crate::attention::is_flex(&x.device())
 }
 
-/// Hand gradients to those parents that are tracked.
-#[cfg(feature = "flex")]
-macro_rules! register {
-    ($backend:ty, $grads:expr, $parents:expr, $values:expr) => {
-        for (parent, value) in $parents.into_iter().zip($values) {
-            if let Some(parent) = parent {
-                $grads.register::<$backend>(parent.id, value);
-            }
-        }
-    };
-}
-#[cfg(feature = "flex")]
-use register;
-
 /// `len` elements, zeros until `work(first row, its rows)` has written them, on several threads
 /// where it pays.
 #[cfg(feature = "flex")]
 fn rows(len: usize, width: usize, work: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
-    use crate::room::{Room, zeroed};
-    use rayon::prelude::*;
+    use crate::room::{filled, zeroed};
     if len < PARALLEL_FROM || width == 0 {
         let mut out = vec![0.0; len];
         work(0, &mut out);
         return out;
     }
     let per_chunk = (PARALLEL_FROM / 4).div_ceil(width);
-    let mut out = Room::new(len);
-    let parts = out.par_parts(per_chunk * width).enumerate();
-    parts.for_each(|(i, part)| work(i * per_chunk, zeroed(part)));
-    // Safe: the parts are all of it.
-    unsafe { out.written() }
+    let write = |i, part: &mut [_]| work(i * per_chunk, zeroed(part));
+    // Safe: every part is cleared.
+    unsafe { filled(len, per_chunk * width, true, write) }
 }

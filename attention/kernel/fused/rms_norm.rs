@@ -26,7 +26,7 @@ pub fn rms_norm<const N: usize>(x: Tensor<N>, weight: Tensor<1>, eps: f64) -> Te
 
 #[cfg(feature = "flex")]
 mod flex {
-    use crate::fused::{register, rows};
+    use crate::fused::rows;
     use crate::simd::vectorized;
     use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
     use burn::backend::autodiff::grads::Gradients;

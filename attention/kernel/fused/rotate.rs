@@ -34,7 +34,7 @@ pub fn rotate_half(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
 
 #[cfg(feature = "flex")]
 mod flex {
-    use crate::fused::{register, rows};
+    use crate::fused::rows;
     use crate::simd::vectorized;
     use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
     use burn::backend::autodiff::grads::Gradients;

@@ -18,7 +18,7 @@ pub fn swiglu<const N: usize>(gate: Tensor<N>, up: Tensor<N>) -> Tensor<N> {
 
 #[cfg(feature = "flex")]
 mod flex {
-    use crate::fused::{register, rows};
+    use crate::fused::rows;
     use crate::simd::{sigmoid, vectorized};
     use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
     use burn::backend::autodiff::grads::Gradients;

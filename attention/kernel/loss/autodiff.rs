@@ -28,12 +28,7 @@ macro_rules! through_tiled {
     ($backend:ty, $x:expr, $w:expr, $plan:expr) => {{
         let t = Tensor::<2>::from_primitive::<$backend>;
         let (loss, dx, dw) = tiled::forward(t($x), t($w), &$plan);
-        let kept = "a tensor stays on the backend that it was computed on";
-        (
-            loss.try_into_primitive::<$backend>().expect(kept),
-            dx.try_into_primitive::<$backend>().expect(kept),
-            dw.try_into_primitive::<$backend>().expect(kept),
-        )
+        (primitive!($backend, loss), primitive!($backend, dx), primitive!($backend, dw))
     }};
 }
 

@@ -77,7 +77,7 @@ pub fn linear_cross_entropy_with(
     implementation: Implementation,
 ) -> Result<Tensor<1>, Error> {
     let labels = check(&x_ND, &weight_VD, labels)?;
-    let implementation = choose(implementation, &x_ND)?;
+    let implementation = implementation.in_f32("linear_cross_entropy", &x_ND)?;
     if implementation == Implementation::Reference {
         return Ok(reference::loss(x_ND, weight_VD, &labels));
     }
@@ -130,21 +130,4 @@ fn check(x: &Tensor<2>, weight: &Tensor<2>, labels: &[i64]) -> Result<Vec<i32>, 
         return fail(format!("label {label} of token {i} with a vocabulary of {v}"));
     }
     Ok(labels.iter().map(|l| (*l).max(-1) as i32).collect())
-}
-
-fn choose(wanted: Implementation, x: &Tensor<2>) -> Result<Implementation, Error> {
-    let on_cpu = crate::attention::is_flex(&x.device());
-    match wanted {
-        Implementation::Auto if on_cpu && x.dtype() == DType::F32 => Ok(Implementation::Flex),
-        Implementation::Auto => Ok(Implementation::Tiled),
-        Implementation::Flex if !on_cpu || x.dtype() != DType::F32 => Err(Error::Unsupported {
-            op: "linear_cross_entropy",
-            reason: format!(
-                "`Flex` runs on the CPU in f32, not on {:?} in {:?}",
-                x.device(),
-                x.dtype()
-            ),
-        }),
-        other => Ok(other),
-    }
 }

@@ -10,15 +10,8 @@
 //! Shape letters: B rows, T tokens, E channels, N numbers of state per channel, G groups of channels
 //! that share B and C, H heads of P channels each.
 
-/// The primitive of a tensor on the backend that computed it.
-macro_rules! primitive {
-    ($backend:ty, $tensor:expr) => {
-        $tensor
-            .try_into_primitive::<$backend>()
-            .expect("a tensor stays on the backend that it was computed on")
-    };
-}
-
+#[cfg(feature = "flex")]
+pub(crate) mod jobs;
 #[cfg(feature = "flex")]
 pub(crate) mod rows;
 mod selective;
@@ -44,34 +37,12 @@ fn unpack(out: Tensor<3>, tokens: usize, state: bool) -> (Tensor<3>, Option<Tens
     (out.clone().narrow(1, 0, tokens), Some(out.narrow(1, tokens, n)))
 }
 
-/// What `wanted` means for tensors like `x`.
-fn choose(
-    op: &'static str,
-    wanted: Implementation,
-    x: &Tensor<3>,
-) -> Result<Implementation, Error> {
-    let on_cpu = crate::attention::is_flex(&x.device()) && x.dtype() == DType::F32;
-    match wanted {
-        Implementation::Auto if on_cpu => Ok(Implementation::Flex),
-        Implementation::Auto => Ok(Implementation::Tiled),
-        Implementation::Flex if !on_cpu => Err(Error::Unsupported {
-            op,
-            reason: format!(
-                "`Flex` runs on the CPU in f32, not on {:?} in {:?}",
-                x.device(),
-                x.dtype()
-            ),
-        }),
-        other => Ok(other),
-    }
-}
-
 /// The implementation that a scan would run for tensors like `x`, for reports.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for an implementation that is not there.
 pub fn implementation_for(wanted: Implementation, x: &Tensor<3>) -> Result<Implementation, Error> {
-    choose("scan", wanted, x)
+    wanted.in_f32("scan", x)
 }
 
 /// f64 stays, everything else is computed in f32.

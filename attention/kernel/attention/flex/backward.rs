@@ -3,7 +3,7 @@
 use super::band::{Band, Place};
 use super::*;
 use crate::panels::{BAND, product, widest};
-use crate::room::{Room, zeroed};
+use crate::room::{Room, filled, zeroed};
 use crate::simd::exp2;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -129,8 +129,7 @@ fn base_of(lse: f32) -> f32 {
 /// Σ_e dout·out per query, times the scale: `[B·H·T]`.
 fn delta_of(out: &View, dout: &View, scale: f32) -> Vec<f32> {
     let [batch, heads, t, _] = out.shape;
-    let mut delta = Room::new(batch * heads * t);
-    delta.par_parts(t).enumerate().for_each(|(n, delta)| {
+    let write = |n: usize, delta: &mut [MaybeUninit<f32>]| {
         let (b, head, delta) = (n / heads, n % heads, zeroed(delta));
         vectorized(
             #[inline(always)]
@@ -141,9 +140,9 @@ fn delta_of(out: &View, dout: &View, scale: f32) -> Vec<f32> {
                 }
             },
         )
-    });
-    // Safe: the parts are all of it.
-    unsafe { delta.written() }
+    };
+    // Safe: every part is cleared.
+    unsafe { filled(batch * heads * t, t, true, write) }
 }
 
 /// What all jobs share.

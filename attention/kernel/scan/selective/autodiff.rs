@@ -152,11 +152,7 @@ impl<B: Backend + ScanOps, C: CheckpointStrategy> ScanOps for Autodiff<B, C> {
                 let dout = grads.consume::<B>(&ops.node);
                 let (x, states, plan) = ops.state;
                 let of = B::scan_gradients(x, states, dout, plan).into_array();
-                for (parent, grad) in ops.parents.into_iter().zip(of) {
-                    if let Some(parent) = parent {
-                        grads.register::<B>(parent.id, grad);
-                    }
-                }
+                register!(B, grads, ops.parents, of);
             }
         }
 

@@ -6,7 +6,7 @@ mod flex;
 mod reference;
 mod tiled;
 
-use super::{Steps, choose, unpack};
+use super::{Steps, unpack};
 use crate::{Error, Implementation};
 use autodiff::{ScanOps, ScanTensors};
 use burn::backend::Dispatch;
@@ -89,7 +89,7 @@ pub fn selective_scan(input: SelectiveScan) -> Result<(Tensor<3>, Option<Tensor<
     let [batch, len, channels] = input.u.dims();
     let (groups, n) = check(&input)?;
     let device = input.u.device();
-    let implementation = choose("selective_scan", input.implementation, &input.u)?;
+    let implementation = input.implementation.in_f32("selective_scan", &input.u)?;
     let delta = match input.delta_bias {
         Some(bias) => {
             let bias = bias.cast(input.delta.dtype()).unsqueeze();

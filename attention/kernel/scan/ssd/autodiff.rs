@@ -133,11 +133,7 @@ impl<B: Backend + SsdOps, C: CheckpointStrategy> SsdOps for Autodiff<B, C> {
                 let dout = grads.consume::<B>(&ops.node);
                 let (x, plan) = ops.state;
                 let of = B::ssd_gradients(x, dout, plan).into_array();
-                for (parent, grad) in ops.parents.into_iter().zip(of) {
-                    if let Some(parent) = parent {
-                        grads.register::<B>(parent.id, grad);
-                    }
-                }
+                register!(B, grads, ops.parents, of);
             }
         }
 

@@ -12,7 +12,7 @@ mod flex;
 mod reference;
 mod tiled;
 
-use super::{Step, Steps, choose, softplus, unpack, wide};
+use super::{Step, Steps, softplus, unpack, wide};
 use crate::{Error, Implementation};
 use autodiff::{SsdOps, SsdTensors};
 use burn::backend::Dispatch;
@@ -215,7 +215,7 @@ pub fn ssd_discrete(input: SsdDiscrete) -> Result<(Tensor<4>, Option<Tensor<4>>)
         log_decay = log_decay * live * keep + forget;
     }
     let x = input.x.reshape([batch, len, channels]);
-    let implementation = choose("ssd", input.implementation, &x)?;
+    let implementation = input.implementation.in_f32("ssd", &x)?;
     let flat = |x: Tensor<4>| x.reshape([batch, len, groups * n]);
     let inputs = Inputs {
         h0: match input.h0 {

@@ -65,11 +65,11 @@ pub(in crate::scan::selective) fn gradients(
                 to.iter_mut().zip(from).for_each(|(to, x)| *to += x);
             }
         }
-        let of_job = job.channels.len();
+        let of_job = job.members.len();
         for (to, from) in da.chunks_mut(channels).zip(part.a.chunks(of_job)) {
-            to[job.channels.clone()].iter_mut().zip(from).for_each(|(to, x)| *to += x);
+            to[job.members.clone()].iter_mut().zip(from).for_each(|(to, x)| *to += x);
         }
-        dd[job.channels].iter_mut().zip(&part.d).for_each(|(to, x)| *to += x);
+        dd[job.members].iter_mut().zip(&part.d).for_each(|(to, x)| *to += x);
     }
     let tensor = |data: Vec<f32>, shape: &[usize]| {
         FlexTensor::from_data(TensorData::new(data, shape.to_vec()))
@@ -106,7 +106,7 @@ struct Work {
 fn block(call: &Call<'_>, job: &Job, states: &[f32], dout: &Rows, own: &Own<'_>) -> Shared {
     let (n, len, channels) = (call.n, call.len, call.channels);
     let zero = |count: usize| vec![[0.0f32; LANES]; count];
-    let starts: Vec<usize> = job.channels.clone().step_by(LANES).collect();
+    let starts: Vec<usize> = job.members.clone().step_by(LANES).collect();
     let mut work = Work {
         h: zero((SPAN + 1) * n),
         decay: zero(SPAN * n),
@@ -115,7 +115,7 @@ fn block(call: &Call<'_>, job: &Job, states: &[f32], dout: &Rows, own: &Own<'_>)
         runs: starts.iter().map(|_| [zero(n), zero(n), zero(n), zero(n)]).collect(),
         dd: zero(starts.len()),
     };
-    let width = |first: usize| (job.channels.end - first).min(LANES);
+    let width = |first: usize| (job.members.end - first).min(LANES);
     for (run, &first) in work.runs.iter_mut().zip(&starts) {
         call.states_of(call.a.storage(), first, width(first), LOG2_E, &mut run[0]);
         if call.plan.keep_state {
@@ -142,10 +142,10 @@ fn block(call: &Call<'_>, job: &Job, states: &[f32], dout: &Rows, own: &Own<'_>)
             sums.iter_mut().zip(lanes).for_each(|(sum, lanes)| *sum = total(lanes));
         }
     }
-    let of_job = job.channels.len();
+    let of_job = job.members.len();
     let (mut da, mut dd) = (vec![0.0f32; n * of_job], vec![0.0f32; of_job]);
     for ((run, d), &first) in work.runs.iter().zip(&work.dd).zip(&starts) {
-        let (from, width) = (first - job.channels.start, width(first));
+        let (from, width) = (first - job.members.start, width(first));
         for (n, (carry, a)) in run[1].iter().zip(&run[2]).enumerate() {
             put(&own.h0, job.row * call.n + n, first, width, carry);
             da[n * of_job + from..][..width].copy_from_slice(&a[..width]);

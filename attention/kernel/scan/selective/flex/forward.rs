@@ -48,8 +48,8 @@ fn block(
     let (mut h, mut a) = (vec![[0.0; LANES]; n], vec![[0.0; LANES]; n]);
     let h0 = &call.h0.storage::<f32>()[job.row * n * call.channels..];
     let steps = plan.steps.row(job.row);
-    for first in job.channels.clone().step_by(LANES) {
-        let width = (job.channels.end - first).min(LANES);
+    for first in job.members.clone().step_by(LANES) {
+        let width = (job.members.end - first).min(LANES);
         call.states_of(call.a.storage(), first, width, LOG2_E, &mut a);
         call.states_of(h0, first, width, 1.0, &mut h);
         let at = |x: &crate::scan::rows::Rows, t: usize| lanes(&x.at(job.row, t)[first..][..width]);

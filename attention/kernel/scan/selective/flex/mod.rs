@@ -17,12 +17,11 @@ pub(super) use forward::forward;
 
 use super::Plan;
 use super::autodiff::ScanTensors;
+use crate::scan::jobs::Job;
 use crate::scan::rows::{Columns, Rows};
 use crate::simd::{exp2_any, softplus};
 use burn::backend::Flex;
 use burn_flex::FlexTensor;
-use rayon::prelude::*;
-use std::ops::Range;
 
 /// Channels that are computed side by side.
 const LANES: usize = 16;
@@ -53,14 +52,6 @@ struct Call<'a> {
     h0: FlexTensor,
 }
 
-/// The channels of one job: of one row and of one group.
-#[derive(Clone)]
-struct Job {
-    row: usize,
-    group: usize,
-    channels: Range<usize>,
-}
-
 impl<'a> Call<'a> {
     fn new(x: ScanTensors<Flex>, plan: &'a Plan) -> Self {
         let (u, a) = (Rows::new(x.u), x.a.to_contiguous());
@@ -82,26 +73,13 @@ impl<'a> Call<'a> {
     }
 
     fn jobs(&self) -> Vec<Job> {
-        let per_group = self.channels / self.plan.groups;
-        let mut jobs = Vec::new();
-        for row in 0..self.batch {
-            for group in 0..self.plan.groups {
-                let end = (group + 1) * per_group;
-                for first in (group * per_group..end).step_by(BLOCK) {
-                    jobs.push(Job { row, group, channels: first..(first + BLOCK).min(end) });
-                }
-            }
-        }
-        jobs
+        Job::all(self.batch, self.plan.groups, self.channels / self.plan.groups, BLOCK)
     }
 
     /// Results of all jobs, in their order.
     fn run<R: Send>(&self, work: impl Fn(&Job) -> R + Sync) -> Vec<R> {
-        let jobs = self.jobs();
-        if self.batch * self.len * self.channels * self.n < PARALLEL_FROM {
-            return jobs.iter().map(&work).collect();
-        }
-        jobs.par_iter().map(&work).collect()
+        let worth = self.batch * self.len * self.channels * self.n >= PARALLEL_FROM;
+        Job::run(&self.jobs(), worth, work)
     }
 
     /// `[N, E]` of `x` from channel `first` on, `width` of them, times `factor`; zeros beyond.

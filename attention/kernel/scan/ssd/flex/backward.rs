@@ -72,7 +72,7 @@ fn block(call: &Call<'_>, job: &Job, dout: &Rows, own: &Own<'_>) -> (Vec<f32>, V
     let chunks: Vec<Range<usize>> = call.chunks().collect();
     // Of every head: the state before each chunk, and the gradient of the state behind.
     let mut heads: Vec<(Vec<Vec<f32>>, Vec<f32>)> = Vec::new();
-    for head in job.heads.clone() {
+    for head in job.members.clone() {
         let mut states = vec![call.first_state(job, head)];
         for tokens in &chunks[..chunks.len() - 1] {
             let mut h = states[states.len() - 1].clone();
@@ -91,12 +91,12 @@ fn block(call: &Call<'_>, job: &Job, dout: &Rows, own: &Own<'_>) -> (Vec<f32>, V
     for (i, tokens) in chunks.iter().enumerate().rev() {
         let place = tokens.start * n..tokens.end * n;
         let mut chunk = Chunk::new(call, job, tokens, &mut db[place.clone()], &mut dc[place]);
-        for (head, (states, carry)) in job.heads.clone().zip(&mut heads) {
+        for (head, (states, carry)) in job.members.clone().zip(&mut heads) {
             chunk.head(head, &states[i], carry, dout, own);
         }
         chunk.finish();
     }
-    for (head, (_, carry)) in job.heads.clone().zip(&heads) {
+    for (head, (_, carry)) in job.members.clone().zip(&heads) {
         put(&own.h0, job.row * n, head * p, p, carry);
     }
     (db, dc)

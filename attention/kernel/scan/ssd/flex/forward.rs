@@ -29,7 +29,7 @@ pub(in crate::scan::ssd) fn forward(x: SsdTensors<Flex>, plan: &Plan) -> FlexTen
 fn block(call: &Call<'_>, job: &Job, out: &Columns<'_>, of_row: usize) {
     let (n, p) = (call.n, call.p);
     let mut states: Vec<Vec<f32>> =
-        job.heads.clone().map(|head| call.first_state(job, head)).collect();
+        job.members.clone().map(|head| call.first_state(job, head)).collect();
     for tokens in call.chunks() {
         let q = tokens.len();
         let (b, c) = (call.group(&call.b, job, &tokens), call.group(&call.c, job, &tokens));
@@ -37,7 +37,7 @@ fn block(call: &Call<'_>, job: &Job, out: &Columns<'_>, of_row: usize) {
         let mut scores = vec![0.0f32; q * q];
         let b_turned = packed(b.turned(), (n, q));
         times((q, q, n), c, &b_turned, &mut scores, false, Limits::Columns(&bands));
-        for (head, h) in job.heads.clone().zip(&mut states) {
+        for (head, h) in job.members.clone().zip(&mut states) {
             let of = call.head(job, head, &tokens);
             let mut mixed = of.decay.clone();
             mixed.iter_mut().zip(&scores).for_each(|(m, s)| *m *= s);
@@ -53,7 +53,7 @@ fn block(call: &Call<'_>, job: &Job, out: &Columns<'_>, of_row: usize) {
         }
     }
     if call.plan.keep_state {
-        for (head, h) in job.heads.clone().zip(&states) {
+        for (head, h) in job.members.clone().zip(&states) {
             put(out, job.row * of_row + call.len, head * p, p, h);
         }
     }

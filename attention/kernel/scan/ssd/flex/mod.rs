@@ -13,11 +13,11 @@ pub(super) use forward::forward;
 use super::Plan;
 use super::autodiff::SsdTensors;
 use crate::panels::{At, BAND, Limits, Panels, product, widest};
+use crate::scan::jobs::Job;
 use crate::scan::rows::{Columns, Rows};
 use burn::backend::Flex;
 use burn_flex::FlexTensor;
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// Most tokens of a chunk: its products stay in the second-level cache.
@@ -50,14 +50,6 @@ struct Call<'a> {
     h0: FlexTensor,
 }
 
-/// Heads of one row and group.
-#[derive(Clone)]
-struct Job {
-    row: usize,
-    group: usize,
-    heads: Range<usize>,
-}
-
 impl<'a> Call<'a> {
     fn new(x: SsdTensors<Flex>, plan: &'a Plan) -> Self {
         let (b, of_x) = (Rows::new(x.b), Rows::new(x.x));
@@ -79,27 +71,15 @@ impl<'a> Call<'a> {
     }
 
     fn jobs(&self) -> Vec<Job> {
-        let per_group = self.plan.heads / self.plan.groups;
-        let each = (per_group / JOBS).clamp(1, HEADS);
-        let mut jobs = Vec::new();
-        for row in 0..self.batch {
-            for group in 0..self.plan.groups {
-                let end = (group + 1) * per_group;
-                for first in (group * per_group..end).step_by(each) {
-                    jobs.push(Job { row, group, heads: first..(first + each).min(end) });
-                }
-            }
-        }
-        jobs
+        let of_group = self.plan.heads / self.plan.groups;
+        let each = (of_group / JOBS).clamp(1, HEADS);
+        Job::all(self.batch, self.plan.groups, of_group, each)
     }
 
     /// Results of all jobs, in their order; everything inside `work` should inline.
     fn run<R: Send>(&self, work: impl Fn(&Job) -> R + Sync) -> Vec<R> {
-        let jobs = self.jobs();
-        if self.batch * self.len * self.channels * self.n < PARALLEL_FROM {
-            return jobs.iter().map(&work).collect();
-        }
-        jobs.par_iter().map(&work).collect()
+        let worth = self.batch * self.len * self.channels * self.n >= PARALLEL_FROM;
+        Job::run(&self.jobs(), worth, work)
     }
 
     /// The chunks' tokens, in order.
