@@ -14,6 +14,7 @@ use longburn::models::{Blocks, Decoder, ModelConfig};
 use longburn::positional::RopeConfig;
 use longburn::streams::{Draw, Purpose, Streams};
 use longburn::training::eval::{RopePrecision, by_position, document_starts, rope_shift_probe};
+use longburn::training::recipe::settings;
 use longburn::training::report::{Plot, Series};
 use longburn::training::{NextToken, Schedule, TrainConfig, Trainer, Warmup};
 use longburn::{Error, Result};
@@ -97,19 +98,7 @@ struct EvaluatePart {
 
 impl Recipe {
     fn load(path: Option<&Path>) -> Result<Self> {
-        let (name, text) = match path {
-            None => ("run.toml".to_string(), include_str!("run.toml").to_string()),
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-                (path.display().to_string(), text)
-            }
-        };
-        let recipe: Self = toml::from_str(&text).map_err(|e| Error::Parse {
-            file: name,
-            message: e.message().to_string(),
-            span: e.span(),
-            text: Some(text),
-        })?;
+        let (recipe, _): (Self, _) = settings(path, ("run.toml", include_str!("run.toml")))?;
         let TextPart { shortest, longest, .. } = recipe.text;
         if shortest < 2 || longest < shortest {
             let expected = "at least `shortest`, which is at least 2";

@@ -10,6 +10,7 @@ use clap::Parser;
 use longburn::attention::{LayerSchedule, LongGenConfig, MixerConfig, MixerSchedule};
 use longburn::models::{Decoder, ModelConfig};
 use longburn::positional::RopeConfig;
+use longburn::training::recipe::settings;
 use longburn::training::report::{Plot, Series};
 use longburn::training::{NextToken, Schedule, TrainConfig, Trainer, Warmup};
 use longburn::{Error, Result};
@@ -81,19 +82,7 @@ struct EvaluatePart {
 
 impl Recipe {
     fn load(path: Option<&Path>) -> Result<Self> {
-        let (name, text) = match path {
-            None => ("run.toml".to_string(), include_str!("run.toml").to_string()),
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-                (path.display().to_string(), text)
-            }
-        };
-        let recipe: Self = toml::from_str(&text).map_err(|e| Error::Parse {
-            file: name,
-            message: e.message().to_string(),
-            span: e.span(),
-            text: Some(text),
-        })?;
+        let (recipe, _): (Self, _) = settings(path, ("run.toml", include_str!("run.toml")))?;
         recipe.task.check()?;
         Ok(recipe)
     }

@@ -10,7 +10,7 @@ use longburn::models::{Blocks, Decoder};
 use longburn::positional::RopeConfig;
 use longburn::streams::Streams;
 use longburn::training::eval::{EvalWindow, by_position};
-use longburn::training::recipe::ExtendSection;
+use longburn::training::recipe::{ExtendSection, settings};
 use longburn::training::report::{
     Cell, Estimate, EvalRecord, MetricsLog, Progress, Table, TrainRecord, mean_se,
     paired_difference, read_metrics,
@@ -124,19 +124,8 @@ struct Texts {
 }
 
 pub fn run(args: &BooksArgs) -> Result<()> {
-    let (text, file) = match &args.recipe {
-        Some(path) => {
-            let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-            (text, path.display().to_string())
-        }
-        None => (include_str!("books.toml").into(), "books.toml".into()),
-    };
-    let recipe: BooksRecipe = toml::from_str(&text).map_err(|e| Error::Parse {
-        file: file.clone(),
-        message: e.to_string(),
-        text: Some(text.clone()),
-        span: e.span(),
-    })?;
+    let (recipe, file): (BooksRecipe, _) =
+        settings(args.recipe.as_deref(), ("books.toml", include_str!("books.toml")))?;
     recipe.check(&file)?;
     let base = Decoder::load(&args.model, &MixerConfig::Dense, &Device::flex())?;
     let tokenizer = Tokenizer::from_file(&args.model)?;

@@ -2,6 +2,7 @@
 
 use longburn::models::ModelConfig;
 use longburn::positional::{RopeConfig, RopeKind};
+use longburn::training::recipe::settings;
 use longburn::training::{AdamW, Schedule, TrainConfig, Warmup};
 use longburn::{Error, Result};
 use serde::Deserialize;
@@ -121,19 +122,7 @@ fn all() -> f64 {
 impl Recipe {
     /// Read `path`, or the recipe that was compiled in.
     pub fn load(path: Option<&Path>, full: bool, seed: Option<u64>) -> Result<Self> {
-        let (text, file) = match path {
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-                (text, path.display().to_string())
-            }
-            None => (include_str!("run.toml").to_string(), "run.toml".to_string()),
-        };
-        let mut recipe: Self = toml::from_str(&text).map_err(|e| Error::Parse {
-            file: file.clone(),
-            message: e.to_string(),
-            text: Some(text.clone()),
-            span: e.span(),
-        })?;
+        let (mut recipe, file): (Self, _) = settings(path, ("run.toml", include_str!("run.toml")))?;
         if full {
             let full = recipe.full.clone();
             recipe.seeds = full.seeds;

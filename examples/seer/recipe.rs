@@ -4,6 +4,7 @@ use longburn::attention::SeerConfig;
 use longburn::attention::seer::Select;
 use longburn::models::ModelConfig;
 use longburn::positional::RopeConfig;
+use longburn::training::recipe::settings;
 use longburn::training::{AdamW, Schedule, TrainConfig, Warmup};
 use longburn::{Error, Result};
 use serde::Deserialize;
@@ -79,19 +80,7 @@ pub struct EvaluatePart {
 
 impl Recipe {
     pub fn load(path: Option<&Path>) -> Result<Self> {
-        let (text, name) = match path {
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-                (text, path.display().to_string())
-            }
-            None => (include_str!("run.toml").to_string(), "run.toml".to_string()),
-        };
-        let recipe: Self = toml::from_str(&text).map_err(|e| Error::Parse {
-            file: name.clone(),
-            message: e.to_string(),
-            text: None,
-            span: None,
-        })?;
+        let (recipe, name): (Self, _) = settings(path, ("run.toml", include_str!("run.toml")))?;
         for sparsity in &recipe.evaluate.sparsity {
             if !(0.0..1.0).contains(sparsity) {
                 let expected = "shares of at least 0, below 1";

@@ -15,6 +15,7 @@ mod resume;
 mod run;
 mod saving;
 mod sections;
+mod settings;
 mod toml;
 mod watch;
 
@@ -28,6 +29,7 @@ pub use sections::{
     AnchorSection, CheckpointSection, DataKind, DataSection, EvalSection, Family, MixSection,
     ModelSection, NewModel, OutputSection, Recipe, Rows, TrainSection,
 };
+pub use settings::settings;
 pub use watch::MemoryReport;
 
 use crate::{Error, Result};
