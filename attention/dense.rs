@@ -110,7 +110,7 @@ pub(super) fn rotated(mut new: Projected, ctx: &MixContext<'_>) -> (Tensor<4>, K
             new.k = rope.rotate(new.k);
         }
     }
-    let cache = KvCache { k: new.k, v: new.v, tokens: ctx.tokens.clone() };
+    let cache = KvCache::new(new.k, new.v, ctx.tokens.clone());
     (new.q, cache, new.taps)
 }
 

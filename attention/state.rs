@@ -45,9 +45,18 @@ pub struct KvCache {
     pub v: Tensor<4>,
     /// Of the cached keys.
     pub tokens: TokenMeta,
+    room: Option<[Tensor<4>; 2]>,
 }
 
+/// Tokens that a cache has room for beyond those that it holds, as a part of these and at least.
+const ROOM: (usize, usize) = (16, 64);
+
 impl KvCache {
+    /// A cache of these keys `[B, K, S, D]` and values `[B, K, S, E]`.
+    pub fn new(k: Tensor<4>, v: Tensor<4>, tokens: TokenMeta) -> Self {
+        Self { k, v, tokens, room: None }
+    }
+
     /// The cache that a state is, for a mixer that goes on with it.
     ///
     /// # Errors
@@ -64,18 +73,25 @@ impl KvCache {
     ///
     /// # Errors
     /// When the numbers of rows differ.
+    ///
+    /// Without gradients, tokens are written into room that is made for many at once, so that a step
+    /// of generation does not copy all that came before it.
     pub fn append(self, k: Tensor<4>, v: Tensor<4>, tokens: &TokenMeta) -> Result<Self> {
-        Ok(Self {
-            tokens: self.tokens.concat(tokens)?,
-            k: Tensor::cat(vec![self.k, k], 2),
-            v: Tensor::cat(vec![self.v, v], 2),
-        })
+        let tokens = self.tokens.concat(tokens)?;
+        if k.is_autodiff() {
+            let cat = |old, new| Tensor::cat(vec![old, new], 2);
+            return Ok(Self::new(cat(self.k, k), cat(self.v, v), tokens));
+        }
+        let [k_room, v_room] = self.room.map_or([None, None], |room| room.map(Some));
+        let (k, k_room) = grown(self.k, k_room, k);
+        let (v, v_room) = grown(self.v, v_room, v);
+        Ok(Self { k, v, tokens, room: Some([k_room, v_room]) })
     }
 
     /// Key heads `heads` alone.
     pub fn heads(&self, heads: &[usize]) -> Self {
         let pick = |x: &Tensor<4>| x.clone().select(1, indices(heads.iter().copied(), x));
-        Self { k: pick(&self.k), v: pick(&self.v), tokens: self.tokens.clone() }
+        Self::new(pick(&self.k), pick(&self.v), self.tokens.clone())
     }
 
     /// Without the keys that no later query sees under `spec`, in calls with `heads` query heads.
@@ -116,8 +132,29 @@ impl KvCache {
             let kept = x.swap_dims(1, 2).reshape([b * s, k * d]).select(0, index);
             kept.reshape([b, tokens.len(), k, d]).swap_dims(1, 2)
         };
-        Ok(Self { k: pick(self.k), v: pick(self.v), tokens })
+        Ok(Self::new(pick(self.k), pick(self.v), tokens))
     }
+}
+
+/// `old` `[B, K, S, D]` and `new` behind it, and the memory that they lie in. `old` is a part of
+/// `room`, where there is any.
+fn grown(old: Tensor<4>, room: Option<Tensor<4>>, new: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+    let [b, heads, len, d] = old.dims();
+    let all = len + new.dims()[2];
+    let room = match room {
+        Some(room) if room.dims()[2] >= all => {
+            // The room is written where it lies if nobody else looks at it.
+            drop(old);
+            room
+        }
+        _ => {
+            let more = all - len + (all / ROOM.0).max(ROOM.1);
+            let empty = Tensor::<4>::zeros([b, heads, more, d], &old.device()).cast(old.dtype());
+            Tensor::cat(vec![old, empty], 2)
+        }
+    };
+    let room = room.slice_assign([0..b, 0..heads, len..all, 0..d], new);
+    (room.clone().narrow(2, 0, all), room)
 }
 
 /// One query behind the last key of every document, `[B, most documents of a row]`.
@@ -183,11 +220,8 @@ impl State {
         let mut tensors = tensors.into_iter();
         // There are as many as the state has.
         let mut next = |old: &Tensor<4>| tensors.next().unwrap_or_else(|| old.clone());
-        let mut renewed = |cache: &KvCache| KvCache {
-            k: next(&cache.k),
-            v: next(&cache.v),
-            tokens: cache.tokens.clone(),
-        };
+        let mut renewed =
+            |cache: &KvCache| KvCache::new(next(&cache.k), next(&cache.v), cache.tokens.clone());
         Ok(match self {
             Self::Kv(cache) => Self::Kv(renewed(cache)),
             Self::Heads(caches) => Self::Heads(caches.iter().map(renewed).collect()),

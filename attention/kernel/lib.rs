@@ -16,6 +16,8 @@ mod node;
 
 pub mod attention;
 mod branch;
+#[cfg(feature = "flex")]
+mod deep;
 mod error;
 pub mod fused;
 mod host;

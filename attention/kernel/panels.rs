@@ -95,18 +95,8 @@ impl Panels {
             let (at, from) = (matrices[n / panels], n % panels * width);
             let wide = (columns - from).min(width);
             for (r, out) in panel.chunks_mut(width).enumerate() {
-                let at = at.at(r, from);
                 // Safe: `r` and the columns from `from` on lie within the matrix.
-                unsafe {
-                    if at.columns == 1 {
-                        let row = std::slice::from_raw_parts(at.first, wide);
-                        out.iter_mut().zip(row).for_each(|(out, x)| _ = out.write(factor * x));
-                    } else {
-                        let column = |c: usize| *at.at(0, c).first;
-                        (0..wide).for_each(|c| _ = out[c].write(factor * column(c)));
-                    }
-                }
-                out[wide..].fill(MaybeUninit::new(0.0));
+                unsafe { pack_row(at.at(r, from), wide, factor, out) };
             }
         };
         // Safe: `write` leaves nothing out. Less is not worth waking a thread.
@@ -137,6 +127,25 @@ impl Panels {
     }
 }
 
+/// Writes `wide` elements of a row, times `factor`, and zeros beyond them.
+///
+/// # Safety
+/// `at` must be readable at these columns.
+#[inline(always)]
+pub(crate) unsafe fn pack_row(at: At, wide: usize, factor: f32, out: &mut [MaybeUninit<f32>]) {
+    // Safe: as the caller vouches.
+    unsafe {
+        if at.columns == 1 {
+            let row = std::slice::from_raw_parts(at.first, wide);
+            out.iter_mut().zip(row).for_each(|(out, x)| _ = out.write(factor * x));
+        } else {
+            let column = |c: usize| *at.at(0, c).first;
+            (0..wide).for_each(|c| _ = out[c].write(factor * column(c)));
+        }
+    }
+    out[wide..].fill(MaybeUninit::new(0.0));
+}
+
 /// What every [`BAND`] rows of C are computed of.
 #[derive(Clone, Copy)]
 pub(crate) enum Limits<'a> {
@@ -150,7 +159,7 @@ pub(crate) enum Limits<'a> {
 
 /// Rows of C whose sums registers hold beside two vectors of B and one of A.
 #[inline(always)]
-fn group<S: Simd>() -> usize {
+pub(crate) fn group<S: Simd>() -> usize {
     if S::REGISTER_COUNT >= 32 { 12 } else { 6 }
 }
 
@@ -211,20 +220,38 @@ pub(crate) unsafe fn product<S: Simd>(
                 }
                 let c = (c.add(i * c_rows + j), c_rows);
                 let size = (columns, k);
-                // As many sums as registers can hold beside two vectors of B and one of A.
-                i += match here.len() {
-                    12.. if S::REGISTER_COUNT >= 32 => {
-                        rows::<S, 12>(simd, size, a, b, c, accumulate)
-                    }
-                    8 if S::REGISTER_COUNT >= 32 => rows::<S, 8>(simd, size, a, b, c, accumulate),
-                    6 | 11.. => rows::<S, 6>(simd, size, a, b, c, accumulate),
-                    5 | 9 | 10 => rows::<S, 5>(simd, size, a, b, c, accumulate),
-                    4 | 7 | 8 => rows::<S, 4>(simd, size, a, b, c, accumulate),
-                    3 => rows::<S, 3>(simd, size, a, b, c, accumulate),
-                    2 => rows::<S, 2>(simd, size, a, b, c, accumulate),
-                    _ => rows::<S, 1>(simd, size, a, b, c, accumulate),
-                };
+                i += rows_of(simd, here.len(), size, a, b, c, accumulate);
             }
+        }
+    }
+}
+
+/// At most `some` rows of C in one panel's columns; returns how many.
+///
+/// # Safety
+/// As [`product`].
+#[inline(always)]
+pub(crate) unsafe fn rows_of<S: Simd>(
+    simd: S,
+    some: usize,
+    size: (usize, usize),
+    a: At,
+    b: *const f32,
+    c: (*mut f32, usize),
+    accumulate: bool,
+) -> usize {
+    // As many sums as registers can hold beside two vectors of B and one of A.
+    // Safe: as the caller vouches.
+    unsafe {
+        match some {
+            12.. if S::REGISTER_COUNT >= 32 => rows::<S, 12>(simd, size, a, b, c, accumulate),
+            8 if S::REGISTER_COUNT >= 32 => rows::<S, 8>(simd, size, a, b, c, accumulate),
+            6 | 11.. => rows::<S, 6>(simd, size, a, b, c, accumulate),
+            5 | 9 | 10 => rows::<S, 5>(simd, size, a, b, c, accumulate),
+            4 | 7 | 8 => rows::<S, 4>(simd, size, a, b, c, accumulate),
+            3 => rows::<S, 3>(simd, size, a, b, c, accumulate),
+            2 => rows::<S, 2>(simd, size, a, b, c, accumulate),
+            _ => rows::<S, 1>(simd, size, a, b, c, accumulate),
         }
     }
 }

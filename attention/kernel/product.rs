@@ -1,5 +1,6 @@
 //! Whole matrix products on all threads, out of the same panels as attention.
 
+use crate::deep::multiply_deep;
 use crate::panels::{At, Limits, Panels, PanelsAt, product, widest, width};
 use crate::room::Room;
 use crate::simd::{LINE, prefetch};
@@ -17,7 +18,7 @@ const COLUMNS: usize = 256;
 const DEPTH: usize = 256;
 /// Distance between rows of A up to which A is read where it lies: rows farther apart share few
 /// places in a cache.
-pub(crate) const NEAR: usize = 2 * DEPTH;
+pub(crate) const NEAR: usize = 4 * DEPTH - 1;
 /// Elements of B that are packed at a time.
 const PACKED: usize = 1 << 19;
 /// Rows of B that are asked for beforehand: more than the machine foresees by itself.
@@ -71,33 +72,7 @@ pub(crate) unsafe fn multiply(
             }
             return;
         }
-        let threads = match m * n * k {
-            ..PARALLEL_FROM => gemm::Parallelism::None,
-            _ => gemm::Parallelism::Rayon(0),
-        };
-        let stride = |x: usize| x as isize;
-        // dst = 1·dst + 1·lhs·rhs
-        gemm::gemm(
-            m,
-            n,
-            k,
-            c,
-            1,
-            stride(n),
-            accumulate,
-            a.first,
-            stride(a.columns),
-            stride(a.rows),
-            b.first,
-            stride(b.columns),
-            stride(b.rows),
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            threads,
-        )
+        multiply_deep((m, n, k), a, b, c, accumulate)
     }
 }
 
@@ -148,7 +123,7 @@ unsafe fn multiply_part(
 
 /// Where jobs write, each in a block of its own.
 #[derive(Clone, Copy)]
-struct Out(*mut f32);
+pub(crate) struct Out(pub *mut f32);
 
 // Safe: no two jobs write to the same place.
 unsafe impl Send for Out {}
@@ -157,7 +132,7 @@ unsafe impl Sync for Out {}
 impl Out {
     /// # Safety
     /// `first` must lie within C.
-    unsafe fn block(&self, first: usize) -> *mut f32 {
+    pub unsafe fn block(&self, first: usize) -> *mut f32 {
         unsafe { self.0.add(first) }
     }
 }
@@ -306,8 +281,9 @@ mod tests {
             (97, 65, 257),
             (200, 130, 300),
             (5, 600, 64),
-            // An inner dimension that the library takes, and more columns than are packed at a time.
+            // A deep inner dimension, several blocks, and more columns than are packed at a time.
             (3, 5, (1 << 17) + 1),
+            (400, 300, 600),
             (7, PACKED / NEAR + 44, NEAR),
         ] {
             let of_a: Vec<f32> = (0..m * k).map(value).collect();

@@ -242,7 +242,7 @@ impl Lact {
         }
         let cache = match cache {
             Some(cache) => cache.append(k, v, ctx.tokens)?,
-            None => KvCache { k, v, tokens: ctx.tokens.clone() },
+            None => KvCache::new(k, v, ctx.tokens.clone()),
         };
         let spec = MaskSpec::causal().with_window(Some(self.config.window));
         let mask = Mask::new(spec, ctx.tokens.clone(), cache.tokens.clone(), self.heads)?;

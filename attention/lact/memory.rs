@@ -67,7 +67,7 @@ impl LactState {
             let (k, v, rates) = (from.next()?, from.next()?, from.next()?);
             let weights = self.memory.weights.with_tensors(&mut from)?;
             let memory = Memory { weights, k, v, rates, ..self.memory.clone() };
-            let window = KvCache { k: window_k, v: window_v, tokens: self.window.tokens.clone() };
+            let window = KvCache::new(window_k, window_v, self.window.tokens.clone());
             from.next().is_none().then_some(Self { window, memory })
         };
         let needed = self.tensors().len();
@@ -93,9 +93,6 @@ pub(super) fn within_window(cache: KvCache, window: usize) -> Result<KvCache> {
     if first == 0 {
         return Ok(cache);
     }
-    Ok(KvCache {
-        tokens: tokens.slice(first..len)?,
-        k: cache.k.narrow(2, first, len - first),
-        v: cache.v.narrow(2, first, len - first),
-    })
+    let kept = |x: Tensor<4>| x.narrow(2, first, len - first);
+    Ok(KvCache::new(kept(cache.k), kept(cache.v), tokens.slice(first..len)?))
 }

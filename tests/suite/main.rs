@@ -14,6 +14,8 @@ mod book;
 #[cfg(feature = "flex")]
 mod broken;
 #[cfg(feature = "flex")]
+mod cache;
+#[cfg(feature = "flex")]
 mod chat;
 #[cfg(feature = "flex")]
 mod cli;
@@ -63,7 +65,7 @@ mod report;
 mod seer;
 #[cfg(feature = "flex")]
 mod tiny;
-#[cfg(all(feature = "slow", feature = "flex"))]
+#[cfg(feature = "flex")]
 mod toy_extension;
 #[cfg(feature = "flex")]
 mod training;

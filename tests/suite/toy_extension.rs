@@ -1,5 +1,6 @@
 //! Item 6 of what LongLoRA must show, on this repository's own sources as bytes: a model of 64
 //! positions extended to 256, with and without embedding and norms among the trained parameters.
+#![cfg(feature = "slow")]
 
 use burn::tensor::Device;
 use longburn::attention::{LongLoraConfig, MixerConfig};

@@ -1,0 +1,220 @@
+//! Matrix products of which every job packs both sides: for a left side that lies across the grain,
+//! and for inner dimensions that are long beside the result, as in the gradients of weights.
+
+use crate::panels::{At, group, pack_row, rows_of, widest};
+use crate::product::Out;
+use crate::room::Room;
+use crate::simd::{LINE, prefetch};
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+use std::cell::RefCell;
+use std::mem::MaybeUninit;
+
+/// How much of the inner dimension is packed at a time.
+const DEPTH: usize = 256;
+/// Rows of A that are packed at a time, a multiple of every group of rows that registers hold.
+const ROWS: usize = 96;
+/// Rows and columns of C that a job computes at most.
+const HIGH: usize = 3 * ROWS;
+const WIDE: usize = 256;
+/// Jobs that a product is divided into, where it is deep enough. It does not depend on the number of
+/// threads, as the order of sums would.
+const JOBS: usize = 16;
+
+/// Rows that are asked for before they are packed.
+const AHEAD: usize = 4;
+
+thread_local! {
+    /// Packed parts of A and B of the thread's current job.
+    static PACKED: RefCell<Vec<MaybeUninit<f32>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// C `[m, n]` = A `[m, k]`·B `[k, n]` (+ C), rows of C adjacent.
+///
+/// # Safety
+/// `a` and `b` must be readable at their whole sizes, and C be valid for m·n elements, which hold
+/// numbers where they are added to.
+pub(crate) unsafe fn multiply_deep(
+    (m, n, k): (usize, usize, usize),
+    a: At,
+    b: At,
+    c: *mut f32,
+    accumulate: bool,
+) {
+    // Blocks of about the same height, which keep groups of rows whole.
+    let high = m.div_ceil(m.div_ceil(HIGH)).next_multiple_of(12);
+    let (rows, columns) = (m.div_ceil(high), n.div_ceil(WIDE));
+    let blocks = rows * columns;
+    let parts = (JOBS / blocks).clamp(1, k.div_ceil(DEPTH));
+    let part = k.div_ceil(parts).next_multiple_of(DEPTH);
+    let parts = k.div_ceil(part);
+    let size = m * n;
+    let c = Out(c);
+    let job = |to: Out, add: bool, index: usize| {
+        let (from, block) = (index / blocks * part, index % blocks);
+        let (row, column) = (block / columns * high, block % columns * WIDE);
+        widest(Job {
+            size: ((m - row).min(high), (n - column).min(WIDE), (k - from).min(part)),
+            a: a.at(row, from),
+            b: b.at(from, column),
+            // Safe: blocks lie apart, and within C.
+            c: unsafe { to.block(row * n + column) },
+            c_rows: n,
+            accumulate: add,
+        });
+    };
+    if parts == 1 {
+        return (0..blocks).into_par_iter().with_max_len(1).for_each(|i| job(c, accumulate, i));
+    }
+    let mut sums = Room::new(parts * size);
+    let of = Out(sums.as_mut_ptr());
+    (0..parts * blocks).into_par_iter().with_max_len(1).for_each(|i| {
+        // Safe: every part has a result of its own.
+        job(Out(unsafe { of.block(i / blocks * size) }), false, i)
+    });
+    // Safe: the blocks of all parts are all of it.
+    let sums = unsafe { sums.written() };
+    const CHUNK: usize = 1 << 13;
+    (0..size.div_ceil(CHUNK)).into_par_iter().for_each(|chunk| {
+        let here = chunk * CHUNK..size.min((chunk + 1) * CHUNK);
+        // Safe: chunks of C lie apart, and hold numbers where they are added to.
+        let out = unsafe {
+            let first = c.block(here.start);
+            if !accumulate {
+                first.write_bytes(0, here.len());
+            }
+            std::slice::from_raw_parts_mut(first, here.len())
+        };
+        for sums in sums.chunks(size) {
+            out.iter_mut().zip(&sums[here.clone()]).for_each(|(out, sum)| *out += sum);
+        }
+    });
+}
+
+/// A block of C and all that is summed up for it.
+struct Job {
+    size: (usize, usize, usize),
+    a: At,
+    b: At,
+    c: *mut f32,
+    c_rows: usize,
+    accumulate: bool,
+}
+
+impl WithSimd for Job {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let (m, n, k) = self.size;
+        let (width, group) = (2 * S::F32_LANES, group::<S>());
+        // Not lent by a closure, which would be compiled without the vectors of `simd`.
+        let mut packed = PACKED.take();
+        {
+            packed.resize(DEPTH * (WIDE + ROWS + APART), MaybeUninit::new(0.0));
+            let (right, left) = packed.split_at_mut(DEPTH * WIDE);
+            for from in (0..k).step_by(DEPTH) {
+                let deep = (k - from).min(DEPTH);
+                // Safe: rows of B.
+                unsafe { pack_columns(self.b.at(from, 0), (deep, n), width, right) };
+                for row in (0..m).step_by(ROWS) {
+                    let high = (m - row).min(ROWS);
+                    // Safe: rows of A.
+                    let (a, step) =
+                        unsafe { pack_rows(self.a.at(row, from), (high, deep), group, left) };
+                    for (j, panel) in
+                        right.chunks(DEPTH * width).take(n.div_ceil(width)).enumerate()
+                    {
+                        let size = ((n - j * width).min(width), deep);
+                        let mut i = 0;
+                        while i < high {
+                            let a = a.at(i % group, 0);
+                            let a = At { first: a.first.wrapping_add(i / group * step), ..a };
+                            // Safe: rows and columns of this block.
+                            unsafe {
+                                let c = self.c.add((row + i) * self.c_rows + j * width);
+                                let (b, c) = (panel.as_ptr().cast(), (c, self.c_rows));
+                                let some = (high - i).min(group - i % group);
+                                let accumulate = self.accumulate || from > 0;
+                                i += rows_of(simd, some, size, a, b, c, accumulate);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        PACKED.set(packed);
+    }
+}
+
+/// Packs `[deep, n]` into panels that are [`DEPTH`] rows apart, row by row as they lie in memory.
+///
+/// # Safety
+/// `b` must be readable at this size.
+#[inline(always)]
+unsafe fn pack_columns(
+    b: At,
+    (deep, n): (usize, usize),
+    width: usize,
+    out: &mut [MaybeUninit<f32>],
+) {
+    for l in 0..deep {
+        ask_for(b.at(l + AHEAD, 0), n);
+        for j in (0..n).step_by(width) {
+            let out = &mut out[j * DEPTH + l * width..][..width];
+            // Safe: as the caller vouches.
+            unsafe { pack_row(b.at(l, j), (n - j).min(width), 1.0, out) };
+        }
+    }
+}
+
+/// Fetches what is read soon, where it is adjacent: the next row lies on another page, which the
+/// machine does not foresee.
+#[inline(always)]
+fn ask_for(row: At, len: usize) {
+    (0..len).step_by(LINE).for_each(|i| prefetch(row.first.wrapping_add(i)));
+}
+
+/// Distance that rows keep in a copy, so that they do not share places in the first-level cache.
+const APART: usize = 16;
+
+/// Copies `[rows, deep]`, and says where it lies now and how far groups of rows are apart there.
+///
+/// # Safety
+/// `a` must be readable at this size.
+#[inline(always)]
+unsafe fn pack_rows(
+    a: At,
+    (rows, deep): (usize, usize),
+    group: usize,
+    out: &mut [MaybeUninit<f32>],
+) -> (At, usize) {
+    let first = out.as_ptr().cast();
+    if a.rows == 1 {
+        // Group by group, the rows of a group together.
+        for l in 0..deep {
+            ask_for(a.at(0, l + AHEAD), rows);
+            for i in (0..rows).step_by(group) {
+                let (from, out) = (a.at(i, l).first.cast(), &mut out[i * DEPTH + l * group..]);
+                let some = (rows - i).min(group);
+                // Safe: as the caller vouches. A whole group is of a size known when compiling.
+                unsafe {
+                    if some == group {
+                        out[..group].copy_from_slice(std::slice::from_raw_parts(from, group));
+                    } else {
+                        out[..some].copy_from_slice(std::slice::from_raw_parts(from, some));
+                    }
+                }
+            }
+        }
+        return (At { first, rows: 1, columns: group }, group * DEPTH);
+    }
+    let long = DEPTH + APART;
+    for (i, out) in out.chunks_mut(long).take(rows).enumerate() {
+        for (l, out) in out[..deep].iter_mut().enumerate() {
+            // Safe: as the caller vouches.
+            out.write(unsafe { *a.at(i, l).first });
+        }
+    }
+    (At { first, rows: long, columns: 1 }, group * long)
+}
