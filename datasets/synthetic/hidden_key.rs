@@ -5,9 +5,8 @@
 //! the sign comes again and asks for the key, whose tokens ask for each other.
 
 use super::questions::{Question, QuestionRow, QuestionTask, check_sizes};
-use crate::streams::Draw;
+use crate::streams::{Draw, RngCore};
 use crate::{Error, Result};
-use rand_chacha::rand_core::RngCore;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 

@@ -6,9 +6,8 @@
 //! places of the questions are uniform, and the value stands behind its question.
 
 use super::questions::{Question, QuestionRow, QuestionTask, check_sizes, distinct};
-use crate::streams::Draw;
+use crate::streams::{Draw, RngCore};
 use crate::{Error, Result};
-use rand_chacha::rand_core::RngCore;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 

@@ -1,10 +1,9 @@
 //! Rows of token ids that ask for something they said before: what tasks of recall have in common.
 
-use super::super::{IGNORE, Row, Side, TokenBatch};
+use crate::datasets::{IGNORE, Row, Side, TokenBatch};
 use crate::kernel::TokenMeta;
-use crate::streams::{Draw, Purpose, Streams};
+use crate::streams::{Draw, Purpose, RngCore, Streams};
 use crate::{Error, Result};
-use rand_chacha::rand_core::RngCore;
 use std::ops::Range;
 
 /// A token whose successor follows from what stands before it.
@@ -92,9 +91,7 @@ impl QuestionBatch {
                 let (start, len) = (row.ids.len(), document.ids.len());
                 row.ids.extend(&document.ids);
                 row.labels.resize(start + len, IGNORE);
-                // Behind the anchor, which is seen from all of them.
-                let first = usize::from(anchor.is_some());
-                row.pos.extend((first..first + len).map(|pos| pos as i32));
+                row.pos.extend((0..len).map(|pos| pos as i32));
                 row.segment.resize(start + len, segment as i32);
                 rotary.extend((start..start + len).map(|pos| pos as i32));
                 for question in &document.questions {

@@ -167,6 +167,8 @@ pub struct Mixers {
 #[serde(deny_unknown_fields)]
 pub struct Arm {
     pub lr: f64,
+    /// Standard deviation of the first embeddings.
+    pub embedding: f64,
     /// Inner width of the feed-forward layers.
     pub inner: usize,
     pub mixer: MixerSchedule,

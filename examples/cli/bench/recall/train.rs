@@ -76,10 +76,11 @@ impl Making<'_> {
         let longest = evaluate.lengths.iter().max().copied().unwrap_or(0);
         let trained = evaluate.lengths[0] * mixer.documents.unwrap_or(1);
         // All models have a row for the anchor, so that they are of one size.
-        let config = ModelConfig::llama(self.task.vocabulary() + 1, width, layers, heads)
+        let mut config = ModelConfig::llama(self.task.vocabulary() + 1, width, layers, heads)
             .with_intermediate(mixer.inner)
             .with_rope(RopeConfig::new(rope_theta, width / heads.max(1)))
             .with_max_positions(longest.max(trained) + 1);
+        config.initializer_range = mixer.embedding;
         let dense = (mixer.dense_share * train.steps as f64).round() as u64;
         let mut first = MixerSchedule::new(MixerConfig::Dense);
         if dense == 0 {
