@@ -2,8 +2,8 @@
 //! value come first, then, between tokens that mean nothing, every key again, each followed by the
 //! value that it had.
 //!
-//! *Deviations.* The number of pairs is drawn per row, keys and values have ids of their own, the
-//! places of the questions are uniform, and the value stands behind its question.
+//! *Deviations.* The number of pairs is drawn per row, on a logarithmic scale, keys and values have
+//! ids of their own, the places of the questions are uniform, and the value stands behind its question.
 
 use super::questions::{Question, QuestionRow, QuestionTask, check_sizes, distinct};
 use crate::streams::{Draw, RngCore};
@@ -77,7 +77,9 @@ impl QuestionTask for Mqar {
 
     fn row(&self, rng: &mut dyn RngCore) -> QuestionRow {
         let MqarConfig { length, pairs: (least, most), keys, values, filler } = self.0;
-        let pairs = least + rng.below(most - least + 1);
+        // Evenly on a logarithmic scale: short lists are what is learned first.
+        let span = (most + 1) as f64 / least as f64;
+        let pairs = ((least as f64 * span.powf(rng.unit())) as usize).min(most);
         let chosen = distinct(keys, pairs, rng);
         let mut ids = Vec::with_capacity(length);
         for key in &chosen {
