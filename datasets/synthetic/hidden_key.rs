@@ -2,9 +2,10 @@
 //! [`Passkey`](super::Passkey) without words.
 //!
 //! A few words repeat over and over; somewhere between them stands the key behind a sign. At the end
-//! the sign comes again and asks for the key, whose tokens ask for each other.
+//! the sign comes again and asks for the key, whose tokens ask for each other: no two of them are the same,
+//! so that the one before decides.
 
-use super::questions::{Question, QuestionRow, QuestionTask, check_sizes};
+use super::questions::{Question, QuestionRow, QuestionTask, check_sizes, distinct};
 use crate::streams::{Draw, RngCore};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -28,7 +29,7 @@ impl HiddenKeyConfig {
     /// The task.
     ///
     /// # Errors
-    /// A size of 0, or a row without room for the key twice.
+    /// A size of 0, as many digits as values, or a row without room for the key twice.
     pub fn init(&self) -> Result<HiddenKey> {
         let sizes = [
             ("length", self.length),
@@ -37,6 +38,10 @@ impl HiddenKeyConfig {
             ("filler", self.filler),
         ];
         check_sizes("passkey", &sizes)?;
+        if self.digits >= self.values {
+            let expected = format!("below the {} values", self.values);
+            return Err(Error::config("passkey", "digits", self.digits, expected));
+        }
         // Twice a sign and a key, but for the last digit.
         if self.digits.saturating_mul(2) >= self.length {
             let expected = format!("below half of the {} tokens", self.length);
@@ -59,13 +64,17 @@ impl QuestionTask for HiddenKey {
         self.0.filler as u32 + 1..self.vocabulary() as u32
     }
 
+    /// Of the last one, which is none of those before it.
     fn chance(&self) -> f64 {
-        1.0 / self.0.values as f64
+        1.0 / (self.0.values - self.0.digits + 1) as f64
     }
 
     fn row(&self, rng: &mut dyn RngCore) -> QuestionRow {
         let HiddenKeyConfig { length, digits, values, filler } = self.0;
-        let key: Vec<u32> = (0..digits).map(|_| (filler + 1 + rng.below(values)) as u32).collect();
+        let key: Vec<u32> = distinct(values, digits, rng)
+            .into_iter()
+            .map(|digit| (filler + 1 + digit) as u32)
+            .collect();
         let end = length - digits;
         let start = rng.below(end - digits);
         let first = rng.below(filler);

@@ -90,6 +90,7 @@ fn a_pass_key_stands_between_words_that_repeat_and_is_asked_for_at_the_end() {
         let start = ids.iter().position(|id| *id == 6).unwrap();
         starts.insert(start);
         assert_eq!((ids.len(), key.len(), ids[36]), (40, 4, 6));
+        assert_eq!(key.iter().collect::<BTreeSet<_>>().len(), 4);
         assert_eq!(ids[start + 1..start + 5], key);
         assert_eq!(ids[37..], key[..3]);
         for (i, Question { at, evidence, .. }) in questions.into_iter().enumerate() {
@@ -195,6 +196,7 @@ fn sizes_that_cannot_be_are_named() {
     assert_eq!(field(CopyingConfig { values: 5, ..copying(40) }.init().map(drop)), "items");
     assert_eq!(field(CopyingConfig { filler: 0, ..copying(40) }.init().map(drop)), "filler");
     assert_eq!(field(passkey(8).init().map(drop)), "digits");
+    assert_eq!(field(HiddenKeyConfig { values: 4, ..passkey(40) }.init().map(drop)), "digits");
     assert!(passkey(9).init().is_ok() && copying(10).init().is_ok());
     let rows = passkey(9).init().unwrap().rows(0, 0, 1);
     assert_eq!(field(QuestionBatch::packed(&rows, 0, None).map(drop)), "documents per row");

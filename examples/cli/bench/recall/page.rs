@@ -122,7 +122,7 @@ fn page(grid: &Grid<'_>) -> String {
          {} with {} heads and are trained from nothing for {} steps of {} rows at {} tokens; they are asked at {} \
          tokens, by {} rows. Given are right answers in percent, means over {} seeds ± standard error. \
          Chance: {}.\n\n\
-         Rotary positions are not scaled for the longer rows. LongLoRA is dense in the first half of its steps, as it \
+         Rotary positions are not scaled for the longer rows. LongLoRA is dense in the first steps, as it \
          adapts dense models, and in evaluation. LongGen's first layer is sparse and its last one full: of two \
          layers none is the middle third. Anchor's rows are packed, with the same number of tokens per step. \
          Seer is the dense model with a gate, trained for some steps more with everything else frozen, and \
