@@ -162,7 +162,7 @@ fn what_cannot_be_is_named() {
     for (from, to, kind, parts) in [
         ("lengths = [128", "lengths = [64", "config", ["tasks.mqar.length", "128"]),
         (
-            "dense_share = 0.5",
+            "dense_share = 0.75",
             "dense_share = 1.5",
             "config",
             ["mixers.longlora.dense_share", "1.5"],

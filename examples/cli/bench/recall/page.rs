@@ -18,8 +18,7 @@ use std::path::PathBuf;
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  longburn bench recall-page --from docs/results/recall --out docs/results/recall.md \
-  --image docs/images/recall.svg")]
+  longburn bench recall-page --from runs/recall --out recall.md --image recall.svg")]
 pub struct RecallPageArgs {
     /// Folder of results
     #[arg(long, value_name = "DIR")]
