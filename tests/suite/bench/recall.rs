@@ -168,7 +168,7 @@ fn what_cannot_be_is_named() {
             ["mixers.longlora.dense_share", "1.5"],
         ),
         ("documents = 4", "documents = 0", "config", ["mixers.anchor.documents", "0"]),
-        ("digits = 6", "digits = 64", "config", ["digits", "64"]),
+        ("digits = 4", "digits = 64", "config", ["digits", "64"]),
         ("chunk = 64, window", "chunks = 64, window", "parse", ["settings.toml", "chunks"]),
     ] {
         let changed = text.replace(from, to);
@@ -179,7 +179,7 @@ fn what_cannot_be_is_named() {
         assert!(parts.iter().all(|part| message.contains(part)), "{from}: {message}");
     }
     // What a process of its own says.
-    fs::write(folder.path("settings.toml"), text.replace("digits = 6", "digits = 64")).unwrap();
+    fs::write(folder.path("settings.toml"), text.replace("digits = 4", "digits = 64")).unwrap();
     let (_, message) = folder.refusal("a", &["--task", "passkey", "--jobs", "2"]);
     assert!(message.contains("passkey, ") && message.contains("`digits` is 64"), "{message}");
     let (kind, message) = refusal(&["recall-page", "--from", "no-such-folder"]);
