@@ -125,8 +125,9 @@ fn page(grid: &Grid<'_>) -> String {
          adapts dense models, and in evaluation. LongGen's first layer is sparse and its last one full: of two \
          layers none is the middle third. Anchor's rows are packed, with the same number of tokens per step. \
          Seer is the dense model with a gate, trained for some steps more with everything else frozen, and \
-         asked with the blocks that the gate chooses. Every mixer has one learning rate, chosen \
-         beforehand; all settings are in `examples/cli/bench/recall/settings.toml`.\n\n\
+         asked with the blocks that the gate chooses. Every mixer has one learning rate and one \
+         spread of the first embeddings, chosen beforehand by a few trials, most of them of dense attention and \
+         of seed 0; all settings are in `examples/cli/bench/recall/settings.toml`.\n\n\
          ```sh\nlongburn bench recall --jobs 2 --out docs/results/recall\n\
          longburn bench recall-page --from docs/results/recall --out docs/results/recall.md --image \
          docs/images/recall.svg\n```\n\n",
