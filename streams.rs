@@ -5,7 +5,8 @@
 //! generator.
 
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
+pub use rand_chacha::rand_core::RngCore;
+use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
 /// What random numbers are for; streams of different purposes are independent.

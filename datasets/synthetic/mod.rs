@@ -1,15 +1,23 @@
 //! Tasks made on the spot, whose answers are known.
 
+mod copying;
+mod hidden_key;
 mod mersenne;
+mod mqar;
 mod needle;
 mod passkey;
+mod questions;
 
+pub use copying::{Copying, CopyingConfig};
+pub use hidden_key::{HiddenKey, HiddenKeyConfig};
 pub use mersenne::LegacyRandom;
+pub use mqar::{Mqar, MqarConfig};
 pub use needle::{Needle, NeedleConfig, NeedleSample};
 pub use passkey::{
     Passkey, PasskeyConfig, PasskeyPrompt, PasskeyPromptConfig, PasskeySample, PasskeyTemplate,
     insert_statements, longlora_filler, stratified_depth,
 };
+pub use questions::{Question, QuestionBatch, QuestionRow, QuestionTask};
 
 use crate::{Error, Result};
 

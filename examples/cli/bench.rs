@@ -12,6 +12,7 @@ mod measure;
 mod memory;
 mod models;
 mod page;
+mod recall;
 mod row;
 mod suite;
 mod table;
@@ -46,6 +47,8 @@ pub enum BenchVerb {
     Suite(suite::SuiteArgs),
     Compare(compare::CompareArgs),
     Page(page::PageArgs),
+    Recall(recall::RecallArgs),
+    RecallPage(recall::RecallPageArgs),
     #[command(hide = true)]
     Side(memory::SideArgs),
 }
@@ -64,6 +67,8 @@ impl BenchVerb {
             Self::Suite(args) => args.run(globals),
             Self::Compare(args) => args.run(globals),
             Self::Page(args) => args.run(globals),
+            Self::Recall(args) => args.run(globals),
+            Self::RecallPage(args) => args.run(globals),
             Self::Side(args) => args.run(globals),
         }
     }

@@ -8,15 +8,17 @@ mod task;
 use burn::tensor::Device;
 use clap::Parser;
 use longburn::attention::{LayerSchedule, LongGenConfig, MixerConfig, MixerSchedule};
+use longburn::datasets::synthetic::{QuestionBatch, QuestionTask};
 use longburn::models::{Decoder, ModelConfig};
 use longburn::positional::RopeConfig;
+use longburn::training::eval::answered;
 use longburn::training::recipe::settings;
 use longburn::training::report::{Plot, Series};
 use longburn::training::{NextToken, Schedule, TrainConfig, Trainer, Warmup};
 use longburn::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use task::{Answer, Task};
+use task::Task;
 
 /// Convert a small dense model to LongGen's layers, and measure what it still finds.
 #[derive(Parser, Debug)]
@@ -194,10 +196,8 @@ fn train(recipe: &Recipe, model: Decoder, stage: Stage, seed: u64) -> Result<Dec
         .with_micro_batches(micro_batches)
         .with_workers(micro_batches);
     let mut data = |step: u64, micro: u32| {
-        recipe
-            .task
-            .batch(seed, step * u64::from(micro_batches) + u64::from(micro), batch)
-            .map(|(batch, _)| Some(batch))
+        let n = step * u64::from(micro_batches) + u64::from(micro);
+        QuestionBatch::stack(&recipe.task.rows(seed, n, batch)).map(|made| Some(made.batch))
     };
     Ok(Trainer::new(config)?.fit(model, &NextToken, &mut data, &mut |_| Ok(()))?.model)
 }
@@ -209,10 +209,11 @@ fn measure(recipe: &Recipe, seed: u64, arm: &'static str, model: &Decoder) -> Re
     let (mut right, mut all) = (vec![0.0; 8], vec![0.0; 8]);
     let (mut right_beyond, mut all_beyond) = (0.0, 0.0);
     for n in 0..recipe.evaluate.rows.div_ceil(16) as u64 {
-        for Answer { distance, needle, right: answered } in
-            recipe.task.answers(model, seed + (1 << 32), n, 16)?
-        {
-            let answered = f64::from(u8::from(answered));
+        let batch = QuestionBatch::stack(&recipe.task.rows(seed + (1 << 32), n, 16))?;
+        let said = answered(model, &batch, recipe.task.answers())?;
+        for ((_, question), is_right) in batch.questions.iter().zip(said) {
+            let (distance, needle) = (question.at - question.evidence, question.evidence);
+            let answered = f64::from(u8::from(is_right));
             right[distance / bin] += answered;
             all[distance / bin] += 1.0;
             if distance >= near && needle >= sinks {

@@ -2,6 +2,7 @@
 //! Nothing here says how fast anything is.
 
 mod files;
+mod recall;
 mod refusals;
 mod torch;
 

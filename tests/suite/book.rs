@@ -86,6 +86,24 @@ fn the_page_of_performance_is_that_of_the_results() {
     }
 }
 
+/// As that of performance. All cells are there, made with the settings of the program.
+#[test]
+fn the_page_of_recall_is_that_of_the_results() {
+    let results = docs().join("results/recall");
+    if !results.exists() {
+        return println!("skipped: there are no results");
+    }
+    let image = tempfile::tempdir().unwrap();
+    let drawn = image.path().join("recall.svg");
+    let [from, to] = [results.to_str().unwrap(), drawn.to_str().unwrap()];
+    let page = longburn(&["bench", "recall-page", "--from", from, "--image", to]);
+    committed("results/recall.md", &page);
+    committed("images/recall.svg", &fs::read_to_string(&drawn).unwrap());
+    assert!(!page.contains("Not measured:"), "{page}");
+    let said = longburn(&["bench", "recall", "--json", "--out", from, "--seed", "0"]);
+    assert!(said.starts_with("{\"skipped\":24,"), "{said}");
+}
+
 /// Verbs of the reference page, without `longburn`.
 fn verbs() -> Vec<Vec<String>> {
     let text = longburn(&["reference"]);

@@ -5,6 +5,7 @@ mod faults;
 mod mixture;
 mod packing;
 mod passkey;
+mod questions;
 mod sources;
 mod tokenizer;
 

@@ -1,6 +1,7 @@
 //! Perplexity, loss by position and pass keys against closed forms and slow loops.
 
 mod grids;
+mod questions;
 mod rows;
 mod tasks;
 

@@ -8,6 +8,7 @@ mod loglikelihood;
 mod passkey;
 mod perplexity;
 mod position;
+mod questions;
 mod results;
 mod rolling;
 mod rope_shift;
@@ -21,6 +22,7 @@ pub use perplexity::{Perplexity, PerplexityReport, Protocol};
 pub use position::{
     BucketSum, PositionBucket, PositionReport, by_position, document_starts, doubling_buckets,
 };
+pub use questions::answered;
 pub use results::{ResultsFile, data_stamp, model_stamp, resumable};
 pub use rolling::{RollingItem, RollingReport, rolling, rolling_windows};
 pub use rope_shift::{RopePrecision, RopeShift, rope_shift_probe};
