@@ -14,7 +14,7 @@ use longburn::models::{Blocks, Decoder, ModelConfig};
 use longburn::positional::RopeConfig;
 use longburn::streams::{Draw, Purpose, Streams};
 use longburn::training::eval::{RopePrecision, by_position, document_starts, rope_shift_probe};
-use longburn::training::recipe::settings;
+use longburn::training::recipe::{exit_code, settings};
 use longburn::training::report::{Plot, Series};
 use longburn::training::{NextToken, Schedule, TrainConfig, Trainer, Warmup};
 use longburn::{Error, Result};
@@ -195,13 +195,7 @@ impl Text {
 }
 
 fn main() -> std::process::ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            std::process::ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<()> {

@@ -10,7 +10,7 @@ use clap::Parser;
 use longburn::attention::{LayerSchedule, LongGenConfig, MixerConfig, MixerSchedule};
 use longburn::models::{Decoder, ModelConfig};
 use longburn::positional::RopeConfig;
-use longburn::training::recipe::settings;
+use longburn::training::recipe::{exit_code, settings};
 use longburn::training::report::{Plot, Series};
 use longburn::training::{NextToken, Schedule, TrainConfig, Trainer, Warmup};
 use longburn::{Error, Result};
@@ -109,13 +109,7 @@ struct Measured {
 }
 
 fn main() -> std::process::ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            std::process::ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<()> {

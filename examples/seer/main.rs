@@ -13,6 +13,7 @@ use burn::tensor::Device;
 use clap::Parser;
 use longburn::attention::{MixerConfig, SequenceMixer};
 use longburn::models::{Blocks, Decoder, ForwardOptions, SaveOptions, gates};
+use longburn::training::recipe::exit_code;
 use longburn::training::report::Progress;
 use longburn::training::{NextToken, Objective, TrainConfig, Trainer};
 use longburn::{Error, Result};
@@ -45,13 +46,7 @@ struct Args {
 }
 
 fn main() -> std::process::ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            std::process::ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<()> {
