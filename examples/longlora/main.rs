@@ -6,6 +6,8 @@
 
 mod arms;
 mod books;
+#[path = "../corpus.rs"]
+mod corpus;
 mod measure;
 mod page;
 mod recipe;

@@ -2,6 +2,8 @@
 //! with everything else frozen, and measures what sparse attention costs when the gate chooses
 //! the blocks, and when a window, chance, or the attention weights themselves do.
 
+#[path = "../corpus.rs"]
+mod corpus;
 mod page;
 mod recall;
 mod recipe;
