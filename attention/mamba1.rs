@@ -11,7 +11,7 @@
 //! last state has a gradient.
 
 use super::state_space::{self, Conv1d, Past, StepSizes};
-use super::{Linear, MixContext, MixOutput, SequenceMixer, State};
+use super::{Linear, MixContext, MixOutput, MixerSite, SequenceMixer, State};
 use crate::streams::Streams;
 use crate::{Error, Result};
 use burn::module::{Module, Param};
@@ -114,6 +114,27 @@ impl Mamba1Config {
         first: u32,
         device: &Device,
     ) -> Result<Mamba1> {
+        self.drawn(hidden, layers, (streams, first), device, true)
+    }
+
+    /// Build for a layer of a model.
+    ///
+    /// # Errors
+    /// As [`Mamba1Config::init`].
+    pub fn build(&self, site: &MixerSite<'_>) -> Result<Mamba1> {
+        let streams = (site.streams, site.own_streams());
+        self.drawn(site.hidden, site.layers, streams, site.device, site.drawn)
+    }
+
+    /// What is about to be read takes no time to draw: matrices are then zero.
+    fn drawn(
+        &self,
+        hidden: usize,
+        layers: usize,
+        (streams, first): (&Streams, u32),
+        device: &Device,
+        drawn: bool,
+    ) -> Result<Mamba1> {
         let (inner, rank, n) = (self.inner(hidden), self.rank(hidden), self.d_state);
         let sizes = [
             ("hidden", hidden),
@@ -128,6 +149,7 @@ impl Mamba1Config {
         }
         self.step_sizes.check("mixer mamba1")?;
         let linear = |from, to, bias, factor, index| {
+            let factor = if drawn { factor } else { 0.0 };
             state_space::linear((from, to), bias, factor, (streams, first + index), device)
         };
         let mut dt_proj = linear(rank, inner, false, 1.0, 4);

@@ -10,7 +10,9 @@
 //! convolution, several tokens may follow a state, and the last state has a gradient.
 
 use super::state_space::{self, Conv1d, Past, StepSizes};
-use super::{Linear, MixContext, MixOutput, RmsNorm, RmsNormConfig, SequenceMixer, State};
+use super::{
+    Linear, MixContext, MixOutput, MixerSite, RmsNorm, RmsNormConfig, SequenceMixer, State,
+};
 use crate::streams::Streams;
 use crate::{Error, Result};
 use burn::module::{Module, Param};
@@ -209,10 +211,32 @@ impl Mamba2Config {
         first: u32,
         device: &Device,
     ) -> Result<Mamba2> {
+        self.drawn(hidden, layers, (streams, first), device, true)
+    }
+
+    /// Build for a layer of a model.
+    ///
+    /// # Errors
+    /// As [`Mamba2Config::init`].
+    pub fn build(&self, site: &MixerSite<'_>) -> Result<Mamba2> {
+        let streams = (site.streams, site.own_streams());
+        self.drawn(site.hidden, site.layers, streams, site.device, site.drawn)
+    }
+
+    /// What is about to be read takes no time to draw: matrices are then zero.
+    fn drawn(
+        &self,
+        hidden: usize,
+        layers: usize,
+        (streams, first): (&Streams, u32),
+        device: &Device,
+        drawn: bool,
+    ) -> Result<Mamba2> {
         self.check(hidden, layers)?;
         let (inner, heads) = (self.inner(hidden), self.heads(hidden));
         let convolved = inner + 2 * self.n_groups * self.d_state;
         let linear = |from, to, factor, index| {
+            let factor = if drawn { factor } else { 0.0 };
             state_space::linear((from, to), self.bias, factor, (streams, first + index), device)
         };
         let (low, high) = self.a_init;

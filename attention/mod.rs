@@ -110,16 +110,10 @@ impl MixerConfig {
     /// # Errors
     /// As [`init`](Self::init), and for attention in a family without.
     pub fn build(&self, site: &MixerSite<'_>) -> Result<Mixer> {
-        let MixerSite { hidden, layers, streams, device, .. } = *site;
-        let first = site.own_streams();
         Ok(match self {
             Self::Lact(config) => Mixer::Lact(config.build(site)?),
-            Self::Mamba1(config) => {
-                Mixer::Mamba1(config.init(hidden, layers, streams, first, device)?)
-            }
-            Self::Mamba2(config) => {
-                Mixer::Mamba2(config.init(hidden, layers, streams, first, device)?)
-            }
+            Self::Mamba1(config) => Mixer::Mamba1(config.build(site)?),
+            Self::Mamba2(config) => Mixer::Mamba2(config.build(site)?),
             _ => self.init(site.projections()?, site.window)?,
         })
     }

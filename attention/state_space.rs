@@ -75,7 +75,7 @@ pub(crate) fn drawn<const D: usize>(
     Tensor::from_data(TensorData::new(data, shape), device)
 }
 
-/// Uniform in ± `bound`.
+/// Uniform in ± `bound`; nothing is drawn where that is 0.
 pub(crate) fn uniform<const D: usize>(
     shape: [usize; D],
     bound: f64,
@@ -83,6 +83,9 @@ pub(crate) fn uniform<const D: usize>(
     index: u32,
     device: &Device,
 ) -> Tensor<D> {
+    if bound == 0.0 {
+        return Tensor::zeros(shape, device);
+    }
     drawn(shape, streams, index, device, |unit| ((2.0 * unit - 1.0) * bound) as f32)
 }
 

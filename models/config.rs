@@ -193,9 +193,8 @@ impl ModelConfig {
                 span: None,
             });
         };
-        let mut config = read::config(raw, file_name)?;
+        let config = read::config(raw, file_name)?;
         config.check(file_name)?;
-        mamba::forget_endless_limit(&mut config);
         Ok(config)
     }
 

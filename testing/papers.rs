@@ -66,8 +66,8 @@ pub fn papers() -> &'static [Paper] {
     PAPERS
 }
 
-/// What the papers stand on: techniques that are here to be extended and compared with. They have
-/// no examples of their own.
+/// What the papers stand on: techniques that are here to be extended and compared with. Few have an
+/// example of their own; those own what a paper does.
 pub fn foundations() -> &'static [Paper] {
     FOUNDATIONS
 }
@@ -144,7 +144,7 @@ const PAPERS: &[Paper] = &[
     planned("anchor", "2411.13476", "attention", "When Precision Meets Position: BFloat16 Breaks Down RoPE in Long-Context Training", "Packed documents share one first token at position 0").implemented("attention/anchor.rs", Some("examples/anchor")),
     planned("qwen25_1m", "2501.15383", "attention", "Qwen2.5-1M Technical Report", "Dual chunk attention, sparse prefill and a recipe up to a million tokens"),
     planned("longmamba", "2504.16053", "attention", "LongMamba: Enhancing Mamba's Long Context Capabilities via Training-Free Receptive Field Enlargement", "Unimportant tokens leave the state of slowly forgetting heads alone"),
-    planned("lact", "2505.23884", "attention", "Test-Time Training Done Right", "Fast weights updated once per large chunk, beside window attention"),
+    planned("lact", "2505.23884", "attention", "Test-Time Training Done Right", "Fast weights updated once per large chunk, beside window attention").implemented("attention/lact/mod.rs", Some("examples/lact")),
     planned("deltallm", "2507.19608", "attention", "DeltaLLM: A Training-Free Framework Exploiting Temporal Sparsity for Efficient Edge LLM Inference", "Small changes between neighbouring keys are skipped outside a local window"),
     planned("lawcat", "2509.18467", "attention", "LAWCAT: Efficient Distillation from Quadratic to Linear Attention with Convolution across Tokens for Long Context Modeling", "Softmax attention distilled into gated linear attention with short convolutions"),
 
@@ -201,6 +201,6 @@ const FOUNDATIONS: &[Paper] = &[
     planned("rope_longrope", "2402.13753", "positional", "LongRoPE: Extending LLM Context Window Beyond 2 Million Tokens", "A divisor per pair, found by search").implemented("positional/frequencies.rs", None),
     planned("gpt_neox", "2204.06745", "models", "GPT-NeoX-20B: An Open-Source Autoregressive Language Model", "Feed-forward layer beside attention, rotation of a part of each head").implemented("models/decoder.rs", None),
     planned("lora", "2106.09685", "models", "LoRA: Low-Rank Adaptation of Large Language Models", "Trained low-rank updates beside frozen weights").implemented("models/lora.rs", None),
-    planned("mamba1", "2312.00752", "attention", "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", "A selective state space per channel"),
-    planned("mamba2", "2405.21060", "attention", "Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State Space Duality", "A scalar decay per head, computed in chunks"),
+    planned("mamba1", "2312.00752", "attention", "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", "A selective state space per channel").implemented("attention/mamba1.rs", Some("examples/mamba1")),
+    planned("mamba2", "2405.21060", "attention", "Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State Space Duality", "A scalar decay per head, computed in chunks").implemented("attention/mamba2.rs", Some("examples/mamba2")),
 ];

@@ -4,4 +4,5 @@ pub mod anchor;
 pub mod lact;
 pub mod longgen;
 pub mod longlora;
+pub mod mamba;
 pub mod seer;

@@ -3,10 +3,12 @@
 //!
 //! `cargo run --example anchor`
 
+#[path = "../corpus.rs"]
+mod corpus;
+
 use burn::tensor::Device;
 use clap::Parser;
 use longburn::attention::MixerConfig;
-use longburn::datasets::source::CrateSourceConfig;
 use longburn::datasets::{
     AnchorEngine, AnchorPacking, PackConfig, PackPositions, TokenDocument, Tokenizer, split,
 };
@@ -14,7 +16,7 @@ use longburn::models::{Blocks, Decoder, ModelConfig};
 use longburn::positional::RopeConfig;
 use longburn::streams::{Draw, Purpose, Streams};
 use longburn::training::eval::{RopePrecision, by_position, document_starts, rope_shift_probe};
-use longburn::training::recipe::settings;
+use longburn::training::recipe::{exit_code, settings};
 use longburn::training::report::{Plot, Series};
 use longburn::training::{NextToken, Schedule, TrainConfig, Trainer, Warmup};
 use longburn::{Error, Result};
@@ -22,8 +24,6 @@ use serde::Deserialize;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// Which crates there are, whatever folder the example is run from.
-const LOCK: &str = include_str!("../../Cargo.lock");
 /// Behind the 256 bytes.
 const BOS: u32 = 256;
 
@@ -160,7 +160,7 @@ struct Text {
 
 impl Text {
     fn read(recipe: &Recipe) -> Result<Self> {
-        let mut documents = CrateSourceConfig::new(LOCK).read()?.documents;
+        let mut documents = corpus::crates()?.documents;
         documents.truncate(recipe.text.crates);
         let (train, held_out) = split(documents, recipe.text.hold_out)?;
         let bytes = |text: &str| text.bytes().map(u32::from).collect::<Vec<u32>>();
@@ -195,13 +195,7 @@ impl Text {
 }
 
 fn main() -> std::process::ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            std::process::ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<()> {

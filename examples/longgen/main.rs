@@ -12,7 +12,7 @@ use longburn::datasets::synthetic::{QuestionBatch, QuestionTask};
 use longburn::models::{Decoder, ModelConfig};
 use longburn::positional::RopeConfig;
 use longburn::training::eval::answered;
-use longburn::training::recipe::settings;
+use longburn::training::recipe::{exit_code, settings};
 use longburn::training::report::{Plot, Series};
 use longburn::training::{NextToken, Schedule, TrainConfig, Trainer, Warmup};
 use longburn::{Error, Result};
@@ -111,13 +111,7 @@ struct Measured {
 }
 
 fn main() -> std::process::ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            std::process::ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<()> {

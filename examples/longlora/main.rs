@@ -6,6 +6,8 @@
 
 mod arms;
 mod books;
+#[path = "../corpus.rs"]
+mod corpus;
 mod measure;
 mod page;
 mod recipe;
@@ -14,6 +16,7 @@ mod text;
 use arms::Arm;
 use clap::{Parser, Subcommand};
 use longburn::Result;
+use longburn::training::recipe::exit_code;
 use longburn::training::report::Progress;
 use measure::Measured;
 use recipe::Recipe;
@@ -57,17 +60,10 @@ enum Command {
 fn main() -> std::process::ExitCode {
     longburn::kernel::keep_freed_memory();
     let args = Args::parse();
-    let done = match &args.command {
+    exit_code(match &args.command {
         Some(Command::Books(books)) => books::run(books),
         None => run(&args),
-    };
-    match done {
-        Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            std::process::ExitCode::FAILURE
-        }
-    }
+    })
 }
 
 fn run(args: &Args) -> Result<()> {

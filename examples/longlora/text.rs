@@ -1,12 +1,12 @@
 //! The text: documents split into training and held-out ones, a tokenizer trained on the former,
 //! and the rows that the trainer and the evaluation take from them.
 
-use crate::recipe::{KeyRows, Recipe};
-use longburn::datasets::source::{CrateSourceConfig, open};
+use crate::corpus::{self, Corpus};
+use crate::recipe::{KeyRows, Recipe, TextPart};
+use longburn::datasets::source::open;
 use longburn::datasets::synthetic::{Passkey, PasskeyConfig, stratified_depth};
 use longburn::datasets::{
-    BpeConfig, DataReport, Document, Row, Side, TokenBatch, TokenDocument, Tokenizer,
-    WindowSampler, split, tokenize, train_bpe,
+    BpeConfig, DataReport, Document, Row, Side, TokenBatch, TokenDocument, Tokenizer, WindowSampler,
 };
 use longburn::streams::{Draw, Purpose, Streams};
 use longburn::training::eval::PasskeyItem;
@@ -15,9 +15,6 @@ use longburn::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::sync::Arc;
-
-/// Which crates there are, whatever folder the example is run from.
-const LOCK: &str = include_str!("../../Cargo.lock");
 
 /// Everything that is read, trained on and evaluated on.
 pub struct Text {
@@ -32,24 +29,21 @@ pub struct Text {
 
 impl Text {
     pub fn read(data: Option<&Path>, recipe: &Recipe, progress: &Progress) -> Result<Self> {
-        let mut stage = progress.stage("text and tokenizer", Some(3), "steps");
+        let mut stage = progress.stage("text and tokenizer", Some(2), "steps");
         let (documents, origin, sha256, read) = match data {
             Some(path) => from_path(path)?,
             None => {
-                let crates = CrateSourceConfig::new(LOCK).read()?;
+                let crates = corpus::crates()?;
                 let n = crates.documents.len();
                 let origin = format!("the Rust sources of {n} crates in this project's Cargo.lock");
                 (crates.documents, origin, crates.sha256, crates.report)
             }
         };
         stage.advance(1);
-        let (train, held_out) = split(documents, recipe.text.hold_out)?;
-        let sample = spread(&train, recipe.text.tokenizer_documents);
-        let config = BpeConfig::new(recipe.text.vocabulary).with_single_digits(true);
-        let tokenizer = train_bpe(sample.iter().map(|d| d.text.as_str()), &config)?;
-        stage.advance(1);
-        let (train, of_train) = tokenize(&train, &tokenizer, false)?;
-        let (held_out, of_held_out) = tokenize(&held_out, &tokenizer, false)?;
+        let TextPart { vocabulary, hold_out, tokenizer_documents } = recipe.text;
+        let config = BpeConfig::new(vocabulary).with_single_digits(true);
+        let Corpus { tokenizer, train, held_out, report } =
+            Corpus::new(documents, hold_out, (&config, tokenizer_documents))?;
         let long = |d: &&TokenDocument| d.ids.len() > recipe.extend.length;
         if held_out.iter().filter(long).count() == 0 {
             return Err(Error::Data(format!(
@@ -64,7 +58,7 @@ impl Text {
             .init(&tokenizer)?;
         stage.advance(1);
         stage.finish();
-        let report = read.then(&of_train).then(&of_held_out);
+        let report = read.then(&report);
         Ok(Self { origin, sha256, tokenizer, train: train.into(), held_out, passkey, report })
     }
 
@@ -135,12 +129,6 @@ impl Text {
         }
         Ok(items)
     }
-}
-
-/// `n` documents from all over the list.
-fn spread(documents: &[Document], n: usize) -> Vec<&Document> {
-    let step = documents.len().div_ceil(n.max(1)).max(1);
-    documents.iter().step_by(step).collect()
 }
 
 fn from_path(path: &Path) -> Result<(Vec<Document>, String, String, DataReport)> {

@@ -2,6 +2,8 @@
 //! with everything else frozen, and measures what sparse attention costs when the gate chooses
 //! the blocks, and when a window, chance, or the attention weights themselves do.
 
+#[path = "../corpus.rs"]
+mod corpus;
 mod page;
 mod recall;
 mod recipe;
@@ -13,6 +15,7 @@ use burn::tensor::Device;
 use clap::Parser;
 use longburn::attention::{MixerConfig, SequenceMixer};
 use longburn::models::{Blocks, Decoder, ForwardOptions, SaveOptions, gates};
+use longburn::training::recipe::exit_code;
 use longburn::training::report::Progress;
 use longburn::training::{NextToken, Objective, TrainConfig, Trainer};
 use longburn::{Error, Result};
@@ -45,13 +48,7 @@ struct Args {
 }
 
 fn main() -> std::process::ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            std::process::ExitCode::FAILURE
-        }
-    }
+    exit_code(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<()> {

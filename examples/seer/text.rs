@@ -1,18 +1,14 @@
 //! The text: the Rust sources of this project's dependencies, split into documents for training
 //! and for evaluation, and the rows that are taken from them.
 
-use crate::recipe::Recipe;
-use longburn::datasets::source::CrateSourceConfig;
+use crate::corpus::{self, Corpus};
+use crate::recipe::{Recipe, TextPart};
 use longburn::datasets::{
-    BpeConfig, IGNORE, Row, Side, TokenBatch, TokenDocument, Tokenizer, WindowSampler, split,
-    tokenize, train_bpe,
+    BpeConfig, IGNORE, Row, Side, TokenBatch, TokenDocument, Tokenizer, WindowSampler,
 };
 use longburn::streams::{Draw, Purpose, Streams};
 use longburn::{Error, Result};
 use std::sync::Arc;
-
-/// Which crates there are, whatever folder the example is run from.
-const LOCK: &str = include_str!("../../Cargo.lock");
 
 pub struct Text {
     pub tokenizer: Tokenizer,
@@ -43,14 +39,12 @@ impl Kind {
 
 impl Text {
     pub fn read(recipe: &Recipe) -> Result<Self> {
-        let crates = CrateSourceConfig::new(LOCK).read()?.documents;
+        let crates = corpus::crates()?.documents;
         let count = crates.len();
-        let (train, held_out) = split(crates, recipe.text.hold_out)?;
-        let step = train.len().div_ceil(recipe.text.tokenizer_documents.max(1)).max(1);
-        let sample = train.iter().step_by(step).map(|d| d.text.as_str());
-        let tokenizer = train_bpe(sample, &BpeConfig::new(recipe.text.vocabulary))?;
-        let (train, _) = tokenize(&train, &tokenizer, false)?;
-        let (mut held_out, _) = tokenize(&held_out, &tokenizer, false)?;
+        let TextPart { vocabulary, hold_out, tokenizer_documents, .. } = recipe.text;
+        let config = BpeConfig::new(vocabulary);
+        let Corpus { tokenizer, train, mut held_out, .. } =
+            Corpus::new(crates, hold_out, (&config, tokenizer_documents))?;
         held_out.retain(|document| document.ids.len() > recipe.base.length);
         if held_out.is_empty() {
             let length = recipe.base.length;

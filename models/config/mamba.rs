@@ -147,10 +147,8 @@ impl ModelConfig {
                 put("chunk_size", json!(c.chunk));
                 put("use_conv_bias", json!(c.conv_bias));
                 put("use_bias", json!(c.bias));
-                // Its default is no limit, which JSON has no number for.
-                match c.dt_limit {
-                    Some((low, high)) => put("time_step_limit", json!([low, high])),
-                    None => _ = map.remove("time_step_limit"),
+                if let Some((low, high)) = c.dt_limit {
+                    put("time_step_limit", json!([low, high]));
                 }
             }
             _ => {}
@@ -290,14 +288,6 @@ fn bounds(f: &Fields) -> Result<Option<(f64, f64)>> {
             _ => Err(f.error(key, expected)),
         },
         Some(_) => Err(f.error(key, expected)),
-    }
-}
-
-/// Takes a `time_step_limit` without an upper bound, which is the default, out of what is kept of the
-/// file: no form of it is read by all versions of `transformers`.
-pub(super) fn forget_endless_limit(config: &mut ModelConfig) {
-    if matches!(config.mixers.first(), Some(MixerConfig::Mamba2(c)) if c.dt_limit.is_none()) {
-        config.raw.remove("time_step_limit");
     }
 }
 

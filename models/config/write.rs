@@ -1,6 +1,7 @@
 //! Back to JSON: the file as read, with what has changed since.
 
 use super::{Architecture, ModelConfig, read, rope};
+use crate::attention::MixerConfig;
 use crate::models::Activation;
 use crate::models::weights::SaveDtype;
 use serde_json::{Map, Value, json};
@@ -61,6 +62,10 @@ impl ModelConfig {
         if !self.architecture.has_attention() {
             if changed(|a, b| (&a.mixers, a.hidden_size) == (&b.mixers, b.hidden_size)) {
                 self.put_state_space(map);
+            }
+            // No bound is the default, and no form of it is read by all versions of `transformers`.
+            if matches!(self.mixers.first(), Some(MixerConfig::Mamba2(c)) if c.dt_limit.is_none()) {
+                map.remove("time_step_limit");
             }
         } else if self.architecture == GptNeoX {
             if changed(|a, b| a.parallel_residual == b.parallel_residual) {

@@ -1,5 +1,6 @@
 //! What an implemented paper owns: source, configuration, test, example.
 
+use longburn::attention::MixerSchedule;
 use longburn::testing::papers::Paper;
 use std::fs;
 use std::path::Path;
@@ -55,6 +56,21 @@ pub fn problems(root: &Path, paper: &Paper) -> Vec<String> {
             format!("`{name}` is missing or empty"),
         );
     }
+    let readme = read(&format!("{example}/README.md")).unwrap_or_default();
+    let command = format!("cargo run --example {}", paper.name);
+    need(readme.contains(&command), format!("`{example}/README.md` does not say `{command}`"));
+    for block in readme.split("```toml\n").skip(1) {
+        let block = block.split("```").next().unwrap_or_default();
+        let mixers = block.parse::<toml::Table>().map(|table| {
+            table.get("mixer").cloned().map(|mixer| mixer.try_into::<MixerSchedule>())
+        });
+        match mixers {
+            Ok(None | Some(Ok(_))) => {}
+            Err(error) | Ok(Some(Err(error))) => {
+                need(false, format!("a recipe in `{example}/README.md`: {error}"));
+            }
+        }
+    }
     let settings = read(&format!("{example}/run.toml")).map(|text| text.parse::<toml::Table>());
     if let Some(Err(error)) = settings {
         need(false, format!("`{example}/run.toml`: {error}"));
@@ -75,7 +91,7 @@ mod tests {
         ),
         ("tests/suite/longlora.rs", "#[test]\nfn groups_equal_the_reference() {}\n"),
         ("examples/longlora/main.rs", "fn main() {}\n"),
-        ("examples/longlora/README.md", "# LongLoRA\n"),
+        ("examples/longlora/README.md", "cargo run --example longlora\n"),
         ("examples/longlora/run.toml", "steps = 1\n"),
     ];
 
@@ -118,7 +134,12 @@ mod tests {
             ),
             ("tests/suite/longlora.rs", "#[test]\nfn runs() {}\n", "equivalence"),
             ("examples/longlora/run.toml", "steps = \n", "run.toml"),
-            ("examples/longlora/README.md", "\n", "README.md"),
+            ("examples/longlora/README.md", "# LongLoRA\n", "cargo run"),
+            (
+                "examples/longlora/README.md",
+                "cargo run --example longlora\n```toml\n[mixer]\nname = \"longlore\"\n```\n",
+                "longlore",
+            ),
         ];
         for (name, text, word) in faults {
             write(root.path(), name, text);

@@ -65,6 +65,9 @@ fn a_schedule_comes_back_from_the_mixers_that_it_leads_to() {
     let again: MixerSchedule = serde_json::from_str(&text).unwrap();
     assert_eq!(again.resolve(&range(0..6, MixerConfig::Dense)).unwrap(), mixers);
     assert_eq!(MixerSchedule::of(&range(0..2, sparse())), MixerSchedule::new(sparse()));
+    let places: Vec<String> = (0..6).map(|layer| schedule.place(layer, 6).unwrap()).collect();
+    let entries = [0, 0, 0, 1, 0, 0].map(|entry| format!("mixer[{entry}]"));
+    assert_eq!(places, entries);
 }
 
 /// A recipe for a new model of four layers with these lines for its mixers.

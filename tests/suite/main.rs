@@ -70,4 +70,5 @@ mod toy_extension;
 #[cfg(feature = "flex")]
 mod training;
 #[cfg(feature = "flex")]
+mod twins;
 mod watching;

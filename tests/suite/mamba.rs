@@ -10,6 +10,8 @@ use longburn::streams::{Draw, Purpose, Streams};
 use longburn::testing::{Check, CheckOptions, Outcome, check_mixer, ratio};
 
 pub const HIDDEN: usize = 16;
+/// Values and gradients against the reference, in f32.
+pub const EXACT: (f64, f64) = (1e-5, 1e-4);
 /// Pieces against one pass, in f32.
 const PIECES: f64 = 1e-5;
 
@@ -144,4 +146,10 @@ pub fn values<M: Module>(module: &M, path: &str) -> Vec<f32> {
 /// Δ of a bias.
 pub fn step_size(bias: &f32) -> f64 {
     (*bias as f64).exp().ln_1p()
+}
+
+/// That numbers are drawn up to this bound.
+pub fn are_within(x: &[f32], bound: f64) {
+    let most = x.iter().fold(0f32, |m, x| m.max(x.abs())) as f64;
+    assert!(most <= bound && most > 0.9 * bound, "{most}, expected up to {bound}");
 }

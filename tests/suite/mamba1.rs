@@ -1,6 +1,7 @@
 //! Mamba-1: the conformance suite, decoding, documents, initial values, memory, errors.
 
 use super::mamba::*;
+use crate::twins::{assert_equal_twins, moved};
 use burn::tensor::{Device, Tensor, TensorData};
 use longburn::attention::*;
 use longburn::kernel::{SelectiveScan, TokenMeta, selective_scan};
@@ -19,6 +20,20 @@ fn small() -> Mamba1Config {
 fn mamba1_conforms() {
     all_checks_pass(|d| layer(small(), d));
     all_checks_pass(|d| layer(small().with_d_conv(3).with_dt_rank(5).with_biases(false, true), d));
+}
+
+#[test]
+fn layers_equal_the_reference_in_values_and_all_gradients() {
+    for config in [
+        small(),
+        small().with_d_conv(3).with_dt_rank(5).with_biases(false, true),
+        small().with_d_conv(1),
+    ] {
+        let layer = moved(layer(config.clone(), &Device::flex().autodiff()).unwrap());
+        let twin = |x: Tensor<3>, tokens: &TokenMeta| reference::mamba::mamba1(&layer, x, tokens);
+        let own = |x: Tensor<3>, tokens: &TokenMeta| call(&layer, x, tokens, None).unwrap().y;
+        assert_equal_twins(&format!("{config:?}"), &layer, HIDDEN, EXACT, own, twin);
+    }
 }
 
 #[test]
@@ -42,22 +57,25 @@ fn initial_values_are_those_of_the_paper() {
     let device = Device::flex();
     let config = Mamba1Config::new().with_d_state(16);
     let layer = config.init(64, 9, &Streams::new(0), 0, &device).unwrap();
-    let within = |x: &[f32], bound: f64| {
-        let most = x.iter().fold(0f32, |m, x| m.max(x.abs())) as f64;
-        assert!(most <= bound && most > 0.9 * bound, "{most}, expected up to {bound}");
-    };
     let bias = values(&layer, "dt_proj.bias");
     assert!(bias.iter().map(step_size).all(|dt| (0.999e-3..=0.1001).contains(&dt)));
     // On a logarithmic scale half of them lie below 1e-2.
     let low = bias.iter().map(step_size).filter(|dt| *dt < 1e-2).count();
     assert!((48..80).contains(&low), "{low} of {}", bias.len());
+    // None below the floor, at which those that were drawn below it are.
+    let steps = StepSizes { floor: 1e-2, ..StepSizes::default() };
+    let floored =
+        Mamba1Config { step_sizes: steps, ..config }.init(64, 9, &Streams::new(0), 0, &device);
+    let bias = values(&floored.unwrap(), "dt_proj.bias");
+    let at_floor = bias.iter().map(step_size).filter(|dt| (dt / 1e-2 - 1.0).abs() < 1e-4).count();
+    assert!(bias.iter().map(step_size).all(|dt| dt > 0.999e-2) && at_floor == low, "{at_floor}");
     let want: Vec<f32> = (0..128 * 16).map(|i| ((i % 16 + 1) as f32).ln()).collect();
     assert_eq!(values(&layer, "A_log"), want);
     assert!(values(&layer, "D").iter().all(|d| *d == 1.0));
-    within(&values(&layer, "in_proj.weight"), 1.0 / 8.0);
-    within(&values(&layer, "dt_proj.weight"), 0.5);
-    within(&values(&layer, "conv1d.weight"), 0.5);
-    within(&values(&layer, "out_proj.weight"), 1.0 / 128f64.sqrt() / 3.0);
+    are_within(&values(&layer, "in_proj.weight"), 1.0 / 8.0);
+    are_within(&values(&layer, "dt_proj.weight"), 0.5);
+    are_within(&values(&layer, "conv1d.weight"), 0.5);
+    are_within(&values(&layer, "out_proj.weight"), 1.0 / 128f64.sqrt() / 3.0);
     let shapes: Vec<_> = params(&layer).into_iter().map(|p| (p.path, p.shape)).collect();
     let shape = |path: &str| shapes.iter().find(|(p, _)| p == path).unwrap().1.clone();
     assert_eq!(shape("conv1d.weight"), [128, 1, 4]);

@@ -1,7 +1,8 @@
 //! Mamba-2: the conformance suite, decoding, documents, initial values, errors.
 
 use super::mamba::*;
-use burn::tensor::Device;
+use crate::twins::{assert_equal_twins, moved};
+use burn::tensor::{Device, Tensor};
 use longburn::attention::*;
 use longburn::kernel::TokenMeta;
 use longburn::models::keymap::read_params;
@@ -26,6 +27,23 @@ fn mamba2_conforms() {
         let config = Mamba2Config { rms_norm: false, d_has_head_dim: true, ..small() };
         layer(config.with_dt_limit(Some((1e-2, 0.05))).with_d_conv(2), d)
     });
+}
+
+#[test]
+fn layers_equal_the_reference_in_values_and_all_gradients() {
+    for config in [
+        small().with_n_groups(2),
+        small().with_n_groups(2).with_biases(false, true).with_norm(Some(1), true),
+        small().with_dt_limit(Some((1e-2, 0.05))).with_norm(Some(4), false),
+        Mamba2Config { rms_norm: false, d_has_head_dim: true, ..small().with_d_conv(2) },
+        Mamba2Config { norm_eps: 0.1, ..small() },
+    ] {
+        let layer = moved(layer(config.clone(), &Device::flex().autodiff()).unwrap());
+        let twin =
+            |x: Tensor<3>, tokens: &TokenMeta| reference::mamba::mamba2(&layer, &config, x, tokens);
+        let own = |x: Tensor<3>, tokens: &TokenMeta| call(&layer, x, tokens, None).unwrap().y;
+        assert_equal_twins(&format!("{config:?}"), &layer, HIDDEN, EXACT, own, twin);
+    }
 }
 
 #[test]
@@ -66,9 +84,14 @@ fn states_carry_gradients() {
 fn initial_values_are_those_of_the_paper() {
     let device = Device::flex();
     let layer =
-        Mamba2Config::new().with_head_dim(2).init(64, 1, &Streams::new(0), 0, &device).unwrap();
-    let a = values(&layer, "A_log");
-    assert!(a.len() == 64 && a.iter().all(|a| (1.0..16.001).contains(&a.exp())));
+        Mamba2Config::new().with_head_dim(2).init(64, 9, &Streams::new(0), 0, &device).unwrap();
+    let a: Vec<f32> = values(&layer, "A_log").iter().map(|a| a.exp()).collect();
+    assert!(a.len() == 64 && a.iter().all(|a| (1.0..16.001).contains(a)));
+    // Evenly, not by their logarithms, which would make the mean 5.4.
+    let mean = a.iter().sum::<f32>() / 64.0;
+    assert!((7.0..10.0).contains(&mean), "{mean}");
+    are_within(&values(&layer, "in_proj.weight"), 1.0 / 8.0);
+    are_within(&values(&layer, "out_proj.weight"), 1.0 / 128f64.sqrt() / 3.0);
     let bias = values(&layer, "dt_bias");
     assert!(bias.iter().map(step_size).all(|dt| (0.999e-3..=0.1001).contains(&dt)));
     for ones in ["norm.weight", "D"] {
@@ -109,4 +132,8 @@ fn a_seed_gives_one_layer() {
     };
     assert_eq!(all(1), all(1));
     assert_ne!(all(1), all(2));
+    // Every tensor from a stream of its own: one bound, other numbers.
+    let layer = small().init(HIDDEN, 2, &Streams::new(1), 8, &Device::flex()).unwrap();
+    let bias = values(&layer, "conv1d.bias");
+    assert_ne!(bias, values(&layer, "conv1d.weight")[..bias.len()]);
 }

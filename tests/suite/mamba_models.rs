@@ -2,13 +2,16 @@
 
 use crate::tiny::{self, ids, logits, ratio};
 use burn::tensor::Device;
-use longburn::attention::{Layers, Mamba1Config, Mamba2Config, MixerConfig, MixerSchedule};
+use longburn::attention::{
+    Layers, Mamba1Config, Mamba2Config, MixerConfig, MixerSchedule, MixerSite,
+};
 use longburn::models::keymap::params;
 use longburn::models::lora::{self, LoraConfig, Target};
 use longburn::models::weights::{WeightFiles, read_safetensors, write_safetensors};
 use longburn::models::{
     Architecture, Decoder, GenerateConfig, ModelConfig, SaveOptions, generate, generate_batch,
 };
+use longburn::streams::Streams;
 use longburn::training::plan::PlanConfig;
 use longburn::{Error, Result};
 use serde_json::{Value, json};
@@ -184,6 +187,33 @@ fn what_a_family_has_no_place_for_is_refused() {
     assert!(adapted.unwrap_err().to_string().contains("no feed-forward layers"));
     let plan = PlanConfig::new(config, 64).init().unwrap_err();
     assert!(matches!(&plan, Error::Unsupported { what, .. } if what.contains("mamba1")), "{plan}");
+}
+
+/// Weights that are about to be read are not drawn.
+#[test]
+fn loading_draws_no_matrices() {
+    for mixer in [mamba1(), mamba2()] {
+        let build = |drawn| {
+            let (streams, device) = (Streams::new(1), Device::flex());
+            let site = MixerSite {
+                layer: 1,
+                layers: 2,
+                hidden: 24,
+                eps: 1e-5,
+                attention: None,
+                window: None,
+                streams: &streams,
+                first: 0,
+                drawn,
+                device: &device,
+            };
+            let layer = mixer.build(&site).unwrap();
+            let all = longburn::models::keymap::read_params(&layer, |p| p.contains("_proj.weight"));
+            assert!(all.len() >= 2, "{}", mixer.name());
+            all.iter().all(|(_, _, data)| data.iter().all(|x| *x == 0.0))
+        };
+        assert!(build(false) && !build(true), "{}", mixer.name());
+    }
 }
 
 /// Greedy ids, with a state and by passes over everything.

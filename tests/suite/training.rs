@@ -4,6 +4,7 @@ mod accumulation;
 mod checkpoint;
 mod faults;
 mod growth;
+mod muon;
 mod optimizer;
 mod resume;
 mod session;

@@ -29,7 +29,7 @@ pub use sections::{
     AnchorSection, CheckpointSection, DataKind, DataSection, EvalSection, Family, MixSection,
     ModelSection, NewModel, OutputSection, Recipe, Rows, TrainSection,
 };
-pub use settings::settings;
+pub use settings::{exit_code, settings};
 pub use watch::MemoryReport;
 
 use crate::{Error, Result};

@@ -3,6 +3,7 @@
 use crate::{Error, Result};
 use serde::de::DeserializeOwned;
 use std::path::Path;
+use std::process::ExitCode;
 
 /// Reads TOML from `path`, or from the file that was compiled in: a name and a text. Returns what it
 /// says, and the name of the file for later messages.
@@ -26,6 +27,17 @@ pub fn settings<T: DeserializeOwned>(
         Err(e) => {
             let (message, span) = (e.to_string(), e.span());
             Err(Error::Parse { file, message, text: Some(text), span })
+        }
+    }
+}
+
+/// How a program ends: what went wrong is said on standard error.
+pub fn exit_code(ended: Result<()>) -> ExitCode {
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
         }
     }
 }

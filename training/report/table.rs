@@ -2,6 +2,8 @@
 
 use super::stats::{decimals, fixed};
 use super::{Estimate, escape};
+use crate::{Error, Result};
+use std::path::Path;
 
 /// One cell of a [`Table`].
 #[derive(Clone, Debug, PartialEq)]
@@ -116,6 +118,15 @@ impl Table {
             });
         }
         out
+    }
+
+    /// Writes [`Table::to_markdown`] to a file.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        std::fs::write(path, self.to_markdown()).map_err(|e| Error::io(path, e))
     }
 
     /// An HTML `<table>` (no surrounding container). The first column holds row headings.

@@ -109,3 +109,54 @@ fn recipes_are_told_which_field_does_not_fit() {
         assert!(error.contains(field), "{mixer}: {error}");
     }
 }
+
+/// Full matrices at 1/√columns, low-rank ones at the gain's share of it beside half of the identity,
+/// every one from a stream of its own.
+#[test]
+fn initial_weights_are_those_of_the_authors() {
+    let shape = AttnShape { hidden: 64, heads: 2, kv_heads: 2, head_dim: 32, ..shape(2) };
+    let all = |config: LactConfig| -> std::collections::HashMap<String, Vec<f32>> {
+        let layer = config.init(&shape, (0.02, 0.02), &Streams::new(5), 0, &device()).unwrap();
+        read_params(&layer, |_| true).into_iter().map(|(path, _, data)| (path, data)).collect()
+    };
+    let config = LactConfig::new().with_fast_heads(2).with_inter_multi(1.5);
+    let check = |values: &[f32], want: f64| {
+        let square = values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+        let std = (square / values.len() as f64).sqrt();
+        assert!((std / want - 1.0).abs() < 0.1, "{std}, expected {want}");
+    };
+    let full = all(config.clone().with_low_rank(0));
+    let (d, d_h, r) = (32f64, 48f64, 8f64);
+    for (name, columns) in [("w0", d), ("w1", d_h), ("w2", d)] {
+        check(&full[name], 1.0 / columns.sqrt());
+    }
+    assert_ne!(full["w0"][..9], full["w2"][..9]);
+    let low = all(config.clone().with_low_rank(8));
+    for name in ["w0", "w2"] {
+        let [left, right] = ["left", "right"].map(|side| &low[&format!("{name}.w_{side}")]);
+        check(left, 0.5 / r.sqrt());
+        check(right, 0.5 / d.sqrt());
+        assert!((right[0] / left[0] - right[1] / left[1]).abs() > 1e-3, "{name}: one stream");
+    }
+}
+
+/// Whether lengths of the initial rows are constants decides what they teach.
+#[test]
+fn detached_norms_pass_no_gradient() {
+    let [w0, w1, w2] = [1, 2, 3].map(|stream| normal([1, 2, 6, 6], stream));
+    let taught = |detach_norms: bool| {
+        let rule = UpdateRule { detach_norms, ..config().with_momentum(false).rule() };
+        let leaves = [&w0, &w1, &w2].map(|w| w.clone().detach().require_grad());
+        let learner = Learner::new(rule, &FastWeights::new(leaves.clone(), &rule));
+        // The only way from the leaves to the result is by their lengths.
+        let weights = FastWeights::new(leaves.clone().map(Tensor::detach), &rule);
+        let [k, v] = [4, 5].map(|stream| normal([1, 2, 7, 6], stream));
+        let after = learner.update(weights, k, v, normal([1, 2, 7, 3], 6).abs());
+        let [a, b, c] = after.w;
+        let grads = (a.sum() + b.sum() + c.sum() + leaves[0].clone().sum() * 0.0).backward();
+        let grad = leaves[0].grad(&grads).map(host).unwrap_or_default();
+        grad.iter().fold(0f32, |most, g| most.max(g.abs()))
+    };
+    assert_eq!(taught(true), 0.0);
+    assert!(taught(false) > 1e-3);
+}

@@ -110,9 +110,16 @@ fn every_option_equals_the_reference() {
 
 #[test]
 fn every_width_equals_the_reference() {
-    for (heads, p, n, groups) in
-        [(1, 1, 1, 1), (3, 8, 16, 1), (6, 4, 3, 6), (6, 5, 3, 3), (10, 33, 17, 1), (2, 64, 40, 1)]
-    {
+    for (heads, p, n, groups) in [
+        (1, 1, 1, 1),
+        (3, 8, 16, 1),
+        (6, 4, 3, 6),
+        (6, 5, 3, 3),
+        (10, 33, 17, 1),
+        (2, 64, 40, 1),
+        // Several heads for each thread, and fewer for the last one.
+        (26, 2, 3, 1),
+    ] {
         check(Case { heads, p, n, groups, documents: true, ..CASE });
     }
 }
@@ -195,6 +202,7 @@ fn documents_do_not_see_each_other() {
             chunk: 16,
             steps: Some(Steps::of(&tokens, None).unwrap().0),
             keep_state: true,
+            d: Some(leaf([heads], 6, 1.0, DType::F32).inner()),
             ..Ssd::new(x, dt, a, value(4), value(5))
         })
         .unwrap();
@@ -239,17 +247,18 @@ fn extreme_decays_stay_finite() {
 #[test]
 fn half_precision_stays_near() {
     let go = |dtype| {
-        let value = |shape: [usize; 4], seed| {
-            leaf(shape, seed, 1.0, DType::F32).inner().cast(DType::BF16).cast(dtype)
-        };
-        let dt = value([1, 4096, 2, 1], 2).squeeze_dim::<3>(3);
+        // The same numbers for both: rounded to 16 bits.
+        let narrow = |x: Tensor<4>| x.cast(DType::BF16).cast(dtype);
+        let value = |shape: [usize; 4], seed| narrow(leaf(shape, seed, 1.0, DType::F32).inner());
+        let dt = leaf([1, 4096, 2, 1], 2, 1.0, DType::F32).inner().sub_scalar(3.0);
+        let dt = narrow(dt).squeeze_dim::<3>(3);
         let a = leaf([2], 3, 1.0, DType::F32).inner().exp().neg();
         let (b, c) = (value([1, 4096, 1, 4], 4), value([1, 4096, 1, 4], 5));
-        let input = Ssd::new(value([1, 4096, 2, 3], 1), dt.sub_scalar(3.0), a, b, c);
+        let input = Ssd::new(value([1, 4096, 2, 3], 1), dt, a, b, c);
         host(ssd(Ssd { softplus: true, ..input }).unwrap().0)
     };
     let r = ratio(&go(DType::BF16), &go(DType::F32));
-    assert!(r < 2e-2, "{r:e}");
+    assert!(r < 3e-3, "{r:e}");
 }
 
 #[test]

@@ -1,0 +1,211 @@
+//! Mamba (arXiv 2312.00752): what selection is for, lengths beyond the trained one, and what they
+//! cost.
+//!
+//! `cargo run --example mamba1`
+
+mod fixed;
+#[path = "../timing.rs"]
+mod timing;
+#[path = "../toys.rs"]
+mod toys;
+
+use burn::tensor::Device;
+use clap::Parser;
+use fixed::Fixed;
+use longburn::attention::{AttnShape, DenseConfig, Mamba1Config, MixerConfig};
+use longburn::models::{Decoder, ModelConfig};
+use longburn::positional::RopeConfig;
+use longburn::streams::Streams;
+use longburn::training::recipe::{exit_code, settings};
+use longburn::training::report::{Cell, Plot, Progress, Series, Table};
+use longburn::{Error, Result};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use timing::ByLength;
+use toys::{Comparison, EMBEDDING, Task, Training};
+
+/// Train small models with and without selection, and measure what a long row costs.
+#[derive(Parser, Debug)]
+#[command(
+    after_help = "Examples:\n  cargo run --example mamba1\n  cargo run --example mamba1 -- --seeds 0"
+)]
+struct Args {
+    /// Another recipe than the one beside this program.
+    #[arg(long)]
+    recipe: Option<PathBuf>,
+    /// Other seeds than the recipe's.
+    #[arg(long, value_delimiter = ',')]
+    seeds: Vec<u64>,
+    /// Where the figures go.
+    #[arg(long, default_value = "runs/mamba1")]
+    out: PathBuf,
+    /// No progress bars.
+    #[arg(long)]
+    quiet: bool,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Recipe {
+    seeds: Vec<u64>,
+    layer: Mamba1Config,
+    copying: ToyPart,
+    passkey: ToyPart,
+    evaluate: EvaluatePart,
+    cost: ByLength,
+}
+
+/// Models for a task.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ToyPart {
+    width: usize,
+    layers: usize,
+    task: Task,
+    train: Training,
+}
+
+impl ToyPart {
+    fn comparison<'a>(
+        &'a self,
+        seeds: &'a [u64],
+        rows: usize,
+        progress: &'a Progress,
+    ) -> Comparison<'a> {
+        Comparison { task: &self.task, training: &self.train, seeds, rows, progress }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EvaluatePart {
+    rows: usize,
+    /// Lengths of rows that hide a key.
+    lengths: Vec<usize>,
+    /// Heads of attention where it is compared with.
+    heads: usize,
+    rope_theta: f64,
+}
+
+impl Recipe {
+    fn load(path: Option<&Path>) -> Result<Self> {
+        let (recipe, _): (Self, _) = settings(path, ("run.toml", include_str!("run.toml")))?;
+        recipe.copying.task.init()?;
+        recipe.passkey.task.init()?;
+        Ok(recipe)
+    }
+}
+
+fn main() -> std::process::ExitCode {
+    exit_code(run(&Args::parse()))
+}
+
+fn run(args: &Args) -> Result<()> {
+    longburn::kernel::keep_freed_memory();
+    let recipe = Recipe::load(args.recipe.as_deref())?;
+    let seeds = if args.seeds.is_empty() { &recipe.seeds } else { &args.seeds };
+    std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
+    let progress = if args.quiet { Progress::quiet() } else { Progress::new(4 * seeds.len()) };
+    cost(&recipe, &args.out)?;
+    let rows = recipe.evaluate.rows;
+    copying(&recipe, &recipe.copying.comparison(seeds, rows, &progress), &args.out)?;
+    passkey(&recipe, &recipe.passkey.comparison(seeds, rows, &progress), &args.out)
+}
+
+/// Selective copying, with the layer and with the layer without its selection.
+fn copying(recipe: &Recipe, comparison: &Comparison<'_>, out: &Path) -> Result<()> {
+    let ToyPart { width, layers, ref task, .. } = recipe.copying;
+    let mut config = ModelConfig::llama(task.vocabulary()?, width, layers, 1);
+    config.initializer_range = EMBEDDING;
+    let (layer, device) = (&recipe.layer, Device::flex());
+    let selective = |seed| {
+        Decoder::with_mixer(&config, seed, &device, |i, _| {
+            layer.init(width, layers, &Streams::new(seed), 1000 + 8 * i as u32, &device)
+        })
+    };
+    let fixed = |seed| {
+        Decoder::with_mixer(&config, seed, &device, |i, _| {
+            let streams = (&Streams::new(seed), 1000 + 8 * i as u32);
+            Fixed::new(layer, (width, layers), streams, &device)
+        })
+    };
+    let mut table = Table::new(["step size, B and C", "values copied, %", "by seed"]);
+    table.push(comparison.row("from the token", selective, |_| true)?);
+    table.push(comparison.row("the same for all", fixed, |_| true)?);
+    table.push(comparison.chance()?);
+    let table = table.decimals(1, 1);
+    println!("{}", table.to_markdown());
+    table.save(out.join("copying.md"))
+}
+
+/// A hidden key at lengths beyond the trained one, beside attention.
+fn passkey(recipe: &Recipe, comparison: &Comparison<'_>, out: &Path) -> Result<()> {
+    let ToyPart { width, layers, ref task, .. } = recipe.passkey;
+    let EvaluatePart { rows, ref lengths, heads, rope_theta } = recipe.evaluate;
+    let longest = lengths.iter().copied().max().unwrap_or(0).max(task.length());
+    let mut llama = ModelConfig::llama(task.vocabulary()?, width, layers, heads)
+        .with_rope(RopeConfig::new(rope_theta, width / heads.max(1)))
+        .with_max_positions(longest);
+    llama.initializer_range = EMBEDDING;
+    let mamba = MixerConfig::Mamba1(recipe.layer.clone());
+    let places: Vec<f64> = lengths.iter().map(|n| *n as f64).collect();
+    let mut table = Table::new(["layers", "tokens", "digits found, %"]).decimals(2, 1);
+    let mut plot = Plot::lines("Keys found beyond the trained length")
+        .x("length of the row (tokens)")
+        .y("% of the digits")
+        .y_covers(0.0, 100.0)
+        .marker_x(task.length() as f64, "trained length");
+    for (name, mixer) in [("Mamba", &mamba), ("attention", &MixerConfig::Dense)] {
+        let mut sums = vec![0.0; lengths.len()];
+        for &seed in comparison.seeds {
+            let model = Decoder::new(&llama, mixer, seed, &Device::flex())?;
+            let model = comparison.train(&format!("pass key, {name}"), seed, model)?;
+            for (sum, length) in sums.iter_mut().zip(lengths) {
+                *sum += task.with_length(*length).share(&model, (seed, rows), |_| true)?;
+            }
+        }
+        let share = |sum: &f64| sum / comparison.seeds.len() as f64;
+        let shares: Vec<f64> = sums.iter().map(share).collect();
+        for (length, share) in lengths.iter().zip(&shares) {
+            table.push([Cell::from(name), Cell::from(*length as u64), Cell::from(*share)]);
+        }
+        plot = plot.series(Series::new(name).points(&places, &shares));
+    }
+    println!("{}", table.to_markdown());
+    table.save(out.join("passkey.md"))?;
+    plot.save(out.join("passkey.svg"))
+}
+
+/// Time and memory of one layer by length, beside attention.
+fn cost(recipe: &Recipe, out: &Path) -> Result<()> {
+    let (width, heads) = (recipe.cost.width, recipe.evaluate.heads);
+    let (streams, device) = (Streams::new(0), Device::flex().autodiff());
+    let mamba = recipe.layer.init(width, 1, &streams, 0, &device)?;
+    let shape = AttnShape {
+        hidden: width,
+        heads,
+        kv_heads: heads,
+        head_dim: width / heads.max(1),
+        qkv_bias: false,
+        o_bias: false,
+        qk_norm: None,
+    };
+    let dense = DenseConfig::new().init(shape.init((0.02, 0.02), &streams, 100, &device));
+    let rope = RopeConfig::new(recipe.evaluate.rope_theta, width / heads.max(1));
+    let mut table = Table::new(ByLength::COLUMNS);
+    let mut plot = Plot::lines("Time of a layer by length")
+        .x("length of the row (tokens)")
+        .y("us per token, both passes");
+    let measured = [
+        recipe.cost.measure("Mamba", &mamba, None)?,
+        recipe.cost.measure("attention", &dense, Some(&rope))?,
+    ];
+    for (rows, series) in measured {
+        rows.into_iter().for_each(|row| table.push(row));
+        plot = plot.series(series);
+    }
+    let table = table.decimals(2, 1).decimals(3, 1).decimals(4, 0);
+    println!("one layer of width {width}\n\n{}", table.to_markdown());
+    table.save(out.join("cost.md"))?;
+    plot.save(out.join("cost.svg"))
+}

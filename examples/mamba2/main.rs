@@ -1,0 +1,192 @@
+//! Mamba-2 (arXiv 2405.21060): what a larger state is good for, and what it costs by matrix products.
+//!
+//! `cargo run --example mamba2`
+
+#[path = "../timing.rs"]
+mod timing;
+#[path = "../toys.rs"]
+mod toys;
+
+use burn::tensor::Device;
+use clap::Parser;
+use longburn::attention::{Mamba1Config, Mamba2Config, MixerConfig};
+use longburn::models::{Decoder, ModelConfig};
+use longburn::streams::Streams;
+use longburn::training::recipe::{exit_code, settings};
+use longburn::training::report::{Cell, Plot, Progress, Series, Table};
+use longburn::{Error, Result};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use timing::{ByLength, Pass};
+use toys::{Comparison, EMBEDDING, Task, Training};
+
+/// Train small models on recall by the size of their state, and measure what states cost.
+#[derive(Parser, Debug)]
+#[command(
+    after_help = "Examples:\n  cargo run --example mamba2\n  cargo run --example mamba2 -- --seeds 0"
+)]
+struct Args {
+    /// Another recipe than the one beside this program.
+    #[arg(long)]
+    recipe: Option<PathBuf>,
+    /// Other seeds than the recipe's.
+    #[arg(long, value_delimiter = ',')]
+    seeds: Vec<u64>,
+    /// Where the figures go.
+    #[arg(long, default_value = "runs/mamba2")]
+    out: PathBuf,
+    /// No progress bars.
+    #[arg(long)]
+    quiet: bool,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Recipe {
+    seeds: Vec<u64>,
+    model: ModelPart,
+    task: Task,
+    train: Training,
+    evaluate: EvaluatePart,
+    cost: CostPart,
+    /// Layers that are compared on the task.
+    mixer: Vec<MixerConfig>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ModelPart {
+    width: usize,
+    layers: usize,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EvaluatePart {
+    rows: usize,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CostPart {
+    /// Numbers of state per channel that are compared at `length` tokens.
+    states: Vec<usize>,
+    length: usize,
+    /// What they are where lengths are compared.
+    state: usize,
+    by_length: ByLength,
+}
+
+impl Recipe {
+    fn load(path: Option<&Path>) -> Result<Self> {
+        let (recipe, file): (Self, _) = settings(path, ("run.toml", include_str!("run.toml")))?;
+        recipe.task.init()?;
+        let other = |mixer: &&MixerConfig| state(mixer).is_none();
+        if let Some(mixer) = recipe.mixer.iter().find(other) {
+            return Err(Error::config(file, "mixer.name", mixer.name(), "mamba1 or mamba2"));
+        }
+        Ok(recipe)
+    }
+}
+
+/// Name and numbers of state per channel of a state-space layer.
+fn state(mixer: &MixerConfig) -> Option<(&'static str, usize)> {
+    match mixer {
+        MixerConfig::Mamba1(config) => Some(("Mamba", config.d_state)),
+        MixerConfig::Mamba2(config) => Some(("Mamba-2", config.d_state)),
+        _ => None,
+    }
+}
+
+fn main() -> std::process::ExitCode {
+    exit_code(run(&Args::parse()))
+}
+
+fn run(args: &Args) -> Result<()> {
+    longburn::kernel::keep_freed_memory();
+    let recipe = Recipe::load(args.recipe.as_deref())?;
+    let seeds = if args.seeds.is_empty() { &recipe.seeds } else { &args.seeds };
+    std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
+    by_state(&recipe.cost, &args.out)?;
+    by_length(&recipe.cost, &args.out)?;
+
+    let stages = recipe.mixer.len() * seeds.len();
+    let progress = if args.quiet { Progress::quiet() } else { Progress::new(stages) };
+    let Recipe { task, train, evaluate, model, .. } = &recipe;
+    let comparison =
+        Comparison { task, training: train, seeds, rows: evaluate.rows, progress: &progress };
+    let mut table = Table::new(["layers", "answered, %", "by seed", "numbers of state per layer"]);
+    for (mixer, (name, n)) in recipe.mixer.iter().filter_map(|mixer| Some((mixer, state(mixer)?))) {
+        let ModelPart { width, layers } = *model;
+        let mut config = ModelConfig::state_space(task.vocabulary()?, width, layers, mixer.clone());
+        config.initializer_range = EMBEDDING;
+        let build = |seed| Decoder::new(&config, mixer, seed, &Device::flex());
+        let [name, mean, each] = comparison.row(&format!("{name}, N = {n}"), build, |_| true)?;
+        let inner = match mixer {
+            MixerConfig::Mamba1(config) => config.inner(width),
+            MixerConfig::Mamba2(config) => config.inner(width),
+            _ => 0,
+        };
+        table.push([name, mean, each, Cell::from((inner * n) as u64)]);
+    }
+    table.push(comparison.chance()?);
+    let table = table.decimals(1, 1);
+    println!("{}", table.to_markdown());
+    table.save(args.out.join("recall.md"))
+}
+
+/// Seconds of one layer by the numbers of its state.
+fn by_state(part: &CostPart, out: &Path) -> Result<()> {
+    let (streams, device) = (Streams::new(0), Device::flex().autodiff());
+    let width = part.by_length.width;
+    let pass = Pass::new(part.length, width, None)?;
+    let mut table = Table::new(["N", "Mamba, ms", "Mamba-2, ms", "ratio"]);
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    for &n in &part.states {
+        let mamba1 = Mamba1Config::new().with_d_state(n).init(width, 1, &streams, 0, &device)?;
+        let mamba2 = Mamba2Config::new().with_d_state(n).init(width, 1, &streams, 0, &device)?;
+        let (a, b) = (1e3 * pass.both(&mamba1)?, 1e3 * pass.both(&mamba2)?);
+        table.push([Cell::from(n as u64), Cell::from(a), Cell::from(b), Cell::from(a / b)]);
+        first.push(a);
+        second.push(b);
+    }
+    let table = table.decimals(1, 0).decimals(2, 0);
+    println!("one layer of width {width} over {} tokens\n\n{}", part.length, table.to_markdown());
+    table.save(out.join("states.md"))?;
+    Plot::categories(
+        "Time of a layer by the size of its state",
+        part.states.iter().map(usize::to_string),
+    )
+    .x("numbers of state per channel")
+    .y("ms, both passes")
+    .y_covers(0.0, 0.0)
+    .series(Series::new("Mamba").values(&first))
+    .series(Series::new("Mamba-2").values(&second))
+    .save(out.join("states.svg"))
+}
+
+/// Seconds of one layer by the length of the row.
+fn by_length(part: &CostPart, out: &Path) -> Result<()> {
+    let (streams, device) = (Streams::new(0), Device::flex().autodiff());
+    let width = part.by_length.width;
+    let mamba1 =
+        Mamba1Config::new().with_d_state(part.state).init(width, 1, &streams, 0, &device)?;
+    let mamba2 =
+        Mamba2Config::new().with_d_state(part.state).init(width, 1, &streams, 0, &device)?;
+    let mut table = Table::new(ByLength::COLUMNS);
+    let mut plot = Plot::lines("Time of a layer by length")
+        .x("length of the row (tokens)")
+        .y("us per token, both passes");
+    let measured = [
+        part.by_length.measure("Mamba-2", &mamba2, None)?,
+        part.by_length.measure("Mamba", &mamba1, None)?,
+    ];
+    for (rows, series) in measured {
+        rows.into_iter().for_each(|row| table.push(row));
+        plot = plot.series(series);
+    }
+    let table = table.decimals(2, 1).decimals(3, 1).decimals(4, 0);
+    println!("one layer of width {width}, N = {}\n\n{}", part.state, table.to_markdown());
+    table.save(out.join("length.md"))?;
+    plot.save(out.join("length.svg"))
+}

@@ -1,0 +1,140 @@
+//! Seconds of one layer, for examples that compare layers by length or by their settings.
+#![allow(dead_code, reason = "each example uses a part")]
+
+use burn::tensor::{Device, Tensor, TensorData};
+use longburn::Result;
+use longburn::attention::{MixContext, MixOutput, Phase, SequenceMixer};
+use longburn::kernel::{Implementation, TokenMeta};
+use longburn::positional::{Positions, RopeConfig, RopeTable};
+use longburn::streams::{Draw, Purpose, Streams};
+use longburn::training::report::{Cell, Series};
+use serde::Deserialize;
+use std::time::Instant;
+
+/// Runs of each kind; the fastest counts.
+const RUNS: usize = 3;
+
+/// Numbers of standard deviation 1.
+pub fn normal<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
+    let mut rng = Streams::new(0).rng(Purpose::Synthetic, 0, 0, 0);
+    let data = (0..shape.iter().product()).map(|_| rng.normal() as f32).collect::<Vec<_>>();
+    Tensor::from_data(TensorData::new(data, shape), device)
+}
+
+/// Seconds of `work`, at best.
+///
+/// # Errors
+/// What it returns.
+pub fn fastest(mut work: impl FnMut() -> Result<()>) -> Result<f64> {
+    let mut least = f64::INFINITY;
+    for _ in 0..RUNS {
+        let start = Instant::now();
+        work()?;
+        least = least.min(start.elapsed().as_secs_f64());
+    }
+    Ok(least)
+}
+
+/// One row of tokens for a layer.
+pub struct Pass {
+    tokens: TokenMeta,
+    rope: Option<RopeTable>,
+    x: Tensor<3>,
+}
+
+impl Pass {
+    /// So many tokens of this width; `rope` rotates where the layer asks for it.
+    ///
+    /// # Errors
+    /// A rotation that cannot be.
+    pub fn new(length: usize, width: usize, rope: Option<&RopeConfig>) -> Result<Self> {
+        let device = Device::flex().autodiff();
+        let tokens = TokenMeta::contiguous(1, length, 0);
+        let rope = match rope {
+            Some(rope) => Some(rope.init()?.table(&Positions::of(&tokens), &device)),
+            None => None,
+        };
+        Ok(Self { tokens, rope, x: normal([1, length, width], &device) })
+    }
+
+    fn forward(
+        &self,
+        layer: &impl SequenceMixer,
+        x: Tensor<3>,
+        keep_state: bool,
+    ) -> Result<MixOutput> {
+        let ctx = MixContext {
+            tokens: &self.tokens,
+            rope: self.rope.as_ref(),
+            unrotated_cache: None,
+            layer: 0,
+            phase: if keep_state { Phase::Infer } else { Phase::Train },
+            keep_state,
+            implementation: Implementation::Auto,
+            taps: &[],
+        };
+        layer.forward(x, &ctx, None)
+    }
+
+    /// Seconds of a forward and a backward pass.
+    ///
+    /// # Errors
+    /// What the layer refuses.
+    pub fn both(&self, layer: &impl SequenceMixer) -> Result<f64> {
+        fastest(|| {
+            let y = self.forward(layer, self.x.clone().require_grad(), false)?.y;
+            drop(y.sum().backward());
+            Ok(())
+        })
+    }
+
+    /// Bytes that decoding goes on with behind the row.
+    ///
+    /// # Errors
+    /// What the layer refuses.
+    pub fn state_bytes(&self, layer: &impl SequenceMixer) -> Result<usize> {
+        let state = self.forward(layer, self.x.clone(), true)?.state;
+        Ok(state.map_or(0, |state| state.bytes()))
+    }
+}
+
+/// Layers of one width by the length of the row.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ByLength {
+    pub width: usize,
+    pub lengths: Vec<usize>,
+}
+
+impl ByLength {
+    /// Columns of [`measure`](Self::measure)'s rows.
+    pub const COLUMNS: [&'static str; 5] =
+        ["layer", "tokens", "both passes, ms", "us per token", "state, KiB"];
+
+    /// One row per length, and microseconds per token as a curve.
+    ///
+    /// # Errors
+    /// What the layer refuses.
+    pub fn measure(
+        &self,
+        name: &str,
+        layer: &impl SequenceMixer,
+        rope: Option<&RopeConfig>,
+    ) -> Result<(Vec<[Cell; 5]>, Series)> {
+        let (mut rows, mut each) = (Vec::new(), Vec::new());
+        for &length in &self.lengths {
+            let pass = Pass::new(length, self.width, rope)?;
+            let seconds = pass.both(layer)?;
+            each.push(1e6 * seconds / length as f64);
+            rows.push([
+                Cell::from(name),
+                Cell::from(length as u64),
+                Cell::from(1e3 * seconds),
+                Cell::from(1e6 * seconds / length as f64),
+                Cell::from(pass.state_bytes(layer)? as f64 / 1024.0),
+            ]);
+        }
+        let lengths: Vec<f64> = self.lengths.iter().map(|n| *n as f64).collect();
+        Ok((rows, Series::new(name).points(&lengths, &each)))
+    }
+}

@@ -1,0 +1,180 @@
+//! Small models that several examples train on tasks whose answers are known.
+#![allow(dead_code, reason = "each example uses a part")]
+
+use longburn::attention::SequenceMixer;
+use longburn::datasets::synthetic::{
+    CopyingConfig, HiddenKeyConfig, MqarConfig, Question, QuestionBatch, QuestionTask,
+};
+use longburn::models::Decoder;
+use longburn::training::eval::answered;
+use longburn::training::report::{Cell, Progress, mean_se};
+use longburn::training::{NextToken, Schedule, TrainConfig, Trainer, Warmup};
+use longburn::{Error, Result};
+use serde::Deserialize;
+
+/// Rows that a model is asked about at once.
+const AT_ONCE: usize = 8;
+/// Standard deviation of the initial embedding: words that differ more are told apart sooner.
+pub const EMBEDDING: f64 = 0.5;
+/// Seed of rows that no training sees.
+const UNSEEN: u64 = 1 << 32;
+
+/// A task with its sizes.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Task {
+    Mqar(MqarConfig),
+    Copying(CopyingConfig),
+    Passkey(HiddenKeyConfig),
+}
+
+impl Task {
+    /// # Errors
+    /// Sizes that do not go together.
+    pub fn init(&self) -> Result<Box<dyn QuestionTask>> {
+        Ok(match self {
+            Self::Mqar(config) => Box::new(config.init()?),
+            Self::Copying(config) => Box::new(config.init()?),
+            Self::Passkey(config) => Box::new(config.init()?),
+        })
+    }
+
+    /// Tokens per row.
+    pub fn length(&self) -> usize {
+        match self {
+            Self::Mqar(config) => config.length,
+            Self::Copying(config) => config.length,
+            Self::Passkey(config) => config.length,
+        }
+    }
+
+    /// The same with rows of another length.
+    pub fn with_length(&self, tokens: usize) -> Self {
+        let mut other = self.clone();
+        match &mut other {
+            Self::Mqar(config) => config.length = tokens,
+            Self::Copying(config) => config.length = tokens,
+            Self::Passkey(config) => config.length = tokens,
+        }
+        other
+    }
+
+    /// Ids of a model that reads such rows.
+    ///
+    /// # Errors
+    /// As [`init`](Self::init).
+    pub fn vocabulary(&self) -> Result<usize> {
+        Ok(self.init()?.vocabulary())
+    }
+
+    /// Share of the questions of so many rows, of those for which `counts` holds, that the model
+    /// answers, in percent; no training of `seed` sees the rows.
+    ///
+    /// # Errors
+    /// What the model refuses, and rows without such a question.
+    pub fn share<M: SequenceMixer>(
+        &self,
+        model: &Decoder<M>,
+        (seed, rows): (u64, usize),
+        counts: impl Fn(&Question) -> bool,
+    ) -> Result<f64> {
+        let task = self.init()?;
+        let (mut right, mut asked) = (0, 0);
+        for n in 0..rows.div_ceil(AT_ONCE) as u64 {
+            let batch = QuestionBatch::stack(&task.rows(UNSEEN + seed, n, AT_ONCE))?;
+            let answers = answered(model, &batch, task.answers())?;
+            for ((_, question), answer) in batch.questions.iter().zip(answers) {
+                if counts(question) {
+                    (asked, right) = (asked + 1, right + usize::from(answer));
+                }
+            }
+        }
+        match asked {
+            0 => Err(Error::Data("no row asks for what is to be counted".into())),
+            _ => Ok(100.0 * right as f64 / f64::from(asked)),
+        }
+    }
+}
+
+/// A training on a task.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Training {
+    pub steps: u64,
+    pub lr: f64,
+    /// Rows per micro-batch; two make a step.
+    pub batch: usize,
+    /// Share of the steps.
+    pub warmup: f64,
+}
+
+/// Models that are compared on a task, each once per seed.
+pub struct Comparison<'a> {
+    pub task: &'a Task,
+    pub training: &'a Training,
+    pub seeds: &'a [u64],
+    /// Rows that a trained model is asked about.
+    pub rows: usize,
+    pub progress: &'a Progress,
+}
+
+impl Comparison<'_> {
+    /// The trained model.
+    ///
+    /// # Errors
+    /// Settings that do not go together, or a run that fails.
+    pub fn train<M: SequenceMixer>(
+        &self,
+        name: &str,
+        seed: u64,
+        model: Decoder<M>,
+    ) -> Result<Decoder<M>> {
+        let Training { steps, lr, batch, warmup } = *self.training;
+        let config = TrainConfig::new(steps, lr)
+            .with_schedule(Schedule::Linear { warmup: Warmup::Fraction(warmup), last: 0.0 })
+            .with_clip(1.0)
+            .with_micro_batches(2)
+            .with_workers(2);
+        let task = self.task.init()?;
+        let mut data = |step: u64, micro: u32| {
+            let rows = task.rows(seed, 2 * step + u64::from(micro), batch);
+            QuestionBatch::stack(&rows).map(|batch| Some(batch.batch))
+        };
+        let mut stage = self.progress.stage(&format!("{name}, seed {seed}"), Some(steps), "steps");
+        let trained = Trainer::new(config)?.fit(model, &NextToken, &mut data, &mut |step| {
+            stage.message(format!("loss {:.3}", step.report.loss));
+            stage.advance(1);
+            Ok(())
+        })?;
+        stage.finish();
+        Ok(trained.model)
+    }
+
+    /// A row of a table: what the models of all seeds answer of the questions that count, in percent.
+    ///
+    /// # Errors
+    /// As [`train`](Self::train) and [`Task::share`].
+    pub fn row<M: SequenceMixer>(
+        &self,
+        name: &str,
+        model: impl Fn(u64) -> Result<Decoder<M>>,
+        counts: impl Fn(&Question) -> bool,
+    ) -> Result<[Cell; 3]> {
+        let share = |&seed: &u64| {
+            let model = self.train(name, seed, model(seed)?)?;
+            self.task.share(&model, (seed, self.rows), &counts)
+        };
+        let shares: Vec<f64> = self.seeds.iter().map(share).collect::<Result<_>>()?;
+        let each: Vec<String> = shares.iter().map(|share| format!("{share:.1}")).collect();
+        let mean = mean_se(&shares).mean;
+        Ok([Cell::from(name), Cell::from(mean), Cell::from(each.join(", "))])
+    }
+
+    /// The last row: what is right without looking.
+    ///
+    /// # Errors
+    /// As [`Task::init`].
+    pub fn chance(&self) -> Result<[Cell; 2]> {
+        Ok([Cell::from("chance"), Cell::from(100.0 * self.task.init()?.chance())])
+    }
+}
