@@ -91,6 +91,7 @@ fn every_length_equals_the_reference() {
             check(Case { len, h0, ..CASE });
         }
     }
+    check(Case { len: 2048 + 5, batch: 1, channels: 2, n: 2, ..CASE });
 }
 
 #[test]

@@ -90,7 +90,7 @@ fn check(case: Case) {
 fn every_chunk_equals_the_reference() {
     for chunk in [1, 16, 64, 256] {
         for len in [1, chunk - 1, chunk, chunk + 1, 3 * chunk + 5] {
-            if (1..=300).contains(&len) {
+            if len > 0 {
                 check(Case { len, chunk, ..CASE });
             }
         }

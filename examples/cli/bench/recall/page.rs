@@ -127,7 +127,9 @@ fn page(grid: &Grid<'_>) -> String {
          Seer is the dense model with a gate, trained for some steps more with everything else frozen, and \
          asked with the blocks that the gate chooses. Every mixer has one learning rate and one \
          spread of the first embeddings, chosen beforehand by a few trials, most of them of dense attention and \
-         of seed 0; all settings are in `examples/cli/bench/recall/settings.toml`.\n\n\
+         of seed 0; steps were raised from 2000, at which dense attention had not learned recall with one of \
+         these seeds and copying with the other. All settings are in \
+         `examples/cli/bench/recall/settings.toml`.\n\n\
          ```sh\nlongburn bench recall --jobs 2 --out docs/results/recall\n\
          longburn bench recall-page --from docs/results/recall --out docs/results/recall.md --image \
          docs/images/recall.svg\n```\n\n",
