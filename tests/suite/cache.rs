@@ -13,7 +13,7 @@ fn random(device: &Device) -> Tensor<4> {
 }
 
 fn numbers(x: &Tensor<4>) -> Vec<f32> {
-    x.to_data().to_vec().unwrap()
+    x.to_data().try_to_vec().unwrap()
 }
 
 #[test]
