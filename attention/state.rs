@@ -71,11 +71,11 @@ impl KvCache {
 
     /// Append keys and values of new tokens.
     ///
-    /// # Errors
-    /// When the numbers of rows differ.
-    ///
     /// Without gradients, tokens are written into room that is made for many at once, so that a step
     /// of generation does not copy all that came before it.
+    ///
+    /// # Errors
+    /// When the numbers of rows differ.
     pub fn append(self, k: Tensor<4>, v: Tensor<4>, tokens: &TokenMeta) -> Result<Self> {
         let tokens = self.tokens.concat(tokens)?;
         if k.is_autodiff() {

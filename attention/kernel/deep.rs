@@ -2,7 +2,7 @@
 //! and for inner dimensions that are long beside the result, as in the gradients of weights.
 
 use crate::panels::{At, group, pack_row, rows_of, widest};
-use crate::product::Out;
+use crate::product::{AHEAD, DEPTH, Out, PARALLEL_FROM};
 use crate::room::Room;
 use crate::simd::{LINE, prefetch};
 use pulp::{Simd, WithSimd};
@@ -10,8 +10,6 @@ use rayon::prelude::*;
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
-/// How much of the inner dimension is packed at a time.
-const DEPTH: usize = 256;
 /// Rows of A that are packed at a time, a multiple of every group of rows that registers hold.
 const ROWS: usize = 96;
 /// Rows and columns of C that a job computes at most.
@@ -20,9 +18,6 @@ const WIDE: usize = 256;
 /// Jobs that a product is divided into, where it is deep enough. It does not depend on the number of
 /// threads, as the order of sums would.
 const JOBS: usize = 16;
-
-/// Rows that are asked for before they are packed.
-const AHEAD: usize = 4;
 
 thread_local! {
     /// Packed parts of A and B of the thread's current job.
@@ -45,7 +40,9 @@ pub(crate) unsafe fn multiply_deep(
     let high = m.div_ceil(m.div_ceil(HIGH)).next_multiple_of(12);
     let (rows, columns) = (m.div_ceil(high), n.div_ceil(WIDE));
     let blocks = rows * columns;
-    let parts = (JOBS / blocks).clamp(1, k.div_ceil(DEPTH));
+    // Small products are not worth waking threads.
+    let small = m * n * k < PARALLEL_FROM;
+    let parts = if small { 1 } else { (JOBS / blocks).clamp(1, k.div_ceil(DEPTH)) };
     let part = k.div_ceil(parts).next_multiple_of(DEPTH);
     let parts = k.div_ceil(part);
     let size = m * n;
@@ -64,7 +61,11 @@ pub(crate) unsafe fn multiply_deep(
         });
     };
     if parts == 1 {
-        return (0..blocks).into_par_iter().with_max_len(1).for_each(|i| job(c, accumulate, i));
+        let block = |i| job(c, accumulate, i);
+        return match small {
+            true => (0..blocks).for_each(block),
+            false => (0..blocks).into_par_iter().with_max_len(1).for_each(block),
+        };
     }
     let mut sums = Room::new(parts * size);
     let of = Out(sums.as_mut_ptr());
@@ -110,34 +111,30 @@ impl WithSimd for Job {
         let (width, group) = (2 * S::F32_LANES, group::<S>());
         // Not lent by a closure, which would be compiled without the vectors of `simd`.
         let mut packed = PACKED.take();
-        {
-            packed.resize(DEPTH * (WIDE + ROWS + APART), MaybeUninit::new(0.0));
-            let (right, left) = packed.split_at_mut(DEPTH * WIDE);
-            for from in (0..k).step_by(DEPTH) {
-                let deep = (k - from).min(DEPTH);
-                // Safe: rows of B.
-                unsafe { pack_columns(self.b.at(from, 0), (deep, n), width, right) };
-                for row in (0..m).step_by(ROWS) {
-                    let high = (m - row).min(ROWS);
-                    // Safe: rows of A.
-                    let (a, step) =
-                        unsafe { pack_rows(self.a.at(row, from), (high, deep), group, left) };
-                    for (j, panel) in
-                        right.chunks(DEPTH * width).take(n.div_ceil(width)).enumerate()
-                    {
-                        let size = ((n - j * width).min(width), deep);
-                        let mut i = 0;
-                        while i < high {
-                            let a = a.at(i % group, 0);
-                            let a = At { first: a.first.wrapping_add(i / group * step), ..a };
-                            // Safe: rows and columns of this block.
-                            unsafe {
-                                let c = self.c.add((row + i) * self.c_rows + j * width);
-                                let (b, c) = (panel.as_ptr().cast(), (c, self.c_rows));
-                                let some = (high - i).min(group - i % group);
-                                let accumulate = self.accumulate || from > 0;
-                                i += rows_of(simd, some, size, a, b, c, accumulate);
-                            }
+        packed.resize(DEPTH * (WIDE + ROWS + APART), MaybeUninit::new(0.0));
+        let (right, left) = packed.split_at_mut(DEPTH * WIDE);
+        for from in (0..k).step_by(DEPTH) {
+            let deep = (k - from).min(DEPTH);
+            // Safe: rows of B.
+            unsafe { pack_columns(self.b.at(from, 0), (deep, n), width, right) };
+            for row in (0..m).step_by(ROWS) {
+                let high = (m - row).min(ROWS);
+                // Safe: rows of A.
+                let (a, step) =
+                    unsafe { pack_rows(self.a.at(row, from), (high, deep), group, left) };
+                for (j, panel) in right.chunks(DEPTH * width).take(n.div_ceil(width)).enumerate() {
+                    let size = ((n - j * width).min(width), deep);
+                    let mut i = 0;
+                    while i < high {
+                        let a = a.at(i % group, 0);
+                        let a = At { first: a.first.wrapping_add(i / group * step), ..a };
+                        // Safe: rows and columns of this block.
+                        unsafe {
+                            let c = self.c.add((row + i) * self.c_rows + j * width);
+                            let (b, c) = (panel.as_ptr().cast(), (c, self.c_rows));
+                            let some = (high - i).min(group - i % group);
+                            let accumulate = self.accumulate || from > 0;
+                            i += rows_of(simd, some, size, a, b, c, accumulate);
                         }
                     }
                 }

@@ -15,18 +15,18 @@ const FEWER: usize = 48;
 const COLUMNS: usize = 256;
 /// How much of the inner dimension is summed up in registers at a time: a panel of this many rows
 /// fits the first-level cache.
-const DEPTH: usize = 256;
+pub(crate) const DEPTH: usize = 256;
 /// Distance between rows of A up to which A is read where it lies: rows farther apart share few
 /// places in a cache.
 pub(crate) const NEAR: usize = 4 * DEPTH - 1;
 /// Elements of B that are packed at a time.
 const PACKED: usize = 1 << 19;
 /// Rows of B that are asked for beforehand: more than the machine foresees by itself.
-const AHEAD: usize = 4;
+pub(crate) const AHEAD: usize = 4;
 /// Rows of A up to which B is read once, where it lies: packing would cost more than the product.
 const FEW: usize = 4;
 /// Products of fewer multiplications run on one thread.
-const PARALLEL_FROM: usize = 1 << 20;
+pub(crate) const PARALLEL_FROM: usize = 1 << 20;
 
 /// A right-hand side `[K, N]` for [`multiply`].
 pub(crate) struct Right {

@@ -1,7 +1,7 @@
 //! Tasks of recall: is the most likely successor of a question its answer?
 
 use crate::Result;
-use crate::datasets::synthetic::QuestionBatch;
+use crate::datasets::synthetic::{Question, QuestionBatch};
 use crate::models::{Blocks, ForwardOptions, ids_tensor};
 use burn::tensor::{Int, Tensor, TensorData};
 use std::ops::Range;
@@ -27,11 +27,10 @@ pub fn answered<M: Blocks>(
     let asked = hidden.reshape([b * t, d]).select(0, places).reshape([1, n, d]);
     let logits: Vec<f32> = model.logits(asked).into_data().iter::<f32>().collect();
     let vocabulary = logits.len() / n.max(1);
-    let is_right = |(i, (_, question)): (usize, &(usize, _))| {
+    let is_right = |(i, (_, question)): (usize, &(usize, Question))| {
         let (start, end) = (answers.start as usize, answers.end as usize);
         let of = &logits[i * vocabulary + start..i * vocabulary + end];
         let best = of.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-        let question: &crate::datasets::synthetic::Question = question;
         best.is_some_and(|(value, _)| start + value == question.answer as usize)
     };
     Ok(questions.iter().enumerate().map(is_right).collect())
