@@ -5,8 +5,8 @@ use crate::panels::{At, group, pack_row, rows_of, widest};
 use crate::product::{AHEAD, DEPTH, Out, PARALLEL_FROM};
 use crate::room::Room;
 use crate::simd::{LINE, prefetch};
+use crate::threads;
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
@@ -64,19 +64,19 @@ pub(crate) unsafe fn multiply_deep(
         let block = |i| job(c, accumulate, i);
         return match small {
             true => (0..blocks).for_each(block),
-            false => (0..blocks).into_par_iter().with_max_len(1).for_each(block),
+            false => threads::each(blocks, block),
         };
     }
     let mut sums = Room::new(parts * size);
     let of = Out(sums.as_mut_ptr());
-    (0..parts * blocks).into_par_iter().with_max_len(1).for_each(|i| {
+    threads::each(parts * blocks, |i| {
         // Safe: every part has a result of its own.
         job(Out(unsafe { of.block(i / blocks * size) }), false, i)
     });
     // Safe: the blocks of all parts are all of it.
     let sums = unsafe { sums.written() };
     const CHUNK: usize = 1 << 13;
-    (0..size.div_ceil(CHUNK)).into_par_iter().for_each(|chunk| {
+    threads::each(size.div_ceil(CHUNK), |chunk| {
         let here = chunk * CHUNK..size.min((chunk + 1) * CHUNK);
         // Safe: chunks of C lie apart, and hold numbers where they are added to.
         let out = unsafe {
