@@ -46,19 +46,59 @@ impl<const N: usize> Ahead<N> {
         Self { pieces, each: lines.div_ceil(times), of: 0, piece: 0, at: 0 }
     }
 
-    /// The next lines.
+    /// Asks for the next lines.
     #[inline(always)]
     pub fn some(&mut self) {
         for _ in 0..self.each {
-            while self.of < N && self.piece == self.pieces[self.of].count {
-                (self.of, self.piece) = (self.of + 1, 0);
-            }
-            let Some(Pieces { first, step, len, .. }) = self.pieces.get(self.of) else { return };
-            prefetch(first.wrapping_add(self.piece * step + self.at));
-            self.at += LINE;
-            if self.at >= *len {
-                (self.piece, self.at) = (self.piece + 1, 0);
-            }
+            let Some(line) = self.next() else { return };
+            prefetch(line);
         }
+    }
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<*const f32> {
+        while self.of < N && self.piece == self.pieces[self.of].count {
+            (self.of, self.piece) = (self.of + 1, 0);
+        }
+        let Pieces { first, step, len, .. } = *self.pieces.get(self.of)?;
+        let line = first.wrapping_add(self.piece * step + self.at);
+        self.at += LINE;
+        if self.at >= len {
+            (self.piece, self.at) = (self.piece + 1, 0);
+        }
+        Some(line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::panels::Panels;
+
+    /// Every line once, in order, in as many calls as were promised.
+    #[test]
+    fn all_lines_are_asked_for() {
+        let numbers = vec![0.0f32; 40 * 300];
+        let at = At { first: numbers.as_ptr(), rows: 300, columns: 1 };
+        let panels = unsafe { Panels::pack(&[at], (40, 300), 1.0) };
+        let (width, panel) = (crate::panels::width(), panels.rows(0, &(3..8)));
+        let first = panel.parts().0;
+        let line = |p: *const f32, i: usize| p.wrapping_add(i * LINE);
+        let rows = (0..4).flat_map(|r| (0..3).map(move |i| line(at.at(r, 0).first, i)));
+        let columns = (0..70usize.div_ceil(width)).flat_map(|j| {
+            let lines = (5 * width).div_ceil(LINE);
+            (0..lines).map(move |i| line(first.wrapping_add(j * 40 * width), i))
+        });
+        let want: Vec<_> = rows.chain(columns).collect();
+        for times in [1, 7, 64] {
+            let pieces = [Pieces::rows(at, 4, 35), Pieces::panels(panel, 5, 70)];
+            let mut ahead = Ahead::new(Some(pieces), times);
+            let found: Vec<_> = std::iter::from_fn(|| ahead.next()).collect();
+            assert_eq!(found, want);
+            assert!(ahead.each * times >= want.len() && ahead.next().is_none());
+        }
+        let mut nothing = Ahead::<2>::new(None, 5);
+        nothing.some();
+        assert_eq!((nothing.each, nothing.next()), (0, None));
     }
 }
