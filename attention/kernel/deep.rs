@@ -64,12 +64,12 @@ pub(crate) unsafe fn multiply_deep(
         let block = |i| job(c, accumulate, i);
         return match small {
             true => (0..blocks).for_each(block),
-            false => threads::each(blocks, block),
+            false => threads::each_in_pool(blocks, block),
         };
     }
     let mut sums = Room::new(parts * size);
     let of = Out(sums.as_mut_ptr());
-    threads::each(parts * blocks, |i| {
+    threads::each_in_pool(parts * blocks, |i| {
         // Safe: every part has a result of its own.
         job(Out(unsafe { of.block(i / blocks * size) }), false, i)
     });
