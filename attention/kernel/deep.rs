@@ -5,8 +5,8 @@ use crate::panels::{At, group, pack_row, rows_of, widest};
 use crate::product::{AHEAD, DEPTH, Out, PARALLEL_FROM};
 use crate::room::Room;
 use crate::simd::{LINE, prefetch};
+use crate::threads;
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
@@ -64,19 +64,19 @@ pub(crate) unsafe fn multiply_deep(
         let block = |i| job(c, accumulate, i);
         return match small {
             true => (0..blocks).for_each(block),
-            false => (0..blocks).into_par_iter().with_max_len(1).for_each(block),
+            false => threads::each_in_pool(blocks, block),
         };
     }
     let mut sums = Room::new(parts * size);
     let of = Out(sums.as_mut_ptr());
-    (0..parts * blocks).into_par_iter().with_max_len(1).for_each(|i| {
+    threads::each_in_pool(parts * blocks, |i| {
         // Safe: every part has a result of its own.
         job(Out(unsafe { of.block(i / blocks * size) }), false, i)
     });
     // Safe: the blocks of all parts are all of it.
     let sums = unsafe { sums.written() };
     const CHUNK: usize = 1 << 13;
-    (0..size.div_ceil(CHUNK)).into_par_iter().for_each(|chunk| {
+    threads::each(size.div_ceil(CHUNK), |chunk| {
         let here = chunk * CHUNK..size.min((chunk + 1) * CHUNK);
         // Safe: chunks of C lie apart, and hold numbers where they are added to.
         let out = unsafe {
@@ -172,6 +172,15 @@ fn ask_for(row: At, len: usize) {
     (0..len).step_by(LINE).for_each(|i| prefetch(row.first.wrapping_add(i)));
 }
 
+/// # Safety
+/// `from` must be readable for `N` elements.
+#[inline(always)]
+unsafe fn copy<const N: usize>(from: *const MaybeUninit<f32>, out: &mut [MaybeUninit<f32>]) {
+    let out: &mut [_; N] = out.try_into().expect("a whole group");
+    // Safe: as the caller vouches; such elements need no more than their own alignment.
+    *out = unsafe { from.cast::<[MaybeUninit<f32>; N]>().read() };
+}
+
 /// Distance that rows keep in a copy, so that they do not share places in the first-level cache.
 const APART: usize = 16;
 
@@ -192,14 +201,17 @@ unsafe fn pack_rows(
         for l in 0..deep {
             ask_for(a.at(0, l + AHEAD), rows);
             for i in (0..rows).step_by(group) {
-                let (from, out) = (a.at(i, l).first.cast(), &mut out[i * DEPTH + l * group..]);
-                let some = (rows - i).min(group);
-                // Safe: as the caller vouches. A whole group is of a size known when compiling.
+                let from = a.at(i, l).first.cast();
+                let out = &mut out[i * DEPTH + l * group..][..group];
+                // Safe: as the caller vouches. Whole groups are of sizes known when compiling, which
+                // spares a call for each.
                 unsafe {
-                    if some == group {
-                        out[..group].copy_from_slice(std::slice::from_raw_parts(from, group));
-                    } else {
-                        out[..some].copy_from_slice(std::slice::from_raw_parts(from, some));
+                    match ((rows - i).min(group), group) {
+                        (12, 12) => copy::<12>(from, out),
+                        (6, 6) => copy::<6>(from, out),
+                        (some, _) => {
+                            out[..some].copy_from_slice(std::slice::from_raw_parts(from, some));
+                        }
                     }
                 }
             }

@@ -14,6 +14,8 @@
 #[macro_use]
 mod node;
 
+#[cfg(feature = "flex")]
+mod ahead;
 pub mod attention;
 mod branch;
 #[cfg(feature = "flex")]
@@ -33,6 +35,8 @@ mod room;
 pub mod scan;
 #[cfg(feature = "flex")]
 mod simd;
+#[cfg(feature = "flex")]
+mod threads;
 
 pub use attention::{Reduce, attention_backward, attention_stats, masked_attention};
 pub use branch::{AttentionGrads, AttentionOptions, AttentionOutput, Branch, Implementation};

@@ -132,6 +132,7 @@ struct Inner {
     sink: Vec<bool>,
     strided: Option<Strided>,
     list: Option<BlockList>,
+    maps: blocks::Maps,
 }
 
 impl Mask {
@@ -190,8 +191,18 @@ impl Mask {
         let (classes, class_of) = classes(&of_heads, None);
         // Positions are not negative (`TokenMeta::new`).
         let sink = k.pos().iter().map(|&p| (p as usize) < spec.sinks).collect();
-        let list = None;
-        Ok(Self(Arc::new(Inner { spec, q, k, labels, classes, class_of, sink, strided, list })))
+        Ok(Self(Arc::new(Inner {
+            spec,
+            q,
+            k,
+            labels,
+            classes,
+            class_of,
+            sink,
+            strided,
+            list: None,
+            maps: blocks::Maps::default(),
+        })))
     }
 
     /// Keep only what `list` names of each block of queries, in place of an earlier list. The
@@ -216,6 +227,7 @@ impl Mask {
         let mut inner = Arc::unwrap_or_clone(self.0);
         (inner.classes, inner.class_of) = classes(&of_heads, Some(&list));
         inner.list = Some(list);
+        inner.maps = blocks::Maps::default();
         Ok(Self(Arc::new(inner)))
     }
 
@@ -295,7 +307,7 @@ impl Mask {
 
     /// The block map at this tile size: which tiles hold nothing, everything or a part.
     pub fn blocks(&self, q_tile: usize, k_tile: usize) -> BlockMap {
-        BlockMap::new(self, q_tile, k_tile)
+        self.0.maps.get(self, q_tile, k_tile)
     }
 
     /// Query-key pairs that are visible, over all rows and heads: looked at one by one only in

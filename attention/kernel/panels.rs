@@ -6,6 +6,7 @@
 //! multiplies, with all sums of a few rows of C in registers; A is read where it lies.
 
 use crate::room::filled;
+use crate::simd::vectorized;
 use pulp::{Simd, WithSimd};
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -54,6 +55,15 @@ pub(crate) struct PanelsAt {
     first: *const f32,
     /// Elements from one panel to the next.
     step: usize,
+    /// Columns of a panel.
+    width: usize,
+}
+
+impl PanelsAt {
+    /// Where it begins, how far its panels are apart, and how many columns each has.
+    pub fn parts(self) -> (*const f32, usize, usize) {
+        (self.first, self.step, self.width)
+    }
 }
 
 /// Elements in memory: the first, and the distances between rows and between columns.
@@ -94,10 +104,13 @@ impl Panels {
         let write = |n: usize, panel: &mut [MaybeUninit<f32>]| {
             let (at, from) = (matrices[n / panels], n % panels * width);
             let wide = (columns - from).min(width);
-            for (r, out) in panel.chunks_mut(width).enumerate() {
-                // Safe: `r` and the columns from `from` on lie within the matrix.
-                unsafe { pack_row(at.at(r, from), wide, factor, out) };
-            }
+            vectorized(
+                #[inline(always)]
+                || {
+                    // Safe: these rows and columns lie within the matrix.
+                    unsafe { pack_panel(at.at(0, from), (rows, wide), factor, panel, width) };
+                },
+            );
         };
         // Safe: `write` leaves nothing out. Less is not worth waking a thread.
         let data = unsafe { filled(len, rows * width, len >= 1 << 15, write) };
@@ -123,7 +136,42 @@ impl Panels {
     }
 
     fn at(&self, start: usize) -> PanelsAt {
-        PanelsAt { first: self.data[start..].as_ptr(), step: self.rows * self.width }
+        let (step, width) = (self.rows * self.width, self.width);
+        PanelsAt { first: self.data[start..].as_ptr(), step, width }
+    }
+}
+
+/// Writes a panel of `[rows, wide]` elements, times `factor`, and zeros beyond them.
+///
+/// # Safety
+/// `at` must be readable at this size, and `panel` hold `rows` times `width`, which is at least `wide`.
+#[inline(always)]
+unsafe fn pack_panel(
+    at: At,
+    (rows, wide): (usize, usize),
+    factor: f32,
+    panel: &mut [MaybeUninit<f32>],
+    width: usize,
+) {
+    if at.columns == 1 || at.rows != 1 {
+        for (r, out) in panel.chunks_exact_mut(width).enumerate() {
+            // Safe: as the caller vouches.
+            unsafe { pack_row(at.at(r, 0), wide, factor, out) };
+        }
+        return;
+    }
+    // Column by column, as they lie in memory; the panel stays in the first-level cache.
+    if wide < width {
+        panel.fill(MaybeUninit::new(0.0));
+    }
+    for c in 0..wide {
+        // Safe: as the caller vouches.
+        let column = unsafe { std::slice::from_raw_parts(at.at(0, c).first, rows) };
+        let first = panel[c..].as_mut_ptr();
+        for (r, x) in column.iter().enumerate() {
+            // Safe: element `c` of row `r`.
+            unsafe { first.add(r * width).write(MaybeUninit::new(factor * x)) };
+        }
     }
 }
 

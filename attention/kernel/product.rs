@@ -4,8 +4,8 @@ use crate::deep::multiply_deep;
 use crate::panels::{At, Limits, Panels, PanelsAt, product, widest, width};
 use crate::room::Room;
 use crate::simd::{LINE, prefetch};
+use crate::threads;
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 /// Rows of A that a job takes; with [`DEPTH`] they fill a part of a core's second-level cache. Both
 /// are whole groups, as is [`FEWER`], which small products take to have a job for every thread.
@@ -117,7 +117,7 @@ unsafe fn multiply_part(
     if m * some * k < PARALLEL_FROM {
         (0..rows * blocks).for_each(job);
     } else {
-        (0..rows * blocks).into_par_iter().with_max_len(1).for_each(job);
+        threads::each(rows * blocks, job);
     }
 }
 
@@ -204,7 +204,8 @@ unsafe fn multiply_few((m, n, k): (usize, usize, usize), a: At, b: At) -> Vec<f3
     if n * k < PARALLEL_FROM {
         turned.chunks_mut(CHUNK * m).enumerate().for_each(work);
     } else {
-        turned.par_chunks_mut(CHUNK * m).enumerate().with_max_len(1).for_each(work);
+        let parts = turned.chunks_mut(CHUNK * m).enumerate().collect();
+        threads::each_of(parts, || (), |(), part| work(part));
     }
     if m == 1 {
         return turned;

@@ -1,7 +1,7 @@
 //! Memory for results that jobs write part by part: nobody clears it beforehand, which would take
 //! one thread longer than all threads take to fill it.
 
-use rayon::prelude::*;
+use crate::threads;
 use std::mem::{ManuallyDrop, MaybeUninit};
 
 /// Elements that nobody has written yet.
@@ -48,8 +48,8 @@ pub(crate) unsafe fn filled(
 ) -> Vec<f32> {
     let mut room = Room::new(len);
     if worth {
-        let parts = room.0.par_chunks_mut(part.max(1)).enumerate();
-        parts.for_each(|(n, part)| write(n, part));
+        let parts = room.parts(part).enumerate().collect();
+        threads::each_of(parts, || (), |(), (n, part)| write(n, part));
     } else {
         room.parts(part).enumerate().for_each(|(n, part)| write(n, part));
     }

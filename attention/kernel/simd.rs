@@ -1,5 +1,7 @@
 //! Loops that must be fast on a CPU, compiled for the best instruction set found at run time.
 
+use pulp::Simd;
+
 /// Runs `work` compiled for the machine's widest vectors; everything inside must inline.
 #[inline(always)]
 pub(crate) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
@@ -23,6 +25,45 @@ pub(crate) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
 
 /// Floats of a cache line.
 pub(crate) const LINE: usize = 16;
+
+/// The fold of `x` in four vectors at once, which hides the time that each step takes; `rest` holds
+/// what is no whole vector.
+#[inline(always)]
+pub(crate) fn fold<S: Simd>(
+    first: S::f32s,
+    x: &[f32],
+    op: impl Fn(S::f32s, S::f32s) -> S::f32s,
+) -> (S::f32s, &[f32]) {
+    let (body, rest) = S::as_simd_f32s(x);
+    let mut folds = [first; 4];
+    let (fours, few) = body.as_chunks::<4>();
+    for four in fours {
+        for (fold, x) in folds.iter_mut().zip(four) {
+            *fold = op(*x, *fold);
+        }
+    }
+    for x in few {
+        folds[0] = op(*x, folds[0]);
+    }
+    let [a, b, c, d] = folds;
+    (op(op(a, b), op(c, d)), rest)
+}
+
+/// Σ x
+#[inline(always)]
+pub(crate) fn sum<S: Simd>(simd: S, x: &[f32]) -> f32 {
+    let (sum, rest) = fold::<S>(simd.splat_f32s(0.0), x, |a, b| simd.add_f32s(a, b));
+    simd.reduce_sum_f32s(sum) + rest.iter().sum::<f32>()
+}
+
+/// The largest of `x` that is a number; −inf of nothing.
+#[inline(always)]
+pub(crate) fn maximum<S: Simd>(simd: S, x: &[f32]) -> f32 {
+    // Of a NaN and a number x86 takes the second.
+    let least = simd.splat_f32s(f32::NEG_INFINITY);
+    let (top, rest) = fold::<S>(least, x, |a, b| simd.max_f32s(a, b));
+    rest.iter().fold(simd.reduce_max_f32s(top), |m, x| if *x > m { *x } else { m })
+}
 
 /// Asks for the cache line at `at`, which need not be readable.
 #[inline(always)]
@@ -57,6 +98,18 @@ mod x86 {
 /// 2^x for x <= 0 to 2 ulp, branch-free so that the compiler vectorizes it; 0 below −126.
 #[inline(always)]
 pub(crate) fn exp2(x: f32) -> f32 {
+    exp2_by(x, |a, b, c| a * b + c)
+}
+
+/// The same for code that is compiled for `S`, whose vectors multiply and add at once.
+#[inline(always)]
+pub(crate) fn exp2_of<S: Simd>(x: f32) -> f32 {
+    // Where there are no vectors, a function would be called for it.
+    if S::F32_LANES > 1 { exp2_by(x, f32::mul_add) } else { exp2(x) }
+}
+
+#[inline(always)]
+fn exp2_by(x: f32, mul_add: impl Fn(f32, f32, f32) -> f32) -> f32 {
     // Adding 1.5·2^23 rounds to the nearest integer and leaves it in the low bits.
     const MAGIC: f32 = 12_582_912.0;
     // Not `max`, which would turn NaN into a number.
@@ -65,12 +118,12 @@ pub(crate) fn exp2(x: f32) -> f32 {
     let r = clamped - (shifted - MAGIC);
     // 2^r on [−1/2, 1/2], of least greatest error.
     let mut p = 1.534_581_1e-4_f32;
-    p = p * r + 1.339_993_1e-3;
-    p = p * r + 9.618_489e-3;
-    p = p * r + 5.550_328_6e-2;
-    p = p * r + 2.402_264_6e-1;
-    p = p * r + 6.931_472e-1;
-    p = p * r + 1.0;
+    p = mul_add(p, r, 1.339_993_1e-3);
+    p = mul_add(p, r, 9.618_489e-3);
+    p = mul_add(p, r, 5.550_328_6e-2);
+    p = mul_add(p, r, 2.402_264_6e-1);
+    p = mul_add(p, r, 6.931_472e-1);
+    p = mul_add(p, r, 1.0);
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
     if x < -126.0 { 0.0 } else { p * power }
 }
@@ -137,8 +190,10 @@ mod tests {
         let mut worst = 0.0f64;
         for i in 0..=1_259_999 {
             let x = -(i as f32) * 1e-4;
-            let (got, want) = (super::exp2(x) as f64, (x as f64).exp2());
-            worst = worst.max((got - want).abs() / want);
+            let want = (x as f64).exp2();
+            for got in [super::exp2(x), super::exp2_by(x, f32::mul_add)] {
+                worst = worst.max((got as f64 - want).abs() / want);
+            }
         }
         assert!(worst < 2.4e-7, "relative error {worst}");
         assert_eq!(super::exp2(0.0), 1.0);

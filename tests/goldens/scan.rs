@@ -131,6 +131,7 @@ pub fn discrete(golden: &Golden) -> Result<(), Failure> {
             log_decay: a.clone(),
             b: b.clone(),
             c: c.clone(),
+            d: None,
             h0: h0.clone(),
             steps: None,
             chunk: golden.number("chunk")?,

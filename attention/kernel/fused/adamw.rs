@@ -57,8 +57,8 @@ mod flex {
     use super::AdamWStep;
     use crate::fused::PARALLEL_FROM;
     use crate::simd::vectorized;
+    use crate::threads;
     use burn::tensor::Tensor;
-    use rayon::prelude::*;
 
     /// In place, in one pass, where the storage belongs to these tensors alone.
     pub fn adamw<const N: usize>(
@@ -84,10 +84,10 @@ mod flex {
             return part(w, g, m, v, step);
         }
         const LEN: usize = PARALLEL_FROM / 2;
-        w.par_chunks_mut(LEN)
-            .zip(g.par_chunks(LEN))
-            .zip(m.par_chunks_mut(LEN).zip(v.par_chunks_mut(LEN)))
-            .for_each(|((w, g), (m, v))| part(w, g, m, v, step));
+        let parts =
+            w.chunks_mut(LEN).zip(g.chunks(LEN)).zip(m.chunks_mut(LEN).zip(v.chunks_mut(LEN)));
+        let parts = parts.collect();
+        threads::each_of(parts, || (), |(), ((w, g), (m, v))| part(w, g, m, v, step));
     }
 
     fn part(w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], step: &AdamWStep) {

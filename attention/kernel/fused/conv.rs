@@ -97,13 +97,13 @@ mod flex {
     use crate::scan::Steps;
     use crate::scan::rows::{Columns, Rows};
     use crate::simd::{sigmoid, vectorized};
+    use crate::threads;
     use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
     use burn::backend::autodiff::grads::Gradients;
     use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
     use burn::backend::{Autodiff, Backend, Flex, backend_extension, tensor::FloatTensor};
     use burn::tensor::TensorData;
     use burn_flex::FlexTensor;
-    use rayon::prelude::*;
 
     /// Channels of a job.
     const BLOCK: usize = 128;
@@ -172,10 +172,10 @@ mod flex {
                 let first = i % of_row * BLOCK;
                 work(Job { row: i / of_row, first, width: BLOCK.min(channels - first) })
             };
-            let jobs = 0..self.x.batch * of_row;
+            let jobs = self.x.batch * of_row;
             match self.x.batch * self.x.tokens * channels {
-                ..PARALLEL_FROM => jobs.map(job).collect(),
-                _ => jobs.into_par_iter().map(job).collect(),
+                ..PARALLEL_FROM => (0..jobs).map(job).collect(),
+                _ => threads::map(jobs, job),
             }
         }
 

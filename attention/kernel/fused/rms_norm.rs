@@ -28,13 +28,13 @@ pub fn rms_norm<const N: usize>(x: Tensor<N>, weight: Tensor<1>, eps: f64) -> Te
 mod flex {
     use crate::fused::rows;
     use crate::simd::vectorized;
+    use crate::threads;
     use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
     use burn::backend::autodiff::grads::Gradients;
     use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
     use burn::backend::{Autodiff, Backend, Flex, backend_extension, tensor::FloatTensor};
     use burn::tensor::TensorData;
     use burn_flex::FlexTensor;
-    use rayon::prelude::*;
 
     #[backend_extension(Autodiff, Flex)]
     pub trait NormOps: Backend {
@@ -105,8 +105,10 @@ mod flex {
             });
             // Parts that the shapes alone decide about, summed up in their order: the result does
             // not depend on the number of threads.
-            let parts = input.par_chunks(PART * width).zip(g.par_chunks(PART * width));
-            let parts: Vec<_> = parts.map(|(x, g)| weight_gradient(x, g, width, eps)).collect();
+            let parts = threads::map(input.len().div_ceil(PART * width), |n| {
+                let here = n * PART * width..input.len().min((n + 1) * PART * width);
+                weight_gradient(&input[here.clone()], &g[here], width, eps)
+            });
             let mut dw = vec![0.0f32; width];
             for part in parts {
                 dw.iter_mut().zip(part).for_each(|(dw, part)| *dw += part);

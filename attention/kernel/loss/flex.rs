@@ -5,9 +5,9 @@ use crate::panels::At;
 use crate::product::{Right, multiply, multiply_right};
 use crate::room::Room;
 use crate::simd::{exp, vectorized};
+use crate::threads;
 use burn::tensor::TensorData;
 use burn_flex::FlexTensor;
-use rayon::prelude::*;
 
 /// (loss `[1]`, dx, dw); gradients that are not wanted are one zero.
 pub(super) fn forward(
@@ -40,11 +40,15 @@ pub(super) fn forward(
             }
             std::slice::from_raw_parts_mut(logits, len * v)
         };
-        let losses: Vec<f64> = logits
-            .par_chunks_mut(v)
-            .zip(&plan.labels[start..start + len])
-            .map(|(row, label)| gradient_of(row, *label))
-            .collect();
+        let mut losses = vec![0.0f64; len];
+        let tokens = logits.chunks_mut(v).zip(&plan.labels[start..]).zip(&mut losses).collect();
+        threads::each_of(
+            tokens,
+            || (),
+            |(), ((row, label), loss): ((&mut [f32], &i32), &mut f64)| {
+                *loss = gradient_of(row, *label);
+            },
+        );
         loss += losses.iter().sum::<f64>();
         let logits = rows_of(logits, v);
         unsafe {

@@ -2,6 +2,7 @@
 
 use super::{HeadClass, Mask, TokenMeta};
 use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a tile of queries and keys holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +15,7 @@ pub enum BlockKind {
     Partial,
 }
 
-/// The tiles of a [`Mask`]; kinds are conservative (a `Partial` tile may turn out empty).
+/// The tiles of a [`Mask`], cheap to clone; kinds are conservative (a `Partial` tile may turn out empty).
 #[derive(Clone, Debug)]
 pub struct BlockMap {
     q_tile: usize,
@@ -23,9 +24,37 @@ pub struct BlockMap {
     k_tiles: usize,
     classes: usize,
     /// `[B, class, q tile, k tile]`
-    kinds: Vec<BlockKind>,
+    kinds: Arc<[BlockKind]>,
     heads: Vec<Range<usize>>,
     batch: usize,
+}
+
+/// The maps of a mask that were asked for, since all layers and both passes ask for the same.
+#[derive(Debug, Default)]
+pub(super) struct Maps(Mutex<Vec<BlockMap>>);
+
+/// A mask that is cloned is about to become another one.
+impl Clone for Maps {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl Maps {
+    /// Sizes of tiles that are kept; the CPU form has two.
+    const MOST: usize = 2;
+
+    pub fn get(&self, mask: &Mask, q_tile: usize, k_tile: usize) -> BlockMap {
+        let mut maps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(map) = maps.iter().find(|map| map.tile() == (q_tile, k_tile)) {
+            return map.clone();
+        }
+        let map = BlockMap::new(mask, q_tile, k_tile);
+        if maps.len() < Self::MOST {
+            maps.push(map.clone());
+        }
+        map
+    }
 }
 
 /// Bounds of a tile's attributes.
@@ -181,12 +210,18 @@ impl BlockMap {
         let heads = mask.classes().iter().map(|c| c.heads.clone()).collect();
         let (q_tile, k_tile) = (tiles.q_tile, tiles.k_tile);
         let classes = mask.classes().len();
-        Self { q_tile, k_tile, q_tiles, k_tiles, classes, kinds, heads, batch }
+        Self { q_tile, k_tile, q_tiles, k_tiles, classes, kinds: kinds.into(), heads, batch }
     }
 
     /// Kind of tile (`q`, `k`) of row `b` for head class `class`.
     pub fn kind(&self, b: usize, class: usize, q: usize, k: usize) -> BlockKind {
-        self.kinds[((b * self.classes + class) * self.q_tiles + q) * self.k_tiles + k]
+        self.kinds(b, class, q)[k]
+    }
+
+    /// Kinds of all tiles of keys, for tile `q` of the queries.
+    pub fn kinds(&self, b: usize, class: usize, q: usize) -> &[BlockKind] {
+        let row = (b * self.classes + class) * self.q_tiles + q;
+        &self.kinds[row * self.k_tiles..(row + 1) * self.k_tiles]
     }
 
     /// Tile sizes (queries, keys).

@@ -358,3 +358,24 @@ fn rotary_positions_follow_their_tokens() {
     assert!(tokens.clone().with_rotary(vec![0; 11]).is_err());
     assert!(tokens.with_rotary(vec![-1; 12]).is_err());
 }
+
+/// A map is kept with its mask, and a list makes another mask of it.
+#[test]
+fn maps_belong_to_one_mask() {
+    let mask = Mask::causal(1, 64, 2);
+    let plain = mask.blocks(16, 16);
+    assert_eq!((plain.visited(), mask.blocks(16, 16).visited()), (20, 20));
+    // Another size beside it, and one that is not kept.
+    for tile in [8, 32, 5] {
+        let tiles = 64usize.div_ceil(tile);
+        assert_eq!(mask.blocks(tile, tile).tiles(), (tiles, tiles));
+        assert_eq!(mask.blocks(tile, tile).visited(), tiles * (tiles + 1));
+    }
+    let list = BlockList::from_fn([1, 2, 64, 64], [16, 16], |_, h, q, k| h == 0 && q == k).unwrap();
+    let other = mask.clone().with_blocks(list.clone()).unwrap();
+    assert_eq!((other.blocks(16, 16).visited(), mask.blocks(16, 16).visited()), (4, 20));
+    // Nobody else holds this one.
+    let alone = Mask::causal(1, 64, 2);
+    assert_eq!(alone.blocks(16, 16).visited(), 20);
+    assert_eq!(alone.with_blocks(list).unwrap().blocks(16, 16).visited(), 4);
+}

@@ -1,6 +1,6 @@
 //! How a scan is divided among threads: neighbouring channels or heads of one row and one group.
 
-use rayon::prelude::*;
+use crate::threads;
 use std::ops::Range;
 
 /// What one thread computes at a time.
@@ -29,6 +29,10 @@ impl Job {
 
     /// Results of `work`, in the order of the jobs, from all threads where they are `worth` it.
     pub fn run<R: Send>(jobs: &[Self], worth: bool, work: impl Fn(&Self) -> R + Sync) -> Vec<R> {
-        if worth { jobs.par_iter().map(&work).collect() } else { jobs.iter().map(work).collect() }
+        if worth {
+            threads::map(jobs.len(), |i| work(&jobs[i]))
+        } else {
+            jobs.iter().map(work).collect()
+        }
     }
 }

@@ -2,11 +2,12 @@
 
 use super::band::{Band, Place};
 use super::*;
+use crate::ahead::{Ahead, Pieces};
 use crate::panels::{BAND, product, widest};
 use crate::room::{Room, filled, zeroed};
-use crate::simd::exp2;
+use crate::simd::exp2_of;
+use crate::threads;
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
 /// Queries of a tile at most: what the gradients of keys and values sum over at a time.
@@ -97,7 +98,7 @@ pub(in super::super) fn backward(
     }
     debug_assert!(jobs.iter().all(|job| job.dq.len() == branches));
     let scratch = || vec![0.0f32; 2 * QUERIES * WIDE];
-    jobs.into_par_iter().with_max_len(1).for_each_init(scratch, |x, job| widest(Run { job, x }));
+    threads::each_of(jobs, scratch, |x, job| widest(Run { job, x }));
     // Safe: every part belongs to a job, which has cleared and written it.
     let (mut dq, dk, dv) = unsafe { (dq.written(), dk.written(), dv.written()) };
     fold_parts(&mut dq, parts, |a, b| a + b);
@@ -213,37 +214,46 @@ impl WithSimd for Run<'_, '_> {
                 for (i, side) in call.sides.iter().enumerate() {
                     let (stacked, first) = (i * batch + b, run * RUN * TILE.1);
                     let dq = &mut dq[i][g * t * d..(g + 1) * t * d];
-                    for qi in 0..t.div_ceil(call.queries_of_tile) {
-                        let rows = part(qi, call.queries_of_tile, t);
-                        let kind = |ki| side.kind(b, head, qi, ki);
-                        for run in runs(tiles.clone(), RUN, |ki| kind(ki) != BlockKind::Skip) {
-                            let columns = span(&run, TILE.1, s);
-                            let own = columns.start - first..columns.end - first;
-                            let tile = Tile { call: &call, b, head, key_head, stacked };
-                            let place = Place {
-                                side,
-                                at: (b, head),
-                                tile: qi,
-                                run: &run,
-                                keys: s,
-                                rows: &rows,
-                                columns: &columns,
-                            };
-                            let band = tile.scores(simd, &place, (x, dx));
-                            let of_query = (b * heads + head) * t;
-                            let of_query = of_query + rows.start..of_query + rows.end;
-                            let (base, delta) =
-                                (&call.base[of_query.clone()], &call.delta[of_query]);
-                            gradient_step((x, dx), base, delta, &band, columns.len());
-                            tile.gradients(
-                                simd,
-                                (&rows, &columns),
-                                (&band, x, dx),
-                                &mut dq[rows.start * d..rows.end * d],
-                                &mut dk[i][own.start * d..own.end * d],
-                                &mut dv[own.start * e..own.end * e],
-                            );
-                        }
+                    let computed = |qi| {
+                        let kinds = side.kinds(b, head, qi);
+                        let computed = move |ki: usize| kinds[ki] != BlockKind::Skip;
+                        runs(tiles.clone(), RUN, computed).map(move |run| (qi, run))
+                    };
+                    let queries = 0..t.div_ceil(call.queries_of_tile);
+                    let steps: Vec<(usize, Range<usize>)> = queries.flat_map(computed).collect();
+                    for (at, (qi, run)) in steps.iter().enumerate() {
+                        let rows = part(*qi, call.queries_of_tile, t);
+                        let columns = span(run, TILE.1, s);
+                        let own = columns.start - first..columns.end - first;
+                        let tile = Tile { call: &call, b, head, key_head, stacked };
+                        let place = Place {
+                            side,
+                            at: (b, head),
+                            tile: *qi,
+                            run,
+                            keys: s,
+                            rows: &rows,
+                            columns: &columns,
+                        };
+                        let band = tile.scores(simd, &place, (x, dx));
+                        let of_query = (b * heads + head) * t;
+                        let of_query = of_query + rows.start..of_query + rows.end;
+                        let (base, delta) = (&call.base[of_query.clone()], &call.delta[of_query]);
+                        let next = steps.get(at + 1).filter(|(next, _)| next != qi);
+                        let next = next.map(|(next, _)| {
+                            let rows = part(*next, call.queries_of_tile, t);
+                            tile.reads(&rows, &dq[rows.start * d..rows.end * d])
+                        });
+                        let ahead = Ahead::new(next, rows.len());
+                        gradient_step::<S>((x, dx), base, delta, &band, columns.len(), ahead);
+                        tile.gradients(
+                            simd,
+                            (&rows, &columns),
+                            (&band, x, dx),
+                            &mut dq[rows.start * d..rows.end * d],
+                            &mut dk[i][own.start * d..own.end * d],
+                            &mut dv[own.start * e..own.end * e],
+                        );
                     }
                 }
             }
@@ -261,6 +271,20 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
+    /// What is read and written of these queries.
+    fn reads(&self, rows: &Range<usize>, dq: &[f32]) -> [Pieces; 5] {
+        let Self { call, b, head, stacked, .. } = *self;
+        let ([_, heads, _, d], e, m) = (call.q.shape, call.size[3], rows.len());
+        let dq = At { first: dq.as_ptr(), rows: d, columns: 1 };
+        [
+            Pieces::rows(call.q.at(stacked, head, rows.start), m, d),
+            Pieces::rows(call.dout.at(b, head, rows.start), m, e),
+            Pieces::panels(call.douts.rows(b * heads + head, rows), m, e),
+            Pieces::panels(call.queries.rows(stacked * heads + head, rows), m, d),
+            Pieces::rows(dq, m, d),
+        ]
+    }
+
     /// x: scores; dx: scaled gradients of the weights.
     #[inline(always)]
     fn scores<S: Simd>(
@@ -317,22 +341,26 @@ impl Tile<'_> {
 
 /// x: scores -> weights; dx: d(weights) -> d(scores before the scale).
 #[inline(always)]
-fn gradient_step(
+fn gradient_step<S: Simd>(
     (x, dx): (&mut [f32], &mut [f32]),
     base: &[f32],
     delta: &[f32],
     band: &Band<Q_BANDS, BANDS>,
     columns: usize,
+    mut ahead: Ahead<5>,
 ) {
     for (i, (base, delta)) in base.iter().zip(delta).enumerate() {
+        ahead.some();
         let seen = band.of_query(i);
         let (x, dx) = (&mut x[i * WIDE..][..columns], &mut dx[i * WIDE..][..columns]);
-        for row in [&mut *x, &mut *dx] {
-            row[..seen.start].fill(0.0);
-            row[seen.end..].fill(0.0);
+        if band.is_partial() {
+            for row in [&mut *x, &mut *dx] {
+                row[..seen.start].fill(0.0);
+                row[seen.end..].fill(0.0);
+            }
         }
         for (p, dp) in x[seen.clone()].iter_mut().zip(&mut dx[seen]) {
-            *p = exp2(*p - base);
+            *p = exp2_of::<S>(*p - base);
             *dp = *p * (*dp - delta);
         }
     }

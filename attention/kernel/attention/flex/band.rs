@@ -139,6 +139,11 @@ impl<const Q: usize, const N: usize> Band<Q, N> {
         }
     }
 
+    /// Whether some queries do not see all keys of the run.
+    pub fn is_partial(&self) -> bool {
+        self.partial
+    }
+
     /// Columns that query `i` of the run may see; no others hold anything.
     #[inline(always)]
     pub fn of_query(&self, i: usize) -> Range<usize> {

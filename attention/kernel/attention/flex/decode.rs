@@ -5,8 +5,8 @@ use super::*;
 use crate::panels::widest;
 use crate::product::dot;
 use crate::simd::exp2;
+use crate::threads;
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 /// Queries up to which packing keys and values would cost more than it saves.
 pub(super) const FEW: usize = 4;
@@ -21,15 +21,11 @@ pub(super) fn decode(q: &View, k: &View, v: &View, plan: &Plan) -> (Vec<f32>, Ve
     let scale = plan.0.scale as f32 * LOG2_E;
     let parts = s.div_ceil(PART);
     // Of every row, key head and part: one share per query head and query.
-    let shares: Vec<Vec<Share>> = (0..batch * kv * parts)
-        .into_par_iter()
-        .with_max_len(1)
-        .map(|n| {
-            let (b, key_head) = (n / parts / kv, n / parts % kv);
-            let keys = part(n % parts, PART, s);
-            widest(Job { sides, q, k, v, scale, b, key_head, keys })
-        })
-        .collect();
+    let shares: Vec<Vec<Share>> = threads::map(batch * kv * parts, |n| {
+        let (b, key_head) = (n / parts / kv, n / parts % kv);
+        let keys = part(n % parts, PART, s);
+        widest(Job { sides, q, k, v, scale, b, key_head, keys })
+    });
     let mut out = vec![0.0f32; batch * heads * t * e];
     let mut lse = vec![0.0f32; batch * heads * t];
     for (n, (out, lse)) in out.chunks_mut(e).zip(&mut lse).enumerate() {

@@ -3,11 +3,12 @@
 use super::band::{Band, Place};
 use super::decode::{FEW, decode};
 use super::*;
+use crate::ahead::{Ahead, Pieces};
 use crate::panels::{BAND, product, widest};
 use crate::room::{Room, zeroed};
-use crate::simd::exp2;
+use crate::simd::{exp2, exp2_of, maximum, sum as sum_of};
+use crate::threads;
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 /// Key tiles that are computed together.
 const RUN: usize = 4;
@@ -57,7 +58,8 @@ pub(in super::super) fn forward(
         jobs.extend(parts.enumerate().map(job));
     }
     jobs.sort_by_key(|job| std::cmp::Reverse(job.2));
-    jobs.into_par_iter().with_max_len(1).for_each_init(
+    threads::each_of(
+        jobs,
         || vec![0.0f32; TILE.0 * WIDE],
         |x, (b, head, first, out, lse)| {
             let (out, lse) = (zeroed(out), zeroed(lse));
@@ -107,17 +109,22 @@ impl WithSimd for Job<'_> {
         let mut sum = [0.0f32; TILES * TILE.0];
         let (tiles, k_tiles) = (lse.len().div_ceil(TILE.0), s.div_ceil(TILE.1));
         for (i, side) in call.sides.iter().enumerate() {
+            let mut steps: Vec<(usize, Range<usize>)> = Vec::with_capacity(k_tiles);
             for near in (0..k_tiles).step_by(RUN) {
                 let near = near..(near + RUN).min(k_tiles);
                 for n in 0..tiles {
-                    let (tile, from) = (first + n, n * TILE.0);
-                    let computed = |ki| side.kind(b, head, tile, ki) != BlockKind::Skip;
-                    for run in runs(near.clone(), RUN, computed) {
-                        let at = Tile { call, side, stacked: i * batch + b, b, head, tile, run };
-                        let state = (&mut top[from..], &mut sum[from..]);
-                        at.add(simd, x, state, &mut out[from * call.size[3]..]);
-                    }
+                    let kinds = side.kinds(b, head, first + n);
+                    let computed = |ki: usize| kinds[ki] != BlockKind::Skip;
+                    steps.extend(runs(near.clone(), RUN, computed).map(|run| (n, run)));
                 }
+            }
+            for (at, (n, run)) in steps.iter().enumerate() {
+                let (tile, from) = (first + n, n * TILE.0);
+                let next = steps.get(at + 1).map(|(_, next)| next).filter(|next| *next != run);
+                let run = run.clone();
+                let at = Tile { call, side, stacked: i * batch + b, b, head, tile, run };
+                let state = (&mut top[from..], &mut sum[from..]);
+                at.add(simd, x, state, &mut out[from * call.size[3]..], next);
             }
         }
         let e = call.size[3];
@@ -145,7 +152,8 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    /// Adds the values that the run's keys give; `top`, `sum` and `out` begin with the tile's.
+    /// Adds the values that the run's keys give; `top`, `sum` and `out` begin with the tile's. What
+    /// `next` will read is asked for.
     #[inline(always)]
     fn add<S: Simd>(
         &self,
@@ -153,6 +161,7 @@ impl Tile<'_> {
         x: &mut [f32],
         (top, sum): (&mut [f32], &mut [f32]),
         out: &mut [f32],
+        next: Option<&Range<usize>>,
     ) {
         let Self { ref call, side, stacked, b, head, tile, ref run } = *self;
         let [_, kv, s, e] = call.size;
@@ -167,7 +176,14 @@ impl Tile<'_> {
             let queries = call.q.at(stacked, head, rows.start);
             place.scores(simd, d, (queries, keys), (x, WIDE))
         };
-        softmax_step(x, (m, n), &band, top, sum, out, e);
+        let pieces = next.map(|next| {
+            let columns = span(next, TILE.1, s);
+            let keys = call.keys.columns(stacked * kv + key_head, columns.start);
+            let values = call.values.rows(b * kv + key_head, &columns);
+            let n = columns.len();
+            [Pieces::panels(keys, d, n), Pieces::panels(values, n, e)]
+        });
+        softmax_step(simd, x, (m, n), &band, top, sum, (out, e), Ahead::new(pieces, m));
         // Safe: as above; `out` holds m × E.
         unsafe {
             let weights = At { first: x.as_ptr(), rows: WIDE, columns: 1 };
@@ -180,37 +196,30 @@ impl Tile<'_> {
 
 /// Turns scores into weights relative to the running maximum and rescales what was summed.
 #[inline(always)]
-fn softmax_step(
+fn softmax_step<S: Simd>(
+    simd: S,
     x: &mut [f32],
     (rows, columns): (usize, usize),
     band: &Band<Q_BANDS, BANDS>,
     top: &mut [f32],
     sum: &mut [f32],
-    out: &mut [f32],
-    e: usize,
+    (out, e): (&mut [f32], usize),
+    mut ahead: Ahead<2>,
 ) {
     for i in 0..rows {
+        ahead.some();
         let row = &mut x[i * WIDE..][..columns];
         let seen = band.of_query(i);
-        row[..seen.start].fill(0.0);
-        row[seen.end..].fill(0.0);
+        if band.is_partial() {
+            row[..seen.start].fill(0.0);
+            row[seen.end..].fill(0.0);
+        }
         let row = &mut row[seen];
-        let next = top[i].max(maximum(row));
+        let next = top[i].max(maximum(simd, row));
         // Nothing visible yet: all weights are zero, whatever the reference point.
         let base = if next == f32::NEG_INFINITY { 0.0 } else { next };
-        let mut lanes = [0.0f32; 32];
-        let (chunks, rest) = row.as_chunks_mut::<32>();
-        for chunk in chunks {
-            for (x, lane) in chunk.iter_mut().zip(&mut lanes) {
-                *x = exp2(*x - base);
-                *lane += *x;
-            }
-        }
-        let mut total: f32 = lanes.iter().sum();
-        for x in rest {
-            *x = exp2(*x - base);
-            total += *x;
-        }
+        row.iter_mut().for_each(|x| *x = exp2_of::<S>(*x - base));
+        let total = sum_of(simd, row);
         let keep = exp2(top[i] - base);
         if keep != 1.0 {
             out[i * e..(i + 1) * e].iter_mut().for_each(|o| *o *= keep);
@@ -218,16 +227,4 @@ fn softmax_step(
         sum[i] = sum[i] * keep + total;
         top[i] = next;
     }
-}
-
-#[inline(always)]
-fn maximum(row: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; 32];
-    let (chunks, rest) = row.as_chunks::<32>();
-    for chunk in chunks {
-        for (x, lane) in chunk.iter().zip(&mut lanes) {
-            *lane = if *x > *lane { *x } else { *lane };
-        }
-    }
-    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |m, x| if *x > m { *x } else { m })
 }

@@ -17,12 +17,12 @@ pub(super) use stats::stats;
 use super::{Plan, TILE};
 use crate::panels::{At, Panels, width};
 use crate::simd::vectorized;
+use crate::threads;
 use crate::{BlockKind, BlockMap, Mask};
 use burn::backend::Flex;
 use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{DType, FloatDType, TensorData};
 use burn_flex::FlexTensor;
-use rayon::prelude::*;
 use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
 
@@ -45,10 +45,17 @@ fn fold_parts(x: &mut Vec<f32>, parts: usize, op: impl Fn(f32, f32) -> f32 + Syn
     const CHUNK: usize = 1 << 14;
     let len = x.len() / parts;
     let (first, others) = x.split_at_mut(len);
-    for other in others.chunks(len) {
-        let pairs = first.par_chunks_mut(CHUNK).zip(other.par_chunks(CHUNK));
-        pairs.for_each(|(a, b)| a.iter_mut().zip(b).for_each(|(a, b)| *a = op(*a, *b)));
-    }
+    let chunks = first.chunks_mut(CHUNK).enumerate().collect();
+    threads::each_of(
+        chunks,
+        || (),
+        |(), (n, first): (usize, &mut [f32])| {
+            for other in others.chunks(len) {
+                let other = &other[n * CHUNK..];
+                first.iter_mut().zip(other).for_each(|(a, b)| *a = op(*a, *b));
+            }
+        },
+    );
     x.truncate(len);
     x.shrink_to_fit();
 }
@@ -133,7 +140,12 @@ impl<'a> Side<'a> {
     }
 
     fn kind(&self, b: usize, head: usize, q: usize, k: usize) -> BlockKind {
-        self.blocks.kind(b, self.class_of[head], q, k)
+        self.kinds(b, head, q)[k]
+    }
+
+    /// Of all key tiles.
+    fn kinds(&self, b: usize, head: usize, q: usize) -> &[BlockKind] {
+        self.blocks.kinds(b, self.class_of[head], q)
     }
 }
 

@@ -6,8 +6,8 @@ use super::*;
 use crate::attention::stats::{Fold, Kind};
 use crate::panels::{BAND, widest};
 use crate::simd::exp2;
+use crate::threads;
 use pulp::{Simd, WithSimd};
-use rayon::prelude::*;
 
 /// Key tiles that are computed together.
 const RUN: usize = 4;
@@ -58,7 +58,8 @@ pub(in super::super) fn stats(
         }
     }
     jobs.sort_by_key(|job| std::cmp::Reverse(job.2));
-    jobs.into_par_iter().with_max_len(1).for_each_init(
+    threads::each_of(
+        jobs,
         || vec![0.0f32; TILE.0 * WIDE],
         |x, (part, n, first, out)| {
             widest(Job { call, b: n / heads, head: n % heads, part, first, x, out });

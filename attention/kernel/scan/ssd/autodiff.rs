@@ -18,6 +18,7 @@ pub struct SsdTensors<B: Backend> {
     pub log_decay: FloatTensor<B>,
     pub b: FloatTensor<B>,
     pub c: FloatTensor<B>,
+    pub d: FloatTensor<B>,
     pub h0: FloatTensor<B>,
 }
 
@@ -29,12 +30,13 @@ impl<B: Backend> SsdTensors<B> {
             log_decay: f(self.log_decay),
             b: f(self.b),
             c: f(self.c),
+            d: f(self.d),
             h0: f(self.h0),
         }
     }
 
-    fn into_array(self) -> [FloatTensor<B>; 6] {
-        [self.x, self.weight, self.log_decay, self.b, self.c, self.h0]
+    fn into_array(self) -> [FloatTensor<B>; 7] {
+        [self.x, self.weight, self.log_decay, self.b, self.c, self.d, self.h0]
     }
 }
 
@@ -82,6 +84,7 @@ macro_rules! through_tiled {
                     log_decay: primitive!($backend, g.log_decay),
                     b: primitive!($backend, g.b),
                     c: primitive!($backend, g.c),
+                    d: primitive!($backend, g.d),
                     h0: primitive!($backend, g.h0),
                 }
             }
@@ -97,6 +100,7 @@ macro_rules! inputs {
             log_decay: Tensor::from_primitive::<$backend>($x.log_decay),
             b: Tensor::from_primitive::<$backend>($x.b),
             c: Tensor::from_primitive::<$backend>($x.c),
+            d: Tensor::from_primitive::<$backend>($x.d),
             h0: Tensor::from_primitive::<$backend>($x.h0),
         }
     };
@@ -121,12 +125,12 @@ impl<B: Backend + SsdOps, C: CheckpointStrategy> SsdOps for Autodiff<B, C> {
         #[derive(Debug)]
         struct Scan;
 
-        impl<B: Backend + SsdOps> Backward<B, 6> for Scan {
+        impl<B: Backend + SsdOps> Backward<B, 7> for Scan {
             type State = (SsdTensors<B>, Plan);
 
             fn backward(
                 self,
-                ops: Ops<Self::State, 6>,
+                ops: Ops<Self::State, 7>,
                 grads: &mut Gradients,
                 _: &mut Checkpointer,
             ) {

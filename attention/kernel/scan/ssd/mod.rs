@@ -13,10 +13,11 @@ mod reference;
 mod tiled;
 
 use super::{Step, Steps, softplus, unpack, wide};
+use crate::fused::swiglu;
 use crate::{Error, Implementation};
 use autodiff::{SsdOps, SsdTensors};
 use burn::backend::Dispatch;
-use burn::tensor::{Tensor, activation::silu};
+use burn::tensor::Tensor;
 
 /// Logarithm of a decay to nothing, where a document begins: finite, so that sums of it are.
 const FORGET: f64 = -1e4;
@@ -92,6 +93,8 @@ pub struct SsdDiscrete {
     pub b: Tensor<4>,
     /// `[B, T, G, N]`
     pub c: Tensor<4>,
+    /// D, the part of x that passes by the state, `[H]` or `[H·P]`
+    pub d: Option<Tensor<1>>,
     /// `[B, H, P, N]`
     pub h0: Option<Tensor<4>>,
     /// Documents and padding.
@@ -110,6 +113,8 @@ pub struct Plan {
     pub(crate) heads: usize,
     pub(crate) groups: usize,
     pub(crate) chunk: usize,
+    /// Whether D is there; a tensor of one zero stands in for it.
+    pub(crate) skip: bool,
     pub(crate) keep_state: bool,
     pub(crate) implementation: Implementation,
 }
@@ -133,14 +138,6 @@ pub fn ssd(input: Ssd) -> Result<(Tensor<4>, Option<Tensor<4>>), Error> {
             return fail(format!("{name} is {:?}, expected [{heads}]", x.dims()));
         }
     }
-    let d = match input.d {
-        None => None,
-        Some(d) if d.dims() == [heads] => Some(d.reshape([1, 1, heads, 1])),
-        Some(d) if d.dims() == [heads * p] => Some(d.reshape([1, 1, heads, p])),
-        Some(d) => {
-            return fail(format!("D is {:?}, expected [{heads}] or [{}]", d.dims(), heads * p));
-        }
-    };
     if let Some(z) = input.z.as_ref().filter(|z| z.dims() != [batch, len, heads, p]) {
         return fail(format!("z is {:?}, expected {:?}", z.dims(), input.x.dims()));
     }
@@ -162,27 +159,22 @@ pub fn ssd(input: Ssd) -> Result<(Tensor<4>, Option<Tensor<4>>), Error> {
         dt = if high.is_finite() { dt.clamp_max(high) } else { dt };
     }
     let (y, state) = ssd_discrete(SsdDiscrete {
-        x: input.x.clone(),
+        x: input.x,
         log_decay: dt.clone() * input.a.cast(kind).unsqueeze(),
         weight: dt,
         b: input.b,
         c: input.c,
+        d: input.d,
         h0: input.h0,
-        steps: input.steps.clone(),
+        steps: input.steps,
         chunk: input.chunk,
         keep_state: input.keep_state,
         implementation: input.implementation,
     })?;
-    let mut y = match d {
-        Some(d) => {
-            let d = d.cast(y.dtype());
-            y + live(input.x, input.steps.as_ref()) * d
-        }
+    let y = match input.z {
+        Some(z) => swiglu(z, y),
         None => y,
     };
-    if let Some(z) = input.z {
-        y = y * silu(z);
-    }
     Ok((y, state))
 }
 
@@ -206,6 +198,14 @@ pub fn ssd_discrete(input: SsdDiscrete) -> Result<(Tensor<4>, Option<Tensor<4>>)
     let [batch, len, heads, p] = input.x.dims();
     let (groups, n) = check(&input)?;
     let channels = heads * p;
+    let skip = input.d.is_some();
+    let d = match input.d {
+        Some(d) if d.dims() == [heads] => {
+            d.reshape([heads, 1]).repeat_dim(1, p).reshape([channels])
+        }
+        Some(d) => d,
+        None => Tensor::zeros([1], (&input.x.device(), input.x.dtype())),
+    };
     let (mut weight, mut log_decay) = (input.weight, input.log_decay);
     if let Some(steps) = input.steps.as_ref().filter(|steps| !steps.is_plain()) {
         let mask = |zero: Step| steps.but(zero, &weight.device()).cast(weight.dtype());
@@ -227,9 +227,10 @@ pub fn ssd_discrete(input: SsdDiscrete) -> Result<(Tensor<4>, Option<Tensor<4>>)
         log_decay,
         b: flat(input.b),
         c: flat(input.c),
+        d,
     };
-    let plan =
-        Plan { heads, groups, chunk: input.chunk, keep_state: input.keep_state, implementation };
+    let (chunk, keep_state) = (input.chunk, input.keep_state);
+    let plan = Plan { heads, groups, chunk, skip, keep_state, implementation };
     let (y, h) = match implementation {
         Implementation::Reference => {
             let (y, h) = reference::scan(inputs, &plan);
@@ -270,6 +271,10 @@ fn check(x: &SsdDiscrete) -> Result<(usize, usize), Error> {
             return fail(format!("{name} is {got:?}, expected {want:?} for x {:?}", x.x.dims()));
         }
     }
+    let wide = |d: &&Tensor<1>| d.dims() != [heads] && d.dims() != [heads * p];
+    if let Some(d) = x.d.as_ref().filter(wide) {
+        return fail(format!("D is {:?}, expected [{heads}] or [{}]", d.dims(), heads * p));
+    }
     if let Some(s) = x.steps.as_ref().filter(|s| (s.batch(), s.len()) != (batch, len)) {
         return fail(format!("steps of {} rows of {} for x {:?}", s.batch(), s.len(), x.x.dims()));
     }
@@ -288,6 +293,8 @@ struct Inputs {
     b: Tensor<3>,
     /// `[B, T, G·N]`
     c: Tensor<3>,
+    /// `[E]`
+    d: Tensor<1>,
     /// `[B, N, E]`
     h0: Tensor<3>,
 }
@@ -300,6 +307,7 @@ impl Inputs {
             log_decay: self.log_decay.into_dispatch(),
             b: self.b.into_dispatch(),
             c: self.c.into_dispatch(),
+            d: self.d.into_dispatch(),
             h0: self.h0.into_dispatch(),
         }
     }

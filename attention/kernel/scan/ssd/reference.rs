@@ -26,7 +26,11 @@ pub(super) fn scan(x: Inputs, plan: &Plan) -> (Tensor<3>, Tensor<3>) {
     for t in 0..len {
         let input = token(&x.x, t).reshape([batch, heads, p, 1]) * of_head(&x.weight, t);
         h = of_head(&x.log_decay, t).exp() * h + input * of_group(&x.b, t);
-        y.push((h.clone() * of_group(&x.c, t)).sum_dim(3).reshape([batch, 1, channels]));
+        let read = (h.clone() * of_group(&x.c, t)).sum_dim(3).reshape([batch, 1, channels]);
+        y.push(match plan.skip {
+            true => read + token(&x.x, t) * x.d.clone().cast(kind).unsqueeze(),
+            false => read,
+        });
     }
     let h = h.reshape([batch, channels, n]).swap_dims(1, 2);
     (Tensor::cat(y, 1).cast(dtype), h.cast(dtype))

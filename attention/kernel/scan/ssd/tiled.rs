@@ -13,7 +13,11 @@ pub(super) fn forward(x: Inputs, plan: &Plan) -> Tensor<3> {
     for start in chunks.starts() {
         let chunk = chunks.at(start);
         let y = chunk.mixed().matmul(chunk.input.clone()) + chunk.of_before(&h);
-        out.push(chunks.tokens(y).cast(dtype));
+        let mut y = chunks.tokens(y);
+        if let Some(d) = chunks.skip() {
+            y = y + chunks.tokens(chunk.x.clone()) * d;
+        }
+        out.push(y.cast(dtype));
         h = chunk.behind(h);
     }
     if plan.keep_state {
@@ -25,6 +29,7 @@ pub(super) fn forward(x: Inputs, plan: &Plan) -> Tensor<3> {
 /// Gradients of all inputs, from the last chunk to the first.
 pub(super) fn gradients(x: Inputs, dout: Tensor<3>, plan: &Plan) -> Inputs {
     let types = [&x.x, &x.weight, &x.log_decay, &x.b, &x.c, &x.h0].map(|x| x.dtype());
+    let mut dd = x.d.zeros_like().cast(wide(x.x.dtype()));
     let chunks = Chunks::new(x, plan);
     let dout = dout.cast(chunks.kind);
     let mut states = vec![chunks.h0.clone()];
@@ -71,7 +76,13 @@ pub(super) fn gradients(x: Inputs, dout: Tensor<3>, plan: &Plan) -> Inputs {
         let db = dscores.transpose().matmul(c) + chunks.over_heads(late);
         carry = carry * chunk.all() + chunk.c.clone().transpose().matmul(early);
 
-        let dx = chunks.tokens(dinput.clone() * chunk.weight.clone());
+        let mut dx = chunks.tokens(dinput.clone() * chunk.weight.clone());
+        if let Some(d) = chunks.skip() {
+            let dy = chunks.tokens(dy);
+            dx = dx + dy.clone() * d;
+            dd = dd
+                + (dy * chunks.tokens(chunk.x.clone())).sum_dim(1).sum_dim(0).squeeze_dims(&[0, 1]);
+        }
         let dweight = chunks.tokens((dinput * chunk.x).sum_dim(3));
         rows.push([dx, dweight, chunks.tokens(dlog_decay), chunks.tokens(db), chunks.tokens(dc)]);
     }
@@ -84,6 +95,7 @@ pub(super) fn gradients(x: Inputs, dout: Tensor<3>, plan: &Plan) -> Inputs {
         log_decay: joined(2),
         b: joined(3),
         c: joined(4),
+        d: dd.cast(chunks.x.d.dtype()),
         h0: chunks.flat(carry).cast(types[5]),
     }
 }
@@ -135,6 +147,11 @@ impl<'a> Chunks<'a> {
             Self { x, plan, kind, batch, len, n, h0: Tensor::zeros([1; 4], &h0.device()) };
         chunks.h0 = chunks.split(h0);
         chunks
+    }
+
+    /// D, `[1, 1, E]`
+    fn skip(&self) -> Option<Tensor<3>> {
+        self.plan.skip.then(|| self.x.d.clone().cast(self.kind).unsqueeze())
     }
 
     fn starts(&self) -> Vec<usize> {

@@ -170,6 +170,7 @@ fn without_decay_it_is_linear_attention() {
         log_decay: one.mul_scalar(0.0),
         b: b.clone(),
         c: c.clone(),
+        d: None,
         h0: None,
         steps: None,
         chunk: 16,

@@ -1,20 +1,23 @@
 //! Gradients: states once more from the first chunk on, then chunks from the last to the first.
 
-use super::{Call, Job, dots, lower, of_head, packed, put, rows, scaled, times};
+use super::{Call, Job, PARALLEL_FROM, dots, lower, of_head, packed, put, rows, scaled, times};
 use crate::panels::{At, Limits, Panels};
+use crate::room::{filled, zeroed};
 use crate::scan::rows::{Columns, Rows};
 use crate::scan::ssd::{Plan, autodiff::SsdTensors};
 use crate::simd::vectorized;
 use burn::backend::Flex;
 use burn::tensor::TensorData;
 use burn_flex::FlexTensor;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Where a job writes alone: rows `[B, T]`, and `[B, N]` for the first state.
+/// Where a job writes alone: rows `[B, T]`, `[B, N]` for the first state, and `[B]` for D.
 struct Own<'a> {
     x: Columns<'a>,
     weight: Columns<'a>,
     log_decay: Columns<'a>,
+    d: Columns<'a>,
     h0: Columns<'a>,
 }
 
@@ -31,10 +34,12 @@ pub(in crate::scan::ssd) fn gradients(
     let (mut dx, mut dh0) = (zeros(batch * len * channels), zeros(batch * n * channels));
     let (mut dweight, mut dlog) =
         (zeros(batch * len * plan.heads), zeros(batch * len * plan.heads));
+    let mut dd = zeros(batch * channels);
     let own = Own {
         x: Columns::new(&mut dx, channels),
         weight: Columns::new(&mut dweight, plan.heads),
         log_decay: Columns::new(&mut dlog, plan.heads),
+        d: Columns::new(&mut dd, channels),
         h0: Columns::new(&mut dh0, channels),
     };
     let parts = call.run(|job| {
@@ -44,15 +49,12 @@ pub(in crate::scan::ssd) fn gradients(
         )
     });
     let width = plan.groups * n;
-    let (mut db, mut dc) = (zeros(batch * len * width), zeros(batch * len * width));
-    for (job, (of_b, of_c)) in call.jobs().into_iter().zip(parts) {
-        for (to, from) in [(&mut db, of_b), (&mut dc, of_c)] {
-            for (t, from) in from.chunks(n).enumerate() {
-                let to = &mut to[(job.row * len + t) * width + job.group * n..][..n];
-                to.iter_mut().zip(from).for_each(|(to, x)| *to += x);
-            }
-        }
-    }
+    let (of_b, of_c): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+    let (db, dc) = (over_jobs(&call, &of_b), over_jobs(&call, &of_c));
+    let dd = match plan.skip {
+        true => (0..channels).map(|e| dd.iter().skip(e).step_by(channels).sum()).collect(),
+        false => zeros(1),
+    };
     let tensor =
         |data: Vec<f32>, shape: [usize; 3]| FlexTensor::from_data(TensorData::new(data, shape));
     SsdTensors {
@@ -61,8 +63,27 @@ pub(in crate::scan::ssd) fn gradients(
         log_decay: tensor(dlog, [batch, len, plan.heads]),
         b: tensor(db, [batch, len, width]),
         c: tensor(dc, [batch, len, width]),
+        d: FlexTensor::from_data(TensorData::new(dd.clone(), [dd.len()])),
         h0: tensor(dh0, [batch, n, channels]),
     }
+}
+
+/// Sums over jobs, in their order, of what each has for its row and group: `[T, N]` -> `[B, T, G·N]`
+fn over_jobs(call: &Call<'_>, of_jobs: &[Vec<f32>]) -> Vec<f32> {
+    const TOKENS: usize = 128;
+    let (jobs, n, width) = (call.jobs(), call.n, call.plan.groups * call.n);
+    let write = |part: usize, out: &mut [MaybeUninit<f32>]| {
+        for (i, out) in zeroed(out).chunks_mut(width).enumerate() {
+            let (row, t) = ((part * TOKENS + i) / call.len, (part * TOKENS + i) % call.len);
+            for (job, from) in jobs.iter().zip(of_jobs).filter(|(job, _)| job.row == row) {
+                let out = &mut out[job.group * n..][..n];
+                out.iter_mut().zip(&from[t * n..]).for_each(|(out, x)| *out += x);
+            }
+        }
+    };
+    let size = call.batch * call.len * width;
+    // Safe: every part is cleared.
+    unsafe { filled(size, TOKENS * width, size >= PARALLEL_FROM, write) }
 }
 
 /// Gradients of B and C, `[T, N]` each, over the job's heads.
@@ -221,7 +242,18 @@ impl<'a> Chunk<'a> {
         put(&own.log_decay, row, head, 1, &dlog);
         let x = of_head(&call.x, job, head, tokens, p);
         put(&own.weight, row, head, 1, &dots(&dinput, &x, p));
-        put(&own.x, row, head * p, p, &scaled(&dinput, &of.weight));
+        let mut dx = scaled(&dinput, &of.weight);
+        if let Some(d) = call.skip(head) {
+            // Safe: jobs have rows and heads of their own.
+            let dd = unsafe { own.d.slice(job.row, head * p, p) };
+            for ((dx, dy), x) in dx.chunks_mut(p).zip(dy.chunks(p)).zip(x.chunks(p)) {
+                for ((((dx, dy), x), d), dd) in dx.iter_mut().zip(dy).zip(x).zip(d).zip(&mut *dd) {
+                    *dx += dy * d;
+                    *dd += dy * x;
+                }
+            }
+        }
+        put(&own.x, row, head * p, p, &dx);
     }
 
     /// Gradients of B and C through their product.

@@ -48,6 +48,12 @@ fn block(call: &Call<'_>, job: &Job, out: &Columns<'_>, of_row: usize) {
             }
             let input = packed(rows(&of.input, p), (q, p));
             times((q, p, q), rows(&mixed, q), &input, &mut y, true, Limits::Depth(&bands));
+            if let Some(d) = call.skip(head) {
+                for (y, t) in y.chunks_mut(p).zip(tokens.clone()) {
+                    let x = &call.x.at(job.row, t)[head * p..][..p];
+                    y.iter_mut().zip(x).zip(d).for_each(|((y, x), d)| *y += x * d);
+                }
+            }
             put(out, job.row * of_row + tokens.start, head * p, p, &y);
             of.advance(h, b, n);
         }

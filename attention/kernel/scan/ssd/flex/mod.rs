@@ -46,6 +46,8 @@ struct Call<'a> {
     log_decay: Rows,
     b: Rows,
     c: Rows,
+    /// `[E]`, where the plan has it.
+    d: FlexTensor,
     /// `[B, N, E]`
     h0: FlexTensor,
 }
@@ -66,6 +68,7 @@ impl<'a> Call<'a> {
             log_decay: Rows::new(x.log_decay),
             b,
             c: Rows::new(x.c),
+            d: x.d.to_contiguous(),
             h0: x.h0.to_contiguous(),
         }
     }
@@ -92,6 +95,11 @@ impl<'a> Call<'a> {
     fn group(&self, x: &Rows, job: &Job, tokens: &Range<usize>) -> At {
         let first = x.at(job.row, tokens.start)[job.group * self.n..].as_ptr();
         At { first, rows: x.stride(), columns: 1 }
+    }
+
+    /// D of a head's channels.
+    fn skip(&self, head: usize) -> Option<&[f32]> {
+        self.plan.skip.then(|| &self.d.storage::<f32>()[head * self.p..][..self.p])
     }
 
     /// The state that a head begins with, `[N, P]`.

@@ -1,0 +1,104 @@
+//! Memory that is read next, asked for line by line while something else is computed: tiles that lie
+//! here and there come without it only when they are waited for.
+
+use crate::panels::{At, PanelsAt};
+use crate::simd::{LINE, prefetch};
+
+/// Pieces of memory of one length, equally far apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Pieces {
+    first: *const f32,
+    step: usize,
+    count: usize,
+    len: usize,
+}
+
+impl Pieces {
+    const NONE: Self = Self { first: std::ptr::null(), step: 0, count: 0, len: 0 };
+
+    /// `[rows, width]`
+    pub fn rows(at: At, rows: usize, width: usize) -> Self {
+        Self { first: at.first, step: at.rows, count: rows, len: width }
+    }
+
+    /// `rows` rows of as many panels as hold `columns`.
+    pub fn panels(at: PanelsAt, rows: usize, columns: usize) -> Self {
+        let (first, step, width) = at.parts();
+        Self { first, step, count: columns.div_ceil(width), len: rows * width }
+    }
+}
+
+/// Some pieces of memory, and how far they have been asked for.
+pub(crate) struct Ahead<const N: usize> {
+    pieces: [Pieces; N],
+    /// Lines to ask for at a time.
+    each: usize,
+    of: usize,
+    piece: usize,
+    at: usize,
+}
+
+impl<const N: usize> Ahead<N> {
+    /// Asks for all of `pieces` in `times` calls of [`some`](Self::some).
+    pub fn new(pieces: Option<[Pieces; N]>, times: usize) -> Self {
+        let pieces = pieces.unwrap_or([Pieces::NONE; N]);
+        let lines: usize = pieces.iter().map(|p| p.count * p.len.div_ceil(LINE)).sum();
+        Self { pieces, each: lines.div_ceil(times), of: 0, piece: 0, at: 0 }
+    }
+
+    /// Asks for the next lines.
+    #[inline(always)]
+    pub fn some(&mut self) {
+        for _ in 0..self.each {
+            let Some(line) = self.next() else { return };
+            prefetch(line);
+        }
+    }
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<*const f32> {
+        while self.of < N && self.piece == self.pieces[self.of].count {
+            (self.of, self.piece) = (self.of + 1, 0);
+        }
+        let Pieces { first, step, len, .. } = *self.pieces.get(self.of)?;
+        let line = first.wrapping_add(self.piece * step + self.at);
+        self.at += LINE;
+        if self.at >= len {
+            (self.piece, self.at) = (self.piece + 1, 0);
+        }
+        Some(line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::panels::Panels;
+
+    /// Every line once, in order, in as many calls as were promised.
+    #[test]
+    fn all_lines_are_asked_for() {
+        let numbers = vec![0.0f32; 40 * 300];
+        let at = At { first: numbers.as_ptr(), rows: 300, columns: 1 };
+        let panels = unsafe { Panels::pack(&[at], (40, 300), 1.0) };
+        let (width, panel) = (crate::panels::width(), panels.rows(0, &(3..8)));
+        let first = panel.parts().0;
+        let line = |p: *const f32, i: usize| p.wrapping_add(i * LINE);
+        let rows = (0..4).flat_map(|r| (0..3).map(move |i| line(at.at(r, 0).first, i)));
+        let columns = (0..70usize.div_ceil(width)).flat_map(|j| {
+            let lines = (5 * width).div_ceil(LINE);
+            (0..lines).map(move |i| line(first.wrapping_add(j * 40 * width), i))
+        });
+        let want: Vec<_> = rows.chain(columns).collect();
+        for times in [1, 7, 64] {
+            let pieces = [Pieces::rows(at, 4, 35), Pieces::panels(panel, 5, 70)];
+            let mut ahead = Ahead::new(Some(pieces), times);
+            let found: Vec<_> = std::iter::from_fn(|| ahead.next()).collect();
+            assert_eq!(found, want);
+            assert!(ahead.each * times >= want.len() && ahead.next().is_none());
+        }
+        let mut nothing = Ahead::<2>::new(None, 5);
+        nothing.some();
+        assert_eq!((nothing.each, nothing.next()), (0, None));
+    }
+}
