@@ -16,6 +16,8 @@ mod node;
 
 pub mod attention;
 mod branch;
+#[cfg(feature = "cube")]
+mod card;
 #[cfg(feature = "flex")]
 mod deep;
 mod error;

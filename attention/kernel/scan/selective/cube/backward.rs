@@ -1,6 +1,7 @@
 //! Gradients: spans from the last to the first, tokens of a span from its end.
 
-use super::span::{FIRST, Form, Place, SKIP, SPAN, Sizes, UNITS, positive, sigmoid, step_at};
+use super::span::{FIRST, Form, Four, Place, SKIP, SPAN, Sizes, UNITS};
+use super::span::{decay, in_units, positive, read_span, sigmoid, step_at};
 use cubecl::prelude::*;
 
 /// Columns of the table in which the threads of a workgroup add up: one more than there are, so that
@@ -17,7 +18,7 @@ const SHARE: usize = UNITS / SUMS;
 pub(super) fn starts(
     delta: &[f32],
     a: &[f32],
-    c: &[f32],
+    c: &[Four],
     z: &[f32],
     dout: &[f32],
     steps: &[u32],
@@ -55,8 +56,8 @@ pub(super) fn starts(
             cut = cut || step == FIRST;
         }
         for n in 0..sizes.states {
-            let rate = a[n * sizes.channels + place.channel];
-            let line = place.shared(n, start, &sizes);
+            let rate = in_units(a[n * sizes.channels + place.channel], comptime!(form.ptx));
+            let c = read_span(c, place.shared(n, start, &sizes));
             let at = place.state(n, place.chunk, sizes.chunks, &sizes);
             let mut dh = 0.0f32;
             if back > 0 {
@@ -65,7 +66,7 @@ pub(super) fn starts(
             #[unroll]
             for j in 0..SPAN {
                 let i = SPAN - 1 - j;
-                dh = (dt[i] * rate).exp() * (dh + dy[i] * c[line + i]);
+                dh = decay(dt[i], rate, comptime!(form.ptx)) * (dh + dy[i] * c[i]);
                 if comptime!(!form.plain) {
                     dh = select(fresh[i], 0.0, dh);
                 }
@@ -90,8 +91,8 @@ pub(super) fn gradients(
     u: &[f32],
     delta: &[f32],
     a: &[f32],
-    b: &[f32],
-    c: &[f32],
+    b: &[Four],
+    c: &[Four],
     d: &[f32],
     z: &[f32],
     dout: &[f32],
@@ -148,8 +149,10 @@ pub(super) fn gradients(
         }
         for n in 0..sizes.states {
             let rate = a[n * sizes.channels + place.channel];
+            let in_units = in_units(rate, comptime!(form.ptx));
             let line = place.shared(n, start, &sizes);
-            let mut decay = Array::<f32>::new(SPAN);
+            let (b, c) = (read_span(b, line), read_span(c, line));
+            let mut decays = Array::<f32>::new(SPAN);
             let mut h = Array::<f32>::new(SPAN);
             let mut past = Array::<f32>::new(SPAN);
             let mut state = states[place.state(n, s, sizes.spans, &sizes)];
@@ -159,10 +162,10 @@ pub(super) fn gradients(
                     state = select(step[i] == FIRST, 0.0, state);
                 }
                 past[i] = state;
-                decay[i] = (dt[i] * rate).exp();
-                state = decay[i] * state + input[i] * b[line + i];
+                decays[i] = decay(dt[i], in_units, comptime!(form.ptx));
+                state = decays[i] * state + input[i] * b[i];
                 h[i] = state;
-                y[i] += state * c[line + i];
+                y[i] += state * c[i];
             }
             let at = place.state(n, place.chunk, sizes.chunks, &sizes);
             let mut dh = carry[at];
@@ -170,11 +173,11 @@ pub(super) fn gradients(
             #[unroll]
             for j in 0..SPAN {
                 let i = SPAN - 1 - j;
-                dh += dy[i] * c[line + i];
+                dh += dy[i] * c[i];
                 table[i * PITCH + unit] = dh * input[i];
                 table[(SPAN + i) * PITCH + unit] = dy[i] * h[i];
-                into[i] += dh * b[line + i];
-                dh *= decay[i];
+                into[i] += dh * b[i];
+                dh *= decays[i];
                 if comptime!(!form.plain) {
                     dh = select(step[i] == FIRST, 0.0, dh);
                 }

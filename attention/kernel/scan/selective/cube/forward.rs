@@ -1,6 +1,7 @@
 //! Outputs, the last state, and the states at the ends of spans.
 
-use super::span::{FIRST, Form, Place, SKIP, SPAN, Sizes, positive, sigmoid, step_at};
+use super::span::{FIRST, Form, Four, Place, SKIP, SPAN, Sizes};
+use super::span::{decay, in_units, positive, read_span, sigmoid, step_at};
 use cubecl::prelude::*;
 
 /// What each chunk but the last leaves in a state of zeros, in the chunk's slot of `states`, and by
@@ -10,7 +11,7 @@ pub(super) fn ends(
     u: &[f32],
     delta: &[f32],
     a: &[f32],
-    b: &[f32],
+    b: &[Four],
     steps: &[u32],
     states: &mut [f32],
     decays: &mut [f32],
@@ -45,8 +46,9 @@ pub(super) fn ends(
             cut = cut || step == FIRST;
         }
         for n in 0..sizes.states {
-            let rate = a[n * sizes.channels + place.channel];
+            let rate = in_units(a[n * sizes.channels + place.channel], comptime!(form.ptx));
             let line = place.shared(n, start, &sizes);
+            let b = read_span(b, line);
             let at = place.state(n, slot, slots, &sizes);
             let mut h = 0.0f32;
             if s > first {
@@ -57,7 +59,7 @@ pub(super) fn ends(
                 if comptime!(!form.plain) {
                     h = select(fresh[i], 0.0, h);
                 }
-                h = (dt[i] * rate).exp() * h + input[i] * b[line + i];
+                h = decay(dt[i], rate, comptime!(form.ptx)) * h + input[i] * b[i];
             }
             states[at] = h;
         }
@@ -75,8 +77,8 @@ pub(super) fn outputs(
     u: &[f32],
     delta: &[f32],
     a: &[f32],
-    b: &[f32],
-    c: &[f32],
+    b: &[Four],
+    c: &[Four],
     d: &[f32],
     z: &[f32],
     steps: &[u32],
@@ -109,8 +111,9 @@ pub(super) fn outputs(
         }
         let slot = if comptime!(form.tracked) { s } else { place.chunk };
         for n in 0..sizes.states {
-            let rate = a[n * sizes.channels + place.channel];
+            let rate = in_units(a[n * sizes.channels + place.channel], comptime!(form.ptx));
             let line = place.shared(n, start, &sizes);
+            let (b, c) = (read_span(b, line), read_span(c, line));
             let at = place.state(n, slot, slots, &sizes);
             let mut h = states[at];
             #[unroll]
@@ -118,8 +121,8 @@ pub(super) fn outputs(
                 if comptime!(!form.plain) {
                     h = select(step[i] == FIRST, 0.0, h);
                 }
-                h = (dt[i] * rate).exp() * h + input[i] * b[line + i];
-                y[i] += h * c[line + i];
+                h = decay(dt[i], rate, comptime!(form.ptx)) * h + input[i] * b[i];
+                y[i] += h * c[i];
             }
             if s + 1 < end {
                 if comptime!(form.tracked) {

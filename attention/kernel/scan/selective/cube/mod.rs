@@ -18,8 +18,9 @@ mod sums;
 
 use super::Plan;
 use super::autodiff::ScanTensors;
+use crate::card::OnCard;
 use crate::scan::Step;
-use burn::backend::TensorMetadata;
+use burn::backend::{Cube, TensorMetadata, tensor::FloatTensor};
 use burn::tensor::{DType, Shape, Tensor};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::{cast, into_contiguous};
@@ -39,7 +40,7 @@ const SMALL: u32 = 256;
 
 /// Why the kernels do not run for tensors like `u`, if they do not.
 pub(super) fn refusal(u: &Tensor<3>) -> Option<String> {
-    let Ok(u) = u.clone().inner().try_into_primitive::<burn::backend::Cube>() else {
+    let Ok(u) = u.clone().inner().try_into_primitive::<Cube>() else {
         return Some(format!("`Cube` runs on graphics cards, not on {:?}", u.device()));
     };
     if u.dtype() == DType::F64 {
@@ -66,7 +67,8 @@ struct Call {
 }
 
 /// (y and the state behind it `[B, T (+ N), E]`, the state before each span `[B, spans, N, E]`).
-pub(super) fn forward(x: ScanTensors<CubeBackend>, plan: &Plan) -> (CubeTensor, CubeTensor) {
+pub(super) fn forward(x: ScanTensors<Cube>, plan: &Plan) -> (FloatTensor<Cube>, FloatTensor<Cube>) {
+    let x: ScanTensors<CubeBackend> = x.map(Cube::lower);
     let dtype = x.u.dtype;
     let call = Call::new(x, plan);
     let Call { batch, spans, chunks, n, channels, .. } = call;
@@ -119,20 +121,21 @@ pub(super) fn forward(x: ScanTensors<CubeBackend>, plan: &Plan) -> (CubeTensor, 
             call.form,
         );
     }
-    (cast(out, dtype), states)
+    (Cube::lift(cast(out, dtype)), Cube::lift(states))
 }
 
 /// Gradients of all inputs; see [`ScanTensors`].
 pub(super) fn gradients(
-    x: ScanTensors<CubeBackend>,
-    states: CubeTensor,
-    dout: CubeTensor,
+    x: ScanTensors<Cube>,
+    states: FloatTensor<Cube>,
+    dout: FloatTensor<Cube>,
     plan: &Plan,
-) -> ScanTensors<CubeBackend> {
-    let types = x.clone().map::<CubeBackend>(|x| x);
+) -> ScanTensors<Cube> {
+    let x: ScanTensors<CubeBackend> = x.map(Cube::lower);
+    let like = x.clone();
     let call = Call::new(x, plan);
     let Call { batch, len, chunks, n, channels, groups, .. } = call;
-    let (x, dout) = (&call.x, plain(dout));
+    let (x, dout, states) = (&call.x, plain(Cube::lower(dout)), Cube::lower(states));
     let carry = call.empty([batch, chunks, n, channels]);
     let decays = call.empty([batch, chunks, n, channels]);
     if chunks > 1 {
@@ -195,21 +198,21 @@ pub(super) fn gradients(
             call.form,
         );
     }
-    let of = |x: CubeTensor, like: &CubeTensor| cast(x, like.dtype);
+    let of = |x: CubeTensor, like: &CubeTensor| Cube::lift(cast(x, like.dtype));
     let d = match plan.skip {
         true => call.sum_parts(&dd, call.empty([channels])),
         false => call.zero([1]),
     };
     let narrow = [batch, len, groups * n];
     ScanTensors {
-        u: of(du, &types.u),
-        delta: of(ddelta, &types.delta),
-        a: of(call.sum_parts(&da, call.empty([n, channels])), &types.a),
-        b: of(call.sum_blocks(&shared, 0, call.empty(narrow)), &types.b),
-        c: of(call.sum_blocks(&shared, 1, call.empty(narrow)), &types.c),
-        d: of(d, &types.d),
-        z: of(dz, &types.z),
-        h0: of(dh0, &types.h0),
+        u: of(du, &like.u),
+        delta: of(ddelta, &like.delta),
+        a: of(call.sum_parts(&da, call.empty([n, channels])), &like.a),
+        b: of(call.sum_blocks(&shared, 0, call.empty(narrow)), &like.b),
+        c: of(call.sum_blocks(&shared, 1, call.empty(narrow)), &like.c),
+        d: of(d, &like.d),
+        z: of(dz, &like.z),
+        h0: of(dh0, &like.h0),
     }
 }
 
@@ -221,6 +224,7 @@ impl Call {
         let wanted = (THREADS / (batch * channels)).clamp(1, spans.div_ceil(CHUNK));
         let per_chunk = spans.div_ceil(wanted);
         let plain_steps = plan.steps.is_plain();
+        let ptx = cfg!(feature = "cuda-nvrtc") && x.u.client.name() == "cuda";
         let mut call = Self {
             x: x.map(plain),
             steps: if plain_steps { vec![NEXT] } else { steps(plan, spans * SPAN) },
@@ -231,6 +235,7 @@ impl Call {
                 gate: plan.gate,
                 tracked: plan.tracked,
                 keep_state: plan.keep_state,
+                ptx,
             },
             batch,
             len,

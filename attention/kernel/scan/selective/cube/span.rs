@@ -12,6 +12,9 @@ pub(super) const NEXT: u32 = 0;
 pub(super) const FIRST: u32 = 1;
 pub(super) const SKIP: u32 = 2;
 
+/// Four numbers that are read at once.
+pub(super) type Four = Vector<f32, Const<4>>;
+
 /// What is known when a kernel is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Form {
@@ -25,6 +28,8 @@ pub(super) struct Form {
     pub tracked: bool,
     /// Whether the state behind the last token is asked for.
     pub keep_state: bool,
+    /// Whether instructions of NVIDIA's cards may be written out.
+    pub ptx: bool,
 }
 
 /// Sizes of a call. A row is cut into chunks, which run side by side, and a chunk into spans,
@@ -112,6 +117,43 @@ pub(super) fn step_at(
     } else {
         steps[row * sizes.spans * SPAN + t]
     }
+}
+
+/// The numbers of a span's tokens from `line` on.
+#[cube]
+pub(super) fn read_span(x: &[Four], line: usize) -> Array<f32> {
+    let mut span = Array::<f32>::new(SPAN);
+    #[unroll]
+    for i in 0..SPAN / 4 {
+        let four = x[line / 4 + i];
+        #[unroll]
+        for k in 0..4 {
+            span[4 * i + k] = four.extract(k);
+        }
+    }
+    span
+}
+
+/// A in the units that [`decay`] takes.
+#[cube]
+pub(super) fn in_units(rate: f32, #[comptime] ptx: bool) -> f32 {
+    if comptime!(ptx) { rate * std::f32::consts::LOG2_E } else { rate }
+}
+
+/// exp(Δ A). A card has an instruction for powers of two, and CUDA's own exp takes several times as
+/// long to get the last bit right, too.
+#[cube]
+pub(super) fn decay(dt: f32, rate: f32, #[comptime] ptx: bool) -> f32 {
+    let power = dt * rate;
+    if comptime!(ptx) { exp2(power) } else { power.exp() }
+}
+
+#[cube]
+#[allow(unused_variables, unused_assignments)]
+fn exp2(power: f32) -> f32 {
+    let out: f32;
+    gpu_asm!("ex2.approx.ftz.f32 {}, {};", out(_) out, in(_) power, options(pure, nomem));
+    out
 }
 
 /// Δ from what the layer gave.
