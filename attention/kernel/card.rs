@@ -1,11 +1,7 @@
-//! Tensors of graphics cards as kernels in CubeCL take them, with and without Burn's fusion: which of
-//! the two a program has is decided by the features of whoever builds it.
+//! Tensors of graphics cards as kernels in CubeCL take them, with and without Burn's fusion.
 
-use burn::backend::{Backend, TensorMetadata, tensor::FloatTensor};
+use burn::backend::{Backend, tensor::FloatTensor};
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
-use burn_fusion::custom::{OperationIr, OperationOutput, StreamId};
-use burn_fusion::{Fusion, FusionBackend, NoOp, get_client};
-use burn_ir::InitOperationIr;
 
 /// A backend whose tensors lie in buffers of CubeCL.
 pub(crate) trait OnCard: Backend {
@@ -26,17 +22,27 @@ impl OnCard for CubeBackend {
     }
 }
 
-impl<B: FusionBackend + OnCard> OnCard for Fusion<B> {
-    fn lower(x: FloatTensor<Self>) -> CubeTensor {
-        let client = x.client.clone();
-        B::lower(client.resolve_tensor_float::<B>(x))
-    }
+#[cfg(feature = "fusion")]
+mod fused {
+    use super::{CubeTensor, FloatTensor, OnCard};
+    use burn::backend::TensorMetadata;
+    use burn_fusion::custom::{OperationIr, OperationOutput, StreamId};
+    use burn_fusion::{Fusion, FusionBackend, NoOp, get_client};
+    use burn_ir::InitOperationIr;
 
-    fn lift(x: CubeTensor) -> FloatTensor<Self> {
-        let x = B::lift(x);
-        let (client, shape, dtype) = (get_client::<B>(&x.device()), x.shape(), x.dtype());
-        let handle = B::float_tensor_handle(x);
-        let made = InitOperationIr::create(shape, dtype, || client.register_tensor_handle(handle));
-        client.register(StreamId::current(), OperationIr::Init(made), NoOp::<B>::new()).output()
+    impl<B: FusionBackend + OnCard> OnCard for Fusion<B> {
+        fn lower(x: FloatTensor<Self>) -> CubeTensor {
+            let client = x.client.clone();
+            B::lower(client.resolve_tensor_float::<B>(x))
+        }
+
+        fn lift(x: CubeTensor) -> FloatTensor<Self> {
+            let x = B::lift(x);
+            let (client, shape, dtype) = (get_client::<B>(&x.device()), x.shape(), x.dtype());
+            let handle = B::float_tensor_handle(x);
+            let made =
+                InitOperationIr::create(shape, dtype, || client.register_tensor_handle(handle));
+            client.register(StreamId::current(), OperationIr::Init(made), NoOp::<B>::new()).output()
+        }
     }
 }

@@ -153,7 +153,6 @@ pub(super) fn gradients(
             let line = place.shared(n, start, &sizes);
             let (b, c) = (read_span(b, line), read_span(c, line));
             let mut decays = Array::<f32>::new(SPAN);
-            let mut h = Array::<f32>::new(SPAN);
             let mut past = Array::<f32>::new(SPAN);
             let mut state = states[place.state(n, s, sizes.spans, &sizes)];
             #[unroll]
@@ -164,8 +163,8 @@ pub(super) fn gradients(
                 past[i] = state;
                 decays[i] = decay(dt[i], in_units, comptime!(form.ptx));
                 state = decays[i] * state + input[i] * b[i];
-                h[i] = state;
                 y[i] += state * c[i];
+                table[(SPAN + i) * PITCH + unit] = dy[i] * state;
             }
             let at = place.state(n, place.chunk, sizes.chunks, &sizes);
             let mut dh = carry[at];
@@ -175,7 +174,6 @@ pub(super) fn gradients(
                 let i = SPAN - 1 - j;
                 dh += dy[i] * c[i];
                 table[i * PITCH + unit] = dh * input[i];
-                table[(SPAN + i) * PITCH + unit] = dy[i] * h[i];
                 into[i] += dh * b[i];
                 dh *= decays[i];
                 if comptime!(!form.plain) {
