@@ -1,7 +1,7 @@
 //! Gradients: spans from the last to the first, tokens of a span from its end.
 
 use super::span::{FIRST, Form, Four, Place, SKIP, SPAN, Sizes, UNITS};
-use super::span::{decay, in_units, positive, read_span, sigmoid, step_at};
+use super::span::{decay, in_units, positive, read_span, sigmoid, step_at, unless_skipped};
 use cubecl::prelude::*;
 
 /// Columns of the table in which the threads of a workgroup add up: one more than there are, so that
@@ -43,10 +43,10 @@ pub(super) fn starts(
         #[unroll]
         for i in 0..SPAN {
             let step = step_at(steps, place.row, start + i, &sizes, comptime!(form.plain));
-            let at = place.token(start + i, sizes.len, &sizes);
+            let at = place.within(start + i, sizes.len, &sizes);
             let x = select(step == SKIP, 0.0, positive(delta[at], comptime!(form.softplus)));
             dt[i] = x;
-            let mut grad = dout[place.token(start + i, sizes.rows, &sizes)];
+            let mut grad = dout[place.within(start + i, sizes.rows, &sizes)];
             if comptime!(form.gate) {
                 grad *= z[at] * sigmoid(z[at]);
             }
@@ -134,11 +134,11 @@ pub(super) fn gradients(
             step[i] = step_at(steps, place.row, start + i, &sizes, comptime!(form.plain));
             // Threads without a channel add nothing to the sums.
             let skip = step[i] == SKIP || !place.own;
-            let at = place.token(start + i, sizes.len, &sizes);
+            let at = place.within(start + i, sizes.len, &sizes);
             let x = select(skip, 0.0, positive(delta[at], comptime!(form.softplus)));
             dt[i] = x;
             input[i] = select(skip, 0.0, x * u[at]);
-            let mut grad = dout[place.token(start + i, sizes.rows, &sizes)];
+            let mut grad = dout[place.within(start + i, sizes.rows, &sizes)];
             if comptime!(form.gate) {
                 grad *= z[at] * sigmoid(z[at]);
             }
@@ -211,22 +211,22 @@ pub(super) fn gradients(
                 shared[half * numbers + line + unit % SPAN] = sum;
             }
         }
+        let plain = comptime!(form.plain);
         #[unroll]
         for i in 0..SPAN {
             let at = place.token(start + i, sizes.len, &sizes);
             if place.own && start + i < sizes.len {
-                let live = step[i] != SKIP;
                 let mut grad = dt[i] * into[i];
                 if comptime!(form.skip) {
                     grad += d[place.channel] * dy[i];
-                    dd_sum += select(live, dy[i] * u[at], 0.0);
+                    dd_sum += unless_skipped(dy[i] * u[at], step[i], plain);
                 }
-                du[at] = select(live, grad, 0.0);
+                du[at] = unless_skipped(grad, step[i], plain);
                 let mut grad = u[at] * into[i] + through[i];
                 if comptime!(form.softplus) {
                     grad *= sigmoid(delta[at]);
                 }
-                ddelta[at] = select(live, grad, 0.0);
+                ddelta[at] = unless_skipped(grad, step[i], plain);
                 if comptime!(form.gate) {
                     let mut value = y[i];
                     if comptime!(form.skip) {
@@ -235,7 +235,7 @@ pub(super) fn gradients(
                     let s = sigmoid(z[at]);
                     let slope = s * (1.0 + z[at] * (1.0 - s));
                     let grad = dout[place.token(start + i, sizes.rows, &sizes)] * value * slope;
-                    dz[at] = select(live, grad, 0.0);
+                    dz[at] = unless_skipped(grad, step[i], plain);
                 }
             }
         }

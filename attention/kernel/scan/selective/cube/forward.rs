@@ -1,7 +1,7 @@
 //! Outputs, the last state, and the states at the ends of spans.
 
 use super::span::{FIRST, Form, Four, Place, SKIP, SPAN, Sizes};
-use super::span::{decay, in_units, positive, read_span, sigmoid, step_at};
+use super::span::{decay, in_units, positive, read_span, sigmoid, step_at, unless_skipped};
 use cubecl::prelude::*;
 
 /// What each chunk but the last leaves in a state of zeros, in the chunk's slot of `states`, and by
@@ -37,7 +37,7 @@ pub(super) fn ends(
         #[unroll]
         for i in 0..SPAN {
             let step = step_at(steps, place.row, start + i, &sizes, comptime!(form.plain));
-            let at = place.token(start + i, sizes.len, &sizes);
+            let at = place.within(start + i, sizes.len, &sizes);
             let x = select(step == SKIP, 0.0, positive(delta[at], comptime!(form.softplus)));
             dt[i] = x;
             input[i] = select(step == SKIP, 0.0, x * u[at]);
@@ -103,7 +103,7 @@ pub(super) fn outputs(
         #[unroll]
         for i in 0..SPAN {
             step[i] = step_at(steps, place.row, start + i, &sizes, comptime!(form.plain));
-            let at = place.token(start + i, sizes.len, &sizes);
+            let at = place.within(start + i, sizes.len, &sizes);
             let x = select(step[i] == SKIP, 0.0, positive(delta[at], comptime!(form.softplus)));
             dt[i] = x;
             input[i] = select(step[i] == SKIP, 0.0, x * u[at]);
@@ -139,14 +139,14 @@ pub(super) fn outputs(
         }
         #[unroll]
         for i in 0..SPAN {
-            let mut value = y[i];
-            if comptime!(form.gate) {
-                let gate = z[place.token(start + i, sizes.len, &sizes)];
-                value *= gate * sigmoid(gate);
-            }
             if start + i < sizes.len {
+                let mut value = y[i];
+                if comptime!(form.gate) {
+                    let gate = z[place.token(start + i, sizes.len, &sizes)];
+                    value *= gate * sigmoid(gate);
+                }
                 let at = place.token(start + i, sizes.rows, &sizes);
-                out[at] = select(step[i] == SKIP, 0.0, value);
+                out[at] = unless_skipped(value, step[i], comptime!(form.plain));
             }
         }
     }

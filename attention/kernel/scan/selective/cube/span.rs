@@ -84,11 +84,14 @@ impl Place {
         }
     }
 
-    /// Where token `t` of the channel is in a `[B, rows, E]` tensor; the last token where the row
-    /// is at its end.
+    /// Where token `t` of the channel is in a `[B, rows, E]` tensor.
     pub fn token(&self, t: usize, rows: usize, sizes: &Sizes) -> usize {
-        let t = select(t < sizes.len, t, sizes.len - 1);
         (self.row * rows + t) * sizes.channels + self.channel
+    }
+
+    /// The same, or the last token where the row is at its end.
+    pub fn within(&self, t: usize, rows: usize, sizes: &Sizes) -> usize {
+        self.token(select(t < sizes.len, t, sizes.len - 1), rows, sizes)
     }
 
     /// Where state `n` of the channel is in slot `slot` of `[B, slots, N, E]`.
@@ -154,6 +157,12 @@ fn exp2(power: f32) -> f32 {
     let out: f32;
     gpu_asm!("ex2.approx.ftz.f32 {}, {};", out(_) out, in(_) power, options(pure, nomem));
     out
+}
+
+/// A token's result: zero where it is skipped.
+#[cube]
+pub(super) fn unless_skipped(value: f32, step: u32, #[comptime] plain: bool) -> f32 {
+    if comptime!(plain) { value } else { select(step == SKIP, 0.0, value) }
 }
 
 /// Δ from what the layer gave.
