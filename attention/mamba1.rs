@@ -16,6 +16,7 @@ use crate::streams::Streams;
 use crate::{Error, Result};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
+use longburn_kernels::scan::selective_implementation_for;
 use longburn_kernels::{SelectiveScan, selective_scan};
 use serde::{Deserialize, Serialize};
 
@@ -229,7 +230,7 @@ impl SequenceMixer for Mamba1 {
 
     fn explain(&self, ctx: &MixContext<'_>, device: &Device) -> String {
         let [e, n] = self.A_log.dims();
-        let code = state_space::code(ctx, device);
+        let code = state_space::code(selective_implementation_for, ctx, device);
         format!("selective scan of {e} channels with {n} states each: {code}")
     }
 }

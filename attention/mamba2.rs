@@ -18,6 +18,7 @@ use crate::{Error, Result};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use longburn_kernels::fused::{GatedNorm, gated_rms_norm, swiglu};
+use longburn_kernels::scan::ssd_implementation_for;
 use longburn_kernels::{Ssd, ssd};
 use serde::{Deserialize, Serialize};
 
@@ -299,7 +300,8 @@ impl SequenceMixer for Mamba2 {
 
     fn explain(&self, ctx: &MixContext<'_>, device: &Device) -> String {
         let Mamba2Config { d_state, head_dim, chunk, .. } = self.config;
-        let (heads, code) = (self.A_log.dims()[0], state_space::code(ctx, device));
+        let heads = self.A_log.dims()[0];
+        let code = state_space::code(ssd_implementation_for, ctx, device);
         format!(
             "state-space duality of {heads} heads with {head_dim} x {d_state} states each, chunks of \
              {chunk}: {code}"

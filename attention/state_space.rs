@@ -7,8 +7,8 @@ use crate::streams::{Draw, Purpose, Streams};
 use crate::{Error, Result};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
-use longburn_kernels::Steps;
 use longburn_kernels::fused::{causal_conv_silu, conv_tail};
+use longburn_kernels::{Error as KernelError, Implementation, Steps};
 use serde::{Deserialize, Serialize};
 
 /// Range of the initial step sizes Δ: drawn evenly on a logarithmic scale.
@@ -222,8 +222,11 @@ pub(crate) fn taps(ctx: &MixContext<'_>, y_BTE: &Tensor<3>) -> Taps {
     Taps { mixed, ..Taps::default() }
 }
 
-/// Which code runs on `device`.
-pub(crate) fn code(ctx: &MixContext<'_>, device: &Device) -> String {
-    let probe = Tensor::<3>::zeros([1, 1, 1], device);
-    kernel_on(longburn_kernels::scan::implementation_for(ctx.implementation, &probe), device)
+/// Which code of an op runs on `device`; `choice` is the op's own function for reports.
+pub(crate) fn code(
+    choice: fn(Implementation, &Tensor<3>) -> std::result::Result<Implementation, KernelError>,
+    ctx: &MixContext<'_>,
+    device: &Device,
+) -> String {
+    kernel_on(choice(ctx.implementation, &Tensor::zeros([1, 1, 1], device)), device)
 }

@@ -27,6 +27,8 @@ pub enum Implementation {
     Tiled,
     /// Tiles through slices and a matrix-product library, CPU only.
     Flex,
+    /// CubeCL kernels, graphics cards only, for the ops that have them.
+    Cube,
 }
 
 impl Implementation {
@@ -47,6 +49,10 @@ impl Implementation {
                     x.device(),
                     x.dtype()
                 ),
+            }),
+            Self::Cube => Err(Error::Unsupported {
+                op,
+                reason: "no CubeCL kernels of it run here".to_string(),
             }),
             other => Ok(other),
         }

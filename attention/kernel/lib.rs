@@ -18,6 +18,8 @@ mod node;
 mod ahead;
 pub mod attention;
 mod branch;
+#[cfg(feature = "cube")]
+mod card;
 #[cfg(feature = "flex")]
 mod deep;
 mod error;

@@ -1,7 +1,7 @@
-"""PyTorch on the CPU beside `longburn bench`, which starts this script and tells it, line by line,
+"""PyTorch, on the CPU or a card, beside `longburn bench`, which starts this script and tells it, line by line,
 what to do:
 
-    {"job": {...}, "code": "sdpa", "threads": 2, "folder": null, "tiny": null}
+    {"job": {...}, "code": "sdpa", "threads": 2, "device": "cpu", "folder": null, "tiny": null}
         -> {"ready": true, "version": "torch ...", "probe": [["out", [...]], ...]}
     {"run": 3}
         -> {"seconds": 0.012}          per run, over three runs
@@ -246,6 +246,37 @@ def selective(u, delta, a, b, c):
     return torch.einsum("tben,btn->bte", torch.stack(states), c)
 
 
+def selective_in_chunks(u, delta, a, b, c, chunk=16):
+    """As the kernels for cards do it: what each chunk of tokens leaves in a state of zeros, states
+    from chunk to chunk by doubling, outputs. Compiled, a chunk's tokens become one kernel."""
+    batch, length, width = u.shape
+    chunk = min(chunk, length)
+    chunks = -(-length // chunk)
+
+    def split(x):
+        return F.pad(x, (0, 0, 0, chunks * chunk - length)).view(batch, chunks, chunk, -1)
+
+    u, delta, b, c = split(u), split(delta), split(b), split(c)
+
+    def walk(h):
+        ys = []
+        for t in range(chunk):
+            step = delta[:, :, t, :, None]
+            h = torch.exp(step * a) * h + step * u[:, :, t, :, None] * b[:, :, t, None]
+            ys.append((h * c[:, :, t, None]).sum(-1))
+        return torch.stack(ys, 2), h
+
+    decay = torch.exp(delta.sum(2)[..., None] * a)
+    h = walk(torch.zeros_like(decay))[1]
+    step = 1
+    while step < chunks:
+        h = torch.cat([h[:, :step], h[:, step:] + decay[:, step:] * h[:, :-step]], 1)
+        decay = torch.cat([decay[:, :step], decay[:, step:] * decay[:, :-step]], 1)
+        step *= 2
+    before = torch.cat([torch.zeros_like(h[:, :1]), h[:, :-1]], 1)
+    return walk(before)[0].reshape(batch, -1, width)[:, :length]
+
+
 def duality(x, delta, a, b, c, chunk=64):
     """Matrix products over chunks, all of them at once."""
     batch, length, heads, width = x.shape
@@ -280,14 +311,19 @@ def scan_job(job, *_):
     rows, narrow = (batch, length, width), (batch, length, states)
     u, delta, a = tensor(rows, 1), tensor((batch, length, steps), 2), tensor(of_a, 3, 0.5)
     b, c, d, z = tensor(narrow, 4, 0.5), tensor(narrow, 5, 0.5), tensor((steps,), 6), tensor(rows, 7)
+    on_card = u.device.type != "cpu"
+    scan = selective_in_chunks if on_card else selective
 
     def forward():
         step, decay = F.softplus(delta), -torch.exp(a)
         if not ssd:
-            return (selective(u, step, decay, b, c) + d * u) * F.silu(z)
+            return (scan(u, step, decay, b, c) + d * u) * F.silu(z)
         x = u.view(batch, length, heads, -1)
         y = duality(x, step, decay[:, 0], b, c) + d[:, None] * x
         return y.reshape(rows) * F.silu(z)
+
+    if on_card:
+        forward = torch.compile(forward, dynamic=False)
 
     if not job["backward"]:
 
@@ -514,11 +550,14 @@ def timed(run, times):
     start = time.perf_counter()
     for _ in range(times):
         run()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return (time.perf_counter() - start) / times
 
 
 def first(order):
     torch.set_num_threads(order["threads"])
+    torch.set_default_device(order.get("device") or "cpu")
     if order.get("tiny"):
         prepare({**order, "job": order["tiny"]})()
         run = prepare(order)
@@ -551,6 +590,7 @@ def by_hand():
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--code", default="sdpa", choices=["sdpa", "flex"])
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--folder")
     args = parser.parse_args()
     ready, run = first(vars(args))

@@ -3,6 +3,8 @@
 //! Each compares with the reference form on the device itself, so that a build for a GPU alone
 //! can run them.
 
+mod scan;
+
 use burn::tensor::{Device, Tensor, TensorData};
 use longburn::attention::{AttnShape, LongGenConfig, LongLoraConfig, MixerConfig};
 use longburn::datasets::{Side, TokenBatch};
@@ -19,6 +21,12 @@ use longburn::positional::RopeConfig;
 use longburn::streams::{Draw, Purpose, Streams};
 use longburn::testing::{CheckOptions, check_mixer, ratio};
 use longburn::training::{NextToken, TrainConfig, Trainer};
+use scan::{
+    scans_do_not_reach_other_documents, scans_of_documents_equal_the_reference,
+    scans_of_every_length_equal_the_reference, scans_of_every_width_equal_the_reference,
+    scans_repeat_and_carry_on, scans_run_their_own_code,
+    scans_with_every_option_equal_the_reference,
+};
 
 /// Single precision with another order of summation.
 const FORWARD: f64 = 1e-5;
@@ -53,6 +61,13 @@ device_test!(
     training_lowers_the_loss_as_the_reference_does,
     cached_logits_equal_uncached,
     greedy_ids_equal_uncached_ones,
+    scans_of_every_length_equal_the_reference,
+    scans_with_every_option_equal_the_reference,
+    scans_of_every_width_equal_the_reference,
+    scans_of_documents_equal_the_reference,
+    scans_do_not_reach_other_documents,
+    scans_repeat_and_carry_on,
+    scans_run_their_own_code,
 );
 
 fn random<const D: usize>(shape: [usize; D], stream: u64, device: &Device) -> Tensor<D> {

@@ -244,6 +244,10 @@ fn choose(wanted: Implementation, v: &Tensor<4>) -> Result<Implementation, Error
                 v.dtype()
             ),
         }),
+        Implementation::Cube => Err(Error::Unsupported {
+            op: "masked_attention",
+            reason: "there are no CubeCL kernels of it".to_string(),
+        }),
         other => Ok(other),
     }
 }

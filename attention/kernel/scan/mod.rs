@@ -20,7 +20,7 @@ mod steps;
 #[cfg(test)]
 mod tests;
 
-pub use selective::{SelectiveScan, selective_scan};
+pub use selective::{SelectiveScan, selective_implementation_for, selective_scan};
 pub use ssd::{Ssd, SsdDiscrete, ssd, ssd_discrete};
 pub use steps::{Step, Steps};
 
@@ -37,12 +37,15 @@ fn unpack(out: Tensor<3>, tokens: usize, state: bool) -> (Tensor<3>, Option<Tens
     (out.clone().narrow(1, 0, tokens), Some(out.narrow(1, tokens, n)))
 }
 
-/// The implementation that a scan would run for tensors like `x`, for reports.
+/// The implementation that [`ssd`] would run for tensors like `x`, for reports.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for an implementation that is not there.
-pub fn implementation_for(wanted: Implementation, x: &Tensor<3>) -> Result<Implementation, Error> {
-    wanted.in_f32("scan", x)
+pub fn ssd_implementation_for(
+    wanted: Implementation,
+    x: &Tensor<3>,
+) -> Result<Implementation, Error> {
+    wanted.in_f32("ssd", x)
 }
 
 /// f64 stays, everything else is computed in f32.

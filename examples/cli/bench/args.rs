@@ -2,6 +2,7 @@
 
 use super::job::{AttentionJob, Job, MaskKind};
 use super::torch::Torch;
+use crate::device::DeviceName;
 use clap::{Args, ValueEnum};
 use longburn::{Error, Result};
 use std::path::PathBuf;
@@ -42,9 +43,13 @@ impl MeasureArgs {
         Ok(())
     }
 
-    /// How peers in Python are started.
-    pub fn torch(&self) -> Torch {
-        Torch { python: self.python.clone(), threads: rayon::current_num_threads() }
+    /// How peers in Python are started; they run on the same card, if it is one that they know.
+    pub fn torch(&self, device: DeviceName) -> Torch {
+        let device = match device {
+            DeviceName::Cuda(_) => device.to_string(),
+            DeviceName::Flex | DeviceName::Wgpu(_) => "cpu".into(),
+        };
+        Torch { python: self.python.clone(), threads: rayon::current_num_threads(), device }
     }
 }
 

@@ -72,7 +72,7 @@ impl<'a> Bench<'a> {
     pub fn new(args: &'a MeasureArgs, globals: &'a Globals) -> Result<Self> {
         args.check()?;
         let device = globals.device.open()?;
-        let torch = args.torch();
+        let torch = args.torch(globals.device);
         let in_python = args.peer.iter().any(|peer| peer.in_python());
         let ceiling = ceiling::measure(&device, args.ceiling_side, in_python.then_some(&torch))?;
         Ok(Self { args, globals, device, torch, ceiling, machine: machine::machine() })

@@ -16,6 +16,8 @@ const SCRIPT: &str = include_str!("../../../benches/peers/torch_cpu.py");
 pub struct Torch {
     pub python: PathBuf,
     pub threads: usize,
+    /// As PyTorch names it.
+    pub device: String,
 }
 
 /// A running peer.
@@ -59,6 +61,7 @@ impl Torch {
             "tiny": memory.then(|| job.tiny()),
             "code": code,
             "threads": self.threads,
+            "device": self.device,
             "folder": folder,
         })
     }

@@ -23,7 +23,10 @@ pub struct ScanTensors<B: Backend> {
 }
 
 impl<B: Backend> ScanTensors<B> {
-    fn map<C: Backend>(self, f: impl Fn(FloatTensor<B>) -> FloatTensor<C>) -> ScanTensors<C> {
+    pub(super) fn map<C: Backend>(
+        self,
+        f: impl Fn(FloatTensor<B>) -> FloatTensor<C>,
+    ) -> ScanTensors<C> {
         ScanTensors {
             u: f(self.u),
             delta: f(self.delta),
@@ -44,7 +47,7 @@ impl<B: Backend> ScanTensors<B> {
 #[backend_extension(
     Autodiff,
     Flex: cfg(feature = "flex"),
-    Cube: cfg(any(feature = "wgpu", feature = "cuda"))
+    Cube: cfg(feature = "cube")
 )]
 pub trait ScanOps: Backend {
     /// (y and the state behind it `[B, T (+ N), E]`, states at the beginnings of spans of tokens
@@ -127,11 +130,11 @@ through_tiled!(
     gradients: super::flex::gradients
 );
 
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "cube")]
 through_tiled!(
     burn::backend::Cube,
-    forward: |_, _: &Plan| unreachable!("`choose` picks `Tiled` off the CPU"),
-    gradients: |_, _, _, _: &Plan| unreachable!("`choose` picks `Tiled` off the CPU")
+    forward: super::cube::forward,
+    gradients: super::cube::gradients
 );
 
 impl<B: Backend + ScanOps, C: CheckpointStrategy> ScanOps for Autodiff<B, C> {

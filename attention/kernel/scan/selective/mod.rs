@@ -1,6 +1,8 @@
 //! The scan of Mamba-1: `h_t = exp(Δ_t A) h_{t-1} + Δ_t u_t B_t`, `y_t = C_t·h_t + D u_t`.
 
 mod autodiff;
+#[cfg(feature = "cube")]
+mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 mod reference;
@@ -89,7 +91,7 @@ pub fn selective_scan(input: SelectiveScan) -> Result<(Tensor<3>, Option<Tensor<
     let [batch, len, channels] = input.u.dims();
     let (groups, n) = check(&input)?;
     let device = input.u.device();
-    let implementation = input.implementation.in_f32("selective_scan", &input.u)?;
+    let implementation = selective_implementation_for(input.implementation, &input.u)?;
     let delta = match input.delta_bias {
         Some(bias) => {
             let bias = bias.cast(input.delta.dtype()).unsqueeze();
@@ -135,6 +137,27 @@ pub fn selective_scan(input: SelectiveScan) -> Result<(Tensor<3>, Option<Tensor<
         }
     };
     Ok((y, h.map(state)))
+}
+
+/// The implementation that [`selective_scan`] would run for tensors like `u`, for reports.
+///
+/// # Errors
+/// [`Error::Unsupported`] for an implementation that is not there.
+pub fn selective_implementation_for(
+    wanted: Implementation,
+    u: &Tensor<3>,
+) -> Result<Implementation, Error> {
+    #[cfg(feature = "cube")]
+    if matches!(wanted, Implementation::Auto | Implementation::Cube) {
+        match cube::refusal(u) {
+            None => return Ok(Implementation::Cube),
+            Some(reason) if wanted == Implementation::Cube => {
+                return Err(Error::Unsupported { op: "selective_scan", reason });
+            }
+            Some(_) => {}
+        }
+    }
+    wanted.in_f32("selective_scan", u)
 }
 
 /// G and N.

@@ -1,0 +1,48 @@
+//! Tensors of graphics cards as kernels in CubeCL take them, with and without Burn's fusion.
+
+use burn::backend::{Backend, tensor::FloatTensor};
+use burn_cubecl::{CubeBackend, tensor::CubeTensor};
+
+/// A backend whose tensors lie in buffers of CubeCL.
+pub(crate) trait OnCard: Backend {
+    /// What a kernel reads; operations that were put off are run first.
+    fn lower(x: FloatTensor<Self>) -> CubeTensor;
+
+    /// What a kernel wrote.
+    fn lift(x: CubeTensor) -> FloatTensor<Self>;
+}
+
+impl OnCard for CubeBackend {
+    fn lower(x: FloatTensor<Self>) -> CubeTensor {
+        x
+    }
+
+    fn lift(x: CubeTensor) -> FloatTensor<Self> {
+        x
+    }
+}
+
+#[cfg(feature = "fusion")]
+mod fused {
+    use super::{CubeTensor, FloatTensor, OnCard};
+    use burn::backend::TensorMetadata;
+    use burn_fusion::custom::{OperationIr, OperationOutput, StreamId};
+    use burn_fusion::{Fusion, FusionBackend, NoOp, get_client};
+    use burn_ir::InitOperationIr;
+
+    impl<B: FusionBackend + OnCard> OnCard for Fusion<B> {
+        fn lower(x: FloatTensor<Self>) -> CubeTensor {
+            let client = x.client.clone();
+            B::lower(client.resolve_tensor_float::<B>(x))
+        }
+
+        fn lift(x: CubeTensor) -> FloatTensor<Self> {
+            let x = B::lift(x);
+            let (client, shape, dtype) = (get_client::<B>(&x.device()), x.shape(), x.dtype());
+            let handle = B::float_tensor_handle(x);
+            let made =
+                InitOperationIr::create(shape, dtype, || client.register_tensor_handle(handle));
+            client.register(StreamId::current(), OperationIr::Init(made), NoOp::<B>::new()).output()
+        }
+    }
+}
