@@ -30,6 +30,7 @@ pub use gate::{
 };
 pub use layout::BlockLayout;
 pub use select::{Select, block_list, choose_blocks};
+pub(crate) use target::PIECE as SCORES_OF_PIECE;
 pub use target::Teacher;
 
 use super::dense;

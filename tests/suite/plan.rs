@@ -2,10 +2,14 @@
 
 use super::alloc;
 use burn::tensor::Device;
-use longburn::attention::MixerConfig;
+use longburn::attention::lact::{FastOptimizer, WeightNorm};
+use longburn::attention::seer::{HeadPool, Pool};
+use longburn::attention::{
+    LactConfig, Layers, Mamba1Config, Mamba2Config, MixerConfig, MixerSchedule, SeerConfig,
+};
 use longburn::datasets::{Side, TokenBatch};
 use longburn::models::lora::{self, LoraConfig, Role, Target};
-use longburn::models::{Activation, Decoder, ModelConfig};
+use longburn::models::{Activation, Decoder, ModelConfig, gates};
 use longburn::training::plan::{PlanConfig, Resident};
 use longburn::training::{Muon, NextToken, Strategy, TrainConfig, Trainer};
 
@@ -26,6 +30,9 @@ fn three_steps(config: &PlanConfig) -> Decoder {
     let mut decoder = Decoder::new(&model, &mixer, 1, &Device::flex()).unwrap();
     if let Some(lora) = &lora {
         decoder = lora::apply(decoder, lora).unwrap();
+    }
+    if mixer.seer().is_some() {
+        decoder = gates::prepare(decoder, 1).unwrap();
     }
     let mut data = |step: u64, micro: u32| {
         let first = step as usize + micro as usize;
@@ -170,6 +177,89 @@ fn plan_is_what_is_measured_of_gpt_neox() {
     });
 }
 
+fn mamba(mixer: MixerConfig) -> ModelConfig {
+    ModelConfig::state_space(300, 48, 3, mixer)
+}
+
+#[test]
+fn plan_is_what_is_measured_of_mamba() {
+    alone("plan_is_what_is_measured_of_mamba", || {
+        let config = Mamba1Config::new();
+        let of = |config: &Mamba1Config| mamba(MixerConfig::Mamba1(config.clone()));
+        check("mamba", PlanConfig::new(of(&config), 1024));
+        check("mamba, several rows", PlanConfig::new(of(&config), 300).with_batch(3));
+        let wide = config.clone().with_d_state(64).with_dt_rank(20);
+        check("mamba, large states", PlanConfig::new(of(&wide), 700));
+        let few = config.with_d_state(4).with_d_conv(3).with_biases(false, true);
+        check("mamba, small states and biases", PlanConfig::new(of(&few), 1024));
+        check("mamba, short rows", PlanConfig::new(of(&few), 16).with_muon(true));
+        check("mamba, micro-batches", PlanConfig::new(of(&few), 512).with_micro_batches(3, 1));
+    });
+}
+
+#[test]
+fn plan_is_what_is_measured_of_mamba2() {
+    alone("plan_is_what_is_measured_of_mamba2", || {
+        let config = Mamba2Config::new().with_head_dim(16).with_d_state(32);
+        let of = |config: &Mamba2Config| mamba(MixerConfig::Mamba2(config.clone()));
+        check("mamba2", PlanConfig::new(of(&config), 1024));
+        check("mamba2, several rows", PlanConfig::new(of(&config), 300).with_batch(3));
+        let grouped = config.clone().with_n_groups(3).with_dt_limit(Some((0.01, 0.5)));
+        check("mamba2, groups and bounds", PlanConfig::new(of(&grouped), 700));
+        let wide = config.with_d_state(128).with_norm(None, true);
+        check("mamba2, large states", PlanConfig::new(of(&wide), 700));
+    });
+}
+
+/// Fast weights, chunk by chunk, in all their forms.
+#[test]
+fn plan_is_what_is_measured_of_lact() {
+    alone("plan_is_what_is_measured_of_lact", || {
+        let model = || ModelConfig::llama(300, 64, 2, 4).with_max_positions(4096);
+        let small = LactConfig::new().with_fast_heads(2).with_low_rank(4).with_window(64);
+        let of = |config: LactConfig, length| {
+            PlanConfig::new(model(), length).with_mixer(MixerConfig::Lact(config))
+        };
+        check("lact", of(small.clone().with_chunk(128), 1000));
+        check("lact, several rows", of(small.clone().with_chunk(64), 300).with_batch(3));
+        check("lact, one chunk", of(small.clone().with_chunk(2048), 700));
+        let plain = small.clone().with_optimizer(FastOptimizer::Sgd).with_momentum(false);
+        check("lact, gradient steps", of(plain.with_chunk(128), 1000));
+        let other = small.with_norm(WeightNorm::Pre).with_low_rank(0).with_qk_norm(true);
+        check("lact, other forms", of(other.with_chunk(100).with_inter_multi(2.0), 1000));
+    });
+}
+
+/// Nothing but gates trains.
+#[test]
+fn plan_is_what_is_measured_of_gates_that_learn() {
+    alone("plan_is_what_is_measured_of_gates_that_learn", || {
+        let of = |config: SeerConfig, length| {
+            let model = llama(300, 64, 3, 168);
+            PlanConfig::new(model, length).with_mixer(MixerConfig::Seer(config))
+        };
+        check("gates of blocks", of(SeerConfig::new(), 1536));
+        check("gates of blocks, several rows", of(SeerConfig::new(), 500).with_batch(3));
+        let pools = SeerConfig::new().with_pools(&Pool::ALL, &[Pool::Avg]).with_block(16);
+        check("gates of blocks, more pools", of(pools, 1024));
+        check("gates of tokens", of(SeerConfig::decode(), 1536));
+        let averaged = SeerConfig::decode().with_head_pool(HeadPool::Qavgproj).with_block(32);
+        check("gates of tokens, averaged", of(averaged, 1000));
+    });
+}
+
+/// Layers of several kinds, each by itself.
+#[test]
+fn plan_is_what_is_measured_where_layers_differ() {
+    alone("plan_is_what_is_measured_where_layers_differ", || {
+        let schedule = MixerSchedule::new(MixerConfig::Dense)
+            .with_layers(Layers::parse("0"), MixerConfig::Mamba1(Mamba1Config::new()))
+            .with_layers(Layers::parse("2"), MixerConfig::Mamba2(Mamba2Config::new()));
+        let model = llama(300, 64, 4, 168);
+        check("mamba, attention, mamba2", PlanConfig::new(model, 1024).with_mixer(schedule));
+    });
+}
+
 /// Two micro-batches at the same time, the third after them.
 fn with_workers(strategy: Strategy) -> PlanConfig {
     PlanConfig::new(llama(500, 72, 3, 168), 512).with_micro_batches(3, 2).with_strategy(strategy)
@@ -227,6 +317,8 @@ fn parameters_are_those_of_the_checkpoint() {
         llama(300, 64, 3, 168),
         llama(300, 64, 3, 168).with_tied(true),
         ModelConfig::gpt_neox(300, 64, 3, 4).with_max_positions(64),
+        mamba(MixerConfig::Mamba1(Mamba1Config::new())),
+        mamba(MixerConfig::Mamba2(Mamba2Config::new().with_head_dim(16))),
     ] {
         let shapes = model.tensor_shapes();
         let numbers: usize = shapes.values().map(|shape| shape.iter().product::<usize>()).sum();
