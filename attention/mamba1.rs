@@ -190,6 +190,30 @@ pub struct Mamba1 {
     pub out_proj: Linear,
 }
 
+impl Mamba1 {
+    /// The linear layer of this name in checkpoints.
+    pub fn linear(&self, name: &str) -> Option<&Linear> {
+        match name {
+            "in_proj" => Some(&self.in_proj),
+            "x_proj" => Some(&self.x_proj),
+            "dt_proj" => Some(&self.dt_proj),
+            "out_proj" => Some(&self.out_proj),
+            _ => None,
+        }
+    }
+
+    /// The same, to be changed in place.
+    pub fn linear_mut(&mut self, name: &str) -> Option<&mut Linear> {
+        match name {
+            "in_proj" => Some(&mut self.in_proj),
+            "x_proj" => Some(&mut self.x_proj),
+            "dt_proj" => Some(&mut self.dt_proj),
+            "out_proj" => Some(&mut self.out_proj),
+            _ => None,
+        }
+    }
+}
+
 impl SequenceMixer for Mamba1 {
     fn forward(
         &self,

@@ -308,6 +308,24 @@ impl SequenceMixer for Mamba2 {
 }
 
 impl Mamba2 {
+    /// The linear layer of this name in checkpoints.
+    pub fn linear(&self, name: &str) -> Option<&Linear> {
+        match name {
+            "in_proj" => Some(&self.in_proj),
+            "out_proj" => Some(&self.out_proj),
+            _ => None,
+        }
+    }
+
+    /// The same, to be changed in place.
+    pub fn linear_mut(&mut self, name: &str) -> Option<&mut Linear> {
+        match name {
+            "in_proj" => Some(&mut self.in_proj),
+            "out_proj" => Some(&mut self.out_proj),
+            _ => None,
+        }
+    }
+
     /// From the first projection's output to the last one's input.
     fn inner(
         &self,

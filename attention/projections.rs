@@ -78,13 +78,26 @@ pub struct AttnProjections {
     kv_heads: usize,
 }
 
-/// A mixer that may stand around the shared projections: what low-rank adaptation needs of it.
+/// The linear layers of a mixer, around the shared projections or others: what low-rank adaptation
+/// needs of it.
 pub trait HasProjections: SequenceMixer {
     /// q, k, v and o, where the mixer has them.
     fn projections(&self) -> Option<&AttnProjections>;
 
     /// q, k, v and o, to be changed in place.
     fn projections_mut(&mut self) -> Option<&mut AttnProjections>;
+
+    /// Another linear layer that an update can adapt, by its name in checkpoints.
+    fn own_linear(&self, name: &str) -> Option<&Linear> {
+        let _ = name;
+        None
+    }
+
+    /// The same, to be changed in place.
+    fn own_linear_mut(&mut self, name: &str) -> Option<&mut Linear> {
+        let _ = name;
+        None
+    }
 }
 
 /// Rotated queries and keys, and values: `[B, H, T, D]`, `[B, K, T, D]`, `[B, K, T, D]`.

@@ -53,7 +53,8 @@ impl Parts {
             match (name.strip_suffix(".weight"), &shape[..]) {
                 (Some(layer), &[to, from]) => {
                     let bias = has(&format!("{layer}.bias"));
-                    let target = target(mixer, layer);
+                    let adapts = |t: &Target| t.hf_name() == *layer && t.is_in(mixer);
+                    let target = Target::ALL.into_iter().find(adapts);
                     parts.layers.insert(layer, training.layer(target, (from, to), bias));
                 }
                 _ => {
@@ -102,11 +103,6 @@ pub(super) fn attend(tape: &Tape, [q, k, v]: [&Value; 3], lse: u64, scratch: u64
     let out = tape.op(&[q, k, v], q.floats, &[q, k, v, &lse], (0, scratch));
     tape.keep_output(&out);
     out
-}
-
-/// What low-rank adaptation calls a layer of a mixer.
-fn target(_: &MixerConfig, _: &str) -> Option<Target> {
-    None
 }
 
 impl Own {
