@@ -1,6 +1,8 @@
 //! Small models that several examples train on tasks whose answers are known.
 #![allow(dead_code, reason = "each example uses a part")]
 
+use crate::seeds::{by_seed, each_seed};
+use clap::ValueEnum;
 use longburn::attention::SequenceMixer;
 use longburn::datasets::synthetic::{
     CopyingConfig, HiddenKeyConfig, MqarConfig, Question, QuestionBatch, QuestionTask,
@@ -14,8 +16,6 @@ use serde::Deserialize;
 
 /// Rows that a model is asked about at once.
 const AT_ONCE: usize = 8;
-/// Standard deviation of the initial embedding: words that differ more are told apart sooner.
-pub const EMBEDDING: f64 = 0.5;
 /// Seed of rows that no training sees.
 const UNSEEN: u64 = 1 << 32;
 
@@ -106,6 +106,17 @@ pub struct Training {
     pub batch: usize,
     /// Share of the steps.
     pub warmup: f64,
+    /// Standard deviation of the initial embedding: words that differ more are told apart sooner.
+    pub embedding: f64,
+}
+
+/// What a program with a part that takes time and one that measures it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// What a layer costs.
+    Cost,
+    /// What trained models can do.
+    Recall,
 }
 
 /// Models that are compared on a task, each once per seed.
@@ -113,6 +124,8 @@ pub struct Comparison<'a> {
     pub task: &'a Task,
     pub training: &'a Training,
     pub seeds: &'a [u64],
+    /// Whether the models of all seeds are trained at the same time.
+    pub at_once: bool,
     /// Rows that a trained model is asked about.
     pub rows: usize,
     pub progress: &'a Progress,
@@ -129,7 +142,7 @@ impl Comparison<'_> {
         seed: u64,
         model: Decoder<M>,
     ) -> Result<Decoder<M>> {
-        let Training { steps, lr, batch, warmup } = *self.training;
+        let Training { steps, lr, batch, warmup, .. } = *self.training;
         let config = TrainConfig::new(steps, lr)
             .with_schedule(Schedule::Linear { warmup: Warmup::Fraction(warmup), last: 0.0 })
             .with_clip(1.0)
@@ -157,17 +170,17 @@ impl Comparison<'_> {
     pub fn row<M: SequenceMixer>(
         &self,
         name: &str,
-        model: impl Fn(u64) -> Result<Decoder<M>>,
-        counts: impl Fn(&Question) -> bool,
+        model: impl Fn(u64) -> Result<Decoder<M>> + Sync,
+        counts: impl Fn(&Question) -> bool + Sync,
     ) -> Result<[Cell; 3]> {
-        let share = |&seed: &u64| {
+        let shares = each_seed(self.seeds, self.at_once, |seed| {
             let model = self.train(name, seed, model(seed)?)?;
-            self.task.share(&model, (seed, self.rows), &counts)
-        };
-        let shares: Vec<f64> = self.seeds.iter().map(share).collect::<Result<_>>()?;
-        let each: Vec<String> = shares.iter().map(|share| format!("{share:.1}")).collect();
+            let share = self.task.share(&model, (seed, self.rows), &counts)?;
+            self.progress.println(&format!("{name}, seed {seed}: {share:.1} %"));
+            Ok(share)
+        })?;
         let mean = mean_se(&shares).mean;
-        Ok([Cell::from(name), Cell::from(mean), Cell::from(each.join(", "))])
+        Ok([Cell::from(name), Cell::from(mean), Cell::from(by_seed(&shares, 1))])
     }
 
     /// The last row: what is right without looking.

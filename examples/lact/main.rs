@@ -3,6 +3,8 @@
 //! `cargo run --example lact`
 
 mod cost;
+#[path = "../seeds.rs"]
+mod seeds;
 #[path = "../timing.rs"]
 mod timing;
 #[path = "../toys.rs"]
@@ -20,7 +22,7 @@ use longburn::training::report::{Progress, Table};
 use longburn::{Error, Result};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
-use toys::{Comparison, EMBEDDING, Task, Training};
+use toys::{Comparison, Part, Task, Training};
 
 /// Measure fast weights by the size of their chunk, and train models that need what they recall.
 #[derive(Parser, Debug)]
@@ -37,6 +39,12 @@ struct Args {
     /// Where the figures go.
     #[arg(long, default_value = "runs/lact")]
     out: PathBuf,
+    /// One of the parts only.
+    #[arg(long)]
+    only: Option<Part>,
+    /// Train the models of all seeds at the same time, for machines with many cores.
+    #[arg(long)]
+    at_once: bool,
     /// No progress bars.
     #[arg(long)]
     quiet: bool,
@@ -98,7 +106,7 @@ impl Recipe {
         let mut config = ModelConfig::llama(self.task.vocabulary()?, width, layers, heads)
             .with_rope(RopeConfig::new(rope_theta, width / heads))
             .with_max_positions(self.task.length());
-        config.initializer_range = EMBEDDING;
+        config.initializer_range = self.train.embedding;
         let mixer = match arm {
             Some(config) => MixerConfig::Lact(config.clone()),
             None => {
@@ -121,14 +129,28 @@ fn run(args: &Args) -> Result<()> {
     let recipe = Recipe::load(args.recipe.as_deref())?;
     let seeds = if args.seeds.is_empty() { &recipe.seeds } else { &args.seeds };
     std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
-    cost::report(&recipe.cost, &args.out)?;
+    if args.only != Some(Part::Recall) {
+        cost::report(&recipe.cost, &args.out)?;
+    }
+    if args.only != Some(Part::Cost) {
+        recall(&recipe, seeds, args)?;
+    }
+    Ok(())
+}
 
+/// What models answer of what lies beyond their windows.
+fn recall(recipe: &Recipe, seeds: &[u64], args: &Args) -> Result<()> {
     let arms = recipe.arms();
     let progress =
         if args.quiet { Progress::quiet() } else { Progress::new(arms.len() * seeds.len()) };
-    let Recipe { task, train, evaluate, .. } = &recipe;
-    let comparison =
-        Comparison { task, training: train, seeds, rows: evaluate.rows, progress: &progress };
+    let comparison = Comparison {
+        task: &recipe.task,
+        training: &recipe.train,
+        seeds,
+        at_once: args.at_once,
+        rows: recipe.evaluate.rows,
+        progress: &progress,
+    };
     let mut table = Table::new(["layers", "answered beyond the window, %", "by seed"]);
     for (name, arm) in &arms {
         let model = |seed| recipe.model(arm.as_ref(), seed);

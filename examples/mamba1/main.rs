@@ -4,6 +4,8 @@
 //! `cargo run --example mamba1`
 
 mod fixed;
+#[path = "../seeds.rs"]
+mod seeds;
 #[path = "../timing.rs"]
 mod timing;
 #[path = "../toys.rs"]
@@ -17,12 +19,13 @@ use longburn::models::{Decoder, ModelConfig};
 use longburn::positional::RopeConfig;
 use longburn::streams::Streams;
 use longburn::training::recipe::{exit_code, settings};
-use longburn::training::report::{Cell, Plot, Progress, Series, Table};
+use longburn::training::report::{Cell, Plot, Progress, Series, Table, mean_se};
 use longburn::{Error, Result};
+use seeds::{by_seed, each_seed};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use timing::ByLength;
-use toys::{Comparison, EMBEDDING, Task, Training};
+use toys::{Comparison, Part, Task, Training};
 
 /// Train small models with and without selection, and measure what a long row costs.
 #[derive(Parser, Debug)]
@@ -39,6 +42,12 @@ struct Args {
     /// Where the figures go.
     #[arg(long, default_value = "runs/mamba1")]
     out: PathBuf,
+    /// One of the parts only.
+    #[arg(long)]
+    only: Option<Part>,
+    /// Train the models of all seeds at the same time, for machines with many cores.
+    #[arg(long)]
+    at_once: bool,
     /// No progress bars.
     #[arg(long)]
     quiet: bool,
@@ -68,11 +77,11 @@ struct ToyPart {
 impl ToyPart {
     fn comparison<'a>(
         &'a self,
-        seeds: &'a [u64],
+        (seeds, at_once): (&'a [u64], bool),
         rows: usize,
         progress: &'a Progress,
     ) -> Comparison<'a> {
-        Comparison { task: &self.task, training: &self.train, seeds, rows, progress }
+        Comparison { task: &self.task, training: &self.train, seeds, at_once, rows, progress }
     }
 }
 
@@ -106,17 +115,22 @@ fn run(args: &Args) -> Result<()> {
     let seeds = if args.seeds.is_empty() { &recipe.seeds } else { &args.seeds };
     std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
     let progress = if args.quiet { Progress::quiet() } else { Progress::new(4 * seeds.len()) };
-    cost(&recipe, &args.out)?;
-    let rows = recipe.evaluate.rows;
-    copying(&recipe, &recipe.copying.comparison(seeds, rows, &progress), &args.out)?;
-    passkey(&recipe, &recipe.passkey.comparison(seeds, rows, &progress), &args.out)
+    if args.only != Some(Part::Recall) {
+        cost(&recipe, &args.out)?;
+    }
+    if args.only != Some(Part::Cost) {
+        let (seeds, rows) = ((&seeds[..], args.at_once), recipe.evaluate.rows);
+        copying(&recipe, &recipe.copying.comparison(seeds, rows, &progress), &args.out)?;
+        passkey(&recipe, &recipe.passkey.comparison(seeds, rows, &progress), &args.out)?;
+    }
+    Ok(())
 }
 
 /// Selective copying, with the layer and with the layer without its selection.
 fn copying(recipe: &Recipe, comparison: &Comparison<'_>, out: &Path) -> Result<()> {
-    let ToyPart { width, layers, ref task, .. } = recipe.copying;
+    let ToyPart { width, layers, ref task, train } = recipe.copying;
     let mut config = ModelConfig::llama(task.vocabulary()?, width, layers, 1);
-    config.initializer_range = EMBEDDING;
+    config.initializer_range = train.embedding;
     let (layer, device) = (&recipe.layer, Device::flex());
     let selective = |seed| {
         Decoder::with_mixer(&config, seed, &device, |i, _| {
@@ -140,34 +154,34 @@ fn copying(recipe: &Recipe, comparison: &Comparison<'_>, out: &Path) -> Result<(
 
 /// A hidden key at lengths beyond the trained one, beside attention.
 fn passkey(recipe: &Recipe, comparison: &Comparison<'_>, out: &Path) -> Result<()> {
-    let ToyPart { width, layers, ref task, .. } = recipe.passkey;
+    let ToyPart { width, layers, ref task, train } = recipe.passkey;
     let EvaluatePart { rows, ref lengths, heads, rope_theta } = recipe.evaluate;
     let longest = lengths.iter().copied().max().unwrap_or(0).max(task.length());
     let mut llama = ModelConfig::llama(task.vocabulary()?, width, layers, heads)
         .with_rope(RopeConfig::new(rope_theta, width / heads.max(1)))
         .with_max_positions(longest);
-    llama.initializer_range = EMBEDDING;
+    llama.initializer_range = train.embedding;
     let mamba = MixerConfig::Mamba1(recipe.layer.clone());
     let places: Vec<f64> = lengths.iter().map(|n| *n as f64).collect();
-    let mut table = Table::new(["layers", "tokens", "digits found, %"]).decimals(2, 1);
+    let mut table = Table::new(["layers", "tokens", "digits found, %", "by seed"]).decimals(2, 1);
     let mut plot = Plot::lines("Keys found beyond the trained length")
         .x("length of the row (tokens)")
         .y("% of the digits")
         .y_covers(0.0, 100.0)
         .marker_x(task.length() as f64, "trained length");
     for (name, mixer) in [("Mamba", &mamba), ("attention", &MixerConfig::Dense)] {
-        let mut sums = vec![0.0; lengths.len()];
-        for &seed in comparison.seeds {
+        let of_seeds = each_seed(comparison.seeds, comparison.at_once, |seed| {
             let model = Decoder::new(&llama, mixer, seed, &Device::flex())?;
             let model = comparison.train(&format!("pass key, {name}"), seed, model)?;
-            for (sum, length) in sums.iter_mut().zip(lengths) {
-                *sum += task.with_length(*length).share(&model, (seed, rows), |_| true)?;
-            }
-        }
-        let share = |sum: &f64| sum / comparison.seeds.len() as f64;
-        let shares: Vec<f64> = sums.iter().map(share).collect();
-        for (length, share) in lengths.iter().zip(&shares) {
-            table.push([Cell::from(name), Cell::from(*length as u64), Cell::from(*share)]);
+            let share = |n: &usize| task.with_length(*n).share(&model, (seed, rows), |_| true);
+            lengths.iter().map(share).collect::<Result<Vec<f64>>>()
+        })?;
+        let mut shares = Vec::new();
+        for (i, length) in lengths.iter().enumerate() {
+            let each: Vec<f64> = of_seeds.iter().map(|of_lengths| of_lengths[i]).collect();
+            shares.push(mean_se(&each).mean);
+            let (length, mean) = (Cell::from(*length as u64), Cell::from(shares[i]));
+            table.push([Cell::from(name), length, mean, Cell::from(by_seed(&each, 1))]);
         }
         plot = plot.series(Series::new(name).points(&places, &shares));
     }

@@ -2,6 +2,8 @@
 //!
 //! `cargo run --example mamba2`
 
+#[path = "../seeds.rs"]
+mod seeds;
 #[path = "../timing.rs"]
 mod timing;
 #[path = "../toys.rs"]
@@ -18,7 +20,7 @@ use longburn::{Error, Result};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use timing::{ByLength, Pass};
-use toys::{Comparison, EMBEDDING, Task, Training};
+use toys::{Comparison, Part, Task, Training};
 
 /// Train small models on recall by the size of their state, and measure what states cost.
 #[derive(Parser, Debug)]
@@ -35,6 +37,12 @@ struct Args {
     /// Where the figures go.
     #[arg(long, default_value = "runs/mamba2")]
     out: PathBuf,
+    /// One of the parts only.
+    #[arg(long)]
+    only: Option<Part>,
+    /// Train the models of all seeds at the same time, for machines with many cores.
+    #[arg(long)]
+    at_once: bool,
     /// No progress bars.
     #[arg(long)]
     quiet: bool,
@@ -107,19 +115,34 @@ fn run(args: &Args) -> Result<()> {
     let recipe = Recipe::load(args.recipe.as_deref())?;
     let seeds = if args.seeds.is_empty() { &recipe.seeds } else { &args.seeds };
     std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
-    by_state(&recipe.cost, &args.out)?;
-    by_length(&recipe.cost, &args.out)?;
+    if args.only != Some(Part::Recall) {
+        by_state(&recipe.cost, &args.out)?;
+        by_length(&recipe.cost, &args.out)?;
+    }
+    if args.only != Some(Part::Cost) {
+        recall(&recipe, seeds, args)?;
+    }
+    Ok(())
+}
 
+/// What models answer by the size of their state.
+fn recall(recipe: &Recipe, seeds: &[u64], args: &Args) -> Result<()> {
     let stages = recipe.mixer.len() * seeds.len();
     let progress = if args.quiet { Progress::quiet() } else { Progress::new(stages) };
-    let Recipe { task, train, evaluate, model, .. } = &recipe;
-    let comparison =
-        Comparison { task, training: train, seeds, rows: evaluate.rows, progress: &progress };
+    let Recipe { task, train, evaluate, model, .. } = recipe;
+    let comparison = Comparison {
+        task,
+        training: train,
+        seeds,
+        at_once: args.at_once,
+        rows: evaluate.rows,
+        progress: &progress,
+    };
     let mut table = Table::new(["layers", "answered, %", "by seed", "numbers of state per layer"]);
     for (mixer, (name, n)) in recipe.mixer.iter().filter_map(|mixer| Some((mixer, state(mixer)?))) {
         let ModelPart { width, layers } = *model;
         let mut config = ModelConfig::state_space(task.vocabulary()?, width, layers, mixer.clone());
-        config.initializer_range = EMBEDDING;
+        config.initializer_range = train.embedding;
         let build = |seed| Decoder::new(&config, mixer, seed, &Device::flex());
         let [name, mean, each] = comparison.row(&format!("{name}, N = {n}"), build, |_| true)?;
         let inner = match mixer {
