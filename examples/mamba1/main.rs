@@ -4,6 +4,8 @@
 //! `cargo run --example mamba1`
 
 mod fixed;
+#[path = "../options.rs"]
+mod options;
 #[path = "../seeds.rs"]
 mod seeds;
 #[path = "../timing.rs"]
@@ -14,18 +16,20 @@ mod toys;
 use burn::tensor::Device;
 use clap::Parser;
 use fixed::Fixed;
+use longburn::Result;
 use longburn::attention::{AttnShape, DenseConfig, Mamba1Config, MixerConfig};
+use longburn::datasets::synthetic::TaskConfig;
 use longburn::models::{Decoder, ModelConfig};
 use longburn::positional::RopeConfig;
 use longburn::streams::Streams;
 use longburn::training::recipe::{exit_code, settings};
-use longburn::training::report::{Cell, Plot, Progress, Series, Table, mean_se};
-use longburn::{Error, Result};
+use longburn::training::report::{Cell, Plot, Series, Table, mean_se};
+use options::{Options, Part, Run};
 use seeds::{by_seed, each_seed};
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use timing::ByLength;
-use toys::{Comparison, Part, Task, Training};
+use toys::{Training, share};
 
 /// Train small models with and without selection, and measure what a long row costs.
 #[derive(Parser, Debug)]
@@ -33,24 +37,8 @@ use toys::{Comparison, Part, Task, Training};
     after_help = "Examples:\n  cargo run --example mamba1\n  cargo run --example mamba1 -- --seeds 0"
 )]
 struct Args {
-    /// Another recipe than the one beside this program.
-    #[arg(long)]
-    recipe: Option<PathBuf>,
-    /// Other seeds than the recipe's.
-    #[arg(long, value_delimiter = ',')]
-    seeds: Vec<u64>,
-    /// Where the figures go.
-    #[arg(long, default_value = "runs/mamba1")]
-    out: PathBuf,
-    /// One of the parts only.
-    #[arg(long)]
-    only: Option<Part>,
-    /// Train the models of all seeds at the same time, for machines with many cores.
-    #[arg(long)]
-    at_once: bool,
-    /// No progress bars.
-    #[arg(long)]
-    quiet: bool,
+    #[command(flatten)]
+    options: Options,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -70,19 +58,8 @@ struct Recipe {
 struct ToyPart {
     width: usize,
     layers: usize,
-    task: Task,
+    task: TaskConfig,
     train: Training,
-}
-
-impl ToyPart {
-    fn comparison<'a>(
-        &'a self,
-        (seeds, at_once): (&'a [u64], bool),
-        rows: usize,
-        progress: &'a Progress,
-    ) -> Comparison<'a> {
-        Comparison { task: &self.task, training: &self.train, seeds, at_once, rows, progress }
-    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -110,26 +87,23 @@ fn main() -> std::process::ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    longburn::kernel::keep_freed_memory();
-    let recipe = Recipe::load(args.recipe.as_deref())?;
-    let seeds = if args.seeds.is_empty() { &recipe.seeds } else { &args.seeds };
-    std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
-    let progress = if args.quiet { Progress::quiet() } else { Progress::new(4 * seeds.len()) };
-    if args.only != Some(Part::Recall) {
-        cost(&recipe, &args.out)?;
+    let recipe = Recipe::load(args.options.recipe.as_deref())?;
+    let run = args.options.begin("mamba1", &recipe.seeds, 4)?;
+    if run.does(Part::Cost) {
+        cost(&recipe, &run.out)?;
     }
-    if args.only != Some(Part::Cost) {
-        let (seeds, rows) = ((&seeds[..], args.at_once), recipe.evaluate.rows);
-        copying(&recipe, &recipe.copying.comparison(seeds, rows, &progress), &args.out)?;
-        passkey(&recipe, &recipe.passkey.comparison(seeds, rows, &progress), &args.out)?;
+    if run.does(Part::Recall) {
+        copying(&recipe, &run)?;
+        passkey(&recipe, &run)?;
     }
     Ok(())
 }
 
 /// Selective copying, with the layer and with the layer without its selection.
-fn copying(recipe: &Recipe, comparison: &Comparison<'_>, out: &Path) -> Result<()> {
-    let ToyPart { width, layers, ref task, train } = recipe.copying;
-    let mut config = ModelConfig::llama(task.vocabulary()?, width, layers, 1);
+fn copying(recipe: &Recipe, run: &Run) -> Result<()> {
+    let ToyPart { width, layers, ref task, ref train } = recipe.copying;
+    let comparison = run.comparison(task, train, recipe.evaluate.rows);
+    let mut config = ModelConfig::llama(task.init()?.vocabulary(), width, layers, 1);
     config.initializer_range = train.embedding;
     let (layer, device) = (&recipe.layer, Device::flex());
     let selective = |seed| {
@@ -149,15 +123,16 @@ fn copying(recipe: &Recipe, comparison: &Comparison<'_>, out: &Path) -> Result<(
     table.push(comparison.chance()?);
     let table = table.decimals(1, 1);
     println!("{}", table.to_markdown());
-    table.save(out.join("copying.md"))
+    table.save(run.out.join("copying.md"))
 }
 
 /// A hidden key at lengths beyond the trained one, beside attention.
-fn passkey(recipe: &Recipe, comparison: &Comparison<'_>, out: &Path) -> Result<()> {
-    let ToyPart { width, layers, ref task, train } = recipe.passkey;
+fn passkey(recipe: &Recipe, run: &Run) -> Result<()> {
+    let ToyPart { width, layers, ref task, ref train } = recipe.passkey;
     let EvaluatePart { rows, ref lengths, heads, rope_theta } = recipe.evaluate;
+    let comparison = run.comparison(task, train, rows);
     let longest = lengths.iter().copied().max().unwrap_or(0).max(task.length());
-    let mut llama = ModelConfig::llama(task.vocabulary()?, width, layers, heads)
+    let mut llama = ModelConfig::llama(task.init()?.vocabulary(), width, layers, heads)
         .with_rope(RopeConfig::new(rope_theta, width / heads.max(1)))
         .with_max_positions(longest);
     llama.initializer_range = train.embedding;
@@ -173,8 +148,9 @@ fn passkey(recipe: &Recipe, comparison: &Comparison<'_>, out: &Path) -> Result<(
         let of_seeds = each_seed(comparison.seeds, comparison.at_once, |seed| {
             let model = Decoder::new(&llama, mixer, seed, &Device::flex())?;
             let model = comparison.train(&format!("pass key, {name}"), seed, model)?;
-            let share = |n: &usize| task.with_length(*n).share(&model, (seed, rows), |_| true);
-            lengths.iter().map(share).collect::<Result<Vec<f64>>>()
+            let found =
+                |n: &usize| share(&task.clone().with_length(*n), &model, (seed, rows), |_| true);
+            lengths.iter().map(found).collect::<Result<Vec<f64>>>()
         })?;
         let mut shares = Vec::new();
         for (i, length) in lengths.iter().enumerate() {
@@ -186,8 +162,8 @@ fn passkey(recipe: &Recipe, comparison: &Comparison<'_>, out: &Path) -> Result<(
         plot = plot.series(Series::new(name).points(&places, &shares));
     }
     println!("{}", table.to_markdown());
-    table.save(out.join("passkey.md"))?;
-    plot.save(out.join("passkey.svg"))
+    table.save(run.out.join("passkey.md"))?;
+    plot.save(run.out.join("passkey.svg"))
 }
 
 /// Time and memory of one layer by length, beside attention.
@@ -206,20 +182,9 @@ fn cost(recipe: &Recipe, out: &Path) -> Result<()> {
     };
     let dense = DenseConfig::new().init(shape.init((0.02, 0.02), &streams, 100, &device));
     let rope = RopeConfig::new(recipe.evaluate.rope_theta, width / heads.max(1));
-    let mut table = Table::new(ByLength::COLUMNS);
-    let mut plot = Plot::lines("Time of a layer by length")
-        .x("length of the row (tokens)")
-        .y("us per token, both passes");
     let measured = [
         recipe.cost.measure("Mamba", &mamba, None)?,
         recipe.cost.measure("attention", &dense, Some(&rope))?,
     ];
-    for (rows, series) in measured {
-        rows.into_iter().for_each(|row| table.push(row));
-        plot = plot.series(series);
-    }
-    let table = table.decimals(2, 1).decimals(3, 1).decimals(4, 0);
-    println!("one layer of width {width}\n\n{}", table.to_markdown());
-    table.save(out.join("cost.md"))?;
-    plot.save(out.join("cost.svg"))
+    ByLength::report(measured, &format!("one layer of width {width}"), (out, "cost"))
 }
