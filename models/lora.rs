@@ -93,7 +93,7 @@ impl Target {
     }
 
     /// The name in recipes.
-    fn name(self) -> String {
+    pub fn name(self) -> String {
         format!("{self:?}").to_lowercase()
     }
 

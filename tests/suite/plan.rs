@@ -1,15 +1,19 @@
 //! The memory plan beside what a counting allocator measures.
 
 use super::alloc;
+use burn::module::Module;
 use burn::tensor::Device;
 use longburn::attention::lact::{FastOptimizer, WeightNorm};
-use longburn::attention::seer::{HeadPool, Pool};
+use longburn::attention::seer::{HeadPool, Pool, Select};
 use longburn::attention::{
     LactConfig, Layers, Mamba1Config, Mamba2Config, MixerConfig, MixerSchedule, SeerConfig,
 };
 use longburn::datasets::{Side, TokenBatch};
-use longburn::models::lora::{self, LoraConfig, Role, Target};
-use longburn::models::{Activation, Decoder, ModelConfig, gates};
+use longburn::kernel::TokenMeta;
+use longburn::models::lora::{self, LoraConfig, Role, Target, TrainableReport};
+use longburn::models::{
+    Activation, Blocks, Decoder, ForwardOptions, ModelConfig, gates, ids_tensor,
+};
 use longburn::training::plan::{PlanConfig, Resident};
 use longburn::training::{Muon, NextToken, Strategy, TrainConfig, Trainer};
 
@@ -20,20 +24,14 @@ fn measured(config: &PlanConfig) -> u64 {
 }
 
 fn three_steps(config: &PlanConfig) -> Decoder {
-    let PlanConfig { model, mixer, lora, muon, length, batch, .. } = config.clone();
+    let PlanConfig { ref model, muon, length, batch, .. } = *config;
     let vocab = model.vocab_size;
     let train = TrainConfig::new(3, 1e-3)
         .with_strategy(config.strategy)
         .with_micro_batches(config.micro_batches)
         .with_workers(config.workers)
         .with_muon(muon.then(Muon::default));
-    let mut decoder = Decoder::new(&model, &mixer, 1, &Device::flex()).unwrap();
-    if let Some(lora) = &lora {
-        decoder = lora::apply(decoder, lora).unwrap();
-    }
-    if mixer.seer().is_some() {
-        decoder = gates::prepare(decoder, 1).unwrap();
-    }
+    let decoder = untrained(config);
     let mut data = |step: u64, micro: u32| {
         let first = step as usize + micro as usize;
         let row = |n: usize| (0..length).map(move |i| ((i * 7 + n + first) % vocab) as u32);
@@ -42,6 +40,18 @@ fn three_steps(config: &PlanConfig) -> Decoder {
     };
     let trainer = Trainer::new(train).unwrap();
     trainer.fit(decoder, &NextToken, &mut data, &mut |_| Ok(())).unwrap().model
+}
+
+/// The model that is planned, as it begins.
+fn untrained(config: &PlanConfig) -> Decoder {
+    let mut decoder = Decoder::new(&config.model, &config.mixer, 1, &Device::flex()).unwrap();
+    if let Some(lora) = &config.lora {
+        decoder = lora::apply(decoder, lora).unwrap();
+    }
+    match config.mixer.seer() {
+        Some(_) => gates::prepare(decoder, 1).unwrap(),
+        None => decoder,
+    }
 }
 
 /// Run a test in a process of its own: Burn keeps the graphs of all threads in one place, and what
@@ -330,7 +340,70 @@ fn parameters_are_those_of_the_checkpoint() {
 }
 
 #[test]
+fn parameters_of_other_mixers_are_those_of_the_model() {
+    let small = LactConfig::new().with_fast_heads(2).with_low_rank(4).with_qkv_bias(true);
+    let mixers = [
+        MixerConfig::Lact(small.clone()),
+        MixerConfig::Lact(small.with_low_rank(0).with_momentum(false).with_qk_norm(true)),
+        MixerConfig::Seer(SeerConfig::new()),
+        MixerConfig::Seer(SeerConfig::new().with_pools(&Pool::ALL, &[Pool::Avg])),
+        MixerConfig::Seer(SeerConfig::decode()),
+        MixerConfig::Seer(SeerConfig::decode().with_head_pool(HeadPool::Qavgproj)),
+        MixerConfig::Seer(SeerConfig::decode().with_head_pool(HeadPool::Qorig)),
+    ];
+    for mixer in mixers {
+        let model = match mixer {
+            MixerConfig::Seer(_) => llama(300, 64, 3, 168),
+            _ => ModelConfig::llama(300, 64, 3, 4),
+        };
+        let config = PlanConfig::new(model, 32).with_mixer(mixer.clone());
+        let decoder = untrained(&config);
+        let (all, trained) = (decoder.num_params(), TrainableReport::of(&decoder).trainable);
+        let total = config.init().unwrap().total();
+        assert_eq!(total.parameters, 4 * all as u64, "{mixer:?}");
+        assert_eq!(total.optimizer, 2 * 4 * trained as u64, "{mixer:?}");
+    }
+}
+
+/// Keys and values, or states, after as many tokens.
+#[test]
+fn what_generation_remembers_is_what_the_states_hold() {
+    let small = LactConfig::new().with_fast_heads(2).with_low_rank(4).with_chunk(8);
+    let decode = SeerConfig::decode().with_block(8).with_gate_dim(Some(8));
+    for (mixer, length) in [
+        (MixerConfig::Dense, 20),
+        (MixerConfig::Mamba1(Mamba1Config::new()), 20),
+        (MixerConfig::Mamba2(Mamba2Config::new().with_head_dim(8).with_n_groups(2)), 20),
+        (MixerConfig::Lact(small.clone().with_window(5)), 24),
+        (MixerConfig::Lact(small.with_window(50).with_norm(WeightNorm::Pre)), 16),
+        (MixerConfig::Seer(decode.clone()), 20),
+        (MixerConfig::Seer(decode.with_select(Some(Select::Budget(8)))), 20),
+    ] {
+        let model = ModelConfig::llama(300, 64, 2, 4).with_max_positions(64);
+        let config = PlanConfig::new(model, length).with_mixer(mixer.clone());
+        let decoder = untrained(&config);
+        let (tokens, options) =
+            (TokenMeta::contiguous(1, length, 0), ForwardOptions::infer().with_state(true));
+        let ids: Vec<u32> = (0..length as u32).collect();
+        let ids = ids_tensor(&ids, 1, &Device::flex());
+        let states = decoder.forward_ids(ids, &tokens, &options, vec![]).unwrap().states;
+        let held: usize = states.iter().map(|state| state.bytes()).sum();
+        assert_eq!(config.init().unwrap().kv_cache, held as u64, "{mixer:?}");
+    }
+}
+
+#[test]
 fn sizes_that_cannot_be_counted_are_refused() {
+    for mixer in [
+        MixerConfig::Mamba1(Mamba1Config::new().with_d_state(1 << 26)),
+        MixerConfig::Mamba2(Mamba2Config::new().with_d_state(1 << 26)),
+    ] {
+        assert!(PlanConfig::new(mamba(mixer), 1 << 20).init().is_err());
+    }
+    let wide = LactConfig::new().with_fast_heads(1).with_inter_multi(10_000.0);
+    let model = ModelConfig::llama(300, 64, 2, 4);
+    let wide = PlanConfig::new(model, usize::MAX >> 20).with_mixer(MixerConfig::Lact(wide));
+    assert!(wide.init().is_err());
     for (length, batch) in [(usize::MAX, 1), (32, usize::MAX), (1 << 40, 1 << 20)] {
         let config = PlanConfig::new(llama(300, 64, 3, 168), length).with_batch(batch);
         assert!(config.init().is_err(), "{length} x {batch}");

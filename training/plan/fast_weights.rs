@@ -2,7 +2,7 @@
 
 use super::own::{Parts, Sizes, attend};
 use super::state_space::softplus;
-use super::tape::{Tape, Value};
+use super::tape::{Tape, Trace, Value};
 use crate::attention::LactConfig;
 use crate::attention::lact::{FastOptimizer, WeightNorm};
 use crate::kernel::attention::scratch;
@@ -29,8 +29,31 @@ struct Fast {
 /// Keys, values and rates of a chunk.
 type Taught = [Value; 3];
 
+/// Chunks of a row that are walked through one by one; more go on as these do.
+const WALKED: u64 = 256;
+
 impl Layer<'_> {
-    pub(super) fn mix(&self, tape: &Tape, x: Value) -> Value {
+    /// The trace of the layer.
+    pub(super) fn trace(&self, tracked: bool) -> Trace {
+        let chunk = self.config.chunk as u64;
+        if self.sizes.len.div_ceil(chunk) <= WALKED {
+            return self.walked(tracked);
+        }
+        let of = |chunks: u64| {
+            let sizes = Sizes { len: chunks * chunk, ..self.sizes };
+            Self { sizes, ..*self }.walked(tracked)
+        };
+        let (half, all) = (WALKED / 2, WALKED);
+        let beyond = self.sizes.len - all * chunk;
+        of(all).extended(&of(half), beyond as f64 / (half * chunk) as f64)
+    }
+
+    fn walked(&self, tracked: bool) -> Trace {
+        let floats = self.sizes.tokens() * self.sizes.hidden;
+        Tape::trace(floats, tracked, |tape, x| (self.mix(tape, x), None))
+    }
+
+    fn mix(&self, tape: &Tape, x: Value) -> Value {
         let (Sizes { batch, len, hidden, .. }, config) = (self.sizes, self.config);
         let tokens = self.sizes.tokens();
         let wide = tokens * hidden;
@@ -204,7 +227,7 @@ impl Layer<'_> {
     ) -> Fast {
         let inner = tokens * (self.config.fast_heads * self.widths.1) as u64;
         let floats = self.sizes.batch * self.matrix();
-        let rate = |_: u64| tape.narrow(&rates, tokens * self.config.fast_heads as u64);
+        let rate = || tape.narrow(&rates, tokens * self.config.fast_heads as u64);
         let Fast { w: [w0, w1, w2], main, momentum } = weights;
         let (gate, up) = (tape.matmul(&k, &w0, inner), tape.matmul(&k, &w2, inner));
         let back = tape.matmul(&v, &w1, inner);
@@ -215,12 +238,12 @@ impl Layer<'_> {
         let hidden = tape.mul(act.clone(), up.clone());
         let through = tape.mul(tape.mul(back.clone(), up), slope);
         let mut step = [
-            tape.matmul(&through, &tape.mul(k.clone(), rate(0)), floats),
-            tape.matmul(&v, &tape.mul(hidden, rate(1)), floats),
-            tape.matmul(&tape.mul(back, act), &tape.mul(k, rate(2)), floats),
+            tape.matmul(&through, &tape.mul(k.clone(), rate()), floats),
+            tape.matmul(&v, &tape.mul(hidden, rate()), floats),
+            tape.matmul(&tape.mul(back, act), &tape.mul(k, rate()), floats),
         ];
         let momentum = momentum.map(|last| {
-            let share = tape.reduced(&rate(3), self.sizes.batch * self.config.fast_heads as u64);
+            let share = tape.reduced(&rate(), self.sizes.batch * self.config.fast_heads as u64);
             step =
                 zip(step.clone(), last, |step, last| tape.add(step, tape.mul(last, share.clone())));
             step.clone()
@@ -281,4 +304,28 @@ fn split(tape: &Tape, x: &Value, sizes: &[u64], each: u64) -> Vec<Value> {
     let mut parts = part(left);
     parts.extend(part(right));
     parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attention::MixerConfig;
+    use crate::models::ModelConfig;
+    use crate::training::plan::PlanConfig;
+
+    /// Far beyond what is walked through, the account goes on as it did.
+    #[test]
+    fn many_chunks_are_counted_as_many() {
+        let config = LactConfig::new().with_fast_heads(2).with_low_rank(0).with_chunk(2);
+        let peak = |length: usize| {
+            let model = ModelConfig::llama(64, 8, 2, 2).with_max_positions(1 << 20);
+            let mixer = MixerConfig::Lact(config.clone().with_window(4));
+            PlanConfig::new(model, length).with_mixer(mixer).with_threads(1).init().unwrap()
+        };
+        let chunks = |n: u64| 2 * n as usize;
+        let (whole, more) = (peak(chunks(WALKED)), peak(chunks(4 * WALKED)));
+        let activations = |length| length.total().activations as f64;
+        let times = activations(more) / activations(whole);
+        assert!((3.9..4.1).contains(&times), "{times}");
+    }
 }

@@ -126,7 +126,8 @@ impl<'a> Layer<'a> {
         }
         k = self.linear(tape, &k, self.key, places * self.key_heads * self.wide);
         let (q, k) = (tape.copy(&q), tape.copy(&k));
-        (q, self.repeated(tape, k, of_heads))
+        let k = if k.floats == of_heads { k } else { tape.reduced(&k, of_heads) };
+        (q, k)
     }
 
     fn of_tokens(&self, tape: &Tape, q: Value, k: Value) -> (Value, Value) {
@@ -158,10 +159,6 @@ impl<'a> Layer<'a> {
         let floats = self.sizes.batch * self.blocks * kv_heads * self.wide;
         let k = self.linear(tape, &k, self.key, floats);
         (placed(q), placed(k))
-    }
-
-    fn repeated(&self, tape: &Tape, k: Value, floats: u64) -> Value {
-        if k.floats == floats { k } else { tape.reduced(&k, floats) }
     }
 
     /// Pieces one after the other, whose gradients are kept.

@@ -44,7 +44,9 @@ pub(super) fn of_row(plan: &PlanConfig, mixer: &MixerConfig) -> u64 {
                 1 + usize::from(config.momentum) + usize::from(config.norm == WeightNorm::Pre);
             let rates = config.fast_heads * (3 + usize::from(config.momentum));
             let buffer = config.chunk.min(plan.length);
-            numbers(&[2, config.window.min(plan.length), hidden])
+            // The window of the next token holds that token, too.
+            let window = config.window.saturating_sub(1).clamp(1, plan.length);
+            numbers(&[2, window, hidden])
                 + numbers(&[3 * copies, config.fast_heads, d, d_h])
                 + numbers(&[buffer, 2 * hidden + rates])
         }

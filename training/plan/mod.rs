@@ -26,7 +26,7 @@ pub use remedy::Remedy;
 pub use resident::Resident;
 pub use text::{bytes, parse_bytes};
 
-use crate::attention::MixerSchedule;
+use crate::attention::{MixerConfig, MixerSchedule};
 use crate::models::ModelConfig;
 use crate::models::lora::LoraConfig;
 use crate::training::Strategy;
@@ -156,19 +156,27 @@ impl PlanConfig {
                 return Err(Error::config("plan", field, 0, "at least 1"));
             }
         }
+        let mixers = self.mixer.resolve(&self.model.mixers)?;
         let (model, tokens) = (&self.model, self.length as f64 * self.batch as f64);
+        mixers.iter().try_for_each(|mixer| mixer.check_sizes(model.hidden_size))?;
+        let own = |mixer: &MixerConfig| {
+            let all = mixer.own_weights(model.hidden_size);
+            let floats = |shape: &[usize]| shape.iter().map(|side| *side as f64).product::<f64>();
+            all.iter().map(|(_, shape)| floats(shape)).sum::<f64>()
+        };
+        let own = mixers.iter().map(own).fold(0.0, f64::max);
         let widths = [model.hidden_size, model.intermediate_size, model.vocab_size]
             .into_iter()
             .chain([model.num_attention_heads.saturating_mul(model.head_dim)]);
         let widest = widths.max().unwrap_or(0) as f64;
-        // Sums of bytes stay far below the largest number.
-        let size = (64.0 * tokens + 8.0 * widest) * widest * model.num_hidden_layers as f64;
-        if size > 1e18 {
+        // Sums of bytes stay far below the largest number. What a mixer with weights of its own keeps of
+        // a token is less than these.
+        let of_layer = (64.0 * tokens + 8.0 * widest) * widest + (16.0 * tokens + 8.0) * own;
+        if of_layer * model.num_hidden_layers as f64 > 1e18 {
             let value = format!("{} × {} tokens", self.batch, self.length);
             let expected = "rows of which this model's numbers can be counted";
             return Err(Error::config("plan", "batch and length", value, expected));
         }
-        let mixers = self.mixer.resolve(&self.model.mixers)?;
         let layout = Layout::new(self, &mixers)?;
         let ledger = step::step(self, &layout);
         let working = SLAB * self.threads as u64;

@@ -19,6 +19,9 @@ pub(super) struct Own {
     traces: [Trace; 2],
 }
 
+/// What a mixer makes of its input: its output, and a loss term beside it.
+type Mix<'a> = &'a dyn Fn(&Tape, Value) -> (Value, Option<Value>);
+
 /// Sizes of a micro-batch.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {
@@ -53,7 +56,7 @@ impl Parts {
             match (name.strip_suffix(".weight"), &shape[..]) {
                 (Some(layer), &[to, from]) => {
                     let bias = has(&format!("{layer}.bias"));
-                    let adapts = |t: &Target| t.hf_name() == *layer && t.is_in(mixer);
+                    let adapts = |t: &Target| t.hf_name() == layer && t.is_in(mixer);
                     let target = Target::ALL.into_iter().find(adapts);
                     parts.layers.insert(layer, training.layer(target, (from, to), bias));
                 }
@@ -135,12 +138,11 @@ impl Own {
         let hidden = plan.model.hidden_size;
         let [batch, len, width] = [plan.batch, plan.length, hidden].map(|size| size as u64);
         let sizes = Sizes { batch, len, hidden: width, threads: plan.threads };
-        let own = |weights: Weights, answers, mix: &dyn Fn(&Tape, Value) -> _| {
+        let own = |weights: Weights, answers, mix: Mix<'_>| {
             let trace = |tracked| Tape::trace(sizes.tokens() * sizes.hidden, tracked, mix);
-            Ok(Some(Self { weights, answers, traces: [trace(false), trace(true)] }))
+            Ok(Some(Self { weights, answers, traces: [false, true].map(trace) }))
         };
         let parts = || Parts::new(mixer, hidden, training);
-        mixer.check_sizes(hidden)?;
         match mixer {
             MixerConfig::LongLora(m) if m.form == LongLoraForm::Rolled => Err(Error::Unsupported {
                 what: "a memory plan of LongLoRA's rolled form".into(),
@@ -169,7 +171,8 @@ impl Own {
                 let (sum, heads) = (parts.sum(), layout.heads);
                 let widths = config.widths(hidden)?;
                 let layer = fast_weights::Layer { config, parts: &parts, heads, widths, sizes };
-                own(sum, sum.trained > 0, &|tape, x| (layer.mix(tape, x), None))
+                let traces = [false, true].map(|tracked| layer.trace(tracked));
+                Ok(Some(Self { weights: sum, answers: sum.trained > 0, traces }))
             }
             MixerConfig::Seer(config) => {
                 let layer = gate::Layer::new(config, layout, training, sizes);

@@ -25,6 +25,21 @@ pub(super) struct Trace {
     pub learned: u64,
 }
 
+impl Trace {
+    /// What `self` would be if it went on as it does from `half` to here, `times` as far again.
+    pub fn extended(&self, half: &Self, times: f64) -> Self {
+        let on = |here: u64, half: u64| {
+            here.saturating_add((here.saturating_sub(half) as f64 * times) as u64)
+        };
+        Self {
+            forward: on(self.forward, half.forward),
+            kept: on(self.kept, half.kept),
+            backward: (on(self.backward.0, half.backward.0), on(self.backward.1, half.backward.1)),
+            learned: self.learned,
+        }
+    }
+}
+
 /// Counts what is held.
 #[derive(Debug, Default)]
 struct Meter {
@@ -265,55 +280,50 @@ impl Tape {
 
     /// An elementwise function whose gradient needs its input: exp, sqrt, log1p, sigmoid.
     pub fn function(&self, x: Value) -> Value {
-        let (as_input, floats) = (x.clone(), x.floats);
-        let room = x.node.and(x.room.clone());
-        let result = self.place(vec![x], floats);
-        let keeps = Value { room, ..as_input };
-        self.node([(&keeps, Back::Over)].into_iter(), &[&keeps], floats, result)
+        let input = x.seen(x.node.is_some());
+        let result = self.place(vec![x], input.floats);
+        self.node([(&input, Back::Over)].into_iter(), &[&input], input.floats, result)
     }
 
     /// An elementwise function whose gradient needs nothing: minus, scalars.
     pub fn scaled(&self, x: Value) -> Value {
-        let shadow = Value { room: None, ..x };
-        let result = self.place(vec![x], shadow.floats);
-        self.node([(&shadow, Back::Over)].into_iter(), &[], 0, result)
+        let input = x.seen(false);
+        let result = self.place(vec![x], input.floats);
+        self.node([(&input, Back::Over)].into_iter(), &[], 0, result)
     }
 
     /// A sum; one side may be broadcast.
     pub fn add(&self, a: Value, b: Value) -> Value {
         let floats = a.floats.max(b.floats);
-        let (x, y) = (Value { room: None, ..a }, Value { room: None, ..b });
+        let inputs = [a.seen(false), b.seen(false)];
         let result = self.place(vec![a, b], floats);
         let back = |v: &Value| if v.floats == floats { Back::Same } else { Back::New };
-        let inputs = [(&x, back(&x)), (&y, back(&y))];
-        self.node(inputs.into_iter(), &[], 0, result)
+        self.node(inputs.iter().map(|v| (v, back(v))), &[], 0, result)
     }
 
     /// A product, element by element; one side may be broadcast.
     pub fn mul(&self, a: Value, b: Value) -> Value {
-        let (of_a, of_b) = (b.node.is_some(), a.node.is_some());
-        self.elementwise(a, b, of_a, of_b)
+        let keeps = [b.node.is_some(), a.node.is_some()];
+        self.elementwise([a, b], keeps)
     }
 
     /// A quotient.
     pub fn div(&self, a: Value, b: Value) -> Value {
-        let (of_b, any) = (b.node.is_some(), a.node.is_some() || b.node.is_some());
-        self.elementwise(a, b, of_b, any)
+        let keeps = [b.node.is_some(), a.node.is_some() || b.node.is_some()];
+        self.elementwise([a, b], keeps)
     }
 
-    fn elementwise(&self, a: Value, b: Value, keep_a: bool, keep_b: bool) -> Value {
+    fn elementwise(&self, [a, b]: [Value; 2], [keep_a, keep_b]: [bool; 2]) -> Value {
         let floats = a.floats.max(b.floats);
-        let kept = |x: &Value, keep: bool| Value {
-            room: x.room.clone().filter(|_| keep),
-            ..Value { room: None, ..*x }
-        };
-        let (x, y) = (kept(&a, keep_a), kept(&b, keep_b));
+        let inputs = [a.seen(keep_a), b.seen(keep_b)];
         let result = self.place(vec![a, b], floats);
         // A broadcast side has a gradient of the whole first, which is summed up.
-        let whole = [&x, &y].iter().any(|v| v.node.is_some() && v.floats < floats);
-        let inputs = [(&x, Back::Over), (&y, Back::Over)];
-        let inputs = inputs.map(|(v, back)| (v, if v.floats < floats { Back::New } else { back }));
-        self.node(inputs.into_iter(), &[&x, &y], if whole { floats } else { 0 }, result)
+        let broadcast = |v: &Value| v.floats < floats;
+        let whole = inputs.iter().any(|v| v.node.is_some() && broadcast(v));
+        let back = |v: &Value| if broadcast(v) { Back::New } else { Back::Over };
+        let scratch = if whole { floats } else { 0 };
+        let [x, y] = &inputs;
+        self.node(inputs.iter().map(|v| (v, back(v))), &[x, y], scratch, result)
     }
 
     /// `x · sigmoid(x)`
@@ -385,6 +395,13 @@ impl Tape {
     /// x without a graph.
     pub fn detached(&self, x: &Value) -> Value {
         Value { node: None, ..x.clone() }
+    }
+}
+
+impl Value {
+    /// The same as an input of a node, which keeps its numbers or does not.
+    fn seen(&self, keeps: bool) -> Self {
+        Self { room: self.room.clone().filter(|_| keeps), ..*self }
     }
 }
 
