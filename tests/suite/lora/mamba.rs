@@ -150,7 +150,7 @@ fn a_cached_text_is_that_of_the_merged_model() {
         let model = adapted(&config, &policy, &Device::flex());
         let text = |model: &Decoder| {
             let options = GenerateConfig::new().with_max_new_tokens(12);
-            generate(model, &ids(7), &options).unwrap().ids
+            generate(model, &ids(7), &options, |_| ()).unwrap().ids
         };
         assert_eq!(text(&model), text(&lora::merge(model.clone())));
     }
