@@ -14,9 +14,7 @@ use crate::attention::dense;
 use crate::{Error, Result};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use longburn_kernels::{
-    AttentionOptions, Branch, GroupSize, Groups, Mask, MaskSpec, TokenMeta, masked_attention,
-};
+use longburn_kernels::{Branch, GroupSize, Groups, Mask, MaskSpec, TokenMeta, masked_attention};
 use serde::{Deserialize, Serialize};
 
 /// How the shifted heads treat the two ends of the sequence.
