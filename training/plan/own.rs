@@ -174,6 +174,10 @@ impl Own {
                 let traces = [false, true].map(|tracked| layer.trace(tracked));
                 Ok(Some(Self { weights: sum, answers: sum.trained > 0, traces }))
             }
+            MixerConfig::Seer(_) if layout.head_dim == 0 => Err(Error::Unsupported {
+                what: "a gate beside attention in a family without heads".into(),
+                remedy: "take the checkpoint's own mixer, or a family with attention".into(),
+            }),
             MixerConfig::Seer(config) => {
                 let layer = gate::Layer::new(config, layout, training, sizes);
                 own(layer.weights(), false, &|tape, x| layer.mix(tape, x))

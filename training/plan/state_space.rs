@@ -48,7 +48,7 @@ pub(super) fn mamba2(
     parts: &Parts,
 ) -> Value {
     let (tokens, hidden) = (sizes.tokens(), sizes.hidden as usize);
-    let (e, heads) = (config.inner(hidden) as u64, config.heads(hidden) as u64);
+    let (e, heads) = (config.inner(hidden) as u64, config.heads(hidden).max(1) as u64);
     let (groups, n) = (config.n_groups as u64, config.d_state as u64);
     let all = tape.linear(&x, tokens, parts.layer("in_proj"));
     drop(x);

@@ -40,7 +40,7 @@ pub(in crate::scan) fn memory(
 ) -> usize {
     let each = each(h / groups);
     let jobs = b * groups * (h / groups).div_ceil(each);
-    let q = chunk.min(CHUNK).min(t);
+    let q = chunk.min(CHUNK).min(t).max(1);
     // Gradients of B and C of every job, and of the first state.
     let shared = jobs * 2 * t * n + b * n * h * p;
     // States before the chunks, and matrices of a chunk.
