@@ -2,8 +2,9 @@
 
 use super::State;
 use crate::positional::{Rope, RopeTable};
+use crate::{Error, Result};
 use burn::tensor::Tensor;
-use longburn_kernels::{Implementation, TokenMeta};
+use longburn_kernels::{AttentionOptions, Implementation, TokenMeta};
 
 /// What the pass is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +55,40 @@ pub struct MixContext<'a> {
     pub implementation: Implementation,
     /// Tensors asked for.
     pub taps: &'a [Tap],
+}
+
+impl MixContext<'_> {
+    /// How attention is to be computed.
+    pub fn attention(&self) -> AttentionOptions {
+        AttentionOptions::default().with_implementation(self.implementation)
+    }
+
+    /// Whether the attributes are those of an input of `layer`.
+    ///
+    /// # Shapes
+    /// x_BTD `[B, T, D]`
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for other numbers of rows or tokens.
+    pub fn check_tokens(&self, layer: &str, x_BTD: &Tensor<3>) -> Result<()> {
+        let ([b, t, _], rows, len) = (x_BTD.dims(), self.tokens.batch(), self.tokens.len());
+        if (rows, len) == (b, t) {
+            return Ok(());
+        }
+        let reason = format!("{b} rows of {t} tokens with attributes for {rows} rows of {len}");
+        Err(Error::shape(layer, reason))
+    }
+
+    /// Refuses a state, in a mixer that computes whole sequences only.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] with `what` and `remedy` where something is remembered or to be.
+    pub fn refuse_state(&self, state: Option<&State>, what: &str, remedy: &str) -> Result<()> {
+        if self.keep_state || state.is_some_and(|state| !state.is_empty()) {
+            return Err(Error::Unsupported { what: what.into(), remedy: remedy.into() });
+        }
+        Ok(())
+    }
 }
 
 /// Result of a mixer.

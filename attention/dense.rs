@@ -7,9 +7,7 @@ use crate::Result;
 use crate::positional::Positions;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use longburn_kernels::{
-    AttentionOptions, Branch, Implementation, Mask, MaskSpec, masked_attention,
-};
+use longburn_kernels::{Branch, Implementation, Mask, MaskSpec, masked_attention};
 
 /// Configuration of [`Dense`].
 #[derive(Clone, Debug, Default)]
@@ -135,8 +133,7 @@ pub(super) fn over(
     let heads = q_BHTD.dims()[1];
     let mask = Mask::new(spec, ctx.tokens.clone(), cache.tokens.clone(), heads)?;
     let branch = Branch { q: q_BHTD, k: keys(cache, ctx), mask };
-    let options = AttentionOptions::default().with_implementation(ctx.implementation);
-    Ok(masked_attention(&[branch], cache.v.clone(), &options)?.out)
+    Ok(masked_attention(&[branch], cache.v.clone(), &ctx.attention())?.out)
 }
 
 /// The output projection, with the taps that were asked for.

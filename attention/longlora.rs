@@ -14,9 +14,7 @@ use crate::attention::dense;
 use crate::{Error, Result};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use longburn_kernels::{
-    AttentionOptions, Branch, GroupSize, Groups, Mask, MaskSpec, TokenMeta, masked_attention,
-};
+use longburn_kernels::{Branch, GroupSize, Groups, Mask, MaskSpec, TokenMeta, masked_attention};
 use serde::{Deserialize, Serialize};
 
 /// How the shifted heads treat the two ends of the sequence.
@@ -152,13 +150,8 @@ impl SequenceMixer for LongLora {
         if ctx.phase == Phase::Infer {
             return dense::attend(&self.proj, self.window, x_BTD, ctx, state);
         }
-        if state.is_some_and(|s| !s.is_empty()) || ctx.keep_state {
-            return Err(Error::Unsupported {
-                what: "shifted sparse attention with a cache".into(),
-                remedy: "it is for training on whole sequences; run inference (dense) instead"
-                    .into(),
-            });
-        }
+        let remedy = "it is for training on whole sequences; run inference (dense) instead";
+        ctx.refuse_state(state.as_ref(), "shifted sparse attention with a cache", remedy)?;
         let new = self.proj.project(x_BTD, ctx)?;
         let out = match self.config.form {
             LongLoraForm::Segment => {
@@ -167,7 +160,7 @@ impl SequenceMixer for LongLora {
                 let tokens = ctx.tokens.clone();
                 let mask = Mask::new(spec, tokens.clone(), tokens, self.proj.heads())?;
                 let branch = Branch { q: new.q, k: new.k, mask };
-                masked_attention(&[branch], new.v, &options(ctx))?.out
+                masked_attention(&[branch], new.v, &ctx.attention())?.out
             }
             LongLoraForm::Rolled => self.rolled(new.q, new.k, new.v, ctx)?,
         };
@@ -219,7 +212,7 @@ impl LongLora {
             let spec = MaskSpec::causal().with_groups(groups);
             let mask = Mask::new(spec, index.clone(), index.clone(), heads.len())?;
             let branch = Branch { q: part(&q), k: part(&k), mask };
-            let out = masked_attention(&[branch], part(&v), &options(ctx))?.out;
+            let out = masked_attention(&[branch], part(&v), &ctx.attention())?.out;
             Ok(roll_left(out, t - shift))
         };
         if !self.config.shift {
@@ -227,10 +220,6 @@ impl LongLora {
         }
         Ok(Tensor::cat(vec![attend(0..h / 2, 0)?, attend(h / 2..h, group / 2)?], 1))
     }
-}
-
-fn options(ctx: &MixContext<'_>) -> AttentionOptions {
-    AttentionOptions::default().with_implementation(ctx.implementation)
 }
 
 /// Token `t` of the result is token `t + shift` of `x`, around the end.

@@ -10,7 +10,7 @@
 //! neither moves the state nor enters the convolution, several tokens may follow a state, and the
 //! last state has a gradient.
 
-use super::state_space::{self, Conv1d, Past, StepSizes};
+use super::state_space::{self, Conv1d, Drawing, Past, StepSizes};
 use super::{Linear, MixContext, MixOutput, MixerSite, SequenceMixer, State};
 use crate::streams::Streams;
 use crate::{Error, Result};
@@ -115,7 +115,7 @@ impl Mamba1Config {
         first: u32,
         device: &Device,
     ) -> Result<Mamba1> {
-        self.drawn(hidden, layers, (streams, first), device, true)
+        self.drawn(&Drawing { hidden, layers, streams, first, device, drawn: true })
     }
 
     /// Build for a layer of a model.
@@ -123,19 +123,11 @@ impl Mamba1Config {
     /// # Errors
     /// As [`Mamba1Config::init`].
     pub fn build(&self, site: &MixerSite<'_>) -> Result<Mamba1> {
-        let streams = (site.streams, site.own_streams());
-        self.drawn(site.hidden, site.layers, streams, site.device, site.drawn)
+        self.drawn(&Drawing::of(site))
     }
 
-    /// What is about to be read takes no time to draw: matrices are then zero.
-    fn drawn(
-        &self,
-        hidden: usize,
-        layers: usize,
-        (streams, first): (&Streams, u32),
-        device: &Device,
-        drawn: bool,
-    ) -> Result<Mamba1> {
+    fn drawn(&self, at: &Drawing<'_>) -> Result<Mamba1> {
+        let &Drawing { hidden, layers, device, .. } = at;
         let (inner, rank, n) = (self.inner(hidden), self.rank(hidden), self.d_state);
         let sizes = [
             ("hidden", hidden),
@@ -149,25 +141,19 @@ impl Mamba1Config {
             return Err(Error::config("mixer mamba1", field, 0, "at least 1"));
         }
         self.step_sizes.check("mixer mamba1")?;
-        let linear = |from, to, bias, factor, index| {
-            let factor = if drawn { factor } else { 0.0 };
-            state_space::linear((from, to), bias, factor, (streams, first + index), device)
-        };
-        let mut dt_proj = linear(rank, inner, false, 1.0, 4);
-        let dt_bias = self.step_sizes.biases(inner, streams, first + 5, device);
-        dt_proj.bias = Some(Param::from_tensor(dt_bias));
+        let mut dt_proj = at.linear((rank, inner), false, 1.0, 4);
+        dt_proj.bias = Some(Param::from_tensor(at.steps(&self.step_sizes, inner)));
         let row = (1..=n).map(|n| (n as f32).ln());
         let A_log: Vec<f32> = (0..inner).flat_map(|_| row.clone()).collect();
         let A_log = Tensor::from_data(TensorData::new(A_log, [inner, n]), device);
-        let conv = (inner, self.d_conv);
         Ok(Mamba1 {
-            in_proj: linear(hidden, 2 * inner, self.bias, 1.0, 0),
-            conv1d: Conv1d::init(conv, self.conv_bias, (streams, first + 1), device),
-            x_proj: linear(inner, rank + 2 * n, false, 1.0, 3),
+            in_proj: at.linear((hidden, 2 * inner), self.bias, 1.0, 0),
+            conv1d: at.conv(inner, self.d_conv, self.conv_bias),
+            x_proj: at.linear((inner, rank + 2 * n), false, 1.0, 3),
             dt_proj,
             A_log: Param::from_tensor(A_log),
             D: Param::from_tensor(Tensor::ones([inner], device)),
-            out_proj: linear(inner, hidden, self.bias, 1.0 / (layers as f64).sqrt(), 6),
+            out_proj: at.out(inner, self.bias),
         })
     }
 }
@@ -189,6 +175,30 @@ pub struct Mamba1 {
     pub D: Param<Tensor<1>>,
     /// `E -> hidden`
     pub out_proj: Linear,
+}
+
+impl Mamba1 {
+    /// The linear layer of this name in checkpoints.
+    pub fn linear(&self, name: &str) -> Option<&Linear> {
+        match name {
+            "in_proj" => Some(&self.in_proj),
+            "x_proj" => Some(&self.x_proj),
+            "dt_proj" => Some(&self.dt_proj),
+            "out_proj" => Some(&self.out_proj),
+            _ => None,
+        }
+    }
+
+    /// The same, to be changed in place.
+    pub fn linear_mut(&mut self, name: &str) -> Option<&mut Linear> {
+        match name {
+            "in_proj" => Some(&mut self.in_proj),
+            "x_proj" => Some(&mut self.x_proj),
+            "dt_proj" => Some(&mut self.dt_proj),
+            "out_proj" => Some(&mut self.out_proj),
+            _ => None,
+        }
+    }
 }
 
 impl SequenceMixer for Mamba1 {

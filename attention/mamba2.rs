@@ -9,7 +9,7 @@
 //! Documents of a packed row have states of their own, padding neither moves the state nor enters the
 //! convolution, several tokens may follow a state, and the last state has a gradient.
 
-use super::state_space::{self, Conv1d, Past, StepSizes};
+use super::state_space::{self, Conv1d, Drawing, Past, StepSizes};
 use super::{
     Linear, MixContext, MixOutput, MixerSite, RmsNorm, RmsNormConfig, SequenceMixer, State,
 };
@@ -212,7 +212,7 @@ impl Mamba2Config {
         first: u32,
         device: &Device,
     ) -> Result<Mamba2> {
-        self.drawn(hidden, layers, (streams, first), device, true)
+        self.drawn(&Drawing { hidden, layers, streams, first, device, drawn: true })
     }
 
     /// Build for a layer of a model.
@@ -220,41 +220,27 @@ impl Mamba2Config {
     /// # Errors
     /// As [`Mamba2Config::init`].
     pub fn build(&self, site: &MixerSite<'_>) -> Result<Mamba2> {
-        let streams = (site.streams, site.own_streams());
-        self.drawn(site.hidden, site.layers, streams, site.device, site.drawn)
+        self.drawn(&Drawing::of(site))
     }
 
-    /// What is about to be read takes no time to draw: matrices are then zero.
-    fn drawn(
-        &self,
-        hidden: usize,
-        layers: usize,
-        (streams, first): (&Streams, u32),
-        device: &Device,
-        drawn: bool,
-    ) -> Result<Mamba2> {
+    fn drawn(&self, at: &Drawing<'_>) -> Result<Mamba2> {
+        let &Drawing { hidden, layers, device, .. } = at;
         self.check(hidden, layers)?;
         let (inner, heads) = (self.inner(hidden), self.heads(hidden));
         let convolved = inner + 2 * self.n_groups * self.d_state;
-        let linear = |from, to, factor, index| {
-            let factor = if drawn { factor } else { 0.0 };
-            state_space::linear((from, to), self.bias, factor, (streams, first + index), device)
-        };
         let (low, high) = self.a_init;
-        let A_log = state_space::drawn([heads], streams, first + 4, device, |unit| {
+        let A_log = state_space::drawn([heads], at.streams, at.first + 4, device, |unit| {
             (low + unit * (high - low)).ln() as f32
         });
-        let dt_bias = self.step_sizes.biases(heads, streams, first + 5, device);
         let skip = if self.d_has_head_dim { inner } else { heads };
-        let conv = (convolved, self.d_conv);
         Ok(Mamba2 {
-            in_proj: linear(hidden, inner + convolved + heads, 1.0, 0),
-            conv1d: Conv1d::init(conv, self.conv_bias, (streams, first + 1), device),
-            dt_bias: Param::from_tensor(dt_bias),
+            in_proj: at.linear((hidden, inner + convolved + heads), self.bias, 1.0, 0),
+            conv1d: at.conv(convolved, self.d_conv, self.conv_bias),
+            dt_bias: Param::from_tensor(at.steps(&self.step_sizes, heads)),
             A_log: Param::from_tensor(A_log),
             D: Param::from_tensor(Tensor::ones([skip], device)),
             norm: self.rms_norm.then(|| RmsNormConfig::new(inner, self.norm_eps).init(device)),
-            out_proj: linear(inner, hidden, 1.0 / (layers as f64).sqrt(), 6),
+            out_proj: at.out(inner, self.bias),
             config: self.clone(),
         })
     }
@@ -310,6 +296,24 @@ impl SequenceMixer for Mamba2 {
 }
 
 impl Mamba2 {
+    /// The linear layer of this name in checkpoints.
+    pub fn linear(&self, name: &str) -> Option<&Linear> {
+        match name {
+            "in_proj" => Some(&self.in_proj),
+            "out_proj" => Some(&self.out_proj),
+            _ => None,
+        }
+    }
+
+    /// The same, to be changed in place.
+    pub fn linear_mut(&mut self, name: &str) -> Option<&mut Linear> {
+        match name {
+            "in_proj" => Some(&mut self.in_proj),
+            "out_proj" => Some(&mut self.out_proj),
+            _ => None,
+        }
+    }
+
     /// From the first projection's output to the last one's input.
     fn inner(
         &self,

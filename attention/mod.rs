@@ -319,6 +319,22 @@ impl HasProjections for Mixer {
             Self::Lact(_) | Self::Mamba1(_) | Self::Mamba2(_) => None,
         }
     }
+
+    fn own_linear(&self, name: &str) -> Option<&Linear> {
+        match self {
+            Self::Mamba1(m) => m.linear(name),
+            Self::Mamba2(m) => m.linear(name),
+            _ => None,
+        }
+    }
+
+    fn own_linear_mut(&mut self, name: &str) -> Option<&mut Linear> {
+        match self {
+            Self::Mamba1(m) => m.linear_mut(name),
+            Self::Mamba2(m) => m.linear_mut(name),
+            _ => None,
+        }
+    }
 }
 
 impl SequenceMixer for Mixer {

@@ -2,8 +2,8 @@
 //! and adapters.
 
 use super::{Linear, LinearConfig, MixContext, RmsNorm, RmsNormConfig, SequenceMixer, Tap, Taps};
+use crate::Result;
 use crate::streams::Streams;
-use crate::{Error, Result};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
@@ -78,13 +78,26 @@ pub struct AttnProjections {
     kv_heads: usize,
 }
 
-/// A mixer that may stand around the shared projections: what low-rank adaptation needs of it.
+/// The linear layers of a mixer, around the shared projections or others: what low-rank adaptation
+/// needs of it.
 pub trait HasProjections: SequenceMixer {
     /// q, k, v and o, where the mixer has them.
     fn projections(&self) -> Option<&AttnProjections>;
 
     /// q, k, v and o, to be changed in place.
     fn projections_mut(&mut self) -> Option<&mut AttnProjections>;
+
+    /// Another linear layer that an update can adapt, by its name in checkpoints.
+    fn own_linear(&self, name: &str) -> Option<&Linear> {
+        let _ = name;
+        None
+    }
+
+    /// The same, to be changed in place.
+    fn own_linear_mut(&mut self, name: &str) -> Option<&mut Linear> {
+        let _ = name;
+        None
+    }
 }
 
 /// Rotated queries and keys, and values: `[B, H, T, D]`, `[B, K, T, D]`, `[B, K, T, D]`.
@@ -131,24 +144,10 @@ impl AttnProjections {
         x_BTD: Tensor<3>,
         ctx: &MixContext<'_>,
     ) -> Result<Projected> {
-        let [b, t, _] = x_BTD.dims();
-        if (ctx.tokens.batch(), ctx.tokens.len()) != (b, t) {
-            return Err(Error::shape(
-                "attention",
-                format!(
-                    "{b} rows of {t} tokens with attributes for {} rows of {}",
-                    ctx.tokens.batch(),
-                    ctx.tokens.len()
-                ),
-            ));
-        }
-        let heads = |x: Tensor<3>, n: usize| {
-            let d = x.dims()[2] / n;
-            x.reshape([b, t, n, d]).swap_dims(1, 2)
-        };
-        let mut q = heads(self.q_proj.forward(x_BTD.clone()), self.heads);
-        let mut k = heads(self.k_proj.forward(x_BTD.clone()), self.kv_heads);
-        let v = heads(self.v_proj.forward(x_BTD), self.kv_heads);
+        ctx.check_tokens("attention", &x_BTD)?;
+        let mut q = split_heads(self.q_proj.forward(x_BTD.clone()), self.heads);
+        let mut k = split_heads(self.k_proj.forward(x_BTD.clone()), self.kv_heads);
+        let v = split_heads(self.v_proj.forward(x_BTD), self.kv_heads);
         if let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) {
             (q, k) = (q_norm.forward(q), k_norm.forward(k));
         }
@@ -161,7 +160,18 @@ impl AttnProjections {
 
     /// Join the heads and apply the output projection: `[B, H, T, D] -> [B, T, hidden]`.
     pub fn output(&self, mixed_BHTD: Tensor<4>) -> Tensor<3> {
-        let [b, h, t, d] = mixed_BHTD.dims();
-        self.o_proj.forward(mixed_BHTD.swap_dims(1, 2).reshape([b, t, h * d]))
+        self.o_proj.forward(join_heads(mixed_BHTD))
     }
+}
+
+/// `[B, T, H·D] -> [B, H, T, D]`
+pub(super) fn split_heads(x: Tensor<3>, heads: usize) -> Tensor<4> {
+    let [b, t, width] = x.dims();
+    x.reshape([b, t, heads, width / heads]).swap_dims(1, 2)
+}
+
+/// `[B, H, T, D] -> [B, T, H·D]`
+pub(super) fn join_heads(x: Tensor<4>) -> Tensor<3> {
+    let [b, h, t, d] = x.dims();
+    x.swap_dims(1, 2).reshape([b, t, h * d])
 }

@@ -2,7 +2,7 @@
 //! and the memory between calls.
 
 use super::dense::kernel_on;
-use super::{Linear, MixContext, Recurrent, State, Tap, Taps};
+use super::{Linear, MixContext, MixerSite, Recurrent, State, Tap, Taps};
 use crate::streams::{Draw, Purpose, Streams};
 use crate::{Error, Result};
 use burn::module::{Module, Param};
@@ -45,13 +45,7 @@ impl StepSizes {
     }
 
     /// Biases whose softplus are drawn step sizes, `[n]`.
-    pub(crate) fn biases(
-        &self,
-        n: usize,
-        streams: &Streams,
-        index: u32,
-        device: &Device,
-    ) -> Tensor<1> {
+    fn biases(&self, n: usize, streams: &Streams, index: u32, device: &Device) -> Tensor<1> {
         let (low, high) = (self.min.ln(), self.max.ln());
         let draw = |unit: f64| {
             let dt = (low + unit * (high - low)).exp().max(self.floor);
@@ -89,19 +83,54 @@ pub(crate) fn uniform<const D: usize>(
     drawn(shape, streams, index, device, |unit| ((2.0 * unit - 1.0) * bound) as f32)
 }
 
-/// A linear layer as PyTorch draws it, uniform in ± `factor`/√in; biases zero.
-pub(crate) fn linear(
-    (from, to): (usize, usize),
-    bias: bool,
-    factor: f64,
-    (streams, index): (&Streams, u32),
-    device: &Device,
-) -> Linear {
-    let bound = factor / (from as f64).sqrt();
-    Linear {
-        weight: Param::from_tensor(uniform([to, from], bound, streams, index, device)),
-        bias: bias.then(|| Param::from_tensor(Tensor::zeros([to], device))),
-        lora: None,
+/// What a layer is built for; its weights are drawn from the streams `first .. first + 8`.
+pub(crate) struct Drawing<'a> {
+    pub hidden: usize,
+    pub layers: usize,
+    pub streams: &'a Streams,
+    pub first: u32,
+    pub device: &'a Device,
+    /// What is about to be read takes no time to draw: matrices are then zero.
+    pub drawn: bool,
+}
+
+impl<'a> Drawing<'a> {
+    /// For a layer of a model.
+    pub(crate) fn of(site: &MixerSite<'a>) -> Self {
+        let &MixerSite { hidden, layers, streams, device, drawn, .. } = site;
+        Self { hidden, layers, streams, first: site.own_streams(), device, drawn }
+    }
+
+    /// A linear layer as PyTorch draws it, uniform in ± `factor`/√in; biases zero.
+    pub(crate) fn linear(
+        &self,
+        (from, to): (usize, usize),
+        bias: bool,
+        factor: f64,
+        index: u32,
+    ) -> Linear {
+        let bound = if self.drawn { factor / (from as f64).sqrt() } else { 0.0 };
+        let weight = uniform([to, from], bound, self.streams, self.first + index, self.device);
+        Linear {
+            weight: Param::from_tensor(weight),
+            bias: bias.then(|| Param::from_tensor(Tensor::zeros([to], self.device))),
+            lora: None,
+        }
+    }
+
+    /// The layer's last one, into the residual stream.
+    pub(crate) fn out(&self, inner: usize, bias: bool) -> Linear {
+        self.linear((inner, self.hidden), bias, 1.0 / (self.layers as f64).sqrt(), 6)
+    }
+
+    /// Over so many inputs of each channel.
+    pub(crate) fn conv(&self, channels: usize, taps: usize, bias: bool) -> Conv1d {
+        Conv1d::init((channels, taps), bias, (self.streams, self.first + 1), self.device)
+    }
+
+    /// Biases of step sizes, `[n]`.
+    pub(crate) fn steps(&self, sizes: &StepSizes, n: usize) -> Tensor<1> {
+        sizes.biases(n, self.streams, self.first + 5, self.device)
     }
 }
 
@@ -116,7 +145,7 @@ pub struct Conv1d {
 
 impl Conv1d {
     /// Uniform in ± 1/√K; streams `first` and `first + 1`.
-    pub(crate) fn init(
+    fn init(
         (channels, k): (usize, usize),
         bias: bool,
         (streams, first): (&Streams, u32),
@@ -164,10 +193,9 @@ impl Past {
         (conv, ssm): ([usize; 2], [usize; 3]),
     ) -> Result<Self> {
         let [b, t, _] = x_BTD.dims();
-        if (ctx.tokens.batch(), ctx.tokens.len()) != (b, t) || b * t == 0 {
-            let (rows, len) = (ctx.tokens.batch(), ctx.tokens.len());
-            let reason = format!("{b} rows of {t} tokens with attributes for {rows} rows of {len}");
-            return Err(Error::shape(layer, reason));
+        ctx.check_tokens(layer, x_BTD)?;
+        if b * t == 0 {
+            return Err(Error::shape(layer, format!("{b} rows of {t} tokens")));
         }
         let state = match state {
             None => None,

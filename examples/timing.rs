@@ -7,8 +7,9 @@ use longburn::attention::{MixContext, MixOutput, Phase, SequenceMixer};
 use longburn::kernel::{Implementation, TokenMeta};
 use longburn::positional::{Positions, RopeConfig, RopeTable};
 use longburn::streams::{Draw, Purpose, Streams};
-use longburn::training::report::{Cell, Series};
+use longburn::training::report::{Cell, Plot, Series, Table};
 use serde::Deserialize;
+use std::path::Path;
 use std::time::Instant;
 
 /// Runs of each kind; the fastest counts.
@@ -107,10 +108,6 @@ pub struct ByLength {
 }
 
 impl ByLength {
-    /// Columns of [`measure`](Self::measure)'s rows.
-    pub const COLUMNS: [&'static str; 5] =
-        ["layer", "tokens", "both passes, ms", "us per token", "state, KiB"];
-
     /// One row per length, and microseconds per token as a curve.
     ///
     /// # Errors
@@ -136,5 +133,29 @@ impl ByLength {
         }
         let lengths: Vec<f64> = self.lengths.iter().map(|n| *n as f64).collect();
         Ok((rows, Series::new(name).points(&lengths, &each)))
+    }
+
+    /// What was measured, as a table under `title` and as curves: `out/name.md` and `.svg`.
+    ///
+    /// # Errors
+    /// Files that cannot be written.
+    pub fn report(
+        measured: impl IntoIterator<Item = (Vec<[Cell; 5]>, Series)>,
+        title: &str,
+        (out, name): (&Path, &str),
+    ) -> Result<()> {
+        let mut table =
+            Table::new(["layer", "tokens", "both passes, ms", "us per token", "state, KiB"]);
+        let mut plot = Plot::lines("Time of a layer by length")
+            .x("length of the row (tokens)")
+            .y("us per token, both passes");
+        for (rows, series) in measured {
+            rows.into_iter().for_each(|row| table.push(row));
+            plot = plot.series(series);
+        }
+        let table = table.decimals(2, 1).decimals(3, 1).decimals(4, 0);
+        println!("{title}\n\n{}", table.to_markdown());
+        table.save(out.join(format!("{name}.md")))?;
+        plot.save(out.join(format!("{name}.svg")))
     }
 }

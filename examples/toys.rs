@@ -1,10 +1,9 @@
 //! Small models that several examples train on tasks whose answers are known.
 #![allow(dead_code, reason = "each example uses a part")]
 
+use crate::seeds::{by_seed, each_seed};
 use longburn::attention::SequenceMixer;
-use longburn::datasets::synthetic::{
-    CopyingConfig, HiddenKeyConfig, MqarConfig, Question, QuestionBatch, QuestionTask,
-};
+use longburn::datasets::synthetic::{Question, QuestionBatch, TaskConfig};
 use longburn::models::Decoder;
 use longburn::training::eval::answered;
 use longburn::training::report::{Cell, Progress, mean_se};
@@ -14,85 +13,34 @@ use serde::Deserialize;
 
 /// Rows that a model is asked about at once.
 const AT_ONCE: usize = 8;
-/// Standard deviation of the initial embedding: words that differ more are told apart sooner.
-pub const EMBEDDING: f64 = 0.5;
 /// Seed of rows that no training sees.
 const UNSEEN: u64 = 1 << 32;
 
-/// A task with its sizes.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
-pub enum Task {
-    Mqar(MqarConfig),
-    Copying(CopyingConfig),
-    Passkey(HiddenKeyConfig),
-}
-
-impl Task {
-    /// # Errors
-    /// Sizes that do not go together.
-    pub fn init(&self) -> Result<Box<dyn QuestionTask>> {
-        Ok(match self {
-            Self::Mqar(config) => Box::new(config.init()?),
-            Self::Copying(config) => Box::new(config.init()?),
-            Self::Passkey(config) => Box::new(config.init()?),
-        })
-    }
-
-    /// Tokens per row.
-    pub fn length(&self) -> usize {
-        match self {
-            Self::Mqar(config) => config.length,
-            Self::Copying(config) => config.length,
-            Self::Passkey(config) => config.length,
-        }
-    }
-
-    /// The same with rows of another length.
-    pub fn with_length(&self, tokens: usize) -> Self {
-        let mut other = self.clone();
-        match &mut other {
-            Self::Mqar(config) => config.length = tokens,
-            Self::Copying(config) => config.length = tokens,
-            Self::Passkey(config) => config.length = tokens,
-        }
-        other
-    }
-
-    /// Ids of a model that reads such rows.
-    ///
-    /// # Errors
-    /// As [`init`](Self::init).
-    pub fn vocabulary(&self) -> Result<usize> {
-        Ok(self.init()?.vocabulary())
-    }
-
-    /// Share of the questions of so many rows, of those for which `counts` holds, that the model
-    /// answers, in percent; no training of `seed` sees the rows.
-    ///
-    /// # Errors
-    /// What the model refuses, and rows without such a question.
-    pub fn share<M: SequenceMixer>(
-        &self,
-        model: &Decoder<M>,
-        (seed, rows): (u64, usize),
-        counts: impl Fn(&Question) -> bool,
-    ) -> Result<f64> {
-        let task = self.init()?;
-        let (mut right, mut asked) = (0, 0);
-        for n in 0..rows.div_ceil(AT_ONCE) as u64 {
-            let batch = QuestionBatch::stack(&task.rows(UNSEEN + seed, n, AT_ONCE))?;
-            let answers = answered(model, &batch, task.answers())?;
-            for ((_, question), answer) in batch.questions.iter().zip(answers) {
-                if counts(question) {
-                    (asked, right) = (asked + 1, right + usize::from(answer));
-                }
+/// Share of the questions of so many rows, of those for which `counts` holds, that the model
+/// answers, in percent; no training of `seed` sees the rows.
+///
+/// # Errors
+/// What the model refuses, and rows without such a question.
+pub fn share<M: SequenceMixer>(
+    task: &TaskConfig,
+    model: &Decoder<M>,
+    (seed, rows): (u64, usize),
+    counts: impl Fn(&Question) -> bool,
+) -> Result<f64> {
+    let task = task.init()?;
+    let (mut right, mut asked) = (0, 0);
+    for n in 0..rows.div_ceil(AT_ONCE) as u64 {
+        let batch = QuestionBatch::stack(&task.rows(UNSEEN + seed, n, AT_ONCE))?;
+        let answers = answered(model, &batch, task.answers())?;
+        for ((_, question), answer) in batch.questions.iter().zip(answers) {
+            if counts(question) {
+                (asked, right) = (asked + 1, right + usize::from(answer));
             }
         }
-        match asked {
-            0 => Err(Error::Data("no row asks for what is to be counted".into())),
-            _ => Ok(100.0 * right as f64 / f64::from(asked)),
-        }
+    }
+    match asked {
+        0 => Err(Error::Data("no row asks for what is to be counted".into())),
+        _ => Ok(100.0 * right as f64 / f64::from(asked)),
     }
 }
 
@@ -106,13 +54,17 @@ pub struct Training {
     pub batch: usize,
     /// Share of the steps.
     pub warmup: f64,
+    /// Standard deviation of the initial embedding: words that differ more are told apart sooner.
+    pub embedding: f64,
 }
 
 /// Models that are compared on a task, each once per seed.
 pub struct Comparison<'a> {
-    pub task: &'a Task,
+    pub task: &'a TaskConfig,
     pub training: &'a Training,
     pub seeds: &'a [u64],
+    /// Whether the models of all seeds are trained at the same time.
+    pub at_once: bool,
     /// Rows that a trained model is asked about.
     pub rows: usize,
     pub progress: &'a Progress,
@@ -129,7 +81,7 @@ impl Comparison<'_> {
         seed: u64,
         model: Decoder<M>,
     ) -> Result<Decoder<M>> {
-        let Training { steps, lr, batch, warmup } = *self.training;
+        let Training { steps, lr, batch, warmup, .. } = *self.training;
         let config = TrainConfig::new(steps, lr)
             .with_schedule(Schedule::Linear { warmup: Warmup::Fraction(warmup), last: 0.0 })
             .with_clip(1.0)
@@ -153,27 +105,27 @@ impl Comparison<'_> {
     /// A row of a table: what the models of all seeds answer of the questions that count, in percent.
     ///
     /// # Errors
-    /// As [`train`](Self::train) and [`Task::share`].
+    /// As [`train`](Self::train) and [`share`].
     pub fn row<M: SequenceMixer>(
         &self,
         name: &str,
-        model: impl Fn(u64) -> Result<Decoder<M>>,
-        counts: impl Fn(&Question) -> bool,
+        model: impl Fn(u64) -> Result<Decoder<M>> + Sync,
+        counts: impl Fn(&Question) -> bool + Sync,
     ) -> Result<[Cell; 3]> {
-        let share = |&seed: &u64| {
+        let shares = each_seed(self.seeds, self.at_once, |seed| {
             let model = self.train(name, seed, model(seed)?)?;
-            self.task.share(&model, (seed, self.rows), &counts)
-        };
-        let shares: Vec<f64> = self.seeds.iter().map(share).collect::<Result<_>>()?;
-        let each: Vec<String> = shares.iter().map(|share| format!("{share:.1}")).collect();
+            let share = share(self.task, &model, (seed, self.rows), &counts)?;
+            self.progress.println(&format!("{name}, seed {seed}: {share:.1} %"));
+            Ok(share)
+        })?;
         let mean = mean_se(&shares).mean;
-        Ok([Cell::from(name), Cell::from(mean), Cell::from(each.join(", "))])
+        Ok([Cell::from(name), Cell::from(mean), Cell::from(by_seed(&shares, 1))])
     }
 
     /// The last row: what is right without looking.
     ///
     /// # Errors
-    /// As [`Task::init`].
+    /// As [`TaskConfig::init`].
     pub fn chance(&self) -> Result<[Cell; 2]> {
         Ok([Cell::from("chance"), Cell::from(100.0 * self.task.init()?.chance())])
     }

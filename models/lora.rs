@@ -6,7 +6,7 @@
 
 use super::keymap::{map_params, params};
 use super::{Block, Decoder};
-use crate::attention::{HasProjections, Linear, Lora, SequenceMixer};
+use crate::attention::{HasProjections, Linear, Lora, MixerConfig, SequenceMixer};
 use crate::streams::{Draw, Purpose, Streams};
 use crate::{Error, Result};
 use burn::module::Param;
@@ -14,7 +14,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// A linear layer of a block that can carry a low-rank update.
+/// A linear layer of a block that can carry a low-rank update; a name without `_proj`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Target {
@@ -32,12 +32,36 @@ pub enum Target {
     Up,
     /// Down projection of the feed-forward layer.
     Down,
+    /// Projection into a state-space layer (Mamba, Mamba-2).
+    In,
+    /// What Δ, B and C are made by (Mamba).
+    X,
+    /// Projection to Δ (Mamba).
+    Dt,
+    /// Projection out of a state-space layer (Mamba, Mamba-2).
+    Out,
 }
 
 impl Target {
-    /// All of them.
-    pub const ALL: [Self; 7] =
+    /// Those of attention and feed-forward layers.
+    pub const TRANSFORMER: [Self; 7] =
         [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+    /// Those of state-space layers; Mamba-2 has the first and the last.
+    pub const STATE_SPACE: [Self; 4] = [Self::In, Self::X, Self::Dt, Self::Out];
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Q,
+        Self::K,
+        Self::V,
+        Self::O,
+        Self::Gate,
+        Self::Up,
+        Self::Down,
+        Self::In,
+        Self::X,
+        Self::Dt,
+        Self::Out,
+    ];
 
     /// The layer's name in checkpoints.
     pub fn hf_name(self) -> &'static str {
@@ -49,6 +73,36 @@ impl Target {
             Self::Gate => "gate_proj",
             Self::Up => "up_proj",
             Self::Down => "down_proj",
+            Self::In => "in_proj",
+            Self::X => "x_proj",
+            Self::Dt => "dt_proj",
+            Self::Out => "out_proj",
+        }
+    }
+
+    /// Whether layers with this mixer have it, as a part of the mixer.
+    pub fn is_in(self, mixer: &MixerConfig) -> bool {
+        match self {
+            Self::Q | Self::K | Self::V | Self::O => mixer.has_projections(),
+            Self::In | Self::Out => {
+                matches!(mixer, MixerConfig::Mamba1(_) | MixerConfig::Mamba2(_))
+            }
+            Self::X | Self::Dt => matches!(mixer, MixerConfig::Mamba1(_)),
+            Self::Gate | Self::Up | Self::Down => false,
+        }
+    }
+
+    /// The name in recipes.
+    pub fn name(self) -> String {
+        format!("{self:?}").to_lowercase()
+    }
+
+    /// Place of its random stream among those of a block's updates. A layer has either attention or
+    /// a state, so that these share them.
+    fn stream(self) -> u32 {
+        match self {
+            Self::In | Self::X | Self::Dt | Self::Out => self as u32 - Self::In as u32,
+            _ => self as u32,
         }
     }
 
@@ -63,20 +117,26 @@ impl Target {
             Self::Gate => return mlp?.gate_proj.as_ref(),
             Self::Up => &mlp?.up_proj,
             Self::Down => &mlp?.down_proj,
+            Self::In | Self::X | Self::Dt | Self::Out => {
+                return block.self_attn.own_linear(self.hf_name());
+            }
         })
     }
 
     /// The same, to be changed in place.
     pub fn linear_mut<M: HasProjections>(self, block: &mut Block<M>) -> Option<&mut Linear> {
-        let (proj, mlp) = (block.self_attn.projections_mut(), block.mlp.as_mut());
+        let (mixer, mlp) = (&mut block.self_attn, block.mlp.as_mut());
         Some(match self {
-            Self::Q => &mut proj?.q_proj,
-            Self::K => &mut proj?.k_proj,
-            Self::V => &mut proj?.v_proj,
-            Self::O => &mut proj?.o_proj,
+            Self::Q => &mut mixer.projections_mut()?.q_proj,
+            Self::K => &mut mixer.projections_mut()?.k_proj,
+            Self::V => &mut mixer.projections_mut()?.v_proj,
+            Self::O => &mut mixer.projections_mut()?.o_proj,
             Self::Gate => return mlp?.gate_proj.as_mut(),
             Self::Up => &mut mlp?.up_proj,
             Self::Down => &mut mlp?.down_proj,
+            Self::In | Self::X | Self::Dt | Self::Out => {
+                return mixer.own_linear_mut(self.hf_name());
+            }
         })
     }
 }
@@ -241,7 +301,8 @@ impl LoraConfig {
             return bad("alpha", self.alpha.to_string(), "a positive number");
         }
         if self.targets.is_empty() {
-            return bad("targets", "empty".into(), "at least one of q, k, v, o, gate, up, down");
+            let all = Target::ALL.map(Target::name).join(", ");
+            return bad("targets", "empty".into(), &format!("at least one of {all}"));
         }
         Ok(())
     }
@@ -279,20 +340,22 @@ pub fn apply<M: HasProjections>(mut model: Decoder<M>, config: &LoraConfig) -> R
     let streams = Streams::new(config.seed);
     for target in &config.targets {
         if !model.layers.iter().any(|block| target.linear(block).is_some()) {
-            let value = format!("{target:?}").to_lowercase();
-            let expected = match target {
-                Target::Gate => "layers that this model has (its feed-forward layer has no gate)",
-                Target::Up | Target::Down => {
-                    "layers that this model has (it has no feed-forward layers)"
-                }
-                _ => "layers that this model has (its mixers have no such projection)",
+            let has = |target: &Target| model.layers.iter().any(|b| target.linear(b).is_some());
+            let why = match target {
+                Target::Gate if has(&Target::Up) => "its feed-forward layer has no gate",
+                Target::Gate | Target::Up | Target::Down => "it has no feed-forward layers",
+                _ => "its mixers have no such projection",
             };
-            return Err(Error::config("lora", "targets", value, expected));
+            let there: Vec<_> = Target::ALL.into_iter().filter(has).map(Target::name).collect();
+            let there = there.join(", ");
+            let expected = format!("layers that this model has: {there} ({why})");
+            return Err(Error::config("lora", "targets", target.name(), expected));
         }
     }
     for (layer, block) in model.layers.iter_mut().enumerate() {
         for target in &config.targets {
-            let index = super::decoder::STREAMS_PER_BLOCK * (layer as u32 + 1) + 8 + *target as u32;
+            let block_streams = super::decoder::STREAMS_PER_BLOCK * (layer as u32 + 1);
+            let index = block_streams + 8 + target.stream();
             let Some(linear) = target.linear_mut(block) else { continue };
             linear.lora = Some(new_update(linear, config, &streams, index));
         }

@@ -278,9 +278,12 @@ fn check_modules<M: HasProjections>(
     };
     for name in &config.target_modules {
         if !linears.iter().any(|module| config::is_target(module, name)) {
-            let mut known: Vec<&str> = linears.iter().map(|m| without_leaf(m).1).collect();
-            known.truncate(Target::ALL.len());
-            known.dedup();
+            let mut known: Vec<&str> = Vec::new();
+            for name in linears.iter().map(|module| without_leaf(module).1) {
+                if !known.contains(&name) {
+                    known.push(name);
+                }
+            }
             let known = known.join(", ");
             let expected = format!("the name of a projection in the blocks, one of {known}");
             return unsupported("target_modules", name, &expected);

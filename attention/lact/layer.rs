@@ -5,6 +5,7 @@ use super::memory::{LactState, within_window};
 use super::plan::Plan;
 use super::scan::{Inputs, scan};
 use super::{FastOptimizer, InitialWeight, LactConfig};
+use crate::attention::projections::{join_heads, split_heads};
 use crate::attention::{
     KvCache, Linear, MixContext, MixOutput, RmsNorm, SequenceMixer, State, Tap, Taps, dense,
 };
@@ -12,7 +13,7 @@ use crate::{Error, Result};
 use burn::module::{Module, Param};
 use burn::tensor::activation::{sigmoid, silu};
 use burn::tensor::{Device, Tensor};
-use longburn_kernels::{AttentionOptions, Branch, Mask, MaskSpec, TokenMeta, masked_attention};
+use longburn_kernels::{MaskSpec, TokenMeta};
 
 /// Window attention and fast weights in one layer.
 #[derive(Module, Debug)]
@@ -155,12 +156,9 @@ impl Lact {
     }
 
     fn check(&self, x: &Tensor<3>, ctx: &MixContext<'_>, state: Option<&LactState>) -> Result<()> {
-        let [b, t, hidden] = x.dims();
+        let [b, _, hidden] = x.dims();
         let bad = |reason: String| Err(Error::shape("LaCT", reason));
-        if (ctx.tokens.batch(), ctx.tokens.len()) != (b, t) {
-            let (rows, len) = (ctx.tokens.batch(), ctx.tokens.len());
-            return bad(format!("{b} rows of {t} tokens with attributes for {rows} rows of {len}"));
-        }
+        ctx.check_tokens("LaCT", x)?;
         if hidden != self.qkv.features().0 {
             let width = self.qkv.features().0;
             return bad(format!("{hidden} channels where the layer has {width}"));
@@ -181,14 +179,7 @@ impl Lact {
 
     /// `[B, T, D] -> [B, H, T, D/H]`
     fn split(&self, x: Tensor<3>) -> Tensor<4> {
-        let [b, t, hidden] = x.dims();
-        x.reshape([b, t, self.heads, hidden / self.heads]).swap_dims(1, 2)
-    }
-
-    /// `[B, H, T, D/H] -> [B, T, D]`
-    fn join(x: Tensor<4>) -> Tensor<3> {
-        let [b, h, t, d] = x.dims();
-        x.swap_dims(1, 2).reshape([b, t, h * d])
+        split_heads(x, self.heads)
     }
 
     /// Queries (0), keys (1) or values (none) as the fast weights take them, `[B·T, D]`.
@@ -205,7 +196,7 @@ impl Lact {
         let x = (x.clone() / norms(x).add_scalar(EPS)).reshape([b, t, hidden]);
         match ctx.rope.filter(|_| self.config.rotate) {
             // The rotation is that of the attention, and so are its heads.
-            Some(rope) => flat(Self::join(rope.rotate(self.split(x)))),
+            Some(rope) => flat(join_heads(rope.rotate(self.split(x)))),
             None => flat(x),
         }
     }
@@ -245,11 +236,8 @@ impl Lact {
             None => KvCache::new(k, v, ctx.tokens.clone()),
         };
         let spec = MaskSpec::causal().with_window(Some(self.config.window));
-        let mask = Mask::new(spec, ctx.tokens.clone(), cache.tokens.clone(), self.heads)?;
-        let branch = Branch { q, k: cache.k.clone(), mask };
-        let options = AttentionOptions::default().with_implementation(ctx.implementation);
-        let out = masked_attention(&[branch], cache.v.clone(), &options)?.out;
-        Ok((Self::join(out), within_window(cache, self.config.window)?))
+        let out = dense::over(&cache, spec, q, ctx)?;
+        Ok((join_heads(out), within_window(cache, self.config.window)?))
     }
 }
 
@@ -263,10 +251,7 @@ impl SequenceMixer for Lact {
         let state = match state {
             None => None,
             Some(State::Lact(state)) => Some(*state),
-            Some(other) => {
-                let reason = format!("the state of another kind of layer, {}", other.kind());
-                return Err(Error::shape("LaCT", reason));
-            }
+            Some(other) => return Err(other.foreign("LaCT")),
         };
         let Branches { window, fast, state, mut taps } = self.branches(x_BTD, ctx, state)?;
         let mixed = window + fast;

@@ -9,9 +9,7 @@ use crate::attention::{KvCache, MixContext, MixOutput, State};
 use crate::positional::{Positions, Rope};
 use crate::{Error, Result};
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use longburn_kernels::{
-    AttentionOptions, BlockList, Branch, Mask, MaskSpec, TokenMeta, masked_attention,
-};
+use longburn_kernels::{BlockList, Branch, Mask, MaskSpec, TokenMeta, masked_attention};
 use std::ops::Range;
 
 /// What a layer with a decode gate remembers.
@@ -268,8 +266,7 @@ impl Seer {
             mask = mask.with_blocks(self.cached_blocks(&cache, &chosen)?)?;
         }
         let branch = Branch { q: rotated, k: dense::keys(&kv, ctx), mask };
-        let options = AttentionOptions::default().with_implementation(ctx.implementation);
-        let mixed = masked_attention(&[branch], kv.v.clone(), &options)?.out;
+        let mixed = masked_attention(&[branch], kv.v.clone(), &ctx.attention())?.out;
         let state = ctx.keep_state.then_some(State::Seer(SeerCache { kv, gate: cache }));
         Ok(dense::output(&self.proj, mixed, ctx, taps, state))
     }

@@ -30,6 +30,7 @@ pub use gate::{
 };
 pub use layout::BlockLayout;
 pub use select::{Select, block_list, choose_blocks};
+pub(crate) use target::PIECE as SCORES_OF_PIECE;
 pub use target::Teacher;
 
 use super::dense;
@@ -39,7 +40,7 @@ use crate::streams::Streams;
 use crate::{Error, Result};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use longburn_kernels::{AttentionOptions, Branch, Mask, MaskSpec, masked_attention};
+use longburn_kernels::{Branch, Mask, MaskSpec, masked_attention};
 use serde::{Deserialize, Serialize};
 
 /// What a block of tokens is pooled by.
@@ -370,12 +371,8 @@ impl Seer {
         ctx: &MixContext<'_>,
         state: Option<State>,
     ) -> Result<MixOutput> {
-        if state.is_some_and(|s| !s.is_empty()) || ctx.keep_state {
-            return Err(Error::Unsupported {
-                what: "training SeerAttention's gate with a cache".into(),
-                remedy: "train on whole sequences".into(),
-            });
-        }
+        let what = "training SeerAttention's gate with a cache";
+        ctx.refuse_state(state.as_ref(), what, "train on whole sequences")?;
         let gate = self.gate()?;
         let new = self.proj.project_unrotated(x_BTD, ctx)?;
         let unrotated = (new.q.clone(), new.k.clone());
@@ -384,7 +381,7 @@ impl Seer {
         let spec = MaskSpec::causal().with_window(self.window);
         let (heads, tokens) = (self.proj.heads(), ctx.tokens.clone());
         let mask = Mask::new(spec.clone(), tokens.clone(), tokens, heads)?;
-        let options = AttentionOptions::default().with_implementation(ctx.implementation);
+        let options = ctx.attention();
         let branch = Branch { q: q.clone(), k: k.clone(), mask };
         let done = masked_attention(&[branch], cache.v, &options)?;
         let mut mixed = dense::output(&self.proj, done.out, ctx, taps, None);
@@ -431,8 +428,7 @@ impl Seer {
         let mask = Mask::new(spec, tokens.clone(), tokens, self.proj.heads())?.with_blocks(list)?;
         let (q, cache, taps) = dense::rotated(new, ctx);
         let [q, k, v] = [q, dense::keys(&cache, ctx), cache.v.clone()].map(|x| layout.spread(x));
-        let options = AttentionOptions::default().with_implementation(ctx.implementation);
-        let out = masked_attention(&[Branch { q, k, mask }], v, &options)?.out;
+        let out = masked_attention(&[Branch { q, k, mask }], v, &ctx.attention())?.out;
         let state = ctx.keep_state.then_some(State::Kv(cache));
         Ok(dense::output(&self.proj, layout.collect(out), ctx, taps, state))
     }

@@ -13,7 +13,7 @@ use std::ops::Range;
 /// Logit of a block that may not be chosen.
 const LOW: f32 = -1e20;
 /// Scores of a piece.
-const PIECE: usize = 1 << 18;
+pub(crate) const PIECE: usize = 1 << 18;
 
 /// Attention whose weights are learned from, as `layout` lays its tokens out.
 #[derive(Clone, Debug)]

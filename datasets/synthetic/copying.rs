@@ -5,7 +5,7 @@
 //! each asks for the next one. For that the tokens of a row are different ones, so that the one before
 //! decides.
 
-use super::questions::{Question, QuestionRow, QuestionTask, check_sizes, distinct};
+use super::questions::{BehindSign, Question, QuestionRow, QuestionTask, check_sizes, distinct};
 use crate::streams::{Draw, RngCore};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -54,18 +54,24 @@ impl CopyingConfig {
 #[derive(Clone, Debug)]
 pub struct Copying(CopyingConfig);
 
+impl Copying {
+    fn ids(&self) -> BehindSign {
+        let CopyingConfig { filler, values, items, .. } = self.0;
+        BehindSign { filler, values, asked: items }
+    }
+}
+
 impl QuestionTask for Copying {
     fn vocabulary(&self) -> usize {
-        self.0.filler + 1 + self.0.values
+        self.ids().vocabulary()
     }
 
     fn answers(&self) -> Range<u32> {
-        self.0.filler as u32 + 1..self.vocabulary() as u32
+        self.ids().answers()
     }
 
-    /// Of the last one, which is none of those before it.
     fn chance(&self) -> f64 {
-        1.0 / (self.0.values - self.0.items + 1) as f64
+        self.ids().chance()
     }
 
     fn row(&self, rng: &mut dyn RngCore) -> QuestionRow {

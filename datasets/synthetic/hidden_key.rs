@@ -5,7 +5,7 @@
 //! the sign comes again and asks for the key, whose tokens ask for each other: no two of them are the same,
 //! so that the one before decides.
 
-use super::questions::{Question, QuestionRow, QuestionTask, check_sizes, distinct};
+use super::questions::{BehindSign, Question, QuestionRow, QuestionTask, check_sizes, distinct};
 use crate::streams::{Draw, RngCore};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -55,18 +55,24 @@ impl HiddenKeyConfig {
 #[derive(Clone, Debug)]
 pub struct HiddenKey(HiddenKeyConfig);
 
+impl HiddenKey {
+    fn ids(&self) -> BehindSign {
+        let HiddenKeyConfig { filler, values, digits, .. } = self.0;
+        BehindSign { filler, values, asked: digits }
+    }
+}
+
 impl QuestionTask for HiddenKey {
     fn vocabulary(&self) -> usize {
-        self.0.filler + 1 + self.0.values
+        self.ids().vocabulary()
     }
 
     fn answers(&self) -> Range<u32> {
-        self.0.filler as u32 + 1..self.vocabulary() as u32
+        self.ids().answers()
     }
 
-    /// Of the last one, which is none of those before it.
     fn chance(&self) -> f64 {
-        1.0 / (self.0.values - self.0.digits + 1) as f64
+        self.ids().chance()
     }
 
     fn row(&self, rng: &mut dyn RngCore) -> QuestionRow {

@@ -7,6 +7,7 @@ mod mqar;
 mod needle;
 mod passkey;
 mod questions;
+mod task;
 
 pub use copying::{Copying, CopyingConfig};
 pub use hidden_key::{HiddenKey, HiddenKeyConfig};
@@ -18,6 +19,7 @@ pub use passkey::{
     insert_statements, longlora_filler, stratified_depth,
 };
 pub use questions::{Question, QuestionBatch, QuestionRow, QuestionTask};
+pub use task::TaskConfig;
 
 use crate::{Error, Result};
 

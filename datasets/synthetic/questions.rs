@@ -108,6 +108,29 @@ impl QuestionBatch {
     }
 }
 
+/// Ids of a task whose answers are different values in a row behind a sign: filler, the sign, values.
+pub(super) struct BehindSign {
+    pub filler: usize,
+    pub values: usize,
+    /// Answers of a row.
+    pub asked: usize,
+}
+
+impl BehindSign {
+    pub fn vocabulary(&self) -> usize {
+        self.filler + 1 + self.values
+    }
+
+    pub fn answers(&self) -> Range<u32> {
+        self.filler as u32 + 1..self.vocabulary() as u32
+    }
+
+    /// Of the last answer, which is none of those before it.
+    pub fn chance(&self) -> f64 {
+        1.0 / (self.values - self.asked + 1) as f64
+    }
+}
+
 /// So many different numbers below `n`, in random order; all of them where there are fewer.
 pub(super) fn distinct(n: usize, count: usize, rng: &mut dyn RngCore) -> Vec<usize> {
     let mut all: Vec<usize> = (0..n).collect();

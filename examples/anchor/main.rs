@@ -5,9 +5,13 @@
 
 #[path = "../corpus.rs"]
 mod corpus;
+mod drift;
+#[path = "../seeds.rs"]
+mod seeds;
 
 use burn::tensor::Device;
 use clap::Parser;
+use drift::{Drift, DriftPart};
 use longburn::attention::MixerConfig;
 use longburn::datasets::{
     AnchorEngine, AnchorPacking, PackConfig, PackPositions, TokenDocument, Tokenizer, split,
@@ -15,11 +19,12 @@ use longburn::datasets::{
 use longburn::models::{Blocks, Decoder, ModelConfig};
 use longburn::positional::RopeConfig;
 use longburn::streams::{Draw, Purpose, Streams};
-use longburn::training::eval::{RopePrecision, by_position, document_starts, rope_shift_probe};
+use longburn::training::eval::{by_position, document_starts};
 use longburn::training::recipe::{exit_code, settings};
-use longburn::training::report::{Plot, Series};
+use longburn::training::report::{Cell, Table, mean_se};
 use longburn::training::{NextToken, Schedule, TrainConfig, Trainer, Warmup};
 use longburn::{Error, Result};
+use seeds::{by_seed, each_seed};
 use serde::Deserialize;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -39,6 +44,9 @@ struct Args {
     /// Other seeds than the recipe's.
     #[arg(long, value_delimiter = ',')]
     seeds: Vec<u64>,
+    /// Train the models of all seeds at the same time, for machines with many cores.
+    #[arg(long)]
+    at_once: bool,
     /// Measure the drift of a checkpoint instead, on `--text`.
     #[arg(long, requires = "text")]
     model: Option<PathBuf>,
@@ -58,6 +66,7 @@ struct Recipe {
     model: ModelPart,
     train: TrainPart,
     evaluate: EvaluatePart,
+    drift: DriftPart,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -92,8 +101,6 @@ struct TrainPart {
 #[serde(deny_unknown_fields)]
 struct EvaluatePart {
     windows: usize,
-    lengths: Vec<usize>,
-    shift: usize,
 }
 
 impl Recipe {
@@ -105,6 +112,12 @@ impl Recipe {
             return Err(Error::config("run.toml", "text.longest", longest, expected));
         }
         Ok(recipe)
+    }
+
+    /// Parts of a document: shorter than any that is trained on, as long as they are, longer than all.
+    fn buckets(&self) -> [Range<usize>; 3] {
+        let TextPart { shortest, longest, .. } = self.text;
+        [1..shortest, shortest..longest, longest..self.train.length]
     }
 }
 
@@ -206,25 +219,40 @@ fn run(args: &Args) -> Result<()> {
         return checkpoint(&recipe, dir, text, &args.out);
     }
     let text = Text::read(&recipe)?;
-    let within = recipe.text.shortest..recipe.text.longest;
-    let buckets = [1..within.start, within.clone(), within.end..recipe.train.length];
-    println!("mean loss (nats per byte) of single documents of {} bytes\n", recipe.train.length);
-    let head: Vec<String> = buckets.iter().map(|b| format!("{} to {}", b.start, b.end)).collect();
-    println!("| packing | seed | {} |\n|---|---|---|---|---|", head.join(" | "));
-    for &seed in seeds {
-        for arm in Arm::ALL {
-            let model = train(&recipe, &text, arm, seed)?;
-            let losses = losses(&model, &text, &buckets)?;
-            let losses: Vec<String> = losses.iter().map(|loss| format!("{loss:.3}")).collect();
-            println!("| {} | {seed} | {} |", arm.name(), losses.join(" | "));
-            if arm == Arm::Anchor && Some(&seed) == seeds.first() {
-                let untrained = new(&recipe, seed)?;
-                let models = [(&model, "trained"), (&untrained, "untrained")];
-                drift(&recipe, &text.held_out[0][..recipe.train.length], &models, &args.out)?;
-            }
+    let of_seeds = each_seed(seeds, args.at_once, |seed| arms(&recipe, &text, seed))?;
+    let head = recipe.buckets().map(|part| format!("{} to {}", part.start, part.end));
+    let columns = ["packing".to_string()].into_iter().chain(head).chain(["last by seed".into()]);
+    let mut table = Table::new(columns);
+    for (i, arm) in Arm::ALL.into_iter().enumerate() {
+        let each = |part: usize| of_seeds.iter().map(|(losses, _)| losses[i][part]).collect();
+        let means = (0..3).map(|part| Cell::from(mean_se(&Vec::<f64>::from(each(part))).mean));
+        let last = Cell::from(by_seed(&each(2), 3));
+        table.push([Cell::from(arm.name())].into_iter().chain(means).chain([last]));
+    }
+    let table = table.decimals(1, 3).decimals(2, 3).decimals(3, 3);
+    println!("\nmean loss (nats per byte) of single documents of {} bytes\n", recipe.train.length);
+    println!("{}", table.to_markdown());
+    table.save(args.out.join("loss.md"))?;
+    let drifts: Vec<Vec<Drift>> = of_seeds.into_iter().map(|(_, drift)| drift).collect();
+    recipe.drift.report(&drifts, &args.out)
+}
+
+/// Losses of every packing in the parts of a document, and the drift of the model with an anchor.
+fn arms(recipe: &Recipe, text: &Text, seed: u64) -> Result<(Vec<Vec<f64>>, Vec<Drift>)> {
+    let (mut all, mut drift) = (Vec::new(), Vec::new());
+    for arm in Arm::ALL {
+        let model = train(recipe, text, arm, seed)?;
+        let losses = losses(&model, text, &recipe.buckets())?;
+        let each: Vec<String> = losses.iter().map(|loss| format!("{loss:.3}")).collect();
+        println!("seed {seed}, {}: {} nats", arm.name(), each.join(", "));
+        all.push(losses);
+        if arm == Arm::Anchor {
+            let untrained = new(recipe, seed)?;
+            let models = [(&model, "trained"), (&untrained, "untrained")];
+            drift = recipe.drift.measure(&text.held_out[0][..recipe.train.length], &models)?;
         }
     }
-    Ok(())
+    Ok((all, drift))
 }
 
 fn new(recipe: &Recipe, seed: u64) -> Result<Decoder> {
@@ -271,48 +299,6 @@ fn checkpoint(recipe: &Recipe, dir: &Path, text: &Path, out: &Path) -> Result<()
     }
     ids.truncate(recipe.train.length.min(model.config().max_context()));
     let untrained = Decoder::new(model.config(), &MixerConfig::Dense, 0, &Device::default())?;
-    drift(recipe, &ids, &[(&model, "checkpoint"), (&untrained, "random weights")], out)
-}
-
-/// Figures of the drift: per key, and by length.
-fn drift(recipe: &Recipe, ids: &[u32], models: &[(&Decoder, &str)], out: &Path) -> Result<()> {
-    let shifts = (0, recipe.evaluate.shift);
-    let mut per_key = Plot::lines("Change of attention weights when all positions move by 16")
-        .x("key (token)")
-        .y("mean |A1 - A2| of the queries that see it")
-        .log_y();
-    let mut by_length = Plot::lines("The same by length, all keys together")
-        .x("length (tokens)")
-        .y("sum of |A1 - A2| per head and query")
-        .log_y();
-    for (model, of) in models {
-        for (precision, name) in [
-            (RopePrecision::F32, "f32"),
-            (RopePrecision::Bf16Dot, "bf16 product"),
-            (RopePrecision::Bf16Rotation, "bf16 rotation"),
-        ] {
-            let probe = |ids: &[u32]| rope_shift_probe(model, ids, shifts, precision);
-            let whole = probe(ids)?;
-            let mean = whole.mean_per_key();
-            let rest = mean[1..].iter().sum::<f64>() / (mean.len() - 1) as f64;
-            println!(
-                "drift, {of}, {name}: key 0 {:.2e}, mean of the others {rest:.2e}, ratio {:.1}",
-                mean[0],
-                mean[0] / rest
-            );
-            let x: Vec<f64> = (0..mean.len()).map(|key| key as f64).collect();
-            let label = format!("{of}, {name}");
-            per_key = per_key.series(Series::new(&label).points(&x, &mean).binned(64));
-            let lengths = &recipe.evaluate.lengths;
-            let of_length = |n: &usize| -> Result<f64> {
-                let shift = probe(&ids[..(*n).clamp(2, ids.len())])?;
-                Ok(shift.total() / (shift.heads * n) as f64)
-            };
-            let y = lengths.iter().map(of_length).collect::<Result<Vec<f64>>>()?;
-            let x: Vec<f64> = lengths.iter().map(|n| *n as f64).collect();
-            by_length = by_length.series(Series::new(&label).points(&x, &y));
-        }
-    }
-    per_key.save(out.join("drift-per-key.svg"))?;
-    by_length.save(out.join("drift-by-length.svg"))
+    let models = [(&model, "checkpoint"), (&untrained, "random weights")];
+    recipe.drift.report(&[recipe.drift.measure(&ids, &models)?], out)
 }

@@ -23,11 +23,10 @@ pub fn usable_for(config: &ModelConfig) -> Value {
     };
     // GPT-NeoX's feed-forward layer has no gate.
     let gated = config.architecture != Architecture::GptNeoX;
-    let projected = config.mixers.iter().any(MixerConfig::has_projections);
     let targets = Target::ALL.into_iter().filter(|target| match target {
-        Target::Q | Target::K | Target::V | Target::O => projected,
         Target::Gate => attends && gated,
         Target::Up | Target::Down => attends,
+        of_mixer => config.mixers.iter().any(|mixer| of_mixer.is_in(mixer)),
     });
     let targets: Vec<_> = targets.map(|target| output::value(&target)).collect();
     json!({

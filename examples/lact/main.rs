@@ -3,6 +3,10 @@
 //! `cargo run --example lact`
 
 mod cost;
+#[path = "../options.rs"]
+mod options;
+#[path = "../seeds.rs"]
+mod seeds;
 #[path = "../timing.rs"]
 mod timing;
 #[path = "../toys.rs"]
@@ -11,16 +15,17 @@ mod toys;
 use burn::tensor::Device;
 use clap::Parser;
 use cost::CostPart;
+use longburn::Result;
 use longburn::attention::{LactConfig, MixerConfig};
-use longburn::datasets::synthetic::Question;
+use longburn::datasets::synthetic::{Question, TaskConfig};
 use longburn::models::{Architecture, Decoder, ModelConfig};
 use longburn::positional::RopeConfig;
 use longburn::training::recipe::{exit_code, settings};
-use longburn::training::report::{Progress, Table};
-use longburn::{Error, Result};
+use longburn::training::report::Table;
+use options::{Options, Part, Run};
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
-use toys::{Comparison, EMBEDDING, Task, Training};
+use std::path::Path;
+use toys::Training;
 
 /// Measure fast weights by the size of their chunk, and train models that need what they recall.
 #[derive(Parser, Debug)]
@@ -28,18 +33,8 @@ use toys::{Comparison, EMBEDDING, Task, Training};
     after_help = "Examples:\n  cargo run --example lact\n  cargo run --example lact -- --seeds 0"
 )]
 struct Args {
-    /// Another recipe than the one beside this program.
-    #[arg(long)]
-    recipe: Option<PathBuf>,
-    /// Other seeds than the recipe's.
-    #[arg(long, value_delimiter = ',')]
-    seeds: Vec<u64>,
-    /// Where the figures go.
-    #[arg(long, default_value = "runs/lact")]
-    out: PathBuf,
-    /// No progress bars.
-    #[arg(long)]
-    quiet: bool,
+    #[command(flatten)]
+    options: Options,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -49,7 +44,7 @@ struct Recipe {
     cost: CostPart,
     model: ModelPart,
     fast: LactConfig,
-    task: Task,
+    task: TaskConfig,
     train: Training,
     evaluate: EvaluatePart,
 }
@@ -95,10 +90,10 @@ impl Recipe {
 
     fn model(&self, arm: Option<&LactConfig>, seed: u64) -> Result<Decoder> {
         let ModelPart { width, layers, heads, rope_theta } = self.model;
-        let mut config = ModelConfig::llama(self.task.vocabulary()?, width, layers, heads)
+        let mut config = ModelConfig::llama(self.task.init()?.vocabulary(), width, layers, heads)
             .with_rope(RopeConfig::new(rope_theta, width / heads))
             .with_max_positions(self.task.length());
-        config.initializer_range = EMBEDDING;
+        config.initializer_range = self.train.embedding;
         let mixer = match arm {
             Some(config) => MixerConfig::Lact(config.clone()),
             None => {
@@ -117,25 +112,27 @@ fn main() -> std::process::ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    longburn::kernel::keep_freed_memory();
-    let recipe = Recipe::load(args.recipe.as_deref())?;
-    let seeds = if args.seeds.is_empty() { &recipe.seeds } else { &args.seeds };
-    std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
-    cost::report(&recipe.cost, &args.out)?;
+    let recipe = Recipe::load(args.options.recipe.as_deref())?;
+    let run = args.options.begin("lact", &recipe.seeds, recipe.arms().len())?;
+    if run.does(Part::Cost) {
+        cost::report(&recipe.cost, &run.out)?;
+    }
+    if run.does(Part::Recall) {
+        recall(&recipe, &run)?;
+    }
+    Ok(())
+}
 
-    let arms = recipe.arms();
-    let progress =
-        if args.quiet { Progress::quiet() } else { Progress::new(arms.len() * seeds.len()) };
-    let Recipe { task, train, evaluate, .. } = &recipe;
-    let comparison =
-        Comparison { task, training: train, seeds, rows: evaluate.rows, progress: &progress };
+/// What models answer of what lies beyond their windows.
+fn recall(recipe: &Recipe, run: &Run) -> Result<()> {
+    let comparison = run.comparison(&recipe.task, &recipe.train, recipe.evaluate.rows);
     let mut table = Table::new(["layers", "answered beyond the window, %", "by seed"]);
-    for (name, arm) in &arms {
+    for (name, arm) in &recipe.arms() {
         let model = |seed| recipe.model(arm.as_ref(), seed);
         table.push(comparison.row(name, model, |question| recipe.beyond(question))?);
     }
     table.push(comparison.chance()?);
     let table = table.decimals(1, 1);
     println!("{}", table.to_markdown());
-    table.save(args.out.join("recall.md"))
+    table.save(run.out.join("recall.md"))
 }

@@ -3,6 +3,8 @@
 //!
 //! `cargo run --example longgen`
 
+#[path = "../seeds.rs"]
+mod seeds;
 mod task;
 
 use burn::tensor::Device;
@@ -13,9 +15,10 @@ use longburn::models::{Decoder, ModelConfig};
 use longburn::positional::RopeConfig;
 use longburn::training::eval::answered;
 use longburn::training::recipe::{exit_code, settings};
-use longburn::training::report::{Plot, Series};
+use longburn::training::report::{Cell, Plot, Series, Table, mean_se};
 use longburn::training::{NextToken, Schedule, TrainConfig, Trainer, Warmup};
 use longburn::{Error, Result};
+use seeds::{by_seed, each_seed};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use task::Task;
@@ -32,6 +35,9 @@ struct Args {
     /// Other seeds than the recipe's.
     #[arg(long, value_delimiter = ',')]
     seeds: Vec<u64>,
+    /// Train the models of all seeds at the same time, for machines with many cores.
+    #[arg(long)]
+    at_once: bool,
     /// Where the figure and the numbers go.
     #[arg(long, default_value = "runs/longgen")]
     out: PathBuf,
@@ -59,6 +65,8 @@ struct ModelPart {
     heads: usize,
     kv_heads: usize,
     rope_theta: f64,
+    /// Standard deviation of the initial embedding.
+    embedding: f64,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -119,15 +127,8 @@ fn run(args: &Args) -> Result<()> {
     let seeds = if args.seeds.is_empty() { &recipe.seeds } else { &args.seeds };
     std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
     memory(&recipe)?;
-    let mut all = Vec::new();
-    for &seed in seeds {
-        for (arm, model) in models(&recipe, seed)? {
-            let measured = measure(&recipe, seed, arm, &model)?;
-            println!("seed {seed}, {arm}: {:.1} % beyond the window", 100.0 * measured.beyond);
-            all.push(measured);
-        }
-    }
-    report(&recipe, &all, &args.out)
+    let all = each_seed(seeds, args.at_once, |seed| arms(&recipe, seed))?;
+    report(&recipe, &all.concat(), &args.out)
 }
 
 /// What the caches hold, by the formula: at the published sizes, and here.
@@ -160,26 +161,28 @@ fn memory(recipe: &Recipe) -> Result<()> {
 }
 
 /// A dense model, and what becomes of it.
-fn models(recipe: &Recipe, seed: u64) -> Result<Vec<(&'static str, Decoder)>> {
-    let ModelPart { width, layers, full, heads, kv_heads, rope_theta } = recipe.model;
-    let config = ModelConfig::llama(recipe.task.vocabulary(), width, layers, heads)
+fn arms(recipe: &Recipe, seed: u64) -> Result<Vec<Measured>> {
+    let ModelPart { width, layers, full, heads, kv_heads, rope_theta, embedding } = recipe.model;
+    let mut config = ModelConfig::llama(recipe.task.vocabulary(), width, layers, heads)
         .with_kv_heads(kv_heads)
         .with_rope(RopeConfig::new(rope_theta, width / heads))
         .with_max_positions(recipe.task.length);
+    config.initializer_range = embedding;
+    let measured = |arm, model: &Decoder| {
+        let measured = measure(recipe, seed, arm, model)?;
+        println!("seed {seed}, {arm}: {:.1} % beyond the window", 100.0 * measured.beyond);
+        Ok(measured)
+    };
     let dense = Decoder::new(&config, &MixerConfig::Dense, seed, &Device::default())?;
     let dense = train(recipe, dense, recipe.base, seed)?;
-    let convert = |full: usize| -> Result<Decoder> {
+    let mut all = vec![measured(ARMS[0], &dense)?];
+    for (full, [trained, untrained]) in [(full, [ARMS[1], ARMS[2]]), (0, [ARMS[3], ARMS[4]])] {
         let mixers = recipe.schedule(full)?.mixers(&MixerConfig::LongGen(recipe.sparse.clone()));
-        dense.clone().swap_mixer(MixerSchedule::of(&mixers))
-    };
-    let light = |full: usize| train(recipe, convert(full)?, recipe.light, seed + 1000);
-    Ok(vec![
-        (ARMS[1], light(full)?),
-        (ARMS[2], convert(full)?),
-        (ARMS[3], light(0)?),
-        (ARMS[4], convert(0)?),
-        (ARMS[0], dense),
-    ])
+        let converted = dense.clone().swap_mixer(MixerSchedule::of(&mixers))?;
+        all.push(measured(untrained, &converted)?);
+        all.push(measured(trained, &train(recipe, converted, recipe.light, seed + 1000)?)?);
+    }
+    Ok(all)
 }
 
 fn train(recipe: &Recipe, model: Decoder, stage: Stage, seed: u64) -> Result<Decoder> {
@@ -231,22 +234,28 @@ fn report(recipe: &Recipe, all: &[Measured], out: &Path) -> Result<()> {
         .y("share of answers that are right")
         .y_covers(0.0, 1.0)
         .marker_x((recipe.sparse.local_blocks * recipe.sparse.block) as f64, "near blocks");
-    println!("\n| model | beyond the window | by seed |\n|---|---|---|");
+    let mut table = Table::new(["model", "found beyond the window, %", "by seed"]);
     for arm in ARMS {
         let of: Vec<&Measured> = all.iter().filter(|m| m.arm == arm).collect();
         let mean = |of: &dyn Fn(&Measured) -> f64, list: &[&Measured]| {
             list.iter().map(|m| of(m)).sum::<f64>() / list.len() as f64
         };
-        let by_seed: Vec<String> = of.iter().map(|m| format!("{:.1}", 100.0 * m.beyond)).collect();
-        let beyond = mean(&|m| m.beyond, &of);
-        println!("| {arm} | {:.1} % | {} |", 100.0 * beyond, by_seed.join(", "));
+        let each: Vec<f64> = of.iter().map(|m| 100.0 * m.beyond).collect();
+        table.push([
+            Cell::from(arm),
+            Cell::from(mean_se(&each).mean),
+            Cell::from(by_seed(&each, 1)),
+        ]);
         let Some(first) = of.first() else { continue };
         let half = recipe.task.length as f64 / 16.0;
         let x: Vec<f64> = first.distance.iter().map(|d| *d as f64 + half).collect();
         let y: Vec<f64> = (0..x.len()).map(|i| mean(&|m| m.accuracy[i], &of)).collect();
         plot = plot.series(Series::new(arm).points(&x, &y));
     }
-    println!("| chance | {:.1} % | |", 100.0 / recipe.task.values as f64);
+    table.push([Cell::from("chance"), Cell::from(100.0 * recipe.task.chance())]);
+    let table = table.decimals(1, 1);
+    println!("\n{}", table.to_markdown());
+    table.save(out.join("accuracy.md"))?;
     plot.save(out.join("accuracy.svg"))?;
     let lines: Vec<String> = all.iter().filter_map(|m| serde_json::to_string(m).ok()).collect();
     let path = out.join("metrics.jsonl");

@@ -60,12 +60,8 @@ impl SequenceMixer for Fixed {
         ctx: &MixContext<'_>,
         state: Option<State>,
     ) -> Result<MixOutput> {
-        if state.is_some() || ctx.keep_state {
-            return Err(Error::Unsupported {
-                what: "a state of the layer without selection".into(),
-                remedy: "run whole sequences".into(),
-            });
-        }
+        let what = "a state of the layer without selection";
+        ctx.refuse_state(state.as_ref(), what, "run whole sequences")?;
         let ([batch, len, _], [channels, n]) = (x.dims(), self.a_log.dims());
         let (steps, _) = Steps::of(ctx.tokens, None)?;
         let xz = self.in_proj.forward(x);

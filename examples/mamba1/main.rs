@@ -4,6 +4,10 @@
 //! `cargo run --example mamba1`
 
 mod fixed;
+#[path = "../options.rs"]
+mod options;
+#[path = "../seeds.rs"]
+mod seeds;
 #[path = "../timing.rs"]
 mod timing;
 #[path = "../toys.rs"]
@@ -12,17 +16,20 @@ mod toys;
 use burn::tensor::Device;
 use clap::Parser;
 use fixed::Fixed;
+use longburn::Result;
 use longburn::attention::{AttnShape, DenseConfig, Mamba1Config, MixerConfig};
+use longburn::datasets::synthetic::TaskConfig;
 use longburn::models::{Decoder, ModelConfig};
 use longburn::positional::RopeConfig;
 use longburn::streams::Streams;
 use longburn::training::recipe::{exit_code, settings};
-use longburn::training::report::{Cell, Plot, Progress, Series, Table};
-use longburn::{Error, Result};
+use longburn::training::report::{Cell, Plot, Series, Table, mean_se};
+use options::{Options, Part, Run};
+use seeds::{by_seed, each_seed};
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use timing::ByLength;
-use toys::{Comparison, EMBEDDING, Task, Training};
+use toys::{Training, share};
 
 /// Train small models with and without selection, and measure what a long row costs.
 #[derive(Parser, Debug)]
@@ -30,18 +37,8 @@ use toys::{Comparison, EMBEDDING, Task, Training};
     after_help = "Examples:\n  cargo run --example mamba1\n  cargo run --example mamba1 -- --seeds 0"
 )]
 struct Args {
-    /// Another recipe than the one beside this program.
-    #[arg(long)]
-    recipe: Option<PathBuf>,
-    /// Other seeds than the recipe's.
-    #[arg(long, value_delimiter = ',')]
-    seeds: Vec<u64>,
-    /// Where the figures go.
-    #[arg(long, default_value = "runs/mamba1")]
-    out: PathBuf,
-    /// No progress bars.
-    #[arg(long)]
-    quiet: bool,
+    #[command(flatten)]
+    options: Options,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -61,19 +58,8 @@ struct Recipe {
 struct ToyPart {
     width: usize,
     layers: usize,
-    task: Task,
+    task: TaskConfig,
     train: Training,
-}
-
-impl ToyPart {
-    fn comparison<'a>(
-        &'a self,
-        seeds: &'a [u64],
-        rows: usize,
-        progress: &'a Progress,
-    ) -> Comparison<'a> {
-        Comparison { task: &self.task, training: &self.train, seeds, rows, progress }
-    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -101,22 +87,24 @@ fn main() -> std::process::ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    longburn::kernel::keep_freed_memory();
-    let recipe = Recipe::load(args.recipe.as_deref())?;
-    let seeds = if args.seeds.is_empty() { &recipe.seeds } else { &args.seeds };
-    std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
-    let progress = if args.quiet { Progress::quiet() } else { Progress::new(4 * seeds.len()) };
-    cost(&recipe, &args.out)?;
-    let rows = recipe.evaluate.rows;
-    copying(&recipe, &recipe.copying.comparison(seeds, rows, &progress), &args.out)?;
-    passkey(&recipe, &recipe.passkey.comparison(seeds, rows, &progress), &args.out)
+    let recipe = Recipe::load(args.options.recipe.as_deref())?;
+    let run = args.options.begin("mamba1", &recipe.seeds, 4)?;
+    if run.does(Part::Cost) {
+        cost(&recipe, &run.out)?;
+    }
+    if run.does(Part::Recall) {
+        copying(&recipe, &run)?;
+        passkey(&recipe, &run)?;
+    }
+    Ok(())
 }
 
 /// Selective copying, with the layer and with the layer without its selection.
-fn copying(recipe: &Recipe, comparison: &Comparison<'_>, out: &Path) -> Result<()> {
-    let ToyPart { width, layers, ref task, .. } = recipe.copying;
-    let mut config = ModelConfig::llama(task.vocabulary()?, width, layers, 1);
-    config.initializer_range = EMBEDDING;
+fn copying(recipe: &Recipe, run: &Run) -> Result<()> {
+    let ToyPart { width, layers, ref task, ref train } = recipe.copying;
+    let comparison = run.comparison(task, train, recipe.evaluate.rows);
+    let mut config = ModelConfig::llama(task.init()?.vocabulary(), width, layers, 1);
+    config.initializer_range = train.embedding;
     let (layer, device) = (&recipe.layer, Device::flex());
     let selective = |seed| {
         Decoder::with_mixer(&config, seed, &device, |i, _| {
@@ -135,45 +123,47 @@ fn copying(recipe: &Recipe, comparison: &Comparison<'_>, out: &Path) -> Result<(
     table.push(comparison.chance()?);
     let table = table.decimals(1, 1);
     println!("{}", table.to_markdown());
-    table.save(out.join("copying.md"))
+    table.save(run.out.join("copying.md"))
 }
 
 /// A hidden key at lengths beyond the trained one, beside attention.
-fn passkey(recipe: &Recipe, comparison: &Comparison<'_>, out: &Path) -> Result<()> {
-    let ToyPart { width, layers, ref task, .. } = recipe.passkey;
+fn passkey(recipe: &Recipe, run: &Run) -> Result<()> {
+    let ToyPart { width, layers, ref task, ref train } = recipe.passkey;
     let EvaluatePart { rows, ref lengths, heads, rope_theta } = recipe.evaluate;
+    let comparison = run.comparison(task, train, rows);
     let longest = lengths.iter().copied().max().unwrap_or(0).max(task.length());
-    let mut llama = ModelConfig::llama(task.vocabulary()?, width, layers, heads)
+    let mut llama = ModelConfig::llama(task.init()?.vocabulary(), width, layers, heads)
         .with_rope(RopeConfig::new(rope_theta, width / heads.max(1)))
         .with_max_positions(longest);
-    llama.initializer_range = EMBEDDING;
+    llama.initializer_range = train.embedding;
     let mamba = MixerConfig::Mamba1(recipe.layer.clone());
     let places: Vec<f64> = lengths.iter().map(|n| *n as f64).collect();
-    let mut table = Table::new(["layers", "tokens", "digits found, %"]).decimals(2, 1);
+    let mut table = Table::new(["layers", "tokens", "digits found, %", "by seed"]).decimals(2, 1);
     let mut plot = Plot::lines("Keys found beyond the trained length")
         .x("length of the row (tokens)")
         .y("% of the digits")
         .y_covers(0.0, 100.0)
         .marker_x(task.length() as f64, "trained length");
     for (name, mixer) in [("Mamba", &mamba), ("attention", &MixerConfig::Dense)] {
-        let mut sums = vec![0.0; lengths.len()];
-        for &seed in comparison.seeds {
+        let of_seeds = each_seed(comparison.seeds, comparison.at_once, |seed| {
             let model = Decoder::new(&llama, mixer, seed, &Device::flex())?;
             let model = comparison.train(&format!("pass key, {name}"), seed, model)?;
-            for (sum, length) in sums.iter_mut().zip(lengths) {
-                *sum += task.with_length(*length).share(&model, (seed, rows), |_| true)?;
-            }
-        }
-        let share = |sum: &f64| sum / comparison.seeds.len() as f64;
-        let shares: Vec<f64> = sums.iter().map(share).collect();
-        for (length, share) in lengths.iter().zip(&shares) {
-            table.push([Cell::from(name), Cell::from(*length as u64), Cell::from(*share)]);
+            let found =
+                |n: &usize| share(&task.clone().with_length(*n), &model, (seed, rows), |_| true);
+            lengths.iter().map(found).collect::<Result<Vec<f64>>>()
+        })?;
+        let mut shares = Vec::new();
+        for (i, length) in lengths.iter().enumerate() {
+            let each: Vec<f64> = of_seeds.iter().map(|of_lengths| of_lengths[i]).collect();
+            shares.push(mean_se(&each).mean);
+            let (length, mean) = (Cell::from(*length as u64), Cell::from(shares[i]));
+            table.push([Cell::from(name), length, mean, Cell::from(by_seed(&each, 1))]);
         }
         plot = plot.series(Series::new(name).points(&places, &shares));
     }
     println!("{}", table.to_markdown());
-    table.save(out.join("passkey.md"))?;
-    plot.save(out.join("passkey.svg"))
+    table.save(run.out.join("passkey.md"))?;
+    plot.save(run.out.join("passkey.svg"))
 }
 
 /// Time and memory of one layer by length, beside attention.
@@ -192,20 +182,9 @@ fn cost(recipe: &Recipe, out: &Path) -> Result<()> {
     };
     let dense = DenseConfig::new().init(shape.init((0.02, 0.02), &streams, 100, &device));
     let rope = RopeConfig::new(recipe.evaluate.rope_theta, width / heads.max(1));
-    let mut table = Table::new(ByLength::COLUMNS);
-    let mut plot = Plot::lines("Time of a layer by length")
-        .x("length of the row (tokens)")
-        .y("us per token, both passes");
     let measured = [
         recipe.cost.measure("Mamba", &mamba, None)?,
         recipe.cost.measure("attention", &dense, Some(&rope))?,
     ];
-    for (rows, series) in measured {
-        rows.into_iter().for_each(|row| table.push(row));
-        plot = plot.series(series);
-    }
-    let table = table.decimals(2, 1).decimals(3, 1).decimals(4, 0);
-    println!("one layer of width {width}\n\n{}", table.to_markdown());
-    table.save(out.join("cost.md"))?;
-    plot.save(out.join("cost.svg"))
+    ByLength::report(measured, &format!("one layer of width {width}"), (out, "cost"))
 }

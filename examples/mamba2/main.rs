@@ -2,6 +2,10 @@
 //!
 //! `cargo run --example mamba2`
 
+#[path = "../options.rs"]
+mod options;
+#[path = "../seeds.rs"]
+mod seeds;
 #[path = "../timing.rs"]
 mod timing;
 #[path = "../toys.rs"]
@@ -10,15 +14,17 @@ mod toys;
 use burn::tensor::Device;
 use clap::Parser;
 use longburn::attention::{Mamba1Config, Mamba2Config, MixerConfig};
+use longburn::datasets::synthetic::TaskConfig;
 use longburn::models::{Decoder, ModelConfig};
 use longburn::streams::Streams;
 use longburn::training::recipe::{exit_code, settings};
-use longburn::training::report::{Cell, Plot, Progress, Series, Table};
+use longburn::training::report::{Cell, Plot, Series, Table};
 use longburn::{Error, Result};
+use options::{Options, Part, Run};
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use timing::{ByLength, Pass};
-use toys::{Comparison, EMBEDDING, Task, Training};
+use toys::Training;
 
 /// Train small models on recall by the size of their state, and measure what states cost.
 #[derive(Parser, Debug)]
@@ -26,18 +32,8 @@ use toys::{Comparison, EMBEDDING, Task, Training};
     after_help = "Examples:\n  cargo run --example mamba2\n  cargo run --example mamba2 -- --seeds 0"
 )]
 struct Args {
-    /// Another recipe than the one beside this program.
-    #[arg(long)]
-    recipe: Option<PathBuf>,
-    /// Other seeds than the recipe's.
-    #[arg(long, value_delimiter = ',')]
-    seeds: Vec<u64>,
-    /// Where the figures go.
-    #[arg(long, default_value = "runs/mamba2")]
-    out: PathBuf,
-    /// No progress bars.
-    #[arg(long)]
-    quiet: bool,
+    #[command(flatten)]
+    options: Options,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -45,7 +41,7 @@ struct Args {
 struct Recipe {
     seeds: Vec<u64>,
     model: ModelPart,
-    task: Task,
+    task: TaskConfig,
     train: Training,
     evaluate: EvaluatePart,
     cost: CostPart,
@@ -103,23 +99,28 @@ fn main() -> std::process::ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    longburn::kernel::keep_freed_memory();
-    let recipe = Recipe::load(args.recipe.as_deref())?;
-    let seeds = if args.seeds.is_empty() { &recipe.seeds } else { &args.seeds };
-    std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
-    by_state(&recipe.cost, &args.out)?;
-    by_length(&recipe.cost, &args.out)?;
+    let recipe = Recipe::load(args.options.recipe.as_deref())?;
+    let run = args.options.begin("mamba2", &recipe.seeds, recipe.mixer.len())?;
+    if run.does(Part::Cost) {
+        by_state(&recipe.cost, &run.out)?;
+        by_length(&recipe.cost, &run.out)?;
+    }
+    if run.does(Part::Recall) {
+        recall(&recipe, &run)?;
+    }
+    Ok(())
+}
 
-    let stages = recipe.mixer.len() * seeds.len();
-    let progress = if args.quiet { Progress::quiet() } else { Progress::new(stages) };
-    let Recipe { task, train, evaluate, model, .. } = &recipe;
-    let comparison =
-        Comparison { task, training: train, seeds, rows: evaluate.rows, progress: &progress };
+/// What models answer by the size of their state.
+fn recall(recipe: &Recipe, run: &Run) -> Result<()> {
+    let Recipe { task, train, evaluate, model, .. } = recipe;
+    let comparison = run.comparison(task, train, evaluate.rows);
     let mut table = Table::new(["layers", "answered, %", "by seed", "numbers of state per layer"]);
     for (mixer, (name, n)) in recipe.mixer.iter().filter_map(|mixer| Some((mixer, state(mixer)?))) {
         let ModelPart { width, layers } = *model;
-        let mut config = ModelConfig::state_space(task.vocabulary()?, width, layers, mixer.clone());
-        config.initializer_range = EMBEDDING;
+        let mut config =
+            ModelConfig::state_space(task.init()?.vocabulary(), width, layers, mixer.clone());
+        config.initializer_range = train.embedding;
         let build = |seed| Decoder::new(&config, mixer, seed, &Device::flex());
         let [name, mean, each] = comparison.row(&format!("{name}, N = {n}"), build, |_| true)?;
         let inner = match mixer {
@@ -132,7 +133,7 @@ fn run(args: &Args) -> Result<()> {
     table.push(comparison.chance()?);
     let table = table.decimals(1, 1);
     println!("{}", table.to_markdown());
-    table.save(args.out.join("recall.md"))
+    table.save(run.out.join("recall.md"))
 }
 
 /// Seconds of one layer by the numbers of its state.
@@ -173,20 +174,10 @@ fn by_length(part: &CostPart, out: &Path) -> Result<()> {
         Mamba1Config::new().with_d_state(part.state).init(width, 1, &streams, 0, &device)?;
     let mamba2 =
         Mamba2Config::new().with_d_state(part.state).init(width, 1, &streams, 0, &device)?;
-    let mut table = Table::new(ByLength::COLUMNS);
-    let mut plot = Plot::lines("Time of a layer by length")
-        .x("length of the row (tokens)")
-        .y("us per token, both passes");
     let measured = [
         part.by_length.measure("Mamba-2", &mamba2, None)?,
         part.by_length.measure("Mamba", &mamba1, None)?,
     ];
-    for (rows, series) in measured {
-        rows.into_iter().for_each(|row| table.push(row));
-        plot = plot.series(series);
-    }
-    let table = table.decimals(2, 1).decimals(3, 1).decimals(4, 0);
-    println!("one layer of width {width}, N = {}\n\n{}", part.state, table.to_markdown());
-    table.save(out.join("length.md"))?;
-    plot.save(out.join("length.svg"))
+    let title = format!("one layer of width {width}, N = {}", part.state);
+    ByLength::report(measured, &title, (out, "length"))
 }

@@ -3,11 +3,11 @@
 use crate::recipe::Recipe;
 use burn::module::Module;
 use burn::tensor::Tensor;
+use longburn::Result;
 use longburn::attention::seer::{BlockLayout, Select, Teacher, choose_blocks};
 use longburn::attention::{AttnProjections, MixContext, MixOutput, SequenceMixer, State};
 use longburn::kernel::{AttentionOptions, Branch, Mask, masked_attention};
 use longburn::streams::{Draw, Purpose, Streams};
-use longburn::{Error, Result};
 
 /// Which blocks a row of blocks sees. All rules see equally many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,12 +69,7 @@ impl SequenceMixer for Ruled {
         ctx: &MixContext<'_>,
         state: Option<State>,
     ) -> Result<MixOutput> {
-        if state.is_some() || ctx.keep_state {
-            return Err(Error::Unsupported {
-                what: "a rule with a cache".into(),
-                remedy: "evaluate whole rows".into(),
-            });
-        }
+        ctx.refuse_state(state.as_ref(), "a rule with a cache", "evaluate whole rows")?;
         let ([batch, t, _], heads) = (x.dims(), self.proj.heads());
         let new = self.proj.project(x, ctx)?;
         let layout = BlockLayout::of(ctx.tokens, self.block)?;

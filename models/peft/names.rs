@@ -28,6 +28,7 @@ impl Names {
     fn own(self, layer: usize, target: Target, leaf: &str) -> String {
         let part = match target {
             Target::Q | Target::K | Target::V | Target::O => "self_attn.proj",
+            Target::In | Target::X | Target::Dt | Target::Out => "self_attn",
             Target::Gate | Target::Up | Target::Down => "mlp",
         };
         let path = format!("layers.{layer}.{part}.{}.weight", target.hf_name());

@@ -108,9 +108,13 @@ def write_all(directory):
         return GPTNeoXForCausalLM(GPTNeoXConfig(**own))
 
     own = dict(vocab_size=61, hidden_size=24, num_hidden_layers=2, pad_token_id=0, eos_token_id=0)
-    mamba = MambaForCausalLM(MambaConfig(**own, state_size=5, use_bias=True))
-    heads = dict(num_heads=6, head_dim=8, n_groups=3, chunk_size=8)
-    mamba2 = Mamba2ForCausalLM(Mamba2Config(**own, **heads, state_size=5))
+
+    def mamba():
+        return MambaForCausalLM(MambaConfig(**own, state_size=5, use_bias=True))
+
+    def mamba2():
+        heads = dict(num_heads=6, head_dim=8, n_groups=3, chunk_size=8)
+        return Mamba2ForCausalLM(Mamba2Config(**own, **heads, state_size=5))
 
     # 29 ids are more than these models were trained for, so that every table is in use.
     scalings = dict(
@@ -148,8 +152,8 @@ def write_all(directory):
     write(directory / "llama", llama(tie_word_embeddings=True))
     write(directory / "gpt_neox", neox(True))
     write(directory / "gpt_neox_sequential", neox(False))
-    write(directory / "mamba", mamba)
-    write(directory / "mamba2", mamba2)
+    write(directory / "mamba", mamba())
+    write(directory / "mamba2", mamba2())
     for kind in scalings:
         write(directory / f"rope_{kind}", scaled(kind))
     write(directory / "lora_untied", llama(), lora(attention, saved))
@@ -165,6 +169,8 @@ def write_all(directory):
         neox(False),
         lora(["query_key_value", "dense"], ["lm_head"], **own),
     )
+    write(directory / "lora_mamba", mamba(), lora(["in_proj", "x_proj"], ["norm_f"]))
+    write(directory / "lora_mamba2", mamba2(), lora(["in_proj"], ["lm_head"]))
     write(directory / "lora_qwen3", qwen3(), lora("all-linear", ["norm"], use_rslora=True))
 
 

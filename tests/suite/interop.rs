@@ -93,11 +93,12 @@ fn what_is_written_for_python_is_read_back() {
     put_model(&case("gpt_neox"), &neox, &sharded);
     put_model(&case("gpt_neox_sequential"), &neox.with_parallel_residual(false), &whole);
     let mamba = MixerConfig::Mamba1(Mamba1Config::new().with_d_state(4).with_dt_rank(3));
-    put_model(&case("mamba"), &ModelConfig::state_space(61, 24, 2, mamba), &sharded);
-    let mamba = Mamba2Config::new().with_d_state(5).with_head_dim(8).with_n_groups(2);
-    let mamba = MixerConfig::Mamba2(mamba.with_chunk(4).with_dt_limit(Some((0.05, 2.0))));
-    let config = ModelConfig::state_space(61, 24, 2, mamba).with_tied(false);
-    put_model(&case("mamba2"), &config, &whole);
+    let mamba = ModelConfig::state_space(61, 24, 2, mamba);
+    put_model(&case("mamba"), &mamba, &sharded);
+    let mamba2 = Mamba2Config::new().with_d_state(5).with_head_dim(8).with_n_groups(2);
+    let mamba2 = MixerConfig::Mamba2(mamba2.with_chunk(4).with_dt_limit(Some((0.05, 2.0))));
+    let mamba2 = ModelConfig::state_space(61, 24, 2, mamba2).with_tied(false);
+    put_model(&case("mamba2"), &mamba2, &whole);
     // Longer than the original 16 tokens, so that what depends on the length shows.
     let short = tiny::llama(true).with_max_positions(16);
     for method in extensions() {
@@ -109,7 +110,7 @@ fn what_is_written_for_python_is_read_back() {
     put_adapter(&case("lora_llama"), &tiny::llama(false), &longlora);
     put_adapter(&case("lora_llama_tied"), &tiny::llama(true), &longlora);
     // The norms of queries and keys stay as they are.
-    let everywhere = longlora.with_targets(&Target::ALL).with_rslora(true);
+    let everywhere = longlora.with_targets(&Target::TRANSFORMER).with_rslora(true);
     put_adapter(&case("lora_qwen3_norms"), &tiny::qwen3(), &everywhere);
     let extra = [Role::QkNorm, Role::Head];
     let heads = LoraConfig::new().with_targets(&[Target::Gate]).with_extra(&extra).with_alpha(2.5);
@@ -122,6 +123,12 @@ fn what_is_written_for_python_is_read_back() {
     let some = LoraConfig::new().with_targets(&[Target::Q, Target::V, Target::O]);
     let some = some.with_rank(2).with_rslora(true).with_extra(&[Role::Head]);
     put_adapter(&case("lora_gpt_neox_some"), &neox.with_parallel_residual(false), &some);
+    // Of these families PEFT refuses `out_proj`, and `transformers` looks past an update of `dt_proj`.
+    let inside = [Target::In, Target::X];
+    let inside = LoraConfig::longlora().with_rank(3).with_targets(&inside);
+    put_adapter(&case("lora_mamba"), &mamba, &inside);
+    let first = LoraConfig::new().with_rank(2).with_targets(&[Target::In]).with_rslora(true);
+    put_adapter(&case("lora_mamba2"), &mamba2, &first.with_extra(&[Role::Norm, Role::Head]));
 }
 
 #[test]

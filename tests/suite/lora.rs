@@ -1,5 +1,6 @@
 //! Low-rank adaptation: what trains, what it costs, merging, PEFT folders.
 
+mod mamba;
 mod peft;
 
 use crate::alloc::measure;
@@ -106,7 +107,7 @@ fn the_report_counts_and_reads_well() {
 fn an_update_starts_at_zero_with_a_bounded_random_a() {
     let model = tiny::model(&tiny::llama(false), &Device::flex());
     let base = logits(&model, &ids(9));
-    let all = LoraConfig::new().with_targets(&Target::ALL);
+    let all = LoraConfig::new().with_targets(&Target::TRANSFORMER);
     let adapted = lora::apply(model.clone(), &all).unwrap();
     assert_eq!(logits(&adapted, &ids(9)), base);
 

@@ -1,11 +1,19 @@
 //! The memory plan beside what a counting allocator measures.
 
 use super::alloc;
+use burn::module::Module;
 use burn::tensor::Device;
-use longburn::attention::MixerConfig;
+use longburn::attention::lact::{FastOptimizer, WeightNorm};
+use longburn::attention::seer::{HeadPool, Pool, Select};
+use longburn::attention::{
+    LactConfig, Layers, Mamba1Config, Mamba2Config, MixerConfig, MixerSchedule, SeerConfig,
+};
 use longburn::datasets::{Side, TokenBatch};
-use longburn::models::lora::{self, LoraConfig, Role, Target};
-use longburn::models::{Activation, Decoder, ModelConfig};
+use longburn::kernel::TokenMeta;
+use longburn::models::lora::{self, LoraConfig, Role, Target, TrainableReport};
+use longburn::models::{
+    Activation, Blocks, Decoder, ForwardOptions, ModelConfig, gates, ids_tensor,
+};
 use longburn::training::plan::{PlanConfig, Resident};
 use longburn::training::{Muon, NextToken, Strategy, TrainConfig, Trainer};
 
@@ -16,17 +24,14 @@ fn measured(config: &PlanConfig) -> u64 {
 }
 
 fn three_steps(config: &PlanConfig) -> Decoder {
-    let PlanConfig { model, mixer, lora, muon, length, batch, .. } = config.clone();
+    let PlanConfig { ref model, muon, length, batch, .. } = *config;
     let vocab = model.vocab_size;
     let train = TrainConfig::new(3, 1e-3)
         .with_strategy(config.strategy)
         .with_micro_batches(config.micro_batches)
         .with_workers(config.workers)
         .with_muon(muon.then(Muon::default));
-    let mut decoder = Decoder::new(&model, &mixer, 1, &Device::flex()).unwrap();
-    if let Some(lora) = &lora {
-        decoder = lora::apply(decoder, lora).unwrap();
-    }
+    let decoder = untrained(config);
     let mut data = |step: u64, micro: u32| {
         let first = step as usize + micro as usize;
         let row = |n: usize| (0..length).map(move |i| ((i * 7 + n + first) % vocab) as u32);
@@ -35,6 +40,18 @@ fn three_steps(config: &PlanConfig) -> Decoder {
     };
     let trainer = Trainer::new(train).unwrap();
     trainer.fit(decoder, &NextToken, &mut data, &mut |_| Ok(())).unwrap().model
+}
+
+/// The model that is planned, as it begins.
+fn untrained(config: &PlanConfig) -> Decoder {
+    let mut decoder = Decoder::new(&config.model, &config.mixer, 1, &Device::flex()).unwrap();
+    if let Some(lora) = &config.lora {
+        decoder = lora::apply(decoder, lora).unwrap();
+    }
+    match config.mixer.seer() {
+        Some(_) => gates::prepare(decoder, 1).unwrap(),
+        None => decoder,
+    }
 }
 
 /// Run a test in a process of its own: Burn keeps the graphs of all threads in one place, and what
@@ -129,8 +146,10 @@ fn plan_is_what_is_measured_with_lora() {
         let with = |lora| dense.clone().with_lora(Some(lora));
         check("lora", with(LoraConfig::new()));
         check("lora, embedding and norms", with(LoraConfig::longlora()));
-        let all =
-            LoraConfig::new().with_targets(&Target::ALL).with_rank(32).with_extra(&[Role::Head]);
+        let all = LoraConfig::new()
+            .with_targets(&Target::TRANSFORMER)
+            .with_rank(32)
+            .with_extra(&[Role::Head]);
         check("lora everywhere, and the head", with(all));
         check("lora on q alone", with(LoraConfig::new().with_targets(&[Target::Q])));
     });
@@ -167,6 +186,89 @@ fn plan_is_what_is_measured_of_gpt_neox() {
             "gpt-neox, lora",
             PlanConfig::new(neox(256), 1536).with_lora(Some(LoraConfig::new())),
         );
+    });
+}
+
+fn mamba(mixer: MixerConfig) -> ModelConfig {
+    ModelConfig::state_space(300, 48, 3, mixer)
+}
+
+#[test]
+fn plan_is_what_is_measured_of_mamba() {
+    alone("plan_is_what_is_measured_of_mamba", || {
+        let config = Mamba1Config::new();
+        let of = |config: &Mamba1Config| mamba(MixerConfig::Mamba1(config.clone()));
+        check("mamba", PlanConfig::new(of(&config), 1024));
+        check("mamba, several rows", PlanConfig::new(of(&config), 300).with_batch(3));
+        let wide = config.clone().with_d_state(64).with_dt_rank(20);
+        check("mamba, large states", PlanConfig::new(of(&wide), 700));
+        let few = config.with_d_state(4).with_d_conv(3).with_biases(false, true);
+        check("mamba, small states and biases", PlanConfig::new(of(&few), 1024));
+        check("mamba, short rows", PlanConfig::new(of(&few), 16).with_muon(true));
+        check("mamba, micro-batches", PlanConfig::new(of(&few), 512).with_micro_batches(3, 1));
+    });
+}
+
+#[test]
+fn plan_is_what_is_measured_of_mamba2() {
+    alone("plan_is_what_is_measured_of_mamba2", || {
+        let config = Mamba2Config::new().with_head_dim(16).with_d_state(32);
+        let of = |config: &Mamba2Config| mamba(MixerConfig::Mamba2(config.clone()));
+        check("mamba2", PlanConfig::new(of(&config), 1024));
+        check("mamba2, several rows", PlanConfig::new(of(&config), 300).with_batch(3));
+        let grouped = config.clone().with_n_groups(3).with_dt_limit(Some((0.01, 0.5)));
+        check("mamba2, groups and bounds", PlanConfig::new(of(&grouped), 700));
+        let wide = config.with_d_state(128).with_norm(None, true);
+        check("mamba2, large states", PlanConfig::new(of(&wide), 700));
+    });
+}
+
+/// Fast weights, chunk by chunk, in all their forms.
+#[test]
+fn plan_is_what_is_measured_of_lact() {
+    alone("plan_is_what_is_measured_of_lact", || {
+        let model = || ModelConfig::llama(300, 64, 2, 4).with_max_positions(4096);
+        let small = LactConfig::new().with_fast_heads(2).with_low_rank(4).with_window(64);
+        let of = |config: LactConfig, length| {
+            PlanConfig::new(model(), length).with_mixer(MixerConfig::Lact(config))
+        };
+        check("lact", of(small.clone().with_chunk(128), 1000));
+        check("lact, several rows", of(small.clone().with_chunk(64), 300).with_batch(3));
+        check("lact, one chunk", of(small.clone().with_chunk(2048), 700));
+        let plain = small.clone().with_optimizer(FastOptimizer::Sgd).with_momentum(false);
+        check("lact, gradient steps", of(plain.with_chunk(128), 1000));
+        let other = small.with_norm(WeightNorm::Pre).with_low_rank(0).with_qk_norm(true);
+        check("lact, other forms", of(other.with_chunk(100).with_inter_multi(2.0), 1000));
+    });
+}
+
+/// Nothing but gates trains.
+#[test]
+fn plan_is_what_is_measured_of_gates_that_learn() {
+    alone("plan_is_what_is_measured_of_gates_that_learn", || {
+        let of = |config: SeerConfig, length| {
+            let model = llama(300, 64, 3, 168);
+            PlanConfig::new(model, length).with_mixer(MixerConfig::Seer(config))
+        };
+        check("gates of blocks", of(SeerConfig::new(), 1536));
+        check("gates of blocks, several rows", of(SeerConfig::new(), 500).with_batch(3));
+        let pools = SeerConfig::new().with_pools(&Pool::ALL, &[Pool::Avg]).with_block(16);
+        check("gates of blocks, more pools", of(pools, 1024));
+        check("gates of tokens", of(SeerConfig::decode(), 1536));
+        let averaged = SeerConfig::decode().with_head_pool(HeadPool::Qavgproj).with_block(32);
+        check("gates of tokens, averaged", of(averaged, 1000));
+    });
+}
+
+/// Layers of several kinds, each by itself.
+#[test]
+fn plan_is_what_is_measured_where_layers_differ() {
+    alone("plan_is_what_is_measured_where_layers_differ", || {
+        let schedule = MixerSchedule::new(MixerConfig::Dense)
+            .with_layers(Layers::parse("0"), MixerConfig::Mamba1(Mamba1Config::new()))
+            .with_layers(Layers::parse("2"), MixerConfig::Mamba2(Mamba2Config::new()));
+        let model = llama(300, 64, 4, 168);
+        check("mamba, attention, mamba2", PlanConfig::new(model, 1024).with_mixer(schedule));
     });
 }
 
@@ -227,6 +329,8 @@ fn parameters_are_those_of_the_checkpoint() {
         llama(300, 64, 3, 168),
         llama(300, 64, 3, 168).with_tied(true),
         ModelConfig::gpt_neox(300, 64, 3, 4).with_max_positions(64),
+        mamba(MixerConfig::Mamba1(Mamba1Config::new())),
+        mamba(MixerConfig::Mamba2(Mamba2Config::new().with_head_dim(16))),
     ] {
         let shapes = model.tensor_shapes();
         let numbers: usize = shapes.values().map(|shape| shape.iter().product::<usize>()).sum();
@@ -236,7 +340,70 @@ fn parameters_are_those_of_the_checkpoint() {
 }
 
 #[test]
+fn parameters_of_other_mixers_are_those_of_the_model() {
+    let small = LactConfig::new().with_fast_heads(2).with_low_rank(4).with_qkv_bias(true);
+    let mixers = [
+        MixerConfig::Lact(small.clone()),
+        MixerConfig::Lact(small.with_low_rank(0).with_momentum(false).with_qk_norm(true)),
+        MixerConfig::Seer(SeerConfig::new()),
+        MixerConfig::Seer(SeerConfig::new().with_pools(&Pool::ALL, &[Pool::Avg])),
+        MixerConfig::Seer(SeerConfig::decode()),
+        MixerConfig::Seer(SeerConfig::decode().with_head_pool(HeadPool::Qavgproj)),
+        MixerConfig::Seer(SeerConfig::decode().with_head_pool(HeadPool::Qorig)),
+    ];
+    for mixer in mixers {
+        let model = match mixer {
+            MixerConfig::Seer(_) => llama(300, 64, 3, 168),
+            _ => ModelConfig::llama(300, 64, 3, 4),
+        };
+        let config = PlanConfig::new(model, 32).with_mixer(mixer.clone());
+        let decoder = untrained(&config);
+        let (all, trained) = (decoder.num_params(), TrainableReport::of(&decoder).trainable);
+        let total = config.init().unwrap().total();
+        assert_eq!(total.parameters, 4 * all as u64, "{mixer:?}");
+        assert_eq!(total.optimizer, 2 * 4 * trained as u64, "{mixer:?}");
+    }
+}
+
+/// Keys and values, or states, after as many tokens.
+#[test]
+fn what_generation_remembers_is_what_the_states_hold() {
+    let small = LactConfig::new().with_fast_heads(2).with_low_rank(4).with_chunk(8);
+    let decode = SeerConfig::decode().with_block(8).with_gate_dim(Some(8));
+    for (mixer, length) in [
+        (MixerConfig::Dense, 20),
+        (MixerConfig::Mamba1(Mamba1Config::new()), 20),
+        (MixerConfig::Mamba2(Mamba2Config::new().with_head_dim(8).with_n_groups(2)), 20),
+        (MixerConfig::Lact(small.clone().with_window(5)), 24),
+        (MixerConfig::Lact(small.with_window(50).with_norm(WeightNorm::Pre)), 16),
+        (MixerConfig::Seer(decode.clone()), 20),
+        (MixerConfig::Seer(decode.with_select(Some(Select::Budget(8)))), 20),
+    ] {
+        let model = ModelConfig::llama(300, 64, 2, 4).with_max_positions(64);
+        let config = PlanConfig::new(model, length).with_mixer(mixer.clone());
+        let decoder = untrained(&config);
+        let (tokens, options) =
+            (TokenMeta::contiguous(1, length, 0), ForwardOptions::infer().with_state(true));
+        let ids: Vec<u32> = (0..length as u32).collect();
+        let ids = ids_tensor(&ids, 1, &Device::flex());
+        let states = decoder.forward_ids(ids, &tokens, &options, vec![]).unwrap().states;
+        let held: usize = states.iter().map(|state| state.bytes()).sum();
+        assert_eq!(config.init().unwrap().kv_cache, held as u64, "{mixer:?}");
+    }
+}
+
+#[test]
 fn sizes_that_cannot_be_counted_are_refused() {
+    for mixer in [
+        MixerConfig::Mamba1(Mamba1Config::new().with_d_state(1 << 26)),
+        MixerConfig::Mamba2(Mamba2Config::new().with_d_state(1 << 26)),
+    ] {
+        assert!(PlanConfig::new(mamba(mixer), 1 << 20).init().is_err());
+    }
+    let wide = LactConfig::new().with_fast_heads(1).with_inter_multi(10_000.0);
+    let model = ModelConfig::llama(300, 64, 2, 4);
+    let wide = PlanConfig::new(model, usize::MAX >> 20).with_mixer(MixerConfig::Lact(wide));
+    assert!(wide.init().is_err());
     for (length, batch) in [(usize::MAX, 1), (32, usize::MAX), (1 << 40, 1 << 20)] {
         let config = PlanConfig::new(llama(300, 64, 3, 168), length).with_batch(batch);
         assert!(config.init().is_err(), "{length} x {batch}");

@@ -1,8 +1,13 @@
 //! Sizes of the parts of a decoder: what each holds, what of it trains, and what its inputs must
 //! be kept for.
 
+use super::PlanConfig;
+use super::own::Own;
+use crate::Result;
+use crate::attention::MixerConfig;
+use crate::models::Activation;
 use crate::models::lora::{LoraConfig, Role, Target};
-use crate::models::{Activation, ModelConfig};
+use std::rc::Rc;
 
 /// Numbers of a parameter or a group of them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -26,7 +31,7 @@ impl Weights {
         Self { moments: self.trained, ..self }
     }
 
-    fn and(self, other: Self) -> Self {
+    pub(super) fn and(self, other: Self) -> Self {
         Self {
             all: self.all + other.all,
             trained: self.trained + other.trained,
@@ -39,11 +44,71 @@ impl Weights {
 /// A linear layer with its low-rank update.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layer {
-    pub weights: Weights,
+    pub matrix: Weights,
+    /// Nothing where there is none.
+    pub bias: Weights,
+    /// The two factors of its update.
+    pub update: Option<[Weights; 2]>,
     /// Rank of its update; 0 without one.
     pub rank: u64,
+    /// Width of what it makes.
+    pub width: u64,
+}
+
+impl Layer {
+    pub(super) fn weights(&self) -> Weights {
+        let update = self.update.iter().flatten();
+        update.fold(self.matrix.and(self.bias), |sum, factor| sum.and(*factor))
+    }
+
     /// Whether a gradient is formed out of its input, which is then kept.
-    pub learns: bool,
+    pub(super) fn learns(&self) -> bool {
+        self.matrix.trained > 0 || self.update.is_some()
+    }
+}
+
+/// What of a model trains, and how.
+pub(super) struct Training<'a> {
+    lora: Option<&'a LoraConfig>,
+    /// Gates alone.
+    gates: bool,
+    muon: bool,
+}
+
+impl Training<'_> {
+    /// Everything that has neither a role nor an update.
+    pub(super) fn matrix(&self, floats: usize) -> Weights {
+        Weights::new(floats, self.lora.is_none() && !self.gates)
+    }
+
+    pub(super) fn of_role(&self, role: Role, floats: usize) -> Weights {
+        let trains = self.lora.is_none_or(|lora| lora.extra.contains(&role));
+        Weights::new(floats, trains && !self.gates)
+    }
+
+    pub(super) fn gate(&self, floats: usize) -> Weights {
+        Weights::new(floats, self.gates)
+    }
+
+    /// A linear layer, adapted where `target` is.
+    pub(super) fn layer(
+        &self,
+        target: Option<Target>,
+        (from, to): (usize, usize),
+        bias: bool,
+    ) -> Layer {
+        let adapts = |lora: &&LoraConfig| target.is_some_and(|t| lora.targets.contains(&t));
+        let rank = self.lora.filter(adapts).map_or(0, |lora| lora.rank);
+        let factor = |side: usize| Weights::new(rank * side, true);
+        let matrix = self.matrix(from * to);
+        Layer {
+            matrix: if self.muon { matrix.of_muon() } else { matrix },
+            bias: self.of_role(Role::Bias, if bias { to } else { 0 }),
+            update: (rank > 0).then(|| [factor(from), factor(to)]),
+            rank: rank as u64,
+            width: to as u64,
+        }
+    }
 }
 
 /// One block and what is around the blocks.
@@ -58,7 +123,8 @@ pub(super) struct Layout {
     pub heads: u64,
     pub head_dim: u64,
     pub vocab: u64,
-    pub blocks: usize,
+    /// The mixers of the blocks; none for attention, as it is laid out below.
+    pub mixers: Vec<Option<Rc<Own>>>,
     pub tied: bool,
     pub qk_norm: bool,
     /// The norms of the residual stream are LayerNorms.
@@ -74,6 +140,8 @@ pub(super) struct Layout {
     pub qk_norms: Weights,
     pub qkv: [Layer; 3],
     pub o: Layer,
+    /// Whether blocks have a feed-forward layer.
+    pub has_mlp: bool,
     /// What reads the feed-forward layer's input: gate and up, or up alone.
     pub gate_up: Vec<Layer>,
     /// Numbers per inner channel that the activation keeps.
@@ -82,26 +150,20 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    pub(super) fn new(config: &ModelConfig, lora: Option<&LoraConfig>, muon: bool) -> Self {
+    /// `mixers` are those of the blocks.
+    ///
+    /// # Errors
+    /// For a mixer whose memory is not known.
+    pub(super) fn new(plan: &PlanConfig, mixers: &[MixerConfig]) -> Result<Self> {
+        let config = &plan.model;
+        let gates = mixers.iter().any(|mixer| mixer.seer().is_some());
+        let training = Training { lora: plan.lora.as_ref(), gates, muon: plan.muon };
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let q = config.num_attention_heads * config.head_dim;
         let kv = config.num_key_value_heads * config.head_dim;
-        let in_full = |role| lora.is_none_or(|lora| lora.extra.contains(&role));
-        let layer = |target: Target, from: usize, to: usize, bias: bool| {
-            let update = lora.filter(|lora| lora.targets.contains(&target));
-            let rank = update.map_or(0, |lora| lora.rank);
-            let matrix = Weights::new(from * to, lora.is_none());
-            Layer {
-                weights: if muon { matrix.of_muon() } else { matrix }
-                    .and(Weights::new(if bias { to } else { 0 }, in_full(Role::Bias)))
-                    .and(Weights::new(rank * from, true))
-                    .and(Weights::new(rank * to, true)),
-                rank: rank as u64,
-                learns: lora.is_none() || rank > 0,
-            }
-        };
+        let layer = |target, from, to, bias| training.layer(Some(target), (from, to), bias);
         let table = config.vocab_size * hidden;
-        Self {
+        let mut layout = Self {
             hidden: hidden as u64,
             inner: inner as u64,
             q: q as u64,
@@ -109,20 +171,21 @@ impl Layout {
             heads: config.num_attention_heads as u64,
             head_dim: config.head_dim as u64,
             vocab: config.vocab_size as u64,
-            blocks: config.num_hidden_layers,
+            mixers: Vec::new(),
+            has_mlp: config.architecture.has_attention(),
             tied: config.tie_word_embeddings,
             qk_norm: config.qk_norm,
             layer_norm: config.architecture.norms_have_bias(),
             parallel: config.parallel_residual,
-            embedding: Weights::new(table, in_full(Role::Embedding)),
-            head: (!config.tie_word_embeddings).then(|| Weights::new(table, in_full(Role::Head))),
+            embedding: training.of_role(Role::Embedding, table),
+            head: (!config.tie_word_embeddings).then(|| training.of_role(Role::Head, table)),
             norm: {
-                let one = Weights::new(hidden, in_full(Role::Norm));
+                let one = training.of_role(Role::Norm, hidden);
                 if config.architecture.norms_have_bias() { one.and(one) } else { one }
             },
             qk_norms: match config.qk_norm {
                 true => {
-                    let one = Weights::new(config.head_dim, in_full(Role::QkNorm));
+                    let one = training.of_role(Role::QkNorm, config.head_dim);
                     one.and(one)
                 }
                 false => Weights::default(),
@@ -145,15 +208,22 @@ impl Layout {
                 Activation::GeluTanh => 3,
             },
             down: layer(Target::Down, inner, hidden, config.mlp_bias),
-        }
+        };
+        layout.mixers = Own::of_layers(plan, &training, &layout, mixers)?;
+        Ok(layout)
     }
 
-    pub(super) fn attention(&self) -> Weights {
-        self.qkv.iter().fold(self.o.weights.and(self.qk_norms), |sum, l| sum.and(l.weights))
+    /// Weights of the mixer of a block.
+    pub(super) fn mixer(&self, own: Option<&Own>) -> Weights {
+        own.map_or_else(|| self.attention(), |own| own.weights)
+    }
+
+    fn attention(&self) -> Weights {
+        self.qkv.iter().fold(self.o.weights().and(self.qk_norms), |sum, l| sum.and(l.weights()))
     }
 
     pub(super) fn mlp(&self) -> Weights {
-        self.gate_up.iter().fold(self.down.weights, |sum, l| sum.and(l.weights))
+        self.gate_up.iter().fold(self.down.weights(), |sum, l| sum.and(l.weights()))
     }
 
     /// What a norm of the residual stream keeps, in numbers per token, where its input carries a
@@ -175,10 +245,8 @@ impl Layout {
 
     /// The largest single tensor that trains.
     pub(super) fn largest(&self) -> u64 {
-        [self.embedding, self.head.unwrap_or_default(), self.norm, self.attention(), self.mlp()]
-            .iter()
-            .map(|weights| weights.largest)
-            .max()
-            .unwrap_or(0)
+        let around = [self.embedding, self.head.unwrap_or_default(), self.norm, self.mlp()];
+        let mixers = self.mixers.iter().map(|own| self.mixer(own.as_deref()));
+        around.into_iter().chain(mixers).map(|weights| weights.largest).max().unwrap_or(0)
     }
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 pub enum Part {
     /// The token embedding (and the head, where they are one).
     Embedding,
-    /// Attention with its four projections, all blocks together.
+    /// The mixers, attention with its four projections or others, all blocks together.
     Attention,
     /// The feed-forward layers, all blocks together.
     Mlp,

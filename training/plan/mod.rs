@@ -6,12 +6,18 @@
 //! token and block), and what the system's allocator keeps of freed memory.
 
 mod block;
+mod fast_weights;
+mod gate;
 mod layout;
 mod ledger;
+mod memory;
+mod own;
 mod recipe;
 mod remedy;
 mod resident;
+mod state_space;
 mod step;
+mod tape;
 mod text;
 
 pub use ledger::{Part, PartBytes};
@@ -20,7 +26,7 @@ pub use remedy::Remedy;
 pub use resident::Resident;
 pub use text::{bytes, parse_bytes};
 
-use crate::attention::{LongLoraForm, MixerConfig, MixerSchedule};
+use crate::attention::{MixerConfig, MixerSchedule};
 use crate::models::ModelConfig;
 use crate::models::lora::LoraConfig;
 use crate::training::Strategy;
@@ -150,64 +156,43 @@ impl PlanConfig {
                 return Err(Error::config("plan", field, 0, "at least 1"));
             }
         }
+        let mixers = self.mixer.resolve(&self.model.mixers)?;
         let (model, tokens) = (&self.model, self.length as f64 * self.batch as f64);
+        mixers.iter().try_for_each(|mixer| mixer.check_sizes(model.hidden_size))?;
+        let own = |mixer: &MixerConfig| {
+            let all = mixer.own_weights(model.hidden_size);
+            let floats = |shape: &[usize]| shape.iter().map(|side| *side as f64).product::<f64>();
+            all.iter().map(|(_, shape)| floats(shape)).sum::<f64>()
+        };
+        let own = mixers.iter().map(own).fold(0.0, f64::max);
         let widths = [model.hidden_size, model.intermediate_size, model.vocab_size]
             .into_iter()
             .chain([model.num_attention_heads.saturating_mul(model.head_dim)]);
         let widest = widths.max().unwrap_or(0) as f64;
-        // Sums of bytes stay far below the largest number.
-        let size = (64.0 * tokens + 8.0 * widest) * widest * model.num_hidden_layers as f64;
-        if size > 1e18 {
+        // Sums of bytes stay far below the largest number. What a mixer with weights of its own keeps of
+        // a token is less than these.
+        let of_layer = (64.0 * tokens + 8.0 * widest) * widest + (16.0 * tokens + 8.0) * own;
+        if of_layer * model.num_hidden_layers as f64 > 1e18 {
             let value = format!("{} × {} tokens", self.batch, self.length);
             let expected = "rows of which this model's numbers can be counted";
             return Err(Error::config("plan", "batch and length", value, expected));
         }
-        let mixers = self.mixer.resolve(&self.model.mixers)?;
-        mixers.iter().try_for_each(known)?;
-        let layout = Layout::new(&self.model, self.lora.as_ref(), self.muon);
+        let layout = Layout::new(self, &mixers)?;
         let ledger = step::step(self, &layout);
         let working = SLAB * self.threads as u64;
-        let (heads, key_heads) = (model.num_attention_heads, model.num_key_value_heads);
-        let cached = |mixer: &MixerConfig| match mixer {
-            MixerConfig::LongGen(config) => {
-                config.peak_tokens(self.length, heads, key_heads).iter().map(|n| *n as u64).sum()
-            }
-            _ => self.length as u64 * key_heads as u64,
-        };
-        let cached: u64 = mixers.iter().map(cached).sum();
+        let remembered: u64 = mixers.iter().map(|mixer| memory::of_row(self, mixer)).sum();
         Ok(MemoryPlan {
             peak: ledger::sum(&ledger.at_peak) + working,
             moment: ledger.moment,
             parts: BTreeMap::from(Part::ALL.map(|part| (part, ledger.at_peak[part as usize]))),
             working,
             block: step::kept_by_block(self, &layout),
-            kv_cache: 2 * 4 * cached * model.head_dim as u64,
+            kv_cache: 4 * remembered,
             length: self.length,
             batch: self.batch,
             workers: self.workers.min(self.micro_batches),
             strategy: self.strategy,
         })
-    }
-}
-
-/// Whether the account of `block` is right for a mixer.
-fn known(mixer: &MixerConfig) -> Result<()> {
-    match mixer {
-        MixerConfig::LongLora(m) if m.form == LongLoraForm::Rolled => Err(Error::Unsupported {
-            what: "a memory plan of LongLoRA's rolled form".into(),
-            remedy: "use form = \"segment\"".into(),
-        }),
-        MixerConfig::Dense
-        | MixerConfig::LongLora(_)
-        | MixerConfig::LongGen(_)
-        | MixerConfig::Anchor => Ok(()),
-        other => Err(Error::Unsupported {
-            what: format!(
-                "a memory plan of {} layers, whose own memory is not counted yet",
-                other.name()
-            ),
-            remedy: "run without a budget (device_memory), and watch what a few steps take".into(),
-        }),
     }
 }
 
@@ -224,7 +209,7 @@ pub struct MemoryPlan {
     pub working: u64,
     /// What the graph of *one* block keeps of one micro-batch, by part.
     pub block: BTreeMap<Part, u64>,
-    /// Keys and values of one row of `length` tokens in generation; not part of the peak.
+    /// Keys, values and states of one row of `length` tokens in generation; not part of the peak.
     pub kv_cache: u64,
     /// Tokens per row.
     pub length: usize,

@@ -2,7 +2,8 @@
 
 use super::PlanConfig;
 use crate::Result;
-use crate::models::lora::LoraConfig;
+use crate::attention::MixerConfig;
+use crate::models::lora::{LoraConfig, Target};
 use crate::training::Strategy;
 use serde::Serialize;
 
@@ -57,10 +58,9 @@ impl PlanConfig {
             let micro_batches = self.micro_batches.saturating_mul(times as u32);
             changes.push((change, one.with_micro_batches(micro_batches, self.workers)));
         }
-        if self.lora.is_none() && adaptable {
-            together.lora = Some(LoraConfig::new());
-            let one = self.clone().with_lora(Some(LoraConfig::new()));
-            changes.push(("[lora]".into(), one));
+        if let Some((change, lora)) = self.adapter()?.filter(|_| adaptable) {
+            together.lora = Some(lora.clone());
+            changes.push((change, self.clone().with_lora(Some(lora))));
         }
         if changes.len() > 1 {
             let names: Vec<&str> = changes.iter().map(|(name, _)| short(name)).collect();
@@ -87,6 +87,25 @@ impl PlanConfig {
             }
         }
         Ok(remedies)
+    }
+}
+
+impl PlanConfig {
+    /// Low-rank adaptation in the words of a recipe, of layers that the model has; none where it is
+    /// adapted, or where gates are all that trains.
+    fn adapter(&self) -> Result<Option<(String, LoraConfig)>> {
+        let mixers = self.mixer.resolve(&self.model.mixers)?;
+        if self.lora.is_some() || mixers.iter().any(|mixer| mixer.seer().is_some()) {
+            return Ok(None);
+        }
+        if mixers.iter().any(MixerConfig::has_projections) {
+            return Ok(Some(("[lora]".into(), LoraConfig::new())));
+        }
+        let has = |target: &Target| mixers.iter().any(|mixer| target.is_in(mixer));
+        let targets: Vec<Target> = Target::STATE_SPACE.into_iter().filter(has).collect();
+        let names: Vec<String> = targets.iter().map(|t| format!("{:?}", t.name())).collect();
+        let change = format!("[lora] targets = [{}]", names.join(", "));
+        Ok((!targets.is_empty()).then(|| (change, LoraConfig::new().with_targets(&targets))))
     }
 }
 

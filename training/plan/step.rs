@@ -17,8 +17,12 @@ pub(super) fn step(config: &PlanConfig, layout: &Layout) -> Ledger {
     let tokens = (config.batch * config.length) as u64;
     let workers = u64::from(config.workers.min(config.micro_batches)).max(1);
     let of_queries = [config.batch, layout.heads as usize, config.length, layout.head_dim as usize];
-    let key_heads = (layout.kv / layout.head_dim) as usize;
-    let scratch = scratch(of_queries, key_heads, config.length) as u64;
+    // None in a family without attention.
+    let key_heads = layout.kv.checked_div(layout.head_dim).unwrap_or(0) as usize;
+    let scratch = match key_heads {
+        0 => 0,
+        _ => scratch(of_queries, key_heads, config.length) as u64,
+    };
     let mut walk = Walk { layout, ledger: Ledger::default(), tokens, workers, scratch };
     let all = weights(layout);
     for (part, weights) in &all {
@@ -58,10 +62,12 @@ pub(super) fn weights(layout: &Layout) -> Vec<(Part, Weights)> {
         (Part::Loss, layout.head.unwrap_or_default()),
         (Part::Norms, layout.norm),
     ];
-    for _ in 0..layout.blocks {
-        all.push((Part::Attention, layout.attention()));
-        all.push((Part::Mlp, layout.mlp()));
-        all.extend([(Part::Norms, layout.norm); 2]);
+    for own in &layout.mixers {
+        all.push((Part::Attention, layout.mixer(own.as_deref())));
+        all.push((Part::Norms, layout.norm));
+        if layout.has_mlp {
+            all.extend([(Part::Mlp, layout.mlp()), (Part::Norms, layout.norm)]);
+        }
     }
     all
 }
@@ -70,23 +76,26 @@ impl Walk<'_> {
     fn plain(&mut self) {
         let l = self.layout;
         let mut tracked = l.embedding.trained > 0;
-        let mut inputs = Vec::with_capacity(l.blocks);
-        for _ in 0..l.blocks {
+        let blocks = l.mixers.len();
+        let mut inputs = Vec::with_capacity(blocks);
+        for block in 0..blocks {
             inputs.push(tracked);
-            tracked = self.forward(tracked);
+            tracked = self.forward(block, tracked);
         }
         self.top(tracked);
         for (block, tracked) in inputs.into_iter().enumerate().rev() {
-            self.backward(tracked, &format!("block {block}"));
+            self.backward(block, tracked, &format!("block {block}"));
         }
         self.bottom();
-        self.free(Part::Norms, l.hidden);
+        if self.passes_gradients(tracked) {
+            self.free(Part::Norms, l.hidden);
+        }
     }
 
     fn recompute(&mut self) {
         let l = self.layout;
         // Inputs of the blocks, and of the final norm, which is held to the end.
-        for _ in 0..=l.blocks {
+        for _ in 0..=l.mixers.len() {
             self.keep(Part::Norms, l.hidden);
         }
         // `top` accounts for the input that an RMS norm keeps; here it is the one above.
@@ -94,15 +103,15 @@ impl Walk<'_> {
         self.free(Part::Norms, in_graph);
         self.top(true);
         self.keep(Part::Norms, in_graph);
-        for block in (0..l.blocks).rev() {
+        for block in (0..l.mixers.len()).rev() {
             // The block's input is in its graph from here on.
             self.free(Part::Norms, in_graph);
-            self.forward(true);
+            self.forward(block, true);
             // ⟨y, dy⟩: both and their product.
             self.keep(Part::Norms, 2 * l.hidden);
             self.ledger.moment(|| format!("forward again, block {block}"));
             self.free(Part::Norms, 2 * l.hidden);
-            self.backward(true, &format!("block {block}"));
+            self.backward(block, true, &format!("block {block}"));
             self.free(Part::Norms, l.hidden - in_graph);
         }
         self.bottom();
@@ -117,7 +126,9 @@ impl Walk<'_> {
         let of_norm = l.norm_keeps(tracked);
         self.keep(Part::Norms, of_norm);
         // The hidden states and their gradient, which the forward pass computes with the loss.
-        self.keep(Part::Loss, 2 * l.hidden);
+        let passes = self.passes_gradients(tracked);
+        let gradient = if passes { l.hidden } else { 0 };
+        self.keep(Part::Loss, l.hidden + gradient);
         let head = if l.tied { Part::Embedding } else { Part::Loss };
         self.ledger.keep(head, Use::Gradients, of_weights);
         let rows = (chunk_len(l.vocab as usize) as u64).min(self.tokens);
@@ -140,9 +151,14 @@ impl Walk<'_> {
         self.free(Part::Loss, l.hidden);
         // The hidden states' gradient becomes that of the residual stream.
         self.learn(Part::Norms, l.norm);
-        self.free(Part::Loss, l.hidden);
+        self.free(Part::Loss, gradient);
         self.free(Part::Norms, of_norm);
-        self.keep(Part::Norms, l.hidden);
+        self.keep(Part::Norms, gradient);
+    }
+
+    /// Whether the loss has a gradient by the hidden states, where the blocks' output has one or not.
+    fn passes_gradients(&self, tracked: bool) -> bool {
+        tracked || self.layout.norm.trained > 0
     }
 
     /// Gradient of the embedding: zeros with the tokens' rows added, which is a copy.
@@ -160,8 +176,10 @@ impl Walk<'_> {
 pub(super) fn kept_by_block(config: &PlanConfig, layout: &Layout) -> BTreeMap<Part, u64> {
     let tokens = (config.batch * config.length) as u64;
     let walk = Walk { layout, ledger: Ledger::default(), tokens, workers: 1, scratch: 0 };
-    let kept = walk.kept(true);
-    let of = |part| kept.iter().filter(|(p, _)| *p == part).map(|(_, width)| width).sum::<u64>();
-    let parts = [Part::Attention, Part::Mlp, Part::Norms];
-    BTreeMap::from(parts.map(|part| (part, 4 * tokens * of(part))))
+    // Where blocks differ, the one that keeps most.
+    let all = (0..layout.mixers.len()).map(|block| walk.kept(block, true));
+    let kept = all.max_by_key(|kept| kept.mixer).unwrap_or_default();
+    let norms = kept.first_norm + kept.second_norm;
+    let parts = [(Part::Attention, kept.mixer), (Part::Mlp, kept.mlp), (Part::Norms, norms)];
+    BTreeMap::from(parts.map(|(part, floats)| (part, 4 * floats)))
 }

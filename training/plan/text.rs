@@ -91,7 +91,7 @@ impl fmt::Display for MemoryPlan {
         writeln!(f, "  kept by the graph of one block: {}", block.join(", "))?;
         write!(
             f,
-            "  keys and values of one row of {} tokens in generation: {}",
+            "  keys, values and states of one row of {} tokens in generation: {}",
             self.length,
             bytes(self.kv_cache)
         )

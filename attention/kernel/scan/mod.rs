@@ -48,6 +48,35 @@ pub fn ssd_implementation_for(
     wanted.in_f32("ssd", x)
 }
 
+/// Numbers that the CPU form of [`selective_scan`] keeps for its backward pass beside inputs and
+/// output, and those that this pass holds beside gradients, for memory plans. With one group.
+///
+/// # Shapes
+/// u `[B, T, E]`, A `[E, N]` as ([B, T, E], N)
+pub fn selective_memory(u: [usize; 3], n: usize, threads: usize) -> (usize, usize) {
+    #[cfg(feature = "flex")]
+    return selective::flex::memory(u, n, threads);
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = (u, n, threads);
+        (0, 0)
+    }
+}
+
+/// Numbers that the backward pass of the CPU form of [`ssd`] holds beside gradients, for memory plans.
+///
+/// # Shapes
+/// x `[B, T, H, P]`, B `[B, T, G, N]` as ([B, T, H, P], [G, N])
+pub fn ssd_memory(x: [usize; 4], b: [usize; 2], chunk: usize, threads: usize) -> usize {
+    #[cfg(feature = "flex")]
+    return ssd::flex::memory(x, b, chunk, threads);
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = (x, b, chunk, threads);
+        0
+    }
+}
+
 /// f64 stays, everything else is computed in f32.
 fn wide(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }

@@ -3,7 +3,7 @@
 use super::{Bench, longburn};
 use crate::tiny::{self, ids, logits, ratio};
 use burn::tensor::Device;
-use longburn::attention::MixerConfig;
+use longburn::attention::{Mamba1Config, MixerConfig, MixerSchedule};
 use longburn::models::lora::{self, LoraConfig, Role, Target};
 use longburn::models::peft::{load_adapter, save_adapter};
 use longburn::models::weights::SaveDtype;
@@ -41,7 +41,7 @@ fn merge(dir: &Path, args: &[&str]) -> Value {
 fn merged_logits_are_those_of_base_and_adapter() {
     let policies = [
         LoraConfig::new().with_rank(3).with_alpha(5.5).with_rslora(true),
-        LoraConfig::longlora().with_targets(&Target::ALL),
+        LoraConfig::longlora().with_targets(&Target::TRANSFORMER),
     ];
     for config in [tiny::llama(false), tiny::llama(true), tiny::qwen3()] {
         for policy in &policies {
@@ -145,4 +145,56 @@ fn what_cannot_be_merged_is_named() {
     assert!(!bench.path("merged").exists());
     let message = bench.refusal(&["merge", "adapter", "--base", "model", "--out", "model"]);
     assert!(message.contains("new or empty folder"), "{message}");
+}
+
+/// A Mamba checkpoint is adapted within a budget, saved in PEFT's form, merged, and read again.
+#[test]
+fn a_mamba_checkpoint_is_adapted_and_merged() {
+    let bench = Bench::new();
+    let mixer = MixerConfig::Mamba1(Mamba1Config::new().with_d_state(4));
+    let config = ModelConfig::state_space(304, 16, 2, mixer);
+    let model = Decoder::new(&config, MixerSchedule::Own, 3, &Device::flex()).unwrap();
+    model.save(&bench.path("mamba"), &SaveOptions::default()).unwrap();
+    bench.tokenizer.save(&bench.path("mamba")).unwrap();
+    let recipe = r#"
+        [model]
+        path = "mamba"
+        [lora]
+        rank = 2
+        targets = ["in", "x", "dt", "out"]
+        [data]
+        train = "texts"
+        [train]
+        steps = 5
+        length = 32
+        lr = 1e-2
+        device_memory = "64MiB"
+        [output]
+        dir = "run"
+        merge = true
+    "#;
+    bench.write("run.toml", recipe);
+    let plan = bench.json(&["plan", "run.toml"]);
+    assert_eq!(plan["fits"], true);
+    bench.run(&["train", "run.toml"]);
+    let said = std::fs::read(bench.path("run/adapter/adapter_config.json")).unwrap();
+    let said: Value = serde_json::from_slice(&said).unwrap();
+    let names = serde_json::json!(["in_proj", "x_proj", "dt_proj", "out_proj"]);
+    assert_eq!(said["target_modules"], names);
+    let load =
+        |name: &str| Decoder::load(&bench.path(name), MixerSchedule::Own, &Device::flex()).unwrap();
+    let adapted = load_adapter(load("mamba"), &bench.path("run/adapter")).unwrap();
+    let unmerged = logits(&adapted, &ids(12));
+    assert!(ratio(&logits(&model, &ids(12)), &unmerged) > 1e-4);
+    assert!(ratio(&logits(&load("run/model"), &ids(12)), &unmerged) <= MERGED);
+    // What does not fit is refused with what would be smaller.
+    bench.write("small.toml", &recipe.replace("64MiB", "64KiB").replace("\"run\"", "\"none\""));
+    let message = bench.fails(&["train", "small.toml"]);
+    assert!(message.contains("64.0 KiB") && !bench.path("none").exists(), "{message}");
+    // Without an adapter, one of layers that there are is proposed.
+    let (before, after) = recipe.split_at(recipe.find("[lora]").unwrap());
+    let whole = format!("{before}{}", &after[after.find("[data]").unwrap()..]);
+    bench.write("whole.toml", &whole.replace("merge = true", ""));
+    let text = bench.run(&["plan", "whole.toml"]);
+    assert!(text.contains(r#"[lora] targets = ["in", "x", "dt", "out"]"#), "{text}");
 }

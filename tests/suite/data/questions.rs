@@ -4,8 +4,10 @@
 use longburn::Error;
 use longburn::datasets::synthetic::{
     CopyingConfig, HiddenKeyConfig, MqarConfig, Question, QuestionBatch, QuestionRow, QuestionTask,
+    TaskConfig,
 };
 use longburn::kernel::TokenMeta;
+use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 
 fn mqar(length: usize, pairs: (usize, usize)) -> MqarConfig {
@@ -27,6 +29,40 @@ fn tasks(length: usize) -> Vec<Box<dyn QuestionTask>> {
         Box::new(copying(length).init().unwrap()),
         Box::new(passkey(length).init().unwrap()),
     ]
+}
+
+/// The three of them as a file names them, and the same with other rows.
+#[test]
+fn a_task_is_named_by_its_kind() {
+    let copying = CopyingConfig { length: 64, items: 4, values: 16, filler: 4 };
+    let passkey = HiddenKeyConfig { length: 64, digits: 4, values: 16, filler: 4 };
+    let mqar = MqarConfig { length: 64, pairs: (1, 6), keys: 16, values: 16, filler: 4 };
+    for (kind, config) in [
+        ("mqar", TaskConfig::Mqar(mqar)),
+        ("copying", TaskConfig::Copying(copying)),
+        ("passkey", TaskConfig::Passkey(passkey)),
+    ] {
+        let text = serde_json::to_value(&config).unwrap();
+        assert_eq!((&text["kind"], &text["length"]), (&json!(kind), &json!(64)));
+        assert_eq!(serde_json::from_value::<TaskConfig>(text.clone()).unwrap(), config);
+        let mut unknown = text.clone();
+        unknown["width"] = json!(3);
+        let error = serde_json::from_value::<TaskConfig>(unknown).unwrap_err().to_string();
+        assert!(error.contains("width"), "{error}");
+        let longer = config.clone().with_length(100);
+        assert_eq!((config.length(), longer.length()), (64, 100));
+        let (task, long) = (config.init().unwrap(), longer.init().unwrap());
+        assert_eq!(task.vocabulary(), long.vocabulary());
+        let rows = long.rows(1, 0, 3);
+        assert!(rows.iter().all(|row| row.ids.len() == 100));
+        // A guess among what is left: 13 of 16 values behind three that were said.
+        let chance = if kind == "mqar" { 16.0 } else { 13.0 };
+        assert_eq!(task.chance(), 1.0 / chance);
+        let answers = task.answers();
+        assert_eq!(answers.len(), 16);
+        let asked = rows.iter().flat_map(|row| &row.questions);
+        assert!(asked.map(|question| question.answer).all(|answer| answers.contains(&answer)));
+    }
 }
 
 #[test]

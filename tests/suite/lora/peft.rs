@@ -53,7 +53,7 @@ fn a_folder_gives_back_logits_and_trainable_parameters() {
     let policies = [
         LoraConfig::longlora(),
         LoraConfig::new().with_rank(3).with_alpha(5.5).with_rslora(true),
-        LoraConfig::longlora().with_targets(&Target::ALL),
+        LoraConfig::longlora().with_targets(&Target::TRANSFORMER),
         LoraConfig::new().with_targets(&[Target::Down]).with_extra(&[Role::Norm]),
     ];
     for config in [tiny::llama(false), tiny::llama(true), tiny::qwen3()] {

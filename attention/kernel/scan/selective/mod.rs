@@ -4,7 +4,7 @@ mod autodiff;
 #[cfg(feature = "cube")]
 mod cube;
 #[cfg(feature = "flex")]
-mod flex;
+pub(super) mod flex;
 mod reference;
 mod tiled;
 

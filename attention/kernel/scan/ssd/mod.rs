@@ -8,7 +8,7 @@
 
 mod autodiff;
 #[cfg(feature = "flex")]
-mod flex;
+pub(super) mod flex;
 mod reference;
 mod tiled;
 

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use longburn::attention::MixerSchedule;
-use longburn::datasets::synthetic::{CopyingConfig, HiddenKeyConfig, MqarConfig, QuestionTask};
+use longburn::datasets::synthetic::{CopyingConfig, HiddenKeyConfig, MqarConfig, TaskConfig};
 use longburn::training::recipe::settings;
 use longburn::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -190,15 +190,6 @@ pub struct GatePart {
     pub lr: f64,
 }
 
-/// The sizes of one task.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum TaskConfig {
-    Mqar(MqarConfig),
-    Copying(CopyingConfig),
-    Passkey(HiddenKeyConfig),
-}
-
 /// What decides the result of one cell, beside its seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -287,43 +278,18 @@ impl Settings {
     }
 }
 
-impl TaskConfig {
-    fn length(&self) -> usize {
-        match self {
-            Self::Mqar(task) => task.length,
-            Self::Copying(task) => task.length,
-            Self::Passkey(task) => task.length,
-        }
-    }
-
+impl CellSettings {
     /// Tasks to evaluate by: a length and, for recall, a number of pairs.
-    pub fn evaluations(&self, evaluate: &EvaluatePart) -> Vec<(usize, Option<usize>, Self)> {
-        let of_length = |length: &usize| {
-            let mut task = self.clone();
-            match &mut task {
-                Self::Mqar(task) => task.length = *length,
-                Self::Copying(task) => task.length = *length,
-                Self::Passkey(task) => task.length = *length,
-            }
-            (*length, None, task)
-        };
+    pub fn evaluations(&self) -> Vec<(usize, Option<usize>, TaskConfig)> {
+        let Self { task, evaluate, .. } = self;
+        let of_length = |length: &usize| (*length, None, task.clone().with_length(*length));
         let mut all: Vec<_> = evaluate.lengths.iter().map(of_length).collect();
-        if let Self::Mqar(task) = self {
+        if let TaskConfig::Mqar(task) = task {
             all.extend(evaluate.pairs.iter().map(|&pairs| {
                 let task = MqarConfig { pairs: (pairs, pairs), ..task.clone() };
-                (task.length, Some(pairs), Self::Mqar(task))
+                (task.length, Some(pairs), TaskConfig::Mqar(task))
             }));
         }
         all
-    }
-
-    /// # Errors
-    /// Sizes that cannot work.
-    pub fn init(&self) -> Result<Box<dyn QuestionTask>> {
-        Ok(match self {
-            Self::Mqar(task) => Box::new(task.init()?),
-            Self::Copying(task) => Box::new(task.init()?),
-            Self::Passkey(task) => Box::new(task.init()?),
-        })
     }
 }

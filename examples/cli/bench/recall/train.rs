@@ -135,7 +135,7 @@ impl Making<'_> {
     fn scores(&self, model: &Decoder) -> Result<Vec<Score>> {
         let evaluate = &self.settings.evaluate;
         let mut scores = Vec::new();
-        for (length, pairs, task) in self.settings.task.evaluations(evaluate) {
+        for (length, pairs, task) in self.settings.evaluations() {
             let task = task.init()?;
             let (mut right, mut asked) = (0, 0);
             let mut left = evaluate.rows;

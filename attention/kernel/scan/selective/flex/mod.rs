@@ -34,6 +34,16 @@ const PARALLEL_FROM: usize = 1 << 15;
 
 type Lanes = [f32; LANES];
 
+/// See [`selective_memory`](crate::scan::selective_memory).
+pub(in crate::scan) fn memory([b, t, e]: [usize; 3], n: usize, threads: usize) -> (usize, usize) {
+    let jobs = b * e.div_ceil(BLOCK);
+    // A as rows, gradients of B and C of every job, of A and D, and of the first state.
+    let shared = n * e + jobs * 2 * t * n + b * e * (n + 1) + b * n * e;
+    // What a job keeps of a span, and of its runs of channels.
+    let own = ((SPAN + 1) * n + 3 * SPAN * n) * LANES + 4 * n * BLOCK;
+    (b * t.div_ceil(SPAN) * n * e, shared + threads.min(jobs) * own)
+}
+
 /// A call: sizes, and the tensors as rows of numbers.
 struct Call<'a> {
     plan: &'a Plan,

@@ -31,6 +31,28 @@ const PARALLEL_FROM: usize = 1 << 18;
 /// Decays below this are nothing: as they shrink further they would be slow to compute with.
 const NOTHING: f32 = 1e-30;
 
+/// See [`ssd_memory`](crate::scan::ssd_memory).
+pub(in crate::scan) fn memory(
+    [b, t, h, p]: [usize; 4],
+    [groups, n]: [usize; 2],
+    chunk: usize,
+    threads: usize,
+) -> usize {
+    let each = each(h / groups);
+    let jobs = b * groups * (h / groups).div_ceil(each);
+    let q = chunk.min(CHUNK).min(t).max(1);
+    // Gradients of B and C of every job, and of the first state.
+    let shared = jobs * 2 * t * n + b * n * h * p;
+    // States before the chunks, and matrices of a chunk.
+    let own = each * (t.div_ceil(q) + 1) * n * p + 5 * q * q + 6 * q * p + 2 * q * n;
+    shared + threads.min(jobs) * own
+}
+
+/// Heads of a job.
+fn each(of_group: usize) -> usize {
+    (of_group / JOBS).clamp(1, HEADS)
+}
+
 /// A call: sizes, and the tensors as rows of numbers.
 struct Call<'a> {
     plan: &'a Plan,
@@ -75,8 +97,7 @@ impl<'a> Call<'a> {
 
     fn jobs(&self) -> Vec<Job> {
         let of_group = self.plan.heads / self.plan.groups;
-        let each = (of_group / JOBS).clamp(1, HEADS);
-        Job::all(self.batch, self.plan.groups, of_group, each)
+        Job::all(self.batch, self.plan.groups, of_group, each(of_group))
     }
 
     /// Results of all jobs, in their order; everything inside `work` should inline.

@@ -1,0 +1,178 @@
+//! Attention that a gate of SeerAttention learns from, as `attention/seer/` computes: the model as it
+//! is, without a graph unless blocks are recomputed, and beside it the gate's own.
+
+use super::layout::{Layout, Training, Weights};
+use super::own::{Sizes, attend};
+use super::tape::{Tape, Value};
+use crate::attention::SeerConfig;
+use crate::attention::seer::{GateKind, HeadPool, SCORES_OF_PIECE};
+use crate::kernel::attention::scratch;
+
+/// Tensors of the size of a piece's scores that its loss and gradients hold at once.
+const PER_SCORE: u64 = 12;
+
+/// A layer and the shape of its input.
+pub(super) struct Layer<'a> {
+    config: &'a SeerConfig,
+    layout: &'a Layout,
+    sizes: Sizes,
+    /// Blocks of a row.
+    blocks: u64,
+    /// Of queries; none where pooled queries are taken as they are.
+    query: Option<Weights>,
+    key: Weights,
+    /// Heads that the keys' layer has.
+    key_heads: u64,
+    norms: Weights,
+    /// Width of gate queries and keys.
+    wide: u64,
+}
+
+impl<'a> Layer<'a> {
+    pub(super) fn new(
+        config: &'a SeerConfig,
+        layout: &'a Layout,
+        training: &Training<'_>,
+        sizes: Sizes,
+    ) -> Self {
+        let (d, heads) = (layout.head_dim, layout.heads);
+        let kv_heads = layout.kv / d;
+        let wide = config.gate_dim.map_or(d, |width| width as u64);
+        let gate = |heads: u64, from: u64| training.gate((heads * from * wide) as usize);
+        let (q_in, k_in) = (config.q_pool.len() as u64 * d, config.k_pool.len() as u64 * d);
+        let single = config.q_pool.len() == 1 && wide == d && !config.force_double;
+        let (query, key_heads) = match (config.gate, config.head_pool) {
+            (GateKind::Prefill, _) if single => (None, heads),
+            (GateKind::Prefill, _) => (Some(gate(heads, q_in)), kv_heads),
+            (GateKind::Decode, HeadPool::Qproj) => (Some(gate(heads, d)), kv_heads),
+            (GateKind::Decode, HeadPool::Qavgproj) => (Some(gate(kv_heads, d)), kv_heads),
+            (GateKind::Decode, _) => (None, kv_heads),
+        };
+        let norms = match (config.gate, config.qk_norm) {
+            (GateKind::Decode, true) => {
+                let one = training.gate(wide as usize);
+                one.and(one)
+            }
+            _ => Weights::default(),
+        };
+        let blocks = sizes.len.div_ceil((config.block as u64).max(1));
+        let key = gate(key_heads, k_in);
+        Self { config, layout, sizes, blocks, query, key, key_heads, norms, wide }
+    }
+
+    /// Those of attention, and the gate's.
+    pub(super) fn weights(&self) -> Weights {
+        let gate = self.query.unwrap_or_default().and(self.key).and(self.norms);
+        self.layout.mixer(None).and(gate)
+    }
+
+    /// The output, and the gate's loss.
+    pub(super) fn mix(&self, tape: &Tape, x: Value) -> (Value, Option<Value>) {
+        let (l, tokens) = (self.layout, self.sizes.tokens());
+        let [q, k, v] = l.qkv.each_ref().map(|layer| tape.linear(&x, tokens, layer));
+        drop(x);
+        let normed = |x: Value| match l.qk_norm {
+            true => tape.op(&[&x], x.floats, &[&x], (0, 0)),
+            false => x,
+        };
+        let (q, k) = (normed(q), normed(k));
+        let rotated = [&q, &k].map(|x| tape.copy(x));
+        let (len, heads) = (self.sizes.len as usize, l.heads as usize);
+        let shape = [self.sizes.batch as usize, heads, len, l.head_dim as usize];
+        let scratch = scratch(shape, (l.kv / l.head_dim) as usize, len) as u64;
+        let mixed = attend(tape, [&rotated[0], &rotated[1], &v], tokens * l.heads, scratch);
+        drop(v);
+        let y = {
+            let joined = if l.heads > 1 { tape.copy(&mixed) } else { mixed };
+            tape.linear(&joined, tokens, &l.o)
+        };
+        let (q, k) = (tape.detached(&q), tape.detached(&k));
+        let (q, k) = match self.config.gate {
+            GateKind::Prefill => self.of_blocks(tape, q, k),
+            GateKind::Decode => self.of_tokens(tape, q, k),
+        };
+        let loss = self.loss(tape, [q, k]);
+        drop(rotated);
+        (y, Some(loss))
+    }
+
+    /// Pooled over blocks; `pools` of them side by side.
+    fn pooled(&self, tape: &Tape, x: &Value, pools: usize) -> Value {
+        let (n, block) = (self.blocks, self.config.block as u64);
+        let each = x.floats / self.sizes.len;
+        // A last block that is cut off is filled up, and hidden pair by pair.
+        let filled = (n * block > self.sizes.len).then(|| tape.made(each * n * block));
+        let copied = tape.made(each * n * block);
+        let all = tape.made(each * n * pools as u64);
+        drop((filled, copied));
+        all
+    }
+
+    fn linear(&self, tape: &Tape, x: &Value, weights: Weights, floats: u64) -> Value {
+        tape.matmul(x, &tape.weights(weights), floats)
+    }
+
+    fn of_blocks(&self, tape: &Tape, q: Value, k: Value) -> (Value, Value) {
+        let (c, l) = (self.config, self.layout);
+        let places = self.sizes.batch * self.blocks;
+        let of_heads = places * l.heads * self.wide;
+        let mut q = self.pooled(tape, &q, c.q_pool.len());
+        let mut k = self.pooled(tape, &k, c.k_pool.len());
+        if self.key_heads * l.head_dim != l.kv {
+            k = tape.made(places * l.q * c.k_pool.len() as u64);
+        }
+        if let Some(weights) = self.query {
+            q = self.linear(tape, &q, weights, of_heads);
+        }
+        k = self.linear(tape, &k, self.key, places * self.key_heads * self.wide);
+        let (q, k) = (tape.copy(&q), tape.copy(&k));
+        let k = if k.floats == of_heads { k } else { tape.reduced(&k, of_heads) };
+        (q, k)
+    }
+
+    fn of_tokens(&self, tape: &Tape, q: Value, k: Value) -> (Value, Value) {
+        let (l, tokens) = (self.layout, self.sizes.tokens());
+        let kv_heads = l.kv / l.head_dim;
+        let mean = || tape.made(tokens * l.kv);
+        let norm =
+            Weights { all: self.norms.all / 2, trained: self.norms.trained / 2, ..self.norms };
+        let placed = |x: Value| {
+            let weights = tape.weights(norm);
+            let x = match norm.all {
+                0 => x,
+                _ => tape.op(&[&x, &weights], x.floats, &[&x], (0, 0)),
+            };
+            tape.copy(&x)
+        };
+        let q = match (self.query, self.config.head_pool) {
+            (Some(weights), HeadPool::Qproj) => {
+                let q = tape.copy(&q);
+                self.linear(tape, &q, weights, tokens * kv_heads * self.wide)
+            }
+            (Some(weights), _) => {
+                self.linear(tape, &mean(), weights, tokens * kv_heads * self.wide)
+            }
+            (None, HeadPool::Qorig) => q,
+            (None, _) => mean(),
+        };
+        let k = self.pooled(tape, &k, self.config.k_pool.len());
+        let floats = self.sizes.batch * self.blocks * kv_heads * self.wide;
+        let k = self.linear(tape, &k, self.key, floats);
+        (placed(q), placed(k))
+    }
+
+    /// Pieces one after the other, whose gradients are kept.
+    fn loss(&self, tape: &Tape, [q, k]: [Value; 2]) -> Value {
+        let rows = match self.config.gate {
+            GateKind::Prefill => self.blocks,
+            GateKind::Decode => self.sizes.len,
+        };
+        let of_row = self.sizes.batch * self.layout.heads * self.blocks;
+        let scores = of_row * (SCORES_OF_PIECE as u64 / of_row.max(1)).clamp(1, rows);
+        let gradients = [&q, &k].map(|x| tape.made(x.floats));
+        drop(tape.made(PER_SCORE * scores));
+        let [of_q, of_k] = gradients;
+        let sum = |x, gradient| tape.reduced(&tape.mul(x, gradient), 1);
+        tape.add(sum(q, of_q), sum(k, of_k))
+    }
+}
