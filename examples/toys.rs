@@ -5,14 +5,17 @@ use crate::seeds::{by_seed, each_seed};
 use clap::ValueEnum;
 use longburn::attention::SequenceMixer;
 use longburn::datasets::synthetic::{
-    CopyingConfig, HiddenKeyConfig, MqarConfig, Question, QuestionBatch, QuestionTask,
+    Copying, CopyingConfig, HiddenKeyConfig, MqarConfig, Question, QuestionBatch, QuestionRow,
+    QuestionTask,
 };
 use longburn::models::Decoder;
+use longburn::streams::RngCore;
 use longburn::training::eval::answered;
 use longburn::training::report::{Cell, Progress, mean_se};
 use longburn::training::{NextToken, Schedule, TrainConfig, Trainer, Warmup};
 use longburn::{Error, Result};
 use serde::Deserialize;
+use std::ops::Range;
 
 /// Rows that a model is asked about at once.
 const AT_ONCE: usize = 8;
@@ -25,7 +28,35 @@ const UNSEEN: u64 = 1 << 32;
 pub enum Task {
     Mqar(MqarConfig),
     Copying(CopyingConfig),
+    /// Copying of which the end has signs alone, as in the paper.
+    Signs(CopyingConfig),
     Passkey(HiddenKeyConfig),
+}
+
+/// Copying without the values at the end: each sign asks for the next one, and none is given.
+struct Signs(Copying);
+
+impl QuestionTask for Signs {
+    fn vocabulary(&self) -> usize {
+        self.0.vocabulary()
+    }
+
+    fn answers(&self) -> Range<u32> {
+        self.0.answers()
+    }
+
+    fn chance(&self) -> f64 {
+        1.0 / self.0.answers().len() as f64
+    }
+
+    fn row(&self, rng: &mut dyn RngCore) -> QuestionRow {
+        let mut row = self.0.row(rng);
+        let sign = row.questions.first().map(|question| row.ids[question.at]);
+        for question in row.questions.iter().skip(1) {
+            row.ids[question.at] = sign.unwrap_or_default();
+        }
+        row
+    }
 }
 
 impl Task {
@@ -35,6 +66,7 @@ impl Task {
         Ok(match self {
             Self::Mqar(config) => Box::new(config.init()?),
             Self::Copying(config) => Box::new(config.init()?),
+            Self::Signs(config) => Box::new(Signs(config.init()?)),
             Self::Passkey(config) => Box::new(config.init()?),
         })
     }
@@ -43,7 +75,7 @@ impl Task {
     pub fn length(&self) -> usize {
         match self {
             Self::Mqar(config) => config.length,
-            Self::Copying(config) => config.length,
+            Self::Copying(config) | Self::Signs(config) => config.length,
             Self::Passkey(config) => config.length,
         }
     }
@@ -53,7 +85,7 @@ impl Task {
         let mut other = self.clone();
         match &mut other {
             Self::Mqar(config) => config.length = tokens,
-            Self::Copying(config) => config.length = tokens,
+            Self::Copying(config) | Self::Signs(config) => config.length = tokens,
             Self::Passkey(config) => config.length = tokens,
         }
         other
