@@ -2,6 +2,7 @@
 
 mod models;
 mod sets;
+mod states;
 
 use crate::twins::{assert_equal_twins, everything, host, moved, normal};
 use burn::tensor::{Device, Tensor, TensorData};
@@ -323,41 +324,6 @@ fn the_state_is_bounded_and_made_of_tensors() {
     assert!(error.contains("10 tensors") && error.contains("11"), "{error}");
 }
 
-/// A strategy that relays a state tensor by tensor changes nothing, whatever the state is made of.
-#[test]
-fn a_state_put_together_again_equals_the_state() {
-    let t = 4 * CHUNK + 3;
-    let tokens = TokenMeta::contiguous(2, t, 0);
-    let x = normal([2, t, HIDDEN], 18);
-    let all = kinds().into_iter().chain([("pre-norm", config().with_norm(WeightNorm::Pre))]);
-    for (name, config) in all {
-        let layer = layer(&config);
-        let part = |range: std::ops::Range<usize>, state| {
-            let tokens = tokens.slice(range.clone()).unwrap();
-            let x = x.clone().narrow(1, range.start, range.len());
-            with_context(&tokens, true, |ctx| layer.forward(x, ctx, state)).unwrap()
-        };
-        let state = part(0..2 * CHUNK + 2, None).state.unwrap();
-        let again = state.from_tensors(state.tensors()).unwrap();
-        let [want, got] = [state, again].map(|state| host(part(2 * CHUNK + 2..t, Some(state)).y));
-        assert_eq!(got, want, "{name}");
-    }
-}
-
-/// What is tapped is what the last projection gets: both branches.
-#[test]
-fn the_tap_holds_both_branches() {
-    let layer = layer(&config());
-    let (t, x) = (2 * CHUNK + 3, normal([2, 2 * CHUNK + 3, HIDDEN], 19));
-    let tokens = TokenMeta::contiguous(2, t, 0);
-    let out = with_context(&tokens, false, |ctx| {
-        layer.forward(x, &MixContext { taps: &[Tap::Mixed], ..ctx.clone() }, None)
-    });
-    let MixOutput { y, taps, .. } = out.unwrap();
-    let mixed = taps.mixed.unwrap().swap_dims(1, 2).reshape([2, t, HIDDEN]);
-    assert!(ratio(&host(layer.out_proj.forward(mixed)), &host(y)) <= 1e-6);
-}
-
 fn lengths(w: &Tensor<4>) -> Vec<f32> {
     host(w.clone().square().sum_dim(3).sqrt())
 }
@@ -455,6 +421,10 @@ fn newton_schulz_makes_singular_values_equal() {
     let narrow = NewtonSchulz::LACT.with_bf16(true).orthogonalize(wide.clone());
     let r = ratio(&host(narrow), &host(NewtonSchulz::LACT.orthogonalize(wide)));
     assert!((1e-4..3e-2).contains(&r), "{r:.1e}");
+    // The products are those of the smaller side, whichever it is.
+    for (rows, columns) in [(4, 7), (7, 4)] {
+        assert_eq!(NewtonSchulz::operations(rows, columns), 5 * (4 * 4 * 4 * 7 + 2 * 4 * 4 * 4));
+    }
     // Of almost nothing: LaCT adds to the norm, the optimizer has a least one.
     for (iteration, norm) in [(NewtonSchulz::LACT_SET, 1.1e-7), (NewtonSchulz::MUON, 1e-7)] {
         let one = Tensor::<3>::full([1, 1, 1], 1e-8, &device());

@@ -155,6 +155,7 @@ fn bad_fields_are_named() {
         (&first, "layer_norm_epsilon", json!(-1.0), "layer_norm_epsilon"),
         (&first, "hidden_size", Value::Null, "hidden_size"),
         (&second, "num_heads", json!(5), "num_heads"),
+        (&second, "num_heads", json!(12), "field `num_heads` is 12"),
         (&second, "n_groups", json!(4), "n_groups"),
         (&second, "time_step_limit", json!([0.5, 0.1]), "time_step_limit"),
         (&second, "time_step_limit", json!([0.0]), "time_step_limit"),
@@ -319,6 +320,10 @@ fn hybrids_come_back_and_say_that_only_longburn_reads_them() {
         (json!({ "mixer": [{ "name": "dense", "layers": [0] }] }), "the layers 1-3"),
         (json!({ "mixer": [{ "name": "dense", "layers": [7] }] }), "longburn.mixer[0].layers"),
         (json!({ "mixer": { "name": "mamba9" } }), "unknown variant `mamba9`"),
+        (
+            json!({ "mixer": { "name": "mamba2", "n_groups": 0 } }),
+            "field `mixers[0].n_groups` is 0",
+        ),
         (json!({ "depth": 3 }), "unknown field `depth`"),
         (json!("dense"), "longburn"),
     ] {
