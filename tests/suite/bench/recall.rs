@@ -4,6 +4,7 @@ use super::bench;
 use burn::tensor::Device;
 use longburn::attention::{MixerConfig, MixerSchedule};
 use longburn::datasets::synthetic::{MqarConfig, QuestionBatch, QuestionTask};
+use longburn::models::keymap::{ParamInfo, params};
 use longburn::models::{Decoder, ModelConfig};
 use longburn::positional::RopeConfig;
 use longburn::training::eval::answered;
@@ -183,6 +184,8 @@ fn a_cell_equals_its_training_by_hand() {
                 });
             model = trained.unwrap().model;
         }
+        let weights: usize = params(&model).iter().map(ParamInfo::numel).sum();
+        assert_eq!(cell["parameters"], weights);
         let last = &losses[losses.len() - losses.len().div_ceil(10)..];
         let loss = last.iter().sum::<f64>() / last.len() as f64;
         assert!((loss / number(&cell["loss"]) - 1.0).abs() < 1e-6, "{loss}, {}", cell["loss"]);

@@ -28,7 +28,8 @@ fn a_state_put_together_again_equals_the_state() {
 fn a_row_that_waits_goes_on_as_if_it_had_not() {
     for (name, config) in kinds() {
         let layer = layer(&config);
-        let (first, more) = (CHUNK + 2, 3);
+        // Enough that what waits in the buffers is learned from behind the pause.
+        let (first, more) = (CHUNK + 2, CHUNK - 1);
         let x = normal([2, first + 2 * more, HIDDEN], 20);
         let part = |start: usize, len: usize| x.clone().narrow(1, start, len);
         let call = |x, tokens: &TokenMeta, state| {
@@ -38,7 +39,7 @@ fn a_row_that_waits_goes_on_as_if_it_had_not() {
         let places = |at: [usize; 2]| -> Vec<i32> {
             at.into_iter().flat_map(|at| at..at + more).map(|at| at as i32).collect()
         };
-        let of_rows = |a: i32, b: i32| [[a; 3], [b; 3]].concat();
+        let of_rows = |a: i32, b: i32| [vec![a; more], vec![b; more]].concat();
         let waits = TokenMeta::new(2, more, places([first, 0]), of_rows(0, -1)).unwrap();
         let state = call(part(first, more), &waits, state).state;
         let goes_on =
