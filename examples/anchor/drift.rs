@@ -48,6 +48,15 @@ fn first_to_others(keys: &[f64]) -> f64 {
     keys[0] / mean_se(&keys[1..]).mean
 }
 
+/// Where key 0 stands, in one line.
+pub fn summary(drifts: &[Drift]) -> String {
+    let one = |drift: &Drift| {
+        let (sum, mean) = (rank_of_first(&drift.sums), rank_of_first(&drift.means));
+        format!("{} in {}: key 0 has rank {sum} by sum, {mean} by mean", drift.of, drift.precision)
+    };
+    drifts.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
 impl DriftPart {
     /// For each model and precision.
     ///

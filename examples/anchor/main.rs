@@ -224,8 +224,10 @@ fn run(args: &Args) -> Result<()> {
     let columns = ["packing".to_string()].into_iter().chain(head).chain(["last by seed".into()]);
     let mut table = Table::new(columns);
     for (i, arm) in Arm::ALL.into_iter().enumerate() {
-        let each = |part: usize| of_seeds.iter().map(|(losses, _)| losses[i][part]).collect();
-        let means = (0..3).map(|part| Cell::from(mean_se(&Vec::<f64>::from(each(part))).mean));
+        let each = |part: usize| -> Vec<f64> {
+            of_seeds.iter().map(|(losses, _)| losses[i][part]).collect()
+        };
+        let means = (0..3).map(|part| Cell::from(mean_se(&each(part)).mean));
         let last = Cell::from(by_seed(&each(2), 3));
         table.push([Cell::from(arm.name())].into_iter().chain(means).chain([last]));
     }
@@ -250,6 +252,7 @@ fn arms(recipe: &Recipe, text: &Text, seed: u64) -> Result<(Vec<Vec<f64>>, Vec<D
             let untrained = new(recipe, seed)?;
             let models = [(&model, "trained"), (&untrained, "untrained")];
             drift = recipe.drift.measure(&text.held_out[0][..recipe.train.length], &models)?;
+            println!("seed {seed}, {}", drift::summary(&drift));
         }
     }
     Ok((all, drift))

@@ -168,7 +168,7 @@ fn arms(recipe: &Recipe, seed: u64) -> Result<Vec<Measured>> {
         .with_rope(RopeConfig::new(rope_theta, width / heads))
         .with_max_positions(recipe.task.length);
     config.initializer_range = embedding;
-    let measured = |arm, model: &Decoder| {
+    let measured = |arm, model: &Decoder| -> Result<Measured> {
         let measured = measure(recipe, seed, arm, model)?;
         println!("seed {seed}, {arm}: {:.1} % beyond the window", 100.0 * measured.beyond);
         Ok(measured)

@@ -2,6 +2,7 @@
 
 mod models;
 mod sets;
+mod states;
 
 use crate::twins::{assert_equal_twins, everything, host, moved, normal};
 use burn::tensor::{Device, Tensor, TensorData};
@@ -420,6 +421,10 @@ fn newton_schulz_makes_singular_values_equal() {
     let narrow = NewtonSchulz::LACT.with_bf16(true).orthogonalize(wide.clone());
     let r = ratio(&host(narrow), &host(NewtonSchulz::LACT.orthogonalize(wide)));
     assert!((1e-4..3e-2).contains(&r), "{r:.1e}");
+    // The products are those of the smaller side, whichever it is.
+    for (rows, columns) in [(4, 7), (7, 4)] {
+        assert_eq!(NewtonSchulz::operations(rows, columns), 5 * (4 * 4 * 4 * 7 + 2 * 4 * 4 * 4));
+    }
     // Of almost nothing: LaCT adds to the norm, the optimizer has a least one.
     for (iteration, norm) in [(NewtonSchulz::LACT_SET, 1.1e-7), (NewtonSchulz::MUON, 1e-7)] {
         let one = Tensor::<3>::full([1, 1, 1], 1e-8, &device());

@@ -148,8 +148,10 @@ pub fn step_size(bias: &f32) -> f64 {
     (*bias as f64).exp().ln_1p()
 }
 
-/// That numbers are drawn up to this bound.
+/// That numbers are drawn up to this bound, above 0 and below.
 pub fn are_within(x: &[f32], bound: f64) {
-    let most = x.iter().fold(0f32, |m, x| m.max(x.abs())) as f64;
-    assert!(most <= bound && most > 0.9 * bound, "{most}, expected up to {bound}");
+    for sign in [1.0, -1.0] {
+        let most = f64::from(x.iter().fold(0f32, |m, x| m.max(sign * x)));
+        assert!(most <= bound && most > 0.9 * bound, "{most}, expected up to {bound}");
+    }
 }

@@ -82,6 +82,20 @@ fn initial_values_are_those_of_the_paper() {
     assert_eq!(shape("x_proj.weight"), [4 + 32, 128]);
 }
 
+/// Of convolution and projections, in this order; the rank of Δ is rounded up.
+#[test]
+fn settings_decide_which_weights_there_are() {
+    for (conv, projections) in [(true, false), (false, true)] {
+        let config = small().with_biases(conv, projections);
+        let shapes = params(&layer(config, &Device::flex()).unwrap());
+        let has = |path: &str| shapes.iter().any(|p| p.path == path);
+        assert_eq!(has("conv1d.bias"), conv);
+        assert_eq!((has("in_proj.bias"), has("out_proj.bias")), (projections, projections));
+        assert!(has("dt_proj.bias") && !has("x_proj.bias"));
+    }
+    assert_eq!([8, 16, 24, 40].map(|hidden| small().rank(hidden)), [1, 1, 2, 3]);
+}
+
 /// Forward and backward hold nothing of a state per token.
 #[test]
 fn the_scan_keeps_no_state_per_token() {
@@ -110,14 +124,17 @@ fn the_scan_keeps_no_state_per_token() {
 fn what_does_not_fit_is_refused() {
     let device = Device::flex();
     let text = |error: longburn::Error| error.to_string();
+    let steps = |step_sizes| Mamba1Config { step_sizes, ..small() };
     for (config, wanted) in [
         (small().with_d_state(0), "field `d_state` is 0"),
         (small().with_d_conv(0), "field `d_conv` is 0"),
         (small().with_dt_rank(0), "field `dt_rank` is 0"),
         (
-            Mamba1Config { step_sizes: StepSizes { max: 1e-4, ..StepSizes::default() }, ..small() },
+            steps(StepSizes { max: 1e-4, ..StepSizes::default() }),
             "field `step_sizes.max` is 0.0001",
         ),
+        (steps(StepSizes { min: 0.0, ..StepSizes::default() }), "field `step_sizes.min` is 0"),
+        (steps(StepSizes { floor: 0.0, ..StepSizes::default() }), "field `step_sizes.floor` is 0"),
     ] {
         let error = text(layer(config, &device).unwrap_err());
         assert!(error.contains(wanted), "{error}");

@@ -5,7 +5,7 @@ use crate::twins::{assert_equal_twins, moved};
 use burn::tensor::{Device, Tensor};
 use longburn::attention::*;
 use longburn::kernel::TokenMeta;
-use longburn::models::keymap::read_params;
+use longburn::models::keymap::{params, read_params};
 use longburn::streams::Streams;
 
 fn layer(config: Mamba2Config, device: &Device) -> longburn::Result<Mamba2> {
@@ -96,6 +96,21 @@ fn initial_values_are_those_of_the_paper() {
     assert!(bias.iter().map(step_size).all(|dt| (0.999e-3..=0.1001).contains(&dt)));
     for ones in ["norm.weight", "D"] {
         assert!(values(&layer, ones).iter().all(|w| *w == 1.0), "{ones}");
+    }
+}
+
+/// Biases of convolution and projections, in this order; D per head or per channel.
+#[test]
+fn settings_decide_which_weights_there_are() {
+    for (conv, projections) in [(true, false), (false, true)] {
+        let layer = layer(small().with_biases(conv, projections), &Device::flex()).unwrap();
+        let has = |path: &str| params(&layer).iter().any(|p| p.path == path);
+        assert_eq!(has("conv1d.bias"), conv);
+        assert_eq!((has("in_proj.bias"), has("out_proj.bias")), (projections, projections));
+    }
+    for (d_has_head_dim, skips) in [(false, 4), (true, 32)] {
+        let config = Mamba2Config { d_has_head_dim, ..small() };
+        assert_eq!(values(&layer(config, &Device::flex()).unwrap(), "D").len(), skips);
     }
 }
 

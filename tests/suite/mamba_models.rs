@@ -3,7 +3,7 @@
 use crate::tiny::{self, ids, logits, ratio};
 use burn::tensor::Device;
 use longburn::attention::{
-    Layers, Mamba1Config, Mamba2Config, MixerConfig, MixerSchedule, MixerSite,
+    Layers, Mamba1Config, Mamba2Config, MixerConfig, MixerSchedule, MixerSite, StepSizes,
 };
 use longburn::models::keymap::params;
 use longburn::models::lora::{self, LoraConfig, Target};
@@ -29,7 +29,16 @@ fn mamba2() -> MixerConfig {
 fn families() -> Vec<ModelConfig> {
     let of = |mixer, tied| ModelConfig::state_space(61, 24, 2, mixer).with_tied(tied);
     let biased = Mamba1Config::new().with_d_state(3).with_d_conv(3).with_biases(false, true);
-    vec![of(mamba1(), true), of(mamba2(), false), of(MixerConfig::Mamba1(biased), false)]
+    let MixerConfig::Mamba2(second) = mamba2() else { panic!("another mixer") };
+    let steps = StepSizes { min: 0.002, max: 0.05, floor: 0.003 };
+    let first = Mamba1Config { step_sizes: steps, ..biased };
+    let second = Mamba2Config { step_sizes: steps, ..second };
+    vec![
+        of(mamba1(), true),
+        of(mamba2(), false),
+        of(MixerConfig::Mamba1(first), false),
+        of(MixerConfig::Mamba2(second), true),
+    ]
 }
 
 /// All parameters random; the logarithms of decays and the step sizes in their own range.
@@ -135,7 +144,7 @@ fn changed(config: &ModelConfig, field: &str, value: Value) -> Result<ModelConfi
 
 #[test]
 fn bad_fields_are_named() {
-    let [first, second, _] = <[ModelConfig; 3]>::try_from(families()).unwrap();
+    let [first, second, ..] = <[ModelConfig; 4]>::try_from(families()).unwrap();
     for (config, field, value, said) in [
         (&first, "state_size", json!(0), "state_size"),
         (&first, "conv_kernel", json!("4"), "conv_kernel"),
@@ -145,9 +154,11 @@ fn bad_fields_are_named() {
         (&first, "layer_norm_epsilon", json!(-1.0), "layer_norm_epsilon"),
         (&first, "hidden_size", Value::Null, "hidden_size"),
         (&second, "num_heads", json!(5), "num_heads"),
+        (&second, "num_heads", json!(12), "field `num_heads` is 12"),
         (&second, "n_groups", json!(4), "n_groups"),
         (&second, "time_step_limit", json!([0.5, 0.1]), "time_step_limit"),
         (&second, "time_step_limit", json!([0.0]), "time_step_limit"),
+        (&second, "time_step_limit", json!([0.0, { "__float__": "-Infinity" }]), "time_step_limit"),
         (&second, "chunk_size", json!(0), "chunk_size"),
     ] {
         let error = changed(config, field, value).unwrap_err().to_string();
@@ -165,6 +176,45 @@ fn bad_fields_are_named() {
         let again = read.to_json_of_same_weights();
         assert!(again.get("time_step_limit").is_none(), "{again}");
     }
+    // With its sign, too.
+    let text = text.replace("[0.01,0.5]", "[-Infinity,0.5]");
+    let error = ModelConfig::from_json_str(&text, "config.json").unwrap_err().to_string();
+    assert!(error.contains("config.json: field `time_step_limit`"), "{error}");
+}
+
+/// A file that says nothing but sizes has what the classes of `transformers` have by themselves.
+#[test]
+fn what_a_file_leaves_out_is_as_in_transformers() {
+    let read = |text: Value| ModelConfig::from_json_str(&text.to_string(), "config.json").unwrap();
+    let sizes = json!({ "vocab_size": 61, "hidden_size": 4096, "num_hidden_layers": 1 });
+    let of = |model_type: &str| {
+        let mut text = sizes.clone();
+        text["model_type"] = json!(model_type);
+        read(text)
+    };
+    let (first, second) = (of("mamba"), of("mamba2"));
+    let MixerConfig::Mamba1(mixer) = &first.mixers[0] else { panic!("{:?}", first.mixers) };
+    assert_eq!(*mixer, Mamba1Config::new());
+    assert_eq!(
+        (mixer.d_state, mixer.d_conv, mixer.inner(4096), mixer.rank(4096)),
+        (16, 4, 8192, 256)
+    );
+    let MixerConfig::Mamba2(mixer) = &second.mixers[0] else { panic!("{:?}", second.mixers) };
+    assert_eq!(*mixer, Mamba2Config::new().with_n_groups(8));
+    assert_eq!((mixer.d_state, mixer.heads(4096), mixer.head_dim), (128, 128, 64));
+    for (config, tied, pad, eos) in [(&first, true, 0, 0), (&second, false, 1, 2)] {
+        assert_eq!(config.tie_word_embeddings, tied);
+        assert_eq!((config.bos_token_id, config.pad_token_id), (Some(0), Some(pad)));
+        assert_eq!(config.eos_token_ids, [eos]);
+        assert_eq!((config.initializer_range, config.rms_norm_eps), (0.1, 1e-5));
+    }
+    // One epsilon for all norms, the gated one among them.
+    let mut text = families()[1].to_json_of_same_weights();
+    text["layer_norm_epsilon"] = json!(1e-3);
+    let config = read(text);
+    let MixerConfig::Mamba2(mixer) = &config.mixers[0] else { panic!("{:?}", config.mixers) };
+    assert_eq!((config.rms_norm_eps, mixer.norm_eps), (1e-3, 1e-3));
+    config.validate().unwrap();
 }
 
 #[test]
@@ -267,6 +317,10 @@ fn hybrids_come_back_and_say_that_only_longburn_reads_them() {
         (json!({ "mixer": [{ "name": "dense", "layers": [0] }] }), "the layers 1-3"),
         (json!({ "mixer": [{ "name": "dense", "layers": [7] }] }), "longburn.mixer[0].layers"),
         (json!({ "mixer": { "name": "mamba9" } }), "unknown variant `mamba9`"),
+        (
+            json!({ "mixer": { "name": "mamba2", "n_groups": 0 } }),
+            "field `mixers[0].n_groups` is 0",
+        ),
         (json!({ "depth": 3 }), "unknown field `depth`"),
         (json!("dense"), "longburn"),
     ] {
@@ -287,6 +341,13 @@ fn a_dense_checkpoint_becomes_a_hybrid_that_keeps_the_rest() {
     let error = Decoder::load(dir.path(), &schedule, &Device::flex()).unwrap_err().to_string();
     assert!(error.contains("no weights for the mixer mamba1 of layer 1"), "{error}");
     let error = dense.clone().swap_mixer(&schedule).unwrap_err().to_string();
+    assert!(error.contains("layer 1") && error.contains("other weights"), "{error}");
+
+    // Of the same name, but with weights of other sizes.
+    let wider = MixerConfig::Mamba1(Mamba1Config::new().with_d_state(6).with_dt_rank(3));
+    let wider = MixerSchedule::new(MixerConfig::Dense).with_layers(Layers::parse("1"), wider);
+    let converted = Decoder::convert(dir.path(), &config, &schedule, 5, &Device::flex()).unwrap();
+    let error = converted.swap_mixer(&wider).unwrap_err().to_string();
     assert!(error.contains("layer 1") && error.contains("other weights"), "{error}");
 
     let convert =

@@ -154,6 +154,14 @@ fn rows_are_those_of_their_seed_and_number() {
     assert_eq!(row.ids, [6, 16, 9, 22, 2, 3, 9, 22, 6, 16, 2, 1]);
 }
 
+/// Of copied tokens and digits those that came before are known not to be the last one.
+#[test]
+fn chance_is_what_is_left_to_guess() {
+    assert_eq!(mqar(40, (2, 8)).init().unwrap().chance(), 1.0 / 8.0);
+    assert_eq!(copying(30).init().unwrap().chance(), 1.0 / (12.0 - 4.0));
+    assert_eq!(passkey(40).init().unwrap().chance(), 1.0 / (8.0 - 3.0));
+}
+
 /// The best that can be said of an answer by who sees the question's token, its ordinal, or both.
 #[test]
 fn answers_are_not_known_without_the_evidence() {

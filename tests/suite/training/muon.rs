@@ -59,6 +59,7 @@ fn steps_equal_the_reference() {
         plain,
         Muon { scale: MuonScale::Original, lr_factor: 0.5, ..plain },
         Muon { momentum: 0.5, weight_decay: 0.2, ..Muon::default() },
+        Muon { weight_decay: 0.2, lr_factor: 0.5, ..Muon::default() },
         Muon { momentum: 0.0, scale: MuonScale::Original, weight_decay: 0.1, ..plain },
     ];
     for (rows, columns) in [(4, 7), (7, 4), (5, 5)] {
