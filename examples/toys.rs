@@ -10,7 +10,6 @@ use longburn::training::report::{Cell, Progress, mean_se};
 use longburn::training::{NextToken, Schedule, TrainConfig, Trainer, Warmup};
 use longburn::{Error, Result};
 use serde::Deserialize;
-use std::ops::Range;
 
 /// Rows that a model is asked about at once.
 const AT_ONCE: usize = 8;
