@@ -9,7 +9,7 @@ use crate::attention::seer::{GateKind, HeadPool, SCORES_OF_PIECE};
 use crate::kernel::attention::scratch;
 
 /// Tensors of the size of a piece's scores that its loss and gradients hold at once.
-const PER_SCORE: u64 = 12;
+const PER_SCORE: u64 = 4;
 
 /// A layer and the shape of its input.
 pub(super) struct Layer<'a> {

@@ -65,15 +65,14 @@ pub(super) fn mamba2(
     let a = tape.scaled(tape.function(tape.weights(parts.weights("A_log"))));
     let decay = tape.mul(dt.clone(), a);
     let h0 = tape.made(sizes.batch * n * e);
-    let inputs = [&x, &dt, &decay, &b, &c];
-    let keeps = [&x, &dt, &decay, &b, &c, &h0];
+    let d = tape.weights(parts.weights("D"));
+    let inputs = [&x, &dt, &decay, &b, &c, &d];
+    let keeps = [&x, &dt, &decay, &b, &c, &d, &h0];
     let shape = [sizes.batch, sizes.len, heads, e / heads].map(|size| size as usize);
     let of_groups = [config.n_groups, config.d_state];
     let scratch = scan::ssd_memory(shape, of_groups, config.chunk, sizes.threads);
     let y = tape.op(&inputs, tokens * e, &keeps, (0, scratch as u64));
-    drop((dt, decay, b, c, h0));
-    let skipped = tape.mul(x, tape.weights(parts.weights("D")));
-    let y = tape.add(y, skipped);
+    drop((x, dt, decay, b, c, d, h0));
     let y = match config.rms_norm {
         true => normed(tape, y, z, tokens * e, config, parts),
         false => gated(tape, z, y, tokens * e),

@@ -152,7 +152,7 @@ fn a_cell_equals_its_training_by_hand() {
         let (seed, of) = (3, &cell["settings"]);
         let number = |value: &Value| value.as_f64().unwrap();
         let own: MixerSchedule = serde_json::from_value(of["mixer"]["mixer"].clone()).unwrap();
-        let task: MqarConfig = serde_json::from_value(of["task"].clone()).unwrap();
+        let task: TaskConfig = serde_json::from_value(of["task"].clone()).unwrap();
         let made = task.init().unwrap();
         let mut config = ModelConfig::llama(made.vocabulary() + 1, 32, 2, 2)
             .with_intermediate(of["mixer"]["inner"].as_u64().unwrap() as usize)

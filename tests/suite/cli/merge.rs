@@ -194,7 +194,7 @@ fn a_mamba_checkpoint_is_adapted_and_merged() {
     // Without an adapter, one of layers that there are is proposed.
     let (before, after) = recipe.split_at(recipe.find("[lora]").unwrap());
     let whole = format!("{before}{}", &after[after.find("[data]").unwrap()..]);
-    bench.write("whole.toml", &whole.replace("merge = true", ""));
+    bench.write("whole.toml", &whole.replace("merge = true", "").replace("64MiB", "64KiB"));
     let text = bench.run(&["plan", "whole.toml"]);
     assert!(text.contains(r#"[lora] targets = ["in", "x", "dt", "out"]"#), "{text}");
 }
