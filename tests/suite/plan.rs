@@ -57,12 +57,22 @@ fn untrained(config: &PlanConfig) -> Decoder {
 /// Run a test in a process of its own: Burn keeps the graphs of all threads in one place, and what
 /// is freed there for a test beside would be counted here.
 fn alone(test: &str, work: impl FnOnce()) {
+    alone_on(None, test, work);
+}
+
+/// The same on one thread, for working space of threads that do not always work at once.
+fn alone_on_one(test: &str, work: impl FnOnce()) {
+    alone_on(Some(1), test, work);
+}
+
+fn alone_on(threads: Option<usize>, test: &str, work: impl FnOnce()) {
     if std::env::var_os(ALONE).is_some() {
         return work();
     }
     let out = std::process::Command::new(std::env::current_exe().unwrap())
         .args([&format!("plan::{test}"), "--exact", "--nocapture"])
         .env(ALONE, "1")
+        .envs(threads.map(|n| (THREADS, n.to_string())))
         .output()
         .unwrap();
     let text = [out.stdout, out.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
@@ -74,11 +84,15 @@ fn alone(test: &str, work: impl FnOnce()) {
 /// Tells a process that it was started by [`alone`].
 const ALONE: &str = "LONGBURN_TEST_ALONE";
 
+/// How many threads `alloc::measure` has.
+const THREADS: &str = "RAYON_NUM_THREADS";
+
 #[track_caller]
 fn check(name: &str, config: PlanConfig) {
     // As many threads as `measure` has.
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let config = config.with_threads(threads);
+    let asked = std::env::var(THREADS).ok().and_then(|n| n.parse().ok());
+    let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
+    let config = config.with_threads(asked.unwrap_or_else(cores));
     for strategy in [Strategy::Plain, Strategy::Recompute] {
         let config = config.clone().with_strategy(strategy);
         compare(name, &config, measured(&config));
@@ -195,7 +209,7 @@ fn mamba(mixer: MixerConfig) -> ModelConfig {
 
 #[test]
 fn plan_is_what_is_measured_of_mamba() {
-    alone("plan_is_what_is_measured_of_mamba", || {
+    alone_on_one("plan_is_what_is_measured_of_mamba", || {
         let config = Mamba1Config::new();
         let of = |config: &Mamba1Config| mamba(MixerConfig::Mamba1(config.clone()));
         check("mamba", PlanConfig::new(of(&config), 1024));
@@ -204,14 +218,15 @@ fn plan_is_what_is_measured_of_mamba() {
         check("mamba, large states", PlanConfig::new(of(&wide), 700));
         let few = config.with_d_state(4).with_d_conv(3).with_biases(false, true);
         check("mamba, small states and biases", PlanConfig::new(of(&few), 1024));
-        check("mamba, short rows", PlanConfig::new(of(&few), 16).with_muon(true));
+        check("mamba, short rows", PlanConfig::new(of(&few), 16));
+        check("mamba, muon", PlanConfig::new(of(&few), 512).with_muon(true));
         check("mamba, micro-batches", PlanConfig::new(of(&few), 512).with_micro_batches(3, 1));
     });
 }
 
 #[test]
 fn plan_is_what_is_measured_of_mamba2() {
-    alone("plan_is_what_is_measured_of_mamba2", || {
+    alone_on_one("plan_is_what_is_measured_of_mamba2", || {
         let config = Mamba2Config::new().with_head_dim(16).with_d_state(32);
         let of = |config: &Mamba2Config| mamba(MixerConfig::Mamba2(config.clone()));
         check("mamba2", PlanConfig::new(of(&config), 1024));
@@ -226,7 +241,7 @@ fn plan_is_what_is_measured_of_mamba2() {
 /// Fast weights, chunk by chunk, in all their forms.
 #[test]
 fn plan_is_what_is_measured_of_lact() {
-    alone("plan_is_what_is_measured_of_lact", || {
+    alone_on_one("plan_is_what_is_measured_of_lact", || {
         let model = || ModelConfig::llama(300, 64, 2, 4).with_max_positions(4096);
         let small = LactConfig::new().with_fast_heads(2).with_low_rank(4).with_window(64);
         let of = |config: LactConfig, length| {
@@ -245,7 +260,7 @@ fn plan_is_what_is_measured_of_lact() {
 /// Nothing but gates trains.
 #[test]
 fn plan_is_what_is_measured_of_gates_that_learn() {
-    alone("plan_is_what_is_measured_of_gates_that_learn", || {
+    alone_on_one("plan_is_what_is_measured_of_gates_that_learn", || {
         let of = |config: SeerConfig, length| {
             let model = llama(300, 64, 3, 168);
             PlanConfig::new(model, length).with_mixer(MixerConfig::Seer(config))

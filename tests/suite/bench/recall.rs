@@ -3,7 +3,7 @@
 use super::bench;
 use burn::tensor::Device;
 use longburn::attention::{MixerConfig, MixerSchedule};
-use longburn::datasets::synthetic::{MqarConfig, QuestionBatch, QuestionTask};
+use longburn::datasets::synthetic::{MqarConfig, QuestionBatch, QuestionTask, TaskConfig};
 use longburn::models::keymap::{ParamInfo, params};
 use longburn::models::{Decoder, ModelConfig};
 use longburn::positional::RopeConfig;
@@ -152,7 +152,9 @@ fn a_cell_equals_its_training_by_hand() {
         let (seed, of) = (3, &cell["settings"]);
         let number = |value: &Value| value.as_f64().unwrap();
         let own: MixerSchedule = serde_json::from_value(of["mixer"]["mixer"].clone()).unwrap();
-        let task: TaskConfig = serde_json::from_value(of["task"].clone()).unwrap();
+        let TaskConfig::Mqar(task) = serde_json::from_value(of["task"].clone()).unwrap() else {
+            panic!("another task: {of}")
+        };
         let made = task.init().unwrap();
         let mut config = ModelConfig::llama(made.vocabulary() + 1, 32, 2, 2)
             .with_intermediate(of["mixer"]["inner"].as_u64().unwrap() as usize)
