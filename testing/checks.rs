@@ -390,8 +390,8 @@ impl<'a, M: SequenceMixer> Runner<'a, M> {
             error.map_or(Ok(bytes), Err)
         };
         settle((|| {
-            // The first run pays for what is set up once.
-            peak(64)?;
+            // The first run pays for what is set up once, tables that grow with the graph among it.
+            peak(2048)?;
             let (once, twice) = (peak(1024)?, peak(2048)?);
             let growth = twice as f64 / once as f64;
             if growth > 2.2 {

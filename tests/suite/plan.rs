@@ -219,7 +219,6 @@ fn plan_is_what_is_measured_of_mamba() {
         let few = config.with_d_state(4).with_d_conv(3).with_biases(false, true);
         check("mamba, small states and biases", PlanConfig::new(of(&few), 1024));
         check("mamba, short rows", PlanConfig::new(of(&few), 16));
-        check("mamba, muon", PlanConfig::new(of(&few), 512).with_muon(true));
         check("mamba, micro-batches", PlanConfig::new(of(&few), 512).with_micro_batches(3, 1));
     });
 }
