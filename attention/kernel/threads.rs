@@ -17,7 +17,7 @@ pub(crate) fn each(count: usize, work: impl Fn(usize) + Sync) {
 /// The same without the calling thread, which sleeps meanwhile: where jobs take milliseconds, one
 /// thread more than there are cores costs more than it is to be woken.
 pub(crate) fn each_in_pool(count: usize, work: impl Fn(usize) + Sync) {
-    (0..count).into_par_iter().with_max_len(1).for_each(|i| work(i));
+    (0..count).into_par_iter().with_max_len(1).for_each(&work);
 }
 
 /// The same with something of its own for every thread that takes part.

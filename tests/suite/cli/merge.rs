@@ -155,7 +155,7 @@ fn a_mamba_checkpoint_is_adapted_and_merged() {
     let config = ModelConfig::state_space(304, 16, 2, mixer);
     let model = Decoder::new(&config, MixerSchedule::Own, 3, &Device::flex()).unwrap();
     model.save(&bench.path("mamba"), &SaveOptions::default()).unwrap();
-    bench.tokenizer.save(&bench.path("mamba")).unwrap();
+    bench.tokenizer.save(bench.path("mamba")).unwrap();
     let recipe = r#"
         [model]
         path = "mamba"

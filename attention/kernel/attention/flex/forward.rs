@@ -183,7 +183,7 @@ impl Tile<'_> {
             let n = columns.len();
             [Pieces::panels(keys, d, n), Pieces::panels(values, n, e)]
         });
-        softmax_step(simd, x, (m, n), &band, top, sum, (out, e), Ahead::new(pieces, m));
+        softmax_step(simd, x, (m, n), &band, (top, sum), (out, e), Ahead::new(pieces, m));
         // Safe: as above; `out` holds m × E.
         unsafe {
             let weights = At { first: x.as_ptr(), rows: WIDE, columns: 1 };
@@ -201,8 +201,7 @@ fn softmax_step<S: Simd>(
     x: &mut [f32],
     (rows, columns): (usize, usize),
     band: &Band<Q_BANDS, BANDS>,
-    top: &mut [f32],
-    sum: &mut [f32],
+    (top, sum): (&mut [f32], &mut [f32]),
     (out, e): (&mut [f32], usize),
     mut ahead: Ahead<2>,
 ) {
