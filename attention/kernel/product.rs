@@ -205,7 +205,7 @@ unsafe fn multiply_few((m, n, k): (usize, usize, usize), a: At, b: At) -> Vec<f3
         turned.chunks_mut(CHUNK * m).enumerate().for_each(work);
     } else {
         let parts = turned.chunks_mut(CHUNK * m).enumerate().collect();
-        threads::each_of(parts, || (), |(), part| work(part));
+        threads::each_of(parts, work);
     }
     if m == 1 {
         return turned;

@@ -49,7 +49,7 @@ pub(crate) unsafe fn filled(
     let mut room = Room::new(len);
     if worth {
         let parts = room.parts(part).enumerate().collect();
-        threads::each_of(parts, || (), |(), (n, part)| write(n, part));
+        threads::each_of(parts, |(n, part)| write(n, part));
     } else {
         room.parts(part).enumerate().for_each(|(n, part)| write(n, part));
     }

@@ -56,7 +56,12 @@ pub(crate) fn each_with<T>(
 }
 
 /// Runs `work` for each of `jobs`, in about their order.
-pub(crate) fn each_of<J: Send, T>(
+pub(crate) fn each_of<J: Send>(jobs: Vec<J>, work: impl Fn(J) + Sync) {
+    each_of_with(jobs, || (), |(), job| work(job));
+}
+
+/// The same with something of its own for every thread that takes part.
+pub(crate) fn each_of_with<J: Send, T>(
     jobs: Vec<J>,
     own: impl Fn() -> T + Sync,
     work: impl Fn(&mut T, J) + Sync,
@@ -107,7 +112,7 @@ mod tests {
     fn jobs_are_handed_over_and_own_things_stay_with_their_thread() {
         let done = Mutex::new(vec![]);
         let jobs: Vec<String> = (0..40).map(|i| i.to_string()).collect();
-        each_of(jobs.clone(), Vec::new, |mine: &mut Vec<usize>, job| {
+        each_of_with(jobs.clone(), Vec::new, |mine: &mut Vec<usize>, job| {
             mine.push(job.len());
             done.lock().unwrap().push((job, mine.len()));
         });

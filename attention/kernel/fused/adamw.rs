@@ -87,7 +87,7 @@ mod flex {
         let parts =
             w.chunks_mut(LEN).zip(g.chunks(LEN)).zip(m.chunks_mut(LEN).zip(v.chunks_mut(LEN)));
         let parts = parts.collect();
-        threads::each_of(parts, || (), |(), ((w, g), (m, v))| part(w, g, m, v, step));
+        threads::each_of(parts, |((w, g), (m, v))| part(w, g, m, v, step));
     }
 
     fn part(w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], step: &AdamWStep) {

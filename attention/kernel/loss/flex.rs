@@ -42,13 +42,9 @@ pub(super) fn forward(
         };
         let mut losses = vec![0.0f64; len];
         let tokens = logits.chunks_mut(v).zip(&plan.labels[start..]).zip(&mut losses).collect();
-        threads::each_of(
-            tokens,
-            || (),
-            |(), ((row, label), loss): ((&mut [f32], &i32), &mut f64)| {
-                *loss = gradient_of(row, *label);
-            },
-        );
+        threads::each_of(tokens, |((row, label), loss): ((&mut [f32], &i32), &mut f64)| {
+            *loss = gradient_of(row, *label);
+        });
         loss += losses.iter().sum::<f64>();
         let logits = rows_of(logits, v);
         unsafe {

@@ -98,7 +98,7 @@ pub(in super::super) fn backward(
     }
     debug_assert!(jobs.iter().all(|job| job.dq.len() == branches));
     let scratch = || vec![0.0f32; 2 * QUERIES * WIDE];
-    threads::each_of(jobs, scratch, |x, job| widest(Run { job, x }));
+    threads::each_of_with(jobs, scratch, |x, job| widest(Run { job, x }));
     // Safe: every part belongs to a job, which has cleared and written it.
     let (mut dq, dk, dv) = unsafe { (dq.written(), dk.written(), dv.written()) };
     fold_parts(&mut dq, parts, |a, b| a + b);

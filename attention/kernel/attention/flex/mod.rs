@@ -46,16 +46,12 @@ fn fold_parts(x: &mut Vec<f32>, parts: usize, op: impl Fn(f32, f32) -> f32 + Syn
     let len = x.len() / parts;
     let (first, others) = x.split_at_mut(len);
     let chunks = first.chunks_mut(CHUNK).enumerate().collect();
-    threads::each_of(
-        chunks,
-        || (),
-        |(), (n, first): (usize, &mut [f32])| {
-            for other in others.chunks(len) {
-                let other = &other[n * CHUNK..];
-                first.iter_mut().zip(other).for_each(|(a, b)| *a = op(*a, *b));
-            }
-        },
-    );
+    threads::each_of(chunks, |(n, first): (usize, &mut [f32])| {
+        for other in others.chunks(len) {
+            let other = &other[n * CHUNK..];
+            first.iter_mut().zip(other).for_each(|(a, b)| *a = op(*a, *b));
+        }
+    });
     x.truncate(len);
     x.shrink_to_fit();
 }

@@ -58,7 +58,7 @@ pub(in super::super) fn stats(
         }
     }
     jobs.sort_by_key(|job| std::cmp::Reverse(job.2));
-    threads::each_of(
+    threads::each_of_with(
         jobs,
         || vec![0.0f32; TILE.0 * WIDE],
         |x, (part, n, first, out)| {

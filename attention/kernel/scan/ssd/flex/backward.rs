@@ -51,10 +51,11 @@ pub(in crate::scan::ssd) fn gradients(
     let width = plan.groups * n;
     let (of_b, of_c): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
     let (db, dc) = (over_jobs(&call, &of_b), over_jobs(&call, &of_c));
-    let dd = match plan.skip {
+    let dd: Vec<f32> = match plan.skip {
         true => (0..channels).map(|e| dd.iter().skip(e).step_by(channels).sum()).collect(),
         false => zeros(1),
     };
+    let of_d = dd.len();
     let tensor =
         |data: Vec<f32>, shape: [usize; 3]| FlexTensor::from_data(TensorData::new(data, shape));
     SsdTensors {
@@ -63,7 +64,7 @@ pub(in crate::scan::ssd) fn gradients(
         log_decay: tensor(dlog, [batch, len, plan.heads]),
         b: tensor(db, [batch, len, width]),
         c: tensor(dc, [batch, len, width]),
-        d: FlexTensor::from_data(TensorData::new(dd.clone(), [dd.len()])),
+        d: FlexTensor::from_data(TensorData::new(dd, [of_d])),
         h0: tensor(dh0, [batch, n, channels]),
     }
 }
