@@ -1,11 +1,11 @@
 //! Memory that is read next, asked for line by line while something else is computed: tiles that lie
 //! here and there come without it only when they are waited for.
 
-use crate::panels::{At, PanelsAt};
-use crate::simd::{LINE, prefetch};
+use crate::panels::{At, Beside, PanelsAt, width};
+use crate::simd::{LINE, prefetch_early};
 
 /// Pieces of memory of one length, equally far apart.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Pieces {
     first: *const f32,
     step: usize,
@@ -14,17 +14,30 @@ pub(crate) struct Pieces {
 }
 
 impl Pieces {
-    const NONE: Self = Self { first: std::ptr::null(), step: 0, count: 0, len: 0 };
+    pub const NONE: Self = Self { first: std::ptr::null(), step: 0, count: 0, len: 0 };
 
     /// `[rows, width]`
     pub fn rows(at: At, rows: usize, width: usize) -> Self {
         Self { first: at.first, step: at.rows, count: rows, len: width }
     }
 
+    /// `[rows, columns]`, of which either are adjacent.
+    pub fn of(at: At, (rows, columns): (usize, usize)) -> Self {
+        match at.columns {
+            1 => Self::rows(at, rows, columns),
+            _ => Self::rows(at.turned(), columns, rows),
+        }
+    }
+
     /// `rows` rows of as many panels as hold `columns`.
     pub fn panels(at: PanelsAt, rows: usize, columns: usize) -> Self {
-        let (first, step, width) = at.parts();
-        Self { first, step, count: columns.div_ceil(width), len: rows * width }
+        let (first, step, apart) = at.parts();
+        let width = width();
+        match apart == width {
+            true => Self { first, step, count: columns.div_ceil(width), len: rows * width },
+            // Not packed: rows are whole.
+            false => Self { first, step: apart, count: rows, len: columns },
+        }
     }
 }
 
@@ -39,20 +52,10 @@ pub(crate) struct Ahead<const N: usize> {
 }
 
 impl<const N: usize> Ahead<N> {
-    /// Asks for all of `pieces` in `times` calls of [`some`](Self::some).
-    pub fn new(pieces: Option<[Pieces; N]>, times: usize) -> Self {
-        let pieces = pieces.unwrap_or([Pieces::NONE; N]);
+    /// Asks for all of `pieces` in `times` calls of [`some`](Beside::some).
+    pub fn new(pieces: [Pieces; N], times: usize) -> Self {
         let lines: usize = pieces.iter().map(|p| p.count * p.len.div_ceil(LINE)).sum();
         Self { pieces, each: lines.div_ceil(times), of: 0, piece: 0, at: 0 }
-    }
-
-    /// Asks for the next lines.
-    #[inline(always)]
-    pub fn some(&mut self) {
-        for _ in 0..self.each {
-            let Some(line) = self.next() else { return };
-            prefetch(line);
-        }
     }
 
     #[inline(always)]
@@ -67,6 +70,17 @@ impl<const N: usize> Ahead<N> {
             (self.piece, self.at) = (self.piece + 1, 0);
         }
         Some(line)
+    }
+}
+
+impl<const N: usize> Beside for Ahead<N> {
+    /// Asks for the next lines.
+    #[inline(always)]
+    fn some(&mut self) {
+        for _ in 0..self.each {
+            let Some(line) = self.next() else { return };
+            prefetch_early(line);
+        }
     }
 }
 
@@ -92,12 +106,15 @@ mod tests {
         let want: Vec<_> = rows.chain(columns).collect();
         for times in [1, 7, 64] {
             let pieces = [Pieces::rows(at, 4, 35), Pieces::panels(panel, 5, 70)];
-            let mut ahead = Ahead::new(Some(pieces), times);
+            let mut ahead = Ahead::new(pieces, times);
             let found: Vec<_> = std::iter::from_fn(|| ahead.next()).collect();
             assert_eq!(found, want);
             assert!(ahead.each * times >= want.len() && ahead.next().is_none());
         }
-        let mut nothing = Ahead::<2>::new(None, 5);
+        assert_eq!(Pieces::of(at, (4, 35)), Pieces::rows(at, 4, 35));
+        assert_eq!(Pieces::of(at.turned(), (35, 4)), Pieces::rows(at, 4, 35));
+        assert_eq!(Pieces::panels(PanelsAt::lying(at), 4, 64), Pieces::rows(at, 4, 64));
+        let mut nothing = Ahead::new([Pieces::NONE; 2], 5);
         nothing.some();
         assert_eq!((nothing.each, nothing.next()), (0, None));
     }

@@ -1,7 +1,8 @@
 //! Matrix products of which every job packs both sides: for a left side that lies across the grain,
 //! and for inner dimensions that are long beside the result, as in the gradients of weights.
 
-use crate::panels::{At, group, pack_row, rows_of, widest};
+use crate::ahead::{Ahead, Pieces};
+use crate::panels::{At, Beside, group, groups, pack_row, rows_of, widest};
 use crate::product::{AHEAD, DEPTH, Out, PARALLEL_FROM};
 use crate::room::Room;
 use crate::simd::{LINE, prefetch};
@@ -18,6 +19,9 @@ const WIDE: usize = 256;
 /// Jobs that a product is divided into, where it is deep enough. It does not depend on the number of
 /// threads, as the order of sums would.
 const JOBS: usize = 16;
+/// How much of the inner dimension a job sums up at least, if there is so much: adding up results of less
+/// would show.
+const DEEP: usize = 2 * DEPTH;
 
 thread_local! {
     /// Packed parts of A and B of the thread's current job.
@@ -42,7 +46,7 @@ pub(crate) unsafe fn multiply_deep(
     let blocks = rows * columns;
     // Small products are not worth waking threads.
     let small = m * n * k < PARALLEL_FROM;
-    let parts = if small { 1 } else { (JOBS / blocks).clamp(1, k.div_ceil(DEPTH)) };
+    let parts = if small { 1 } else { (JOBS / blocks).clamp(1, k.div_ceil(DEEP)) };
     let part = k.div_ceil(parts).next_multiple_of(DEPTH);
     let parts = k.div_ceil(part);
     let size = m * n;
@@ -115,6 +119,11 @@ impl WithSimd for Job {
         let (right, left) = packed.split_at_mut(DEPTH * WIDE);
         for from in (0..k).step_by(DEPTH) {
             let deep = (k - from).min(DEPTH);
+            // What is packed next is asked for meanwhile, group by group.
+            let next = (k - from - deep).min(DEPTH);
+            let of_a = Pieces::of(self.a.at(0, from + deep), (m, next));
+            let of_b = Pieces::of(self.b.at(from + deep, 0), (next, n));
+            let mut ahead = Ahead::new([of_a, of_b], groups::<S>(m, n));
             // Safe: rows of B.
             unsafe { pack_columns(self.b.at(from, 0), (deep, n), width, right) };
             for row in (0..m).step_by(ROWS) {
@@ -126,12 +135,13 @@ impl WithSimd for Job {
                     let size = ((n - j * width).min(width), deep);
                     let mut i = 0;
                     while i < high {
+                        ahead.some();
                         let a = a.at(i % group, 0);
                         let a = At { first: a.first.wrapping_add(i / group * step), ..a };
                         // Safe: rows and columns of this block.
                         unsafe {
                             let c = self.c.add((row + i) * self.c_rows + j * width);
-                            let (b, c) = (panel.as_ptr().cast(), (c, self.c_rows));
+                            let (b, c) = ((panel.as_ptr().cast(), width), (c, self.c_rows));
                             let some = (high - i).min(group - i % group);
                             let accumulate = self.accumulate || from > 0;
                             i += rows_of(simd, some, size, a, b, c, accumulate);

@@ -9,6 +9,7 @@
 
 mod blocks;
 mod groups;
+mod lines;
 mod lists;
 mod stride;
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //! multiplies, with all sums of a few rows of C in registers; A is read where it lies.
 
 use crate::room::filled;
-use crate::simd::vectorized;
+use crate::simd::{BLOCK, turn, vectorized};
 use pulp::{Simd, WithSimd};
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -55,14 +55,28 @@ pub(crate) struct PanelsAt {
     first: *const f32,
     /// Elements from one panel to the next.
     step: usize,
-    /// Columns of a panel.
-    width: usize,
+    /// Elements from one row of a panel to the next: its columns, where it is packed.
+    rows: usize,
 }
 
 impl PanelsAt {
-    /// Where it begins, how far its panels are apart, and how many columns each has.
+    /// A matrix that is not packed. Only whole panels can be read of it, and its columns must be
+    /// adjacent.
+    pub fn lying(at: At) -> Self {
+        debug_assert_eq!(at.columns, 1);
+        Self { first: at.first, step: width(), rows: at.rows }
+    }
+
+    /// Columns from `first` on, which begins a panel, of a matrix that is packed.
+    #[inline(always)]
+    pub fn columns(self, first: usize) -> Self {
+        debug_assert!(first.is_multiple_of(self.rows));
+        Self { first: self.first.wrapping_add(first / self.rows * self.step), ..self }
+    }
+
+    /// Where it begins, how far its panels are apart, and how far rows are within one.
     pub fn parts(self) -> (*const f32, usize, usize) {
-        (self.first, self.step, self.width)
+        (self.first, self.step, self.rows)
     }
 }
 
@@ -137,8 +151,29 @@ impl Panels {
 
     fn at(&self, start: usize) -> PanelsAt {
         let (step, width) = (self.rows * self.width, self.width);
-        PanelsAt { first: self.data[start..].as_ptr(), step, width }
+        PanelsAt { first: self.data[start..].as_ptr(), step, rows: width }
     }
+}
+
+/// Packs one matrix of `rows` × `columns`, times `factor`, into memory of a job's own.
+///
+/// # Safety
+/// `at` must be readable at this size, and `out` hold it with whole panels.
+#[inline(always)]
+pub(crate) unsafe fn pack_into<S: Simd>(
+    at: At,
+    (rows, columns): (usize, usize),
+    factor: f32,
+    out: &mut [MaybeUninit<f32>],
+) -> PanelsAt {
+    let width = 2 * S::F32_LANES;
+    let first = out.as_ptr().cast();
+    for (from, panel) in (0..columns).step_by(width).zip(out.chunks_mut(rows * width)) {
+        let wide = (columns - from).min(width);
+        // Safe: these rows and columns lie within the matrix.
+        unsafe { pack_panel(at.at(0, from), (rows, wide), factor, panel, width) };
+    }
+    PanelsAt { first, step: rows * width, rows: width }
 }
 
 /// Writes a panel of `[rows, wide]` elements, times `factor`, and zeros beyond them.
@@ -160,17 +195,26 @@ unsafe fn pack_panel(
         }
         return;
     }
-    // Column by column, as they lie in memory; the panel stays in the first-level cache.
+    // Columns as they lie in memory, eight at a time; the panel stays in the first-level cache.
     if wide < width {
         panel.fill(MaybeUninit::new(0.0));
     }
+    // Panels are as wide where there are the vectors of eight that blocks are turned with.
+    let whole =
+        if width >= 2 * BLOCK { (rows / BLOCK * BLOCK, wide / BLOCK * BLOCK) } else { (0, 0) };
+    for c in (0..whole.1).step_by(BLOCK) {
+        for r in (0..whole.0).step_by(BLOCK) {
+            // Safe: a block of both.
+            unsafe {
+                let from = (at.at(r, c).first, at.columns);
+                turn(from, (panel.as_mut_ptr().add(r * width + c).cast(), width), factor);
+            }
+        }
+    }
     for c in 0..wide {
-        // Safe: as the caller vouches.
-        let column = unsafe { std::slice::from_raw_parts(at.at(0, c).first, rows) };
-        let first = panel[c..].as_mut_ptr();
-        for (r, x) in column.iter().enumerate() {
-            // Safe: element `c` of row `r`.
-            unsafe { first.add(r * width).write(MaybeUninit::new(factor * x)) };
+        for r in if c < whole.1 { whole.0 } else { 0 }..rows {
+            // Safe: as the caller vouches.
+            panel[r * width + c].write(factor * unsafe { *at.at(r, c).first });
         }
     }
 }
@@ -199,10 +243,10 @@ pub(crate) unsafe fn pack_row(at: At, wide: usize, factor: f32, out: &mut [Maybe
 pub(crate) enum Limits<'a> {
     /// Everything.
     None,
-    /// These columns of C; others may be left as they are.
-    Columns(&'a [(usize, usize)]),
-    /// This part of the inner dimension; the rest of A is zero.
-    Depth(&'a [(usize, usize)]),
+    /// These columns of C, which begins with the one named; others may be left as they are.
+    Columns(&'a [(usize, usize)], usize),
+    /// This part of the inner dimension, which begins with the one named; the rest of A is zero.
+    Depth(&'a [(usize, usize)], usize),
 }
 
 /// Rows of C whose sums registers hold beside two vectors of B and one of A.
@@ -224,6 +268,22 @@ fn hull(bands: &[(usize, usize)], rows: Range<usize>) -> (usize, usize) {
     hull
 }
 
+/// What is done beside a product, a little for every group of rows.
+pub(crate) trait Beside {
+    fn some(&mut self);
+}
+
+impl Beside for () {
+    #[inline(always)]
+    fn some(&mut self) {}
+}
+
+/// How often [`product_beside`] does something else.
+#[inline(always)]
+pub(crate) fn groups<S: Simd>(m: usize, n: usize) -> usize {
+    n.div_ceil(2 * S::F32_LANES) * m.div_ceil(group::<S>())
+}
+
 /// C `[m, n]` = A `[m, k]`·B `[k, n]` (+ C); rows of C are `c_rows` apart, its columns adjacent.
 ///
 /// # Safety
@@ -231,50 +291,72 @@ fn hull(bands: &[(usize, usize)], rows: Range<usize>) -> (usize, usize) {
 #[inline(always)]
 pub(crate) unsafe fn product<S: Simd>(
     simd: S,
-    (m, n, k): (usize, usize, usize),
+    size: (usize, usize, usize),
     a: At,
     b: PanelsAt,
+    c: (*mut f32, usize),
+    accumulate: bool,
+    limits: Limits<'_>,
+) {
+    // Safe: as the caller vouches.
+    unsafe { product_beside(simd, size, (a, b), c, accumulate, limits, &mut ()) }
+}
+
+/// The same, and something else meanwhile.
+///
+/// # Safety
+/// As [`product`].
+#[inline(always)]
+pub(crate) unsafe fn product_beside<S: Simd>(
+    simd: S,
+    (m, n, k): (usize, usize, usize),
+    (a, b): (At, PanelsAt),
     (c, c_rows): (*mut f32, usize),
     accumulate: bool,
     limits: Limits<'_>,
+    beside: &mut impl Beside,
 ) {
     let width = 2 * S::F32_LANES;
     for j in (0..n).step_by(width) {
         let columns = (n - j).min(width);
         // Safe: panels and rows that begin within the matrices.
         unsafe {
-            let b = b.first.add(j / width * b.step);
+            let (b, b_rows) = (b.first.add(j / width * b.step), b.rows);
             let mut i = 0;
             while i < m {
+                beside.some();
                 let here = i..(i + group::<S>()).min(m);
                 let (mut a, mut b, mut k) = (a.at(i, 0), b, k);
                 match limits {
                     Limits::None => {}
-                    Limits::Columns(bands) => {
+                    Limits::Columns(bands, first) => {
                         let (from, to) = hull(bands, here.clone());
-                        if to <= j || j + columns <= from {
+                        if to <= first + j || first + j + columns <= from {
                             i = here.end;
                             continue;
                         }
                     }
-                    Limits::Depth(bands) => {
+                    Limits::Depth(bands, first) => {
                         let (from, to) = hull(bands, here.clone());
+                        let (from, to) =
+                            (from.max(first) - first, to.min(first + k).max(first) - first);
                         if to <= from {
                             i = here.end;
                             continue;
                         }
-                        (a, b, k) = (a.at(0, from), b.add(from * width), to - from);
+                        (a, b, k) = (a.at(0, from), b.add(from * b_rows), to - from);
                     }
                 }
                 let c = (c.add(i * c_rows + j), c_rows);
                 let size = (columns, k);
-                i += rows_of(simd, here.len(), size, a, b, c, accumulate);
+                i += rows_of(simd, here.len(), size, a, (b, b_rows), c, accumulate);
             }
         }
     }
 }
 
-/// At most `some` rows of C in one panel's columns; returns how many.
+/// At most `some` rows of C in one panel's columns, the panel with the distance of its rows; returns how
+/// many.
 ///
 /// # Safety
 /// As [`product`].
@@ -284,7 +366,7 @@ pub(crate) unsafe fn rows_of<S: Simd>(
     some: usize,
     size: (usize, usize),
     a: At,
-    b: *const f32,
+    b: (*const f32, usize),
     c: (*mut f32, usize),
     accumulate: bool,
 ) -> usize {
@@ -313,24 +395,25 @@ unsafe fn rows<S: Simd, const M: usize>(
     simd: S,
     (columns, k): (usize, usize),
     a: At,
-    b: *const f32,
+    (b, b_rows): (*const f32, usize),
     (c, c_rows): (*mut f32, usize),
     accumulate: bool,
 ) -> usize {
     let zero = simd.splat_f32s(0.0);
     let mut sums = [[zero; 2]; M];
-    let (mut a_at, mut b_at) = (a.first, b as *const S::f32s);
+    let (mut a_at, mut b_at) = (a.first, b);
     // Safe: as the caller vouches; vectors are read and written without alignment.
     unsafe {
         for _ in 0..k {
-            let b = [b_at.read_unaligned(), b_at.add(1).read_unaligned()];
+            let b = b_at as *const S::f32s;
+            let b = [b.read_unaligned(), b.add(1).read_unaligned()];
             for (i, sums) in sums.iter_mut().enumerate() {
                 let a = simd.splat_f32s(*a_at.add(i * a.rows));
                 sums[0] = simd.mul_add_f32s(a, b[0], sums[0]);
                 sums[1] = simd.mul_add_f32s(a, b[1], sums[1]);
             }
             a_at = a_at.add(a.columns);
-            b_at = b_at.add(2);
+            b_at = b_at.add(b_rows);
         }
         for (i, sums) in sums.into_iter().enumerate() {
             let c = c.add(i * c_rows);
@@ -389,14 +472,8 @@ mod tests {
                     let panels = unsafe { Panels::pack(&[b], (k, n), 0.5) };
                     let old: Vec<f32> = (0..m * (n + 3)).map(|i| value(i + 11)).collect();
                     let mut c = vec![0.0; old.len()];
-                    widest(Product(
-                        &old,
-                        a,
-                        panels.rows(0, &(0..k)),
-                        (m, n, k),
-                        &mut c,
-                        Limits::None,
-                    ));
+                    let (packed, none) = (panels.rows(0, &(0..k)), Limits::None);
+                    widest(Product(&old, a, packed, (m, n, k), &mut c, none));
                     for i in 0..m {
                         for j in 0..n + 3 {
                             let at = |x: At, r: usize, c: usize| unsafe {
@@ -429,15 +506,22 @@ mod tests {
         let inside = |bands: &[(usize, usize)], i: usize, x: usize| {
             (bands[i / BAND].0..bands[i / BAND].1).contains(&x)
         };
-        for limit_depth in [false, true] {
+        // What begins later, of limits that may reach beyond it at both ends.
+        for (limit_depth, first) in [(false, 0), (true, 0), (false, 40), (true, 40)] {
+            let later = |bands: [(usize, usize); 5], most: usize| {
+                let start = |x| if x == 0 { 0 } else { x + first };
+                let end = |x| if x == most { x + 2 * first } else { x + first };
+                bands.map(|(from, to)| (start(from), end(to)))
+            };
             let needed = |i: usize, l: usize| !limit_depth || inside(&depth, i, l);
             let of_a: Vec<f32> =
                 (0..m * k).map(|i| if needed(i / k, i % k) { value(i) } else { 0.0 }).collect();
             let a = At { first: of_a.as_ptr(), rows: k, columns: 1 };
             let columns = bands(n);
+            let (of_depth, of_columns) = (later(depth, k), later(columns, n));
             let limits = match limit_depth {
-                true => Limits::Depth(&depth),
-                false => Limits::Columns(&columns),
+                true => Limits::Depth(&of_depth, first),
+                false => Limits::Columns(&of_columns, first),
             };
             let old = vec![0.5; m * (n + 3)];
             let mut c = vec![0.0; old.len()];
@@ -455,6 +539,40 @@ mod tests {
                 }
             }
             assert!(limit_depth || left > m * n / 3, "{left} were left out");
+        }
+    }
+
+    /// A right-hand side of whole panels gives the same bits where it lies.
+    #[test]
+    fn what_is_not_packed_gives_the_same() {
+        let numbers: Vec<f32> =
+            (0..20_000).map(|i| ((i * 7919) % 97) as f32 / 48.0 - 1.0).collect();
+        let (m, n, k) = (29, 2 * width(), 70);
+        let at = |first: usize, rows| At { first: numbers[first..].as_ptr(), rows, columns: 1 };
+        let (a, b) = (at(0, k), at(5000, n + 5));
+        let panels = unsafe { Panels::pack(&[b], (k, n), 1.0) };
+        let old = &numbers[..m * (n + 3)];
+        let [packed, lying] = [panels.rows(0, &(0..k)), PanelsAt::lying(b)].map(|b| {
+            let mut c = vec![0.0; old.len()];
+            widest(Product(old, a, b, (m, n, k), &mut c, Limits::Depth(&[(3, 60); 2], 0)));
+            c
+        });
+        assert!(packed == lying && packed != old);
+    }
+
+    /// Turned by blocks and by single elements, with zeros beyond.
+    #[test]
+    fn columns_become_rows_of_panels() {
+        let numbers: Vec<f32> = (0..90 * 70).map(|i| i as f32).collect();
+        let width = width();
+        for (rows, columns) in [(64, 64), (70, 61), (9, 90), (3, 5)] {
+            let at = At { first: numbers.as_ptr(), rows: 1, columns: 70 };
+            let panels = unsafe { Panels::pack(&[at], (rows, columns), 2.0) };
+            for (i, x) in panels.data.iter().enumerate() {
+                let (row, column) = (i / width % rows, i / width / rows * width + i % width);
+                let want = if column < columns { 2.0 * (column * 70 + row) as f32 } else { 0.0 };
+                assert_eq!(*x, want, "{rows} {columns}: {i}");
+            }
         }
     }
 

@@ -78,8 +78,84 @@ pub(crate) fn prefetch(at: *const f32) {
     let _ = at;
 }
 
+/// The same of what is needed later, and would not stay in the first-level cache until then.
+#[inline(always)]
+pub(crate) fn prefetch_early(at: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // Safe: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// Rows and columns of a block for [`turn`].
+pub(crate) const BLOCK: usize = 8;
+
+/// Writes a block of `BLOCK` rows, times `factor`, as columns; both with the distance of their rows.
+///
+/// # Safety
+/// Both must be valid for the block, which must not overlap, and the machine have AVX2 if it is an x86.
+#[inline(always)]
+pub(crate) unsafe fn turn(from: (*const f32, usize), to: (*mut f32, usize), factor: f32) {
+    // Safe: as the caller vouches.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        x86::turn(from, to, factor);
+        #[cfg(not(target_arch = "x86_64"))]
+        for i in 0..BLOCK * BLOCK {
+            let (r, c) = (i / BLOCK, i % BLOCK);
+            *to.0.add(c * to.1 + r) = factor * *from.0.add(r * from.1 + c);
+        }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    use super::BLOCK;
+    use std::arch::x86_64::*;
+
+    /// See the function of this name above.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    pub(super) unsafe fn turn(
+        (from, from_rows): (*const f32, usize),
+        (to, to_rows): (*mut f32, usize),
+        factor: f32,
+    ) {
+        // Safe: as the caller vouches.
+        unsafe {
+            // Loops, not closures, which would be compiled without the features of the caller.
+            let factor = _mm256_set1_ps(factor);
+            let mut rows = [factor; BLOCK];
+            for (i, row) in rows.iter_mut().enumerate() {
+                *row = _mm256_mul_ps(_mm256_loadu_ps(from.add(i * from_rows)), factor);
+            }
+            // Single elements, then pairs, then fours change places.
+            let mut pairs = rows;
+            for i in (0..BLOCK).step_by(2) {
+                pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+                pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+            }
+            let mut fours = rows;
+            for i in [0, 1, 4, 5] {
+                let to = i / 4 * 4 + i % 4 * 2;
+                fours[to] = _mm256_shuffle_ps::<0b01_00_01_00>(pairs[i], pairs[i + 2]);
+                fours[to + 1] = _mm256_shuffle_ps::<0b11_10_11_10>(pairs[i], pairs[i + 2]);
+            }
+            for i in 0..BLOCK / 2 {
+                let low = _mm256_permute2f128_ps::<0x20>(fours[i], fours[i + 4]);
+                let high = _mm256_permute2f128_ps::<0x31>(fours[i], fours[i + 4]);
+                _mm256_storeu_ps(to.add(i * to_rows), low);
+                _mm256_storeu_ps(to.add((i + 4) * to_rows), high);
+            }
+        }
+    }
+
     /// # Safety
     /// The machine has AVX-512 F, VL, DQ and BW.
     #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,fma")]
@@ -185,6 +261,24 @@ pub(crate) fn exp(x: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn blocks_are_turned() {
+        use super::{BLOCK, turn};
+        #[cfg(target_arch = "x86_64")]
+        if !is_x86_feature_detected!("avx2") {
+            return;
+        }
+        let from: Vec<f32> = (0..200).map(|i| i as f32).collect();
+        let mut to = [-1.0; 200];
+        let mut want = to;
+        for (row, column) in (0..BLOCK).flat_map(|r| (0..BLOCK).map(move |c| (r, c))) {
+            want[1 + column * 24 + row] = 0.5 * from[3 + row * 21 + column];
+        }
+        // Safe: both hold eight rows of eight.
+        unsafe { turn((from[3..].as_ptr(), 21), (to[1..].as_mut_ptr(), 24), 0.5) };
+        assert_eq!(to, want);
+    }
+
     #[test]
     fn exp2_is_exact_to_two_units_and_ends_at_zero() {
         let mut worst = 0.0f64;

@@ -1,5 +1,6 @@
 //! Tiles of a mask: skip what nobody sees, drop the predicate where everybody sees everything.
 
+use super::lines::Lines;
 use super::{HeadClass, Mask, TokenMeta};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,6 +26,8 @@ pub struct BlockMap {
     classes: usize,
     /// `[B, class, q tile, k tile]`
     kinds: Arc<[BlockKind]>,
+    /// What is not skipped: key tiles of `[B, class, q tile]`, query tiles of `[B, class, k tile]`.
+    computed: Arc<(Lines, Lines)>,
     heads: Vec<Range<usize>>,
     batch: usize,
 }
@@ -210,7 +213,10 @@ impl BlockMap {
         let heads = mask.classes().iter().map(|c| c.heads.clone()).collect();
         let (q_tile, k_tile) = (tiles.q_tile, tiles.k_tile);
         let classes = mask.classes().len();
-        Self { q_tile, k_tile, q_tiles, k_tiles, classes, kinds: kinds.into(), heads, batch }
+        let by_queries = Lines::by_queries(&kinds, k_tiles);
+        let by_keys = by_queries.turned(batch * classes, (q_tiles, k_tiles));
+        let (computed, kinds) = (Arc::new((by_queries, by_keys)), kinds.into());
+        Self { q_tile, k_tile, q_tiles, k_tiles, classes, kinds, computed, heads, batch }
     }
 
     /// Kind of tile (`q`, `k`) of row `b` for head class `class`.
@@ -222,6 +228,16 @@ impl BlockMap {
     pub fn kinds(&self, b: usize, class: usize, q: usize) -> &[BlockKind] {
         let row = (b * self.classes + class) * self.q_tiles + q;
         &self.kinds[row * self.k_tiles..(row + 1) * self.k_tiles]
+    }
+
+    /// Tiles of keys that are computed for tile `q` of the queries, ascending.
+    pub fn keys_of(&self, b: usize, class: usize, q: usize) -> &[u32] {
+        self.computed.0.line((b * self.classes + class) * self.q_tiles + q)
+    }
+
+    /// Tiles of queries for which tile `k` of the keys is computed, ascending.
+    pub fn queries_of(&self, b: usize, class: usize, k: usize) -> &[u32] {
+        self.computed.1.line((b * self.classes + class) * self.k_tiles + k)
     }
 
     /// Tile sizes (queries, keys).

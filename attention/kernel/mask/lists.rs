@@ -169,6 +169,7 @@ impl BlockList {
     }
 
     /// The parts of a tile that may not be seen: queries and keys of the call.
+    #[cfg(feature = "flex")]
     pub(crate) fn hidden(
         &self,
         (b, h): (usize, usize),

@@ -100,6 +100,33 @@ fn a_stride_visits_its_blocks_alone() {
     assert_eq!(mask.blocks(32, 32).kind(0, 0, 20, 4), BlockKind::Full);
 }
 
+/// As many as there are, in order, for every row and class.
+#[test]
+fn computed_tiles_are_listed_by_queries_and_by_keys() {
+    let packed = TokenMeta::packed(&[vec![300, 33, 250], vec![600]], 610).unwrap();
+    let stride = MaskSpec::causal().with_stride(BlockStride::new(32, 2, 4, 4).with_step(1));
+    let window = MaskSpec::causal().with_window(Some(90)).with_sinks(3);
+    let list = BlockList::from_fn([2, 4, 610, 610], [50, 40], third).unwrap();
+    let chosen = masked(MaskSpec::causal(), &packed, &packed, 4).with_blocks(list).unwrap();
+    let of = |spec| masked(spec, &packed, &packed, 4);
+    for mask in [of(MaskSpec::bidirectional()), of(window), of(stride), chosen] {
+        let map = mask.blocks(64, 32);
+        let (q_tiles, k_tiles) = map.tiles();
+        for (b, class) in (0..2 * map.classes().len()).map(|i| (i % 2, i / 2)) {
+            let computed =
+                |q: &u32, k: &u32| map.kind(b, class, *q as usize, *k as usize) != BlockKind::Skip;
+            for q in 0..q_tiles as u32 {
+                let want: Vec<u32> = (0..k_tiles as u32).filter(|k| computed(&q, k)).collect();
+                assert_eq!(map.keys_of(b, class, q as usize), want);
+            }
+            for k in 0..k_tiles as u32 {
+                let want: Vec<u32> = (0..q_tiles as u32).filter(|q| computed(q, &k)).collect();
+                assert_eq!(map.queries_of(b, class, k as usize), want);
+            }
+        }
+    }
+}
+
 #[test]
 fn strides_that_make_no_sense_are_refused() {
     let tokens = TokenMeta::contiguous(1, 20, 0);

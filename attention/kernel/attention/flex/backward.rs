@@ -1,9 +1,10 @@
 //! All gradients in one pass over the tiles, from weights that are computed again.
 
 use super::band::{Band, Place};
+use super::steps::{RUN, by_queries};
 use super::*;
 use crate::ahead::{Ahead, Pieces};
-use crate::panels::{BAND, product, widest};
+use crate::panels::{BAND, Beside, groups, pack_into, product, product_beside, widest};
 use crate::room::{Room, filled, zeroed};
 use crate::simd::exp2_of;
 use crate::threads;
@@ -12,8 +13,6 @@ use std::mem::MaybeUninit;
 
 /// Queries of a tile at most: what the gradients of keys and values sum over at a time.
 const QUERIES: usize = 2 * TILE.0;
-/// Key tiles that are computed together.
-const RUN: usize = 4;
 /// Distance between two rows of scores.
 const WIDE: usize = wide(RUN);
 /// Bands of queries in a tile, and of keys in a run.
@@ -44,20 +43,20 @@ pub(in super::super) fn backward(
     let lse = lse.to_contiguous();
     let scale = plan.0.scale as f32;
     let base: Vec<f32> = lse.storage::<f32>().iter().map(|x| base_of(*x)).collect();
-    // Where neighbouring tiles see other blocks of keys, they share none.
-    let of_blocks = |mask: &Mask| mask.list().is_some() || mask.strided().is_some();
-    let queries_of_tile = if plan.0.masks.iter().any(of_blocks) { TILE.0 } else { QUERIES };
+    // Larger tiles would hold what is not computed.
+    let of_blocks = plan.0.masks.iter().any(is_of_blocks);
+    let queries_of_tile = if of_blocks { TILE.0 } else { QUERIES };
     let call = Call {
         sides: &Side::all(plan, queries_of_tile),
         queries_of_tile,
         q: &q,
         dout: &dout,
-        keys: &k.turned(scale * LOG2_E),
-        // The scale of the scores' gradient, here and in `delta`.
-        values: &v.turned(scale),
-        keys_of_dq: &k.panels(),
-        queries: &q.panels(),
-        douts: &dout.panels(),
+        k: &k,
+        v: &v,
+        scale,
+        keys_of_dq: &k.rows(),
+        queries: &q.rows(),
+        douts: &dout.rows(),
         base: &base,
         delta: &delta_of(&out, &dout, scale),
         group,
@@ -69,7 +68,7 @@ pub(in super::super) fn backward(
     // Every job owns some runs of key tiles and all that is written there; what it adds to the
     // queries of its key head goes to a copy of its own, summed up in a fixed order.
     let parts = parts_of(batch * kv, s);
-    let mut dq = Room::new(parts * stacked * heads * t * d);
+    let mut dq: Vec<Room> = (0..parts).map(|_| Room::new(stacked * heads * t * d)).collect();
     let mut jobs: Vec<Job> = (0..batch * kv * parts)
         .map(|n| Job {
             call,
@@ -92,18 +91,25 @@ pub(in super::super) fn backward(
             keys.iter_mut().find(|keys| keys.run == run).expect("made above").dk.push(dk);
         }
     }
-    for (n, dq) in dq.parts(group * t * d).enumerate() {
-        let (part, n) = (n / (stacked * kv), n % (stacked * kv));
-        jobs[n % (batch * kv) * parts + part].dq.push(dq);
+    for (part, dq) in dq.iter_mut().enumerate() {
+        for (n, dq) in dq.parts(group * t * d).enumerate() {
+            jobs[n % (batch * kv) * parts + part].dq.push(dq);
+        }
     }
     debug_assert!(jobs.iter().all(|job| job.dq.len() == branches));
-    let scratch = || vec![0.0f32; 2 * QUERIES * WIDE];
-    threads::each_of_with(jobs, scratch, |x, job| widest(Run { job, x }));
+    let scratch = || {
+        let turned = RUN * TILE.1 * (branches * d + e);
+        (vec![0.0f32; 2 * QUERIES * WIDE], vec![MaybeUninit::uninit(); turned])
+    };
+    threads::each_of_with(jobs, scratch, |(x, turned), job| widest(Run { job, x, turned }));
     // Safe: every part belongs to a job, which has cleared and written it.
-    let (mut dq, dk, dv) = unsafe { (dq.written(), dk.written(), dv.written()) };
-    fold_parts(&mut dq, parts, |a, b| a + b);
+    let (dk, dv) = unsafe { (dk.written(), dv.written()) };
+    let mut dq = dq.into_iter().map(|dq| unsafe { dq.written() });
+    let (mut first, others) = (dq.next().expect("at least one part"), dq.collect::<Vec<_>>());
+    let parts: Vec<&[f32]> = others.iter().map(Vec::as_slice).collect();
+    fold_parts(&mut first, &parts, |a, b| a + b);
     (
-        tensor(dq, &[stacked, heads, t, d], dtype),
+        tensor(first, &[stacked, heads, t, d], dtype),
         tensor(dk, &[stacked, kv, s, d], dtype),
         tensor(dv, &[batch, kv, s, e], dtype),
     )
@@ -153,16 +159,16 @@ struct Call<'a> {
     queries_of_tile: usize,
     q: &'a View,
     dout: &'a View,
-    /// `[D, S]`, scaled.
-    keys: &'a Panels,
-    /// `[E, S]`, scaled.
-    values: &'a Panels,
+    k: &'a View,
+    v: &'a View,
+    /// Of the scores, and so of their gradient, here and in `delta`.
+    scale: f32,
     /// `[S, D]`
-    keys_of_dq: &'a Panels,
+    keys_of_dq: &'a Rows<'a>,
     /// `[T, D]`
-    queries: &'a Panels,
+    queries: &'a Rows<'a>,
     /// `[T, E]`
-    douts: &'a Panels,
+    douts: &'a Rows<'a>,
     /// `[B·H·T]`
     base: &'a [f32],
     /// `[B·H·T]`
@@ -193,6 +199,8 @@ struct Keys<'a> {
 struct Run<'a, 'x> {
     job: Job<'a>,
     x: &'x mut [f32],
+    /// Keys `[D, keys of a run]` of each branch and values `[E, ..]`, turned: the job alone reads them.
+    turned: &'x mut [MaybeUninit<f32>],
 }
 
 impl WithSimd for Run<'_, '_> {
@@ -200,60 +208,61 @@ impl WithSimd for Run<'_, '_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Job { call, b, key_head, dq, keys } = self.job;
+        let Job { call, b, key_head, dq, keys: of_keys } = self.job;
         let mut dq: Vec<_> = dq.into_iter().map(zeroed).collect();
         let [batch, _, s, e] = call.size;
         let [_, heads, t, d] = call.q.shape;
         let (x, dx) = self.x.split_at_mut(QUERIES * WIDE);
-        for Keys { run, dv, dk } in keys {
+        let (turned_values, turned_keys) = self.turned.split_at_mut(RUN * TILE.1 * e);
+        for Keys { run, dv, dk } in of_keys {
+            let all = run * RUN * TILE.1..((run + 1) * RUN * TILE.1).min(s);
+            // Safe: rows of these tensors, and room for as many.
+            let values = unsafe {
+                let values = call.v.at(b, key_head, all.start).turned();
+                pack_into::<S>(values, (e, all.len()), call.scale, turned_values)
+            };
+            let mut keys = Vec::with_capacity(call.sides.len());
+            for (i, room) in turned_keys.chunks_mut(RUN * TILE.1 * d).enumerate() {
+                // Safe: as above. Query heads of one key head read the same.
+                keys.push(unsafe {
+                    let at = call.k.at(i * batch + b, key_head, all.start).turned();
+                    pack_into::<S>(at, (d, all.len()), call.scale * LOG2_E, room)
+                });
+            }
             let dv = zeroed(dv);
             let mut dk: Vec<_> = dk.into_iter().map(zeroed).collect();
             let tiles = run * RUN..((run + 1) * RUN).min(s.div_ceil(TILE.1));
             for g in 0..call.group {
                 let head = key_head * call.group + g;
                 for (i, side) in call.sides.iter().enumerate() {
-                    let (stacked, first) = (i * batch + b, run * RUN * TILE.1);
                     let dq = &mut dq[i][g * t * d..(g + 1) * t * d];
-                    let computed = |qi| {
-                        let kinds = side.kinds(b, head, qi);
-                        let computed = move |ki: usize| kinds[ki] != BlockKind::Skip;
-                        runs(tiles.clone(), RUN, computed).map(move |run| (qi, run))
-                    };
-                    let queries = 0..t.div_ceil(call.queries_of_tile);
-                    let steps: Vec<(usize, Range<usize>)> = queries.flat_map(computed).collect();
-                    for (at, (qi, run)) in steps.iter().enumerate() {
+                    let lines: Vec<_> =
+                        tiles.clone().map(|tile| side.queries_of(b, head, tile)).collect();
+                    let steps = by_queries(&lines, tiles.start);
+                    let (stacked, first) = (i * batch + b, all.start);
+                    let keys = keys[i];
+                    let tile =
+                        Tile { call: &call, b, head, key_head, stacked, first, keys, values };
+                    for (at, (qi, tiles)) in steps.iter().enumerate() {
                         let rows = part(*qi, call.queries_of_tile, t);
-                        let columns = span(run, TILE.1, s);
-                        let own = columns.start - first..columns.end - first;
-                        let tile = Tile { call: &call, b, head, key_head, stacked };
-                        let place = Place {
-                            side,
-                            at: (b, head),
-                            tile: *qi,
-                            run,
-                            keys: s,
-                            rows: &rows,
-                            columns: &columns,
-                        };
-                        let band = tile.scores(simd, &place, (x, dx));
+                        let of_rows = rows.start * d..rows.end * d;
+                        let (at_head, rows_of) = ((b, head), &rows);
+                        let place =
+                            Place { side, at: at_head, tile: *qi, tiles, keys: s, rows: rows_of };
                         let of_query = (b * heads + head) * t;
                         let of_query = of_query + rows.start..of_query + rows.end;
                         let (base, delta) = (&call.base[of_query.clone()], &call.delta[of_query]);
-                        let next = steps.get(at + 1).filter(|(next, _)| next != qi);
-                        let next = next.map(|(next, _)| {
+                        let next = steps.get(at + 1).map(|(next, _)| {
                             let rows = part(*next, call.queries_of_tile, t);
                             tile.reads(&rows, &dq[rows.start * d..rows.end * d])
                         });
-                        let ahead = Ahead::new(next, rows.len());
-                        gradient_step::<S>((x, dx), base, delta, &band, columns.len(), ahead);
-                        tile.gradients(
-                            simd,
-                            (&rows, &columns),
-                            (&band, x, dx),
-                            &mut dq[rows.start * d..rows.end * d],
-                            &mut dk[i][own.start * d..own.end * d],
-                            &mut dv[own.start * e..own.end * e],
-                        );
+                        let (m, n) = (rows.len(), tiles.len(s));
+                        let next = next.unwrap_or([Pieces::NONE; 5]);
+                        let mut ahead = Ahead::new(next, 2 * groups::<S>(m, n) + m);
+                        let band = tile.scores(simd, &place, (x, dx), &mut ahead);
+                        gradient_step::<S>((x, dx), base, delta, &band, n, ahead);
+                        let dq = &mut dq[of_rows];
+                        tile.gradients(simd, &place, (&band, x, dx), (dq, &mut dk[i], dv));
                     }
                 }
             }
@@ -268,6 +277,11 @@ struct Tile<'a> {
     head: usize,
     key_head: usize,
     stacked: usize,
+    /// The first key of the run.
+    first: usize,
+    /// `[D, keys]` of the run and `[E, keys]`, scaled.
+    keys: PanelsAt,
+    values: PanelsAt,
 }
 
 impl Tile<'_> {
@@ -279,8 +293,8 @@ impl Tile<'_> {
         [
             Pieces::rows(call.q.at(stacked, head, rows.start), m, d),
             Pieces::rows(call.dout.at(b, head, rows.start), m, e),
-            Pieces::panels(call.douts.rows(b * heads + head, rows), m, e),
-            Pieces::panels(call.queries.rows(stacked * heads + head, rows), m, d),
+            call.douts.pieces(b * heads + head, rows, e),
+            call.queries.pieces(stacked * heads + head, rows, d),
             Pieces::rows(dq, m, d),
         ]
     }
@@ -292,49 +306,58 @@ impl Tile<'_> {
         simd: S,
         place: &Place<'_>,
         (x, dx): (&mut [f32], &mut [f32]),
+        ahead: &mut Ahead<5>,
     ) -> Band<Q_BANDS, BANDS> {
-        let Self { call, b, head, key_head, stacked } = *self;
-        let [_, kv, _, e] = call.size;
-        let (from, first) = (place.rows.start, place.columns.start);
-        let size = (place.rows.len(), place.columns.len(), e);
-        // Safe: the tile lies within queries and keys, `x` and `dx` hold it.
+        let Self { call, b, head, stacked, first, keys, values, .. } = *self;
+        let ([_, _, _, d], e) = (call.q.shape, call.size[3]);
+        let from = place.rows.start;
+        // Safe: the tiles lie within queries and keys, `x` and `dx` hold them.
         unsafe {
-            let keys = call.keys.columns(stacked * kv + key_head, first);
             let queries = call.q.at(stacked, head, from);
+            let keys = |key| keys.columns(key - first);
             let band: Band<Q_BANDS, BANDS> =
-                place.scores(simd, call.q.shape[3], (queries, keys), (x, WIDE));
-            let values = call.values.columns(b * kv + key_head, first);
-            let (douts, dx) = (call.dout.at(b, head, from), (dx.as_mut_ptr(), WIDE));
-            product(simd, size, douts, values, dx, false, band.scores());
+                place.scores(simd, d, (queries, keys), (x, WIDE), ahead);
+            for (column, of) in place.tiles.pieces(place.keys) {
+                let (size, values) =
+                    ((place.rows.len(), of.len(), e), values.columns(of.start - first));
+                let (douts, dx) = (call.dout.at(b, head, from), (dx[column..].as_mut_ptr(), WIDE));
+                let (sides, limits) = ((douts, values), band.scores(column));
+                product_beside(simd, size, sides, dx, false, limits, ahead);
+            }
             band
         }
     }
 
+    /// Adds to the gradients of the place's queries, and to those of the run's keys and values.
     #[inline(always)]
     fn gradients<S: Simd>(
         &self,
         simd: S,
-        (rows, columns): (&Range<usize>, &Range<usize>),
+        place: &Place<'_>,
         (band, x, dx): (&Band<Q_BANDS, BANDS>, &[f32], &[f32]),
-        dq: &mut [f32],
-        dk: &mut [f32],
-        dv: &mut [f32],
+        (dq, dk, dv): (&mut [f32], &mut [f32], &mut [f32]),
     ) {
-        let Self { call, b, head, key_head, stacked } = *self;
+        let Self { call, b, head, key_head, stacked, first, .. } = *self;
         let [_, heads, _, d] = call.q.shape;
         let [_, kv, _, e] = call.size;
-        let (m, n) = (rows.len(), columns.len());
+        let (rows, m) = (place.rows, place.rows.len());
         let turned = |x: &[f32]| At { first: x.as_ptr(), rows: 1, columns: WIDE };
-        let straight = At { first: dx.as_ptr(), rows: WIDE, columns: 1 };
-        // Safe: as in `scores`; the gradients are slices of exactly the sizes named.
-        unsafe {
-            let limits = band.over_queries();
-            let douts = call.douts.rows(b * heads + head, rows);
-            product(simd, (n, e, m), turned(x), douts, (dv.as_mut_ptr(), e), true, limits);
-            let queries = call.queries.rows(stacked * heads + head, rows);
-            product(simd, (n, d, m), turned(dx), queries, (dk.as_mut_ptr(), d), true, limits);
-            let keys = call.keys_of_dq.rows(stacked * kv + key_head, columns);
-            product(simd, (m, d, n), straight, keys, (dq.as_mut_ptr(), d), true, band.over_keys());
+        for (column, of) in place.tiles.pieces(place.keys) {
+            let (n, own) = (of.len(), of.start - first);
+            let (x, dx) = (&x[column..], &dx[column..]);
+            let straight = At { first: dx.as_ptr(), rows: WIDE, columns: 1 };
+            let (dk, dv) = (dk[own * d..].as_mut_ptr(), dv[own * e..].as_mut_ptr());
+            // Safe: as in `scores`; the gradients are of these queries, and hold the run's keys.
+            unsafe {
+                let limits = band.over_queries(column);
+                let douts = call.douts.at(b * heads + head, rows);
+                product(simd, (n, e, m), turned(x), douts, (dv, e), true, limits);
+                let queries = call.queries.at(stacked * heads + head, rows);
+                product(simd, (n, d, m), turned(dx), queries, (dk, d), true, limits);
+                let keys = call.keys_of_dq.at(stacked * kv + key_head, &of);
+                let (dq, limits) = ((dq.as_mut_ptr(), d), band.over_keys(column));
+                product(simd, (m, d, n), straight, keys, dq, true, limits);
+            }
         }
     }
 }

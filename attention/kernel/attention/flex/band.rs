@@ -2,88 +2,97 @@
 //! computed.
 
 use super::edge::{Edge, Seen};
+use super::steps::{RUN, Tiles};
 use super::{Side, TILE, part};
 use crate::BlockKind;
-use crate::panels::{At, BAND, Limits, PanelsAt, product};
+use crate::panels::{At, BAND, Beside, Limits, PanelsAt, product_beside};
 use pulp::Simd;
 use std::ops::Range;
 
-/// Where a run of key tiles meets queries of one tile.
+/// Where some key tiles meet queries of one tile.
 pub(super) struct Place<'a> {
     pub side: &'a Side<'a>,
     /// (row, query head)
     pub at: (usize, usize),
     /// Query tile.
     pub tile: usize,
-    /// Key tiles.
-    pub run: &'a Range<usize>,
+    pub tiles: &'a Tiles,
     /// Keys of the call.
     pub keys: usize,
     pub rows: &'a Range<usize>,
-    pub columns: &'a Range<usize>,
 }
 
 impl Place<'_> {
-    /// Scores, −inf for hidden pairs, in `x`, rows `stride` apart; returns what is visible.
+    /// Scores, −inf for hidden pairs, in `x`, rows `stride` apart, the tiles side by side; returns what is
+    /// visible, and does something else meanwhile.
     ///
     /// # Safety
-    /// `queries` `[rows, d]` and `keys` `[d, columns]` must be readable, and `x` hold the run.
+    /// `queries` `[rows, d]` and what `keys` gives from a key of the call on, `[d, its tiles]`, must be
+    /// readable, and `x` hold all.
     #[inline(always)]
     pub unsafe fn scores<S: Simd, const Q: usize, const N: usize>(
         &self,
         simd: S,
         d: usize,
-        (queries, keys): (At, PanelsAt),
+        (queries, keys): (At, impl Fn(usize) -> PanelsAt),
         (x, stride): (&mut [f32], usize),
+        beside: &mut impl Beside,
     ) -> Band<Q, N> {
         let band = Band::new(self);
-        let (size, c) = ((self.rows.len(), self.columns.len(), d), (x.as_mut_ptr(), stride));
-        // Safe: as the caller vouches.
-        unsafe { product(simd, size, queries, keys, c, false, band.scores()) };
+        for (first, of) in self.tiles.pieces(self.keys) {
+            let size = (self.rows.len(), of.len(), d);
+            let (c, limits) = ((x[first..].as_mut_ptr(), stride), band.scores(first));
+            // Safe: as the caller vouches.
+            unsafe {
+                product_beside(simd, size, (queries, keys(of.start)), c, false, limits, beside)
+            };
+        }
         // What was computed beside visible pairs is a number that nobody may see, NaN perhaps.
         if band.partial {
-            for (ki, seen) in self.run.clone().zip(&band.seen).filter(|(ki, _)| self.is_edge(*ki)) {
-                let (edge, own) = (self.edge(ki), self.own(ki));
+            for (n, seen) in band.seen.iter().enumerate().take(self.tiles.list().len()) {
+                if !self.is_edge(n) {
+                    continue;
+                }
+                let (edge, own) = (self.edge(n), self.own(n));
                 for (i, t) in self.rows.clone().enumerate() {
-                    edge.hide_beside(
-                        t,
-                        seen[i / BAND][i % BAND],
-                        &mut x[i * stride..][own.clone()],
-                    );
+                    let row = &mut x[i * stride..][own.clone()];
+                    edge.hide_beside(t, seen[i / BAND][i % BAND], row);
                 }
             }
         }
         band
     }
 
-    fn is_edge(&self, ki: usize) -> bool {
-        self.side.kind(self.at.0, self.at.1, self.tile, ki) == BlockKind::Partial
+    fn tile(&self, n: usize) -> usize {
+        self.tiles.list()[n] as usize
     }
 
-    /// Columns of a key tile, from the first of the run on.
-    fn own(&self, ki: usize) -> Range<usize> {
-        let keys = part(ki, TILE.1, self.keys);
-        keys.start - self.columns.start..keys.end - self.columns.start
+    fn is_edge(&self, n: usize) -> bool {
+        let kind = self.side.kind(self.at.0, self.at.1, self.tile, self.tile(n));
+        kind == BlockKind::Partial
     }
 
-    fn edge(&self, ki: usize) -> Edge<'_> {
-        Edge::new(self.side, self.at, &part(ki, TILE.1, self.keys))
+    /// Columns of the `n`th key tile.
+    fn own(&self, n: usize) -> Range<usize> {
+        n * TILE.1..n * TILE.1 + part(self.tile(n), TILE.1, self.keys).len()
+    }
+
+    fn edge(&self, n: usize) -> Edge<'_> {
+        Edge::new(self.side, self.at, &part(self.tile(n), TILE.1, self.keys))
     }
 }
 
-/// Least ranges that hold all visible pairs, by `Q` bands of queries and `N` of keys, from the first
-/// of the run on.
+/// Least ranges that hold all visible pairs, by `Q` bands of queries and `N` of keys, these as the tiles
+/// lie side by side.
 pub(super) struct Band<const Q: usize, const N: usize> {
     /// Whether there are hidden pairs.
     partial: bool,
     columns: [(usize, usize); Q],
     rows: [(usize, usize); N],
-    /// What the queries see of each tile of the run; only of tiles at an edge.
+    /// What the queries see of each tile; only of tiles at an edge.
     seen: [[[Seen; BAND]; Q]; RUN],
 }
 
-/// Key tiles of a run at most.
-const RUN: usize = 4;
 /// Nothing.
 const EMPTY: (usize, usize) = (usize::MAX, 0);
 
@@ -93,11 +102,11 @@ impl<const Q: usize, const N: usize> Band<Q, N> {
     #[inline(always)]
     fn new(place: &Place<'_>) -> Self {
         const { Self::FITS };
-        let Place { run, rows, columns, .. } = *place;
-        let partial = run.clone().any(|ki| place.is_edge(ki));
+        let (rows, tiles) = (place.rows, place.tiles.list().len());
+        let partial = (0..tiles).any(|n| place.is_edge(n));
         let mut band = Self {
             partial,
-            columns: [(0, columns.len()); Q],
+            columns: [(0, place.tiles.len(place.keys)); Q],
             rows: [(0, rows.len()); N],
             seen: [[[Seen::default(); BAND]; Q]; RUN],
         };
@@ -105,10 +114,10 @@ impl<const Q: usize, const N: usize> Band<Q, N> {
             return band;
         }
         (band.columns, band.rows) = ([EMPTY; Q], [EMPTY; N]);
-        for (n, ki) in run.clone().enumerate() {
-            let own = place.own(ki);
-            if place.is_edge(ki) {
-                let edge = place.edge(ki);
+        for n in 0..tiles {
+            let own = place.own(n);
+            if place.is_edge(n) {
+                let edge = place.edge(n);
                 for (i, t) in rows.clone().enumerate() {
                     let seen = edge.seen(t);
                     band.seen[n][i / BAND][i % BAND] = seen;
@@ -139,30 +148,30 @@ impl<const Q: usize, const N: usize> Band<Q, N> {
         }
     }
 
-    /// Whether some queries do not see all keys of the run.
+    /// Whether some queries do not see all keys of the tiles.
     pub fn is_partial(&self) -> bool {
         self.partial
     }
 
-    /// Columns that query `i` of the run may see; no others hold anything.
+    /// Columns that query `i` may see; no others hold anything.
     #[inline(always)]
     pub fn of_query(&self, i: usize) -> Range<usize> {
         let (from, to) = self.columns[i / BAND];
         from.min(to)..to
     }
 
-    /// For products whose rows are queries and whose columns are keys.
-    pub fn scores(&self) -> Limits<'_> {
-        if self.partial { Limits::Columns(&self.columns) } else { Limits::None }
+    /// For products whose rows are queries and whose columns are keys, from column `first` on.
+    pub fn scores(&self, first: usize) -> Limits<'_> {
+        if self.partial { Limits::Columns(&self.columns, first) } else { Limits::None }
     }
 
-    /// For products that sum over keys.
-    pub fn over_keys(&self) -> Limits<'_> {
-        if self.partial { Limits::Depth(&self.columns) } else { Limits::None }
+    /// For products that sum over keys, from column `first` on.
+    pub fn over_keys(&self, first: usize) -> Limits<'_> {
+        if self.partial { Limits::Depth(&self.columns, first) } else { Limits::None }
     }
 
-    /// For products that sum over queries.
-    pub fn over_queries(&self) -> Limits<'_> {
-        if self.partial { Limits::Depth(&self.rows) } else { Limits::None }
+    /// For products that sum over queries, whose rows are keys from column `first` on.
+    pub fn over_queries(&self, first: usize) -> Limits<'_> {
+        if self.partial { Limits::Depth(&self.rows[first / BAND..], 0) } else { Limits::None }
     }
 }

@@ -2,16 +2,15 @@
 
 use super::band::{Band, Place};
 use super::decode::{FEW, decode};
+use super::steps::{RUN, Tiles, by_keys, one_by_one};
 use super::*;
 use crate::ahead::{Ahead, Pieces};
-use crate::panels::{BAND, product, widest};
+use crate::panels::{BAND, Beside, groups, product, widest};
 use crate::room::{Room, zeroed};
 use crate::simd::{exp2, exp2_of, maximum, sum as sum_of};
 use crate::threads;
 use pulp::{Simd, WithSimd};
 
-/// Key tiles that are computed together.
-const RUN: usize = 4;
 /// Query tiles of a job at most: what it reads of a run of keys serves them all.
 const TILES: usize = 4;
 /// Distance between two rows of scores.
@@ -39,7 +38,7 @@ pub(in super::super) fn forward(
     let call = Call {
         sides: &Side::all(plan, TILE.0),
         keys: &k.turned(plan.0.scale as f32 * LOG2_E),
-        values: &v.panels(),
+        values: &v.rows(),
         q: &q,
         group: heads / kv,
         size: v.shape,
@@ -79,7 +78,7 @@ struct Call<'a> {
     /// `[D, S]`, scaled.
     keys: &'a Panels,
     /// `[S, E]`
-    values: &'a Panels,
+    values: &'a Rows<'a>,
     /// Query heads per key head.
     group: usize,
     /// `[B, K, S, E]`
@@ -104,25 +103,17 @@ impl WithSimd for Job<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { call, b, head, first, x, out, lse } = self;
-        let [batch, _, s, _] = call.size;
+        let batch = call.size[0];
         let mut top = [f32::NEG_INFINITY; TILES * TILE.0];
         let mut sum = [0.0f32; TILES * TILE.0];
-        let (tiles, k_tiles) = (lse.len().div_ceil(TILE.0), s.div_ceil(TILE.1));
+        let tiles = first..first + lse.len().div_ceil(TILE.0);
         for (i, side) in call.sides.iter().enumerate() {
-            let mut steps: Vec<(usize, Range<usize>)> = Vec::with_capacity(k_tiles);
-            for near in (0..k_tiles).step_by(RUN) {
-                let near = near..(near + RUN).min(k_tiles);
-                for n in 0..tiles {
-                    let kinds = side.kinds(b, head, first + n);
-                    let computed = |ki: usize| kinds[ki] != BlockKind::Skip;
-                    steps.extend(runs(near.clone(), RUN, computed).map(|run| (n, run)));
-                }
-            }
-            for (at, (n, run)) in steps.iter().enumerate() {
+            let lines: Vec<_> = tiles.clone().map(|tile| side.keys_of(b, head, tile)).collect();
+            let steps = if is_of_blocks(side.mask) { one_by_one(&lines) } else { by_keys(&lines) };
+            for (at, (n, tiles)) in steps.iter().enumerate() {
                 let (tile, from) = (first + n, n * TILE.0);
-                let next = steps.get(at + 1).map(|(_, next)| next).filter(|next| *next != run);
-                let run = run.clone();
-                let at = Tile { call, side, stacked: i * batch + b, b, head, tile, run };
+                let next = steps.get(at + 1).map(|(_, next)| next).filter(|next| *next != tiles);
+                let at = Tile { call, side, stacked: i * batch + b, b, head, tile, tiles };
                 let state = (&mut top[from..], &mut sum[from..]);
                 at.add(simd, x, state, &mut out[from * call.size[3]..], next);
             }
@@ -139,7 +130,7 @@ impl WithSimd for Job<'_> {
     }
 }
 
-/// A query tile and a run of key tiles.
+/// A query tile and some key tiles.
 struct Tile<'a> {
     call: Call<'a>,
     side: &'a Side<'a>,
@@ -148,11 +139,11 @@ struct Tile<'a> {
     b: usize,
     head: usize,
     tile: usize,
-    run: Range<usize>,
+    tiles: &'a Tiles,
 }
 
 impl Tile<'_> {
-    /// Adds the values that the run's keys give; `top`, `sum` and `out` begin with the tile's. What
+    /// Adds the values that the tiles' keys give; `top`, `sum` and `out` begin with the query tile's. What
     /// `next` will read is asked for.
     #[inline(always)]
     fn add<S: Simd>(
@@ -161,35 +152,35 @@ impl Tile<'_> {
         x: &mut [f32],
         (top, sum): (&mut [f32], &mut [f32]),
         out: &mut [f32],
-        next: Option<&Range<usize>>,
+        next: Option<&Tiles>,
     ) {
-        let Self { ref call, side, stacked, b, head, tile, ref run } = *self;
+        let Self { call, side, stacked, b, head, tile, tiles } = *self;
         let [_, kv, s, e] = call.size;
         let [_, _, t, d] = call.q.shape;
         let (key_head, at) = (head / call.group, (b, head));
-        let (rows, columns) = (part(tile, TILE.0, t), span(run, TILE.1, s));
-        let (m, n) = (rows.len(), columns.len());
-        let place = Place { side, at, tile, run, keys: s, rows: &rows, columns: &columns };
+        let rows = part(tile, TILE.0, t);
+        let (m, n) = (rows.len(), tiles.len(s));
+        let keys = |first| call.keys.columns(stacked * kv + key_head, first);
+        let values = |keys: &Range<usize>| call.values.at(b * kv + key_head, keys);
+        let place = Place { side, at, tile, tiles, keys: s, rows: &rows };
+        let mut pieces = [Pieces::NONE; 2 * RUN];
+        let of_next = next.iter().flat_map(|next| next.pieces(s));
+        for ((_, of), pieces) in of_next.zip(pieces.chunks_mut(2)) {
+            pieces[0] = Pieces::panels(keys(of.start), d, of.len());
+            pieces[1] = Pieces::panels(values(&of), of.len(), e);
+        }
+        let mut ahead = Ahead::new(pieces, groups::<S>(m, n) + m);
         // Safe: the tile lies within queries and keys, `x` holds it.
         let band: Band<Q_BANDS, BANDS> = unsafe {
-            let keys = call.keys.columns(stacked * kv + key_head, columns.start);
             let queries = call.q.at(stacked, head, rows.start);
-            place.scores(simd, d, (queries, keys), (x, WIDE))
+            place.scores(simd, d, (queries, keys), (x, WIDE), &mut ahead)
         };
-        let pieces = next.map(|next| {
-            let columns = span(next, TILE.1, s);
-            let keys = call.keys.columns(stacked * kv + key_head, columns.start);
-            let values = call.values.rows(b * kv + key_head, &columns);
-            let n = columns.len();
-            [Pieces::panels(keys, d, n), Pieces::panels(values, n, e)]
-        });
-        softmax_step(simd, x, (m, n), &band, (top, sum), (out, e), Ahead::new(pieces, m));
-        // Safe: as above; `out` holds m × E.
-        unsafe {
-            let weights = At { first: x.as_ptr(), rows: WIDE, columns: 1 };
-            let values = call.values.rows(b * kv + key_head, &columns);
-            let (out, limits) = ((out.as_mut_ptr(), e), band.over_keys());
-            product(simd, (m, e, n), weights, values, out, true, limits);
+        softmax_step(simd, x, (m, n), &band, (top, sum), (out, e), ahead);
+        for (first, of) in tiles.pieces(s) {
+            let weights = At { first: x[first..].as_ptr(), rows: WIDE, columns: 1 };
+            let (out, limits) = ((out.as_mut_ptr(), e), band.over_keys(first));
+            // Safe: as above; `out` holds m × E.
+            unsafe { product(simd, (m, e, of.len()), weights, values(&of), out, true, limits) };
         }
     }
 }
@@ -203,7 +194,7 @@ fn softmax_step<S: Simd>(
     band: &Band<Q_BANDS, BANDS>,
     (top, sum): (&mut [f32], &mut [f32]),
     (out, e): (&mut [f32], usize),
-    mut ahead: Ahead<2>,
+    mut ahead: Ahead<{ 2 * RUN }>,
 ) {
     for i in 0..rows {
         ahead.some();

@@ -9,13 +9,15 @@ mod decode;
 mod edge;
 mod forward;
 mod stats;
+mod steps;
 
 pub(super) use backward::backward;
 pub(super) use forward::forward;
 pub(super) use stats::stats;
 
 use super::{Plan, TILE};
-use crate::panels::{At, Panels, width};
+use crate::ahead::Pieces;
+use crate::panels::{At, Panels, PanelsAt, width};
 use crate::simd::vectorized;
 use crate::threads;
 use crate::{BlockKind, BlockMap, Mask};
@@ -31,7 +33,7 @@ pub(super) fn scratch([b, h, t, d]: [usize; 4], kv: usize, s: usize) -> usize {
     // Panels are wider than narrow heads.
     let wide = d.next_multiple_of(width());
     let parts = backward::parts_of(b * kv, s);
-    b * (kv * s * (2 * d + wide) + h * t * (2 * wide + 2 + (parts - 1) * d))
+    b * (kv * s * wide + h * t * (2 * wide + 2 + (parts - 1) * d))
 }
 
 /// Distance between two rows of scores of so many key tiles; not a power of two, which would put
@@ -40,20 +42,20 @@ const fn wide(run: usize) -> usize {
     run * TILE.1 + 32
 }
 
-/// Leaves the fold of `parts` equal parts, in their order.
-fn fold_parts(x: &mut Vec<f32>, parts: usize, op: impl Fn(f32, f32) -> f32 + Sync) {
+/// Distance between rows of a head up to which they are read where they lie: farther apart they share few
+/// places in a cache.
+const NEAR: usize = 128;
+
+/// Folds `others` into `first`, in their order.
+fn fold_parts(first: &mut [f32], others: &[&[f32]], op: impl Fn(f32, f32) -> f32 + Sync) {
     const CHUNK: usize = 1 << 14;
-    let len = x.len() / parts;
-    let (first, others) = x.split_at_mut(len);
     let chunks = first.chunks_mut(CHUNK).enumerate().collect();
     threads::each_of(chunks, |(n, first): (usize, &mut [f32])| {
-        for other in others.chunks(len) {
+        for other in others {
             let other = &other[n * CHUNK..];
             first.iter_mut().zip(other).for_each(|(a, b)| *a = op(*a, *b));
         }
     });
-    x.truncate(len);
-    x.shrink_to_fit();
 }
 
 /// A `[N, H, T, D]` f32 tensor read through its strides; channels are adjacent.
@@ -92,12 +94,16 @@ impl View {
         At { first: self.tensor.storage::<f32>()[start..].as_ptr(), rows: st, columns: 1 }
     }
 
-    /// All heads, each a right-hand side `[T, D]`.
-    fn panels(&self) -> Panels {
+    /// All heads, each a right-hand side `[T, D]`: where they lie, if their rows are near and make whole
+    /// panels.
+    fn rows(&self) -> Rows<'_> {
         let [n, heads, t, d] = self.shape;
+        if d.is_multiple_of(width()) && self.strides[2] <= NEAR {
+            return Rows::Lying(self);
+        }
         let all: Vec<At> = (0..n * heads).map(|i| self.at(i / heads, i % heads, 0)).collect();
         // Safe: `at` checks the start, and the tensor has all its tokens and channels.
-        unsafe { Panels::pack(&all, (t, d), 1.0) }
+        Rows::Packed(unsafe { Panels::pack(&all, (t, d), 1.0) })
     }
 
     /// All heads, each a right-hand side `[D, T]`, times `factor`.
@@ -114,6 +120,33 @@ impl View {
         let [sb, sh, st] = self.strides;
         let start = self.offset + b * sb + h * sh + t * st;
         &self.tensor.storage::<f32>()[start..start + self.shape[3]]
+    }
+}
+
+/// Heads as right-hand sides `[T, D]`.
+enum Rows<'a> {
+    Packed(Panels),
+    Lying(&'a View),
+}
+
+impl Rows<'_> {
+    /// What `at` reads, unless the tensor itself is read.
+    fn pieces(&self, n: usize, rows: &Range<usize>, columns: usize) -> Pieces {
+        match self {
+            Self::Packed(panels) => Pieces::panels(panels.rows(n, rows), rows.len(), columns),
+            Self::Lying(_) => Pieces::NONE,
+        }
+    }
+
+    /// Tokens `rows` of head `n` of all rows.
+    fn at(&self, n: usize, rows: &Range<usize>) -> PanelsAt {
+        match self {
+            Self::Packed(panels) => panels.rows(n, rows),
+            Self::Lying(view) => {
+                let heads = view.shape[1];
+                PanelsAt::lying(view.at(n / heads, n % heads, rows.start))
+            }
+        }
     }
 }
 
@@ -136,41 +169,27 @@ impl<'a> Side<'a> {
     }
 
     fn kind(&self, b: usize, head: usize, q: usize, k: usize) -> BlockKind {
-        self.kinds(b, head, q)[k]
+        self.blocks.kind(b, self.class_of[head], q, k)
     }
 
-    /// Of all key tiles.
-    fn kinds(&self, b: usize, head: usize, q: usize) -> &[BlockKind] {
-        self.blocks.kinds(b, self.class_of[head], q)
+    /// Key tiles that are computed for a tile of queries.
+    fn keys_of(&self, b: usize, head: usize, q: usize) -> &[u32] {
+        self.blocks.keys_of(b, self.class_of[head], q)
     }
+
+    /// Query tiles for which a tile of keys is computed.
+    fn queries_of(&self, b: usize, head: usize, k: usize) -> &[u32] {
+        self.blocks.queries_of(b, self.class_of[head], k)
+    }
+}
+
+/// Whether neighbouring tiles of queries see other blocks of keys, so that they share few.
+fn is_of_blocks(mask: &Mask) -> bool {
+    mask.list().is_some() || mask.strided().is_some()
 }
 
 fn part(tile: usize, size: usize, len: usize) -> Range<usize> {
     tile * size..((tile + 1) * size).min(len)
-}
-
-/// Elements of a run of tiles.
-fn span(run: &Range<usize>, size: usize, len: usize) -> Range<usize> {
-    run.start * size..(run.end * size).min(len)
-}
-
-/// Neighbouring tiles that are computed, at most `most` at a time: long products cost least.
-fn runs(
-    tiles: Range<usize>,
-    most: usize,
-    computed: impl Fn(usize) -> bool,
-) -> impl Iterator<Item = Range<usize>> {
-    let mut next = tiles.start;
-    std::iter::from_fn(move || {
-        while next < tiles.end && !computed(next) {
-            next += 1;
-        }
-        let start = next;
-        while next < tiles.end && next - start < most && computed(next) {
-            next += 1;
-        }
-        (start < next).then_some(start..next)
-    })
 }
 
 fn tensor(data: Vec<f32>, shape: &[usize], dtype: DType) -> FlexTensor {

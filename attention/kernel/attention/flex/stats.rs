@@ -2,6 +2,7 @@
 //! alone.
 
 use super::band::{Band, Place};
+use super::steps::{RUN, by_keys};
 use super::*;
 use crate::attention::stats::{Fold, Kind};
 use crate::panels::{BAND, widest};
@@ -9,8 +10,6 @@ use crate::simd::exp2;
 use crate::threads;
 use pulp::{Simd, WithSimd};
 
-/// Key tiles that are computed together.
-const RUN: usize = 4;
 /// Distance between two rows of scores.
 const WIDE: usize = wide(RUN);
 /// Bands of queries in a tile, and of keys in a run.
@@ -65,10 +64,15 @@ pub(in super::super) fn stats(
             widest(Job { call, b: n / heads, head: n % heads, part, first, x, out });
         },
     );
+    let len = out.len() / parts;
+    let (first, others) = out.split_at_mut(len);
+    let others: Vec<&[f32]> = others.chunks(len.max(1)).collect();
     match fold.kind {
-        Kind::Max => fold_parts(&mut out, parts, larger),
-        _ => fold_parts(&mut out, parts, plus),
+        Kind::Max => fold_parts(first, &others, larger),
+        _ => fold_parts(first, &others, plus),
     }
+    out.truncate(len);
+    out.shrink_to_fit();
     if fold.kind == Kind::Diagonals {
         out.chunks_mut(s).for_each(|row| row.reverse());
     }
@@ -127,32 +131,34 @@ impl WithSimd for Job<'_> {
             let whole = part(tile, TILE.0, t);
             let rows = whole.start.max(queries.start)..whole.end.min(queries.end);
             let base = &call.base[(b * heads + head) * t..][rows.clone()];
-            let kind = |ki| side.kind(b, head, tile, ki);
-            let computed = |ki| kind(ki) != BlockKind::Skip;
-            for run in runs(0..s.div_ceil(TILE.1), RUN, computed) {
-                let columns = span(&run, TILE.1, s);
-                let (at, run, keys) = ((b, head), &run, s);
-                let place = Place { side, at, tile, run, keys, rows: &rows, columns: &columns };
+            for (_, tiles) in by_keys(&[side.keys_of(b, head, tile)]) {
+                let (at, rows) = ((b, head), &rows);
+                let place = Place { side, at, tile, tiles: &tiles, keys: s, rows };
                 // Safe: the tile lies within queries and keys, `x` holds it.
                 let band: Band<Q_BANDS, BANDS> = unsafe {
-                    let keys = call.keys.columns(key_head, columns.start);
+                    let keys = |key| call.keys.columns(key_head, key);
                     let queries = q.at(b, head, rows.start);
-                    place.scores(simd, d, (queries, keys), (x, WIDE))
+                    place.scores(simd, d, (queries, keys), (x, WIDE), &mut ())
                 };
                 for (i, (x, base)) in x.chunks_mut(WIDE).zip(base).enumerate() {
                     let seen = band.of_query(i);
                     x[..seen.start].fill(0.0);
-                    x[seen.end..columns.len()].fill(0.0);
+                    x[seen.end..tiles.len(s)].fill(0.0);
                     match fold.kind {
                         Kind::Entropy => terms(&mut x[seen], *base),
                         _ => weights(&mut x[seen], *base),
                     }
                 }
-                let tile = Tile { x: &*x, rows: &rows, columns: &columns };
-                match fold.kind {
-                    Kind::Diagonals => tile.diagonals(t, out),
-                    Kind::Max => tile.blocks(fold.block, first, width, out, larger),
-                    Kind::Sum | Kind::Entropy => tile.blocks(fold.block, first, width, out, plus),
+                for (column, columns) in tiles.pieces(s) {
+                    let (x, columns) = (&x[column..], &columns);
+                    let tile = Tile { x, rows, columns };
+                    match fold.kind {
+                        Kind::Diagonals => tile.diagonals(t, out),
+                        Kind::Max => tile.blocks(fold.block, first, width, out, larger),
+                        Kind::Sum | Kind::Entropy => {
+                            tile.blocks(fold.block, first, width, out, plus)
+                        }
+                    }
                 }
             }
         }

@@ -153,7 +153,7 @@ impl<'a> Chunk<'a> {
         let (b, c) = (call.group(&call.b, job, tokens), call.group(&call.c, job, tokens));
         let (bands, mut scores) = (lower(q), vec![0.0f32; q * q]);
         let b_turned = packed(b.turned(), (n, q));
-        times((q, q, n), c, &b_turned, &mut scores, false, Limits::Columns(&bands));
+        times((q, q, n), c, &b_turned, &mut scores, false, Limits::Columns(&bands, 0));
         let dscores = vec![0.0f32; q * q];
         Self { call, job, tokens, b, c, bands, scores, dscores, db, dc }
     }
@@ -192,7 +192,14 @@ impl<'a> Chunk<'a> {
         // Pairs of tokens: (C Bᵀ) ∘ L, and its gradient.
         let mut dmixed = vec![0.0f32; q * q];
         let of_input = turned(&of.input, q, p);
-        times((q, q, p), rows(&dy, p), &of_input, &mut dmixed, false, Limits::Columns(&self.bands));
+        times(
+            (q, q, p),
+            rows(&dy, p),
+            &of_input,
+            &mut dmixed,
+            false,
+            Limits::Columns(&self.bands, 0),
+        );
         let mut dlog = vec![0.0f32; q];
         for i in 0..q {
             let row = i * q..i * q + i + 1;
@@ -261,7 +268,7 @@ impl<'a> Chunk<'a> {
     fn finish(self) {
         let (q, n) = (self.tokens.len(), self.call.n);
         let (b, c) = (packed(self.b, (q, n)), packed(self.c, (q, n)));
-        let depth = Limits::Depth(&self.bands);
+        let depth = Limits::Depth(&self.bands, 0);
         times((q, n, q), rows(&self.dscores, q), &b, self.dc, true, depth);
         times((q, n, q), rows(&self.dscores, q).turned(), &c, self.db, true, Limits::None);
     }

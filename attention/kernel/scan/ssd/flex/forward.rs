@@ -36,7 +36,7 @@ fn block(call: &Call<'_>, job: &Job, out: &Columns<'_>, of_row: usize) {
         let bands = lower(q);
         let mut scores = vec![0.0f32; q * q];
         let b_turned = packed(b.turned(), (n, q));
-        times((q, q, n), c, &b_turned, &mut scores, false, Limits::Columns(&bands));
+        times((q, q, n), c, &b_turned, &mut scores, false, Limits::Columns(&bands, 0));
         for (head, h) in job.members.clone().zip(&mut states) {
             let of = call.head(job, head, &tokens);
             let mut mixed = of.decay.clone();
@@ -47,7 +47,7 @@ fn block(call: &Call<'_>, job: &Job, out: &Columns<'_>, of_row: usize) {
                 y.iter_mut().for_each(|y| *y *= entered);
             }
             let input = packed(rows(&of.input, p), (q, p));
-            times((q, p, q), rows(&mixed, q), &input, &mut y, true, Limits::Depth(&bands));
+            times((q, p, q), rows(&mixed, q), &input, &mut y, true, Limits::Depth(&bands, 0));
             if let Some(d) = call.skip(head) {
                 for (y, t) in y.chunks_mut(p).zip(tokens.clone()) {
                     let x = &call.x.at(job.row, t)[head * p..][..p];
