@@ -153,6 +153,19 @@ fn plan_is_what_is_measured_with_muon() {
     });
 }
 
+/// Models so small that the working space of Muon's products is a third of all.
+#[test]
+fn plan_is_what_is_measured_of_small_models_with_muon() {
+    alone_on_one("plan_is_what_is_measured_of_small_models_with_muon", || {
+        let model = mamba(MixerConfig::Mamba1(Mamba1Config::new()));
+        check("mamba", PlanConfig::new(model.clone(), 16).with_muon(true));
+        check("mamba, longer rows", PlanConfig::new(model, 256).with_muon(true));
+        let model = mamba(MixerConfig::Mamba2(Mamba2Config::new().with_head_dim(16)));
+        check("mamba2", PlanConfig::new(model, 64).with_muon(true));
+        check("llama", PlanConfig::new(llama(60, 64, 2, 168), 16).with_muon(true));
+    });
+}
+
 #[test]
 fn plan_is_what_is_measured_with_lora() {
     alone("plan_is_what_is_measured_with_lora", || {
