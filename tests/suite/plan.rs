@@ -153,6 +153,19 @@ fn plan_is_what_is_measured_with_muon() {
     });
 }
 
+/// Models so small that the working space of Muon's products is a third of all.
+#[test]
+fn plan_is_what_is_measured_of_small_models_with_muon() {
+    alone_on_one("plan_is_what_is_measured_of_small_models_with_muon", || {
+        let model = mamba(MixerConfig::Mamba1(Mamba1Config::new()));
+        check("mamba", PlanConfig::new(model.clone(), 16).with_muon(true));
+        check("mamba, longer rows", PlanConfig::new(model, 256).with_muon(true));
+        let model = mamba(MixerConfig::Mamba2(Mamba2Config::new().with_head_dim(16)));
+        check("mamba2", PlanConfig::new(model, 64).with_muon(true));
+        check("llama", PlanConfig::new(llama(60, 64, 2, 168), 16).with_muon(true));
+    });
+}
+
 #[test]
 fn plan_is_what_is_measured_with_lora() {
     alone("plan_is_what_is_measured_with_lora", || {
@@ -216,10 +229,12 @@ fn plan_is_what_is_measured_of_mamba() {
         check("mamba, several rows", PlanConfig::new(of(&config), 300).with_batch(3));
         let wide = config.clone().with_d_state(64).with_dt_rank(20);
         check("mamba, large states", PlanConfig::new(of(&wide), 700));
-        let few = config.with_d_state(4).with_d_conv(3).with_biases(false, true);
+        let few = config.clone().with_d_state(4).with_d_conv(3).with_biases(false, true);
         check("mamba, small states and biases", PlanConfig::new(of(&few), 1024));
         check("mamba, short rows", PlanConfig::new(of(&few), 16));
         check("mamba, micro-batches", PlanConfig::new(of(&few), 512).with_micro_batches(3, 1));
+        let lora = LoraConfig::new().with_targets(&Target::STATE_SPACE).with_rank(16);
+        check("mamba, lora", PlanConfig::new(of(&config), 1024).with_lora(Some(lora)));
     });
 }
 
@@ -232,8 +247,10 @@ fn plan_is_what_is_measured_of_mamba2() {
         check("mamba2, several rows", PlanConfig::new(of(&config), 300).with_batch(3));
         let grouped = config.clone().with_n_groups(3).with_dt_limit(Some((0.01, 0.5)));
         check("mamba2, groups and bounds", PlanConfig::new(of(&grouped), 700));
-        let wide = config.with_d_state(128);
+        let wide = config.clone().with_d_state(128);
         check("mamba2, large states", PlanConfig::new(of(&wide), 700));
+        let lora = LoraConfig::new().with_targets(&[Target::In, Target::Out]).with_rank(16);
+        check("mamba2, lora", PlanConfig::new(of(&config), 1024).with_lora(Some(lora)));
     });
 }
 

@@ -8,9 +8,6 @@ use crate::attention::SeerConfig;
 use crate::attention::seer::{GateKind, HeadPool, SCORES_OF_PIECE};
 use crate::kernel::attention::scratch;
 
-/// Tensors of the size of a piece's scores that its loss and gradients hold at once.
-const PER_SCORE: u64 = 4;
-
 /// A layer and the shape of its input.
 pub(super) struct Layer<'a> {
     config: &'a SeerConfig,
@@ -167,12 +164,43 @@ impl<'a> Layer<'a> {
             GateKind::Prefill => self.blocks,
             GateKind::Decode => self.sizes.len,
         };
+        let asked = q.floats / (self.sizes.batch * rows * self.wide).max(1);
         let of_row = self.sizes.batch * self.layout.heads * self.blocks;
-        let scores = of_row * (SCORES_OF_PIECE as u64 / of_row.max(1)).clamp(1, rows);
+        let rows = (SCORES_OF_PIECE as u64 / of_row.max(1)).clamp(1, rows);
         let gradients = [&q, &k].map(|x| tape.made(x.floats));
-        drop(tape.made(PER_SCORE * scores));
+        drop(tape.made(self.piece([q.floats, k.floats], asked, rows)));
         let [of_q, of_k] = gradients;
         let sum = |x, gradient| tape.reduced(&tape.mul(x, gradient), 1);
         tape.add(sum(q, of_q), sum(k, of_k))
+    }
+
+    /// What the loss and the gradients of a piece of so many rows hold at once, beside gate queries and
+    /// keys and their gradients, where `asked` heads have scores. See `attention/seer/target.rs`.
+    fn piece(&self, inputs: [u64; 2], asked: u64, rows: u64) -> u64 {
+        let of_head = self.sizes.batch * rows * self.blocks;
+        let heads = match self.config.gate {
+            GateKind::Prefill => self.layout.heads,
+            GateKind::Decode => self.layout.kv / self.layout.head_dim,
+        };
+        let trace = Tape::trace(0, false, |tape, _| {
+            let [q, k] = inputs.map(|floats| tape.weights(Weights::new(floats as usize, true)));
+            let largest = tape.made(of_head * self.layout.heads);
+            let targets = match heads == self.layout.heads {
+                true => largest,
+                false => tape.made(of_head * heads),
+            };
+            let mut scores = tape.scaled(tape.matmul(&q, &k, of_head * asked));
+            if asked != heads {
+                scores = tape.reduced(&scores, of_head * heads);
+            }
+            // Less the largest of the row, and less the logarithm of the sum.
+            let shifted = tape.scaled(scores);
+            let sum = tape.reduced(&tape.function(shifted.clone()), of_head / self.blocks * heads);
+            let scores = tape.add(shifted, tape.function(sum));
+            let entropy = tape.made(targets.floats);
+            let divergence = tape.add(entropy, tape.mul(targets, scores));
+            (tape.reduced(&divergence, 1), None)
+        });
+        trace.forward.max(trace.backward.0)
     }
 }

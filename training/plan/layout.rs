@@ -21,7 +21,7 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    fn new(floats: usize, trains: bool) -> Self {
+    pub(super) fn new(floats: usize, trains: bool) -> Self {
         let trained = if trains { floats as u64 } else { 0 };
         Self { all: floats as u64, trained, moments: 2 * trained, largest: trained }
     }

@@ -35,9 +35,13 @@ use layout::Layout;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// Working space of the matrix products, bytes per thread: a slab of the size of the second-level
-/// cache, commonly 512 KiB to 2 MiB, and one for small products.
+/// Working space of our matrix products, bytes per thread: packed parts of both sides.
 const SLAB: u64 = (512 + 64) << 10;
+/// The same of the library that multiplies for Burn, on each thread that it once ran on: as much as
+/// the second-level cache has, commonly 512 KiB to 2 MiB.
+const LIBRARY_SLAB: u64 = 1 << 20;
+/// Numbers of a matrix up to which Muon's products are small enough for one thread.
+const ON_ONE_THREAD: u64 = 192 * 192;
 
 /// What is planned: a model and the shape of a training step.
 ///
@@ -179,7 +183,7 @@ impl PlanConfig {
         }
         let layout = Layout::new(self, &mixers)?;
         let ledger = step::step(self, &layout);
-        let working = SLAB * self.threads as u64;
+        let working = SLAB * self.threads as u64 + LIBRARY_SLAB * self.library_threads(&layout);
         let remembered: u64 = mixers.iter().map(|mixer| memory::of_row(self, mixer)).sum();
         Ok(MemoryPlan {
             peak: ledger::sum(&ledger.at_peak) + working,
@@ -194,6 +198,16 @@ impl PlanConfig {
             strategy: self.strategy,
         })
     }
+
+    /// Threads on which the library multiplies: for products of mixers, and for Muon's.
+    fn library_threads(&self, layout: &Layout) -> u64 {
+        let of_mixers = layout.mixers.iter().flatten().any(|own| own.trace(true).by_library);
+        match (of_mixers, self.muon) {
+            (true, _) => self.threads as u64,
+            (false, true) if layout.largest() > ON_ONE_THREAD => self.threads as u64,
+            (false, muon) => u64::from(muon),
+        }
+    }
 }
 
 /// What a training step holds when it holds most, bytes.
@@ -205,7 +219,7 @@ pub struct MemoryPlan {
     pub moment: String,
     /// By part of the model, at that moment.
     pub parts: BTreeMap<Part, PartBytes>,
-    /// Working space of the matrix products.
+    /// Working space of matrix products.
     pub working: u64,
     /// What the graph of *one* block keeps of one micro-batch, by part.
     pub block: BTreeMap<Part, u64>,

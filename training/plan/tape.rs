@@ -23,6 +23,8 @@ pub(super) struct Trace {
     pub backward: (u64, u64),
     /// All gradients of weights.
     pub learned: u64,
+    /// Whether some product is the library's, which has working space of its own.
+    pub by_library: bool,
 }
 
 impl Trace {
@@ -35,7 +37,7 @@ impl Trace {
             forward: on(self.forward, half.forward),
             kept: on(self.kept, half.kept),
             backward: (on(self.backward.0, half.backward.0), on(self.backward.1, half.backward.1)),
-            learned: self.learned,
+            ..*self
         }
     }
 }
@@ -48,6 +50,7 @@ struct Meter {
     learned: Cell<u64>,
     /// Both, when they were most together.
     most: Cell<(u64, u64)>,
+    by_library: Cell<bool>,
 }
 
 impl Meter {
@@ -151,7 +154,13 @@ impl Tape {
         let (forward, kept) = (meter.most.get().0, meter.held.get());
         meter.most.set((kept, 0));
         tape.backward(roots.into_iter().flatten());
-        Trace { forward, kept, backward: meter.most.get(), learned: meter.learned.get() }
+        Trace {
+            forward,
+            kept,
+            backward: meter.most.get(),
+            learned: meter.learned.get(),
+            by_library: meter.by_library.get(),
+        }
     }
 
     fn backward(self, roots: impl Iterator<Item = usize>) {
@@ -341,6 +350,7 @@ impl Tape {
         if a.node.is_some() {
             keeps.push(b);
         }
+        self.meter.by_library.set(true);
         self.op(&[a, b], floats, &keeps, (0, 0))
     }
 

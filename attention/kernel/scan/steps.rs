@@ -1,7 +1,7 @@
 //! What each token does to the state of its row.
 
 use crate::{Error, TokenMeta};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Tensor, TensorData};
 use std::sync::Arc;
 
 /// What one token does to the state.
@@ -94,6 +94,13 @@ impl Steps {
     /// Whether some token is padding.
     pub fn has_padding(&self) -> bool {
         self.steps.contains(&Step::Skip)
+    }
+
+    /// Where the step is `wanted`, `[B, T, 1]`; none where it is nowhere.
+    pub(crate) fn mask(&self, wanted: Step, device: &Device) -> Option<Tensor<3, Bool>> {
+        let data: Vec<bool> = self.steps.iter().map(|step| *step == wanted).collect();
+        let shape = [self.batch, self.len, 1];
+        data.contains(&true).then(|| Tensor::from_data(TensorData::new(data, shape), device))
     }
 
     /// 1 where the step is not `zero`, 0 where it is, `[B, T, 1]`.

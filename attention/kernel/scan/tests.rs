@@ -6,6 +6,7 @@ mod ssd;
 use super::{Step, Steps};
 use crate::TokenMeta;
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use std::ops::Range;
 
 /// Numbers of about the size of `scale`, the same in both precisions.
 fn leaf<const D: usize>(shape: [usize; D], seed: u64, scale: f32, dtype: DType) -> Tensor<D> {
@@ -66,6 +67,57 @@ fn broken(len: usize) -> Steps {
     let tokens = TokenMeta::new(2, len, vec![0; 2 * len], segments).unwrap();
     // A past, so that the first document of a row may be another one than its state is of.
     Steps::of(&tokens, Some(&[-1, 0])).unwrap().0
+}
+
+/// Documents of a row that [`stays_in_its_document`] looks at, with padding behind.
+const LENGTHS: [usize; 4] = [40, 1, 70, 30];
+const LEN: usize = 150;
+
+/// Tokens and what they hold instead of numbers.
+type Poison = (Range<usize>, f32);
+
+/// A row of tokens, those of `poison` as it says.
+fn poisoned<const D: usize>(shape: [usize; D], seed: u64, (tokens, value): &Poison) -> Tensor<D> {
+    let x = leaf(shape, seed, 1.0, DType::F32).inner();
+    let range: [Range<usize>; D] =
+        std::array::from_fn(|dim| if dim == 1 { tokens.clone() } else { 0..shape[dim] });
+    Tensor::from_inner(x.slice_fill(range, *value)).require_grad()
+}
+
+fn packed_steps() -> Steps {
+    Steps::of(&TokenMeta::packed(&[LENGTHS.to_vec()], LEN).unwrap(), None).unwrap().0
+}
+
+/// Results of a scan where one document, or padding, holds no numbers have the bits that they have
+/// otherwise, but for that document's. What padding holds does not reach the parameters, either.
+fn stays_in_its_document(case: &str, go: impl Fn(&Poison) -> Pass) {
+    let want = go(&(0..0, 0.0));
+    let ends = LENGTHS.iter().scan(0, |end, len| {
+        *end += len;
+        Some(*end)
+    });
+    let bounds: Vec<usize> = [0].into_iter().chain(ends).chain([LEN]).collect();
+    let padding = LENGTHS.len();
+    for value in [f32::NAN, f32::INFINITY] {
+        for (i, tokens) in bounds.windows(2).map(|ends| ends[0]..ends[1]).enumerate() {
+            for ((name, got), (_, want)) in go(&(tokens.clone(), value)).iter().zip(&want) {
+                let bits = |x: &[f64]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                let same = match *name {
+                    "h" if i + 1 == padding => continue,
+                    "dh0" if i == 0 => continue,
+                    "da" | "dd" | "dbias" if i < padding => continue,
+                    "h" | "dh0" | "da" | "dd" | "dbias" => bits(got) == bits(want),
+                    _ => {
+                        let (from, to) =
+                            (got.len() / LEN * tokens.start, got.len() / LEN * tokens.end);
+                        bits(&got[..from]) == bits(&want[..from])
+                            && bits(&got[to..]) == bits(&want[to..])
+                    }
+                };
+                assert!(same, "{case}: {name} of others changes with {value} in {tokens:?}");
+            }
+        }
+    }
 }
 
 #[test]

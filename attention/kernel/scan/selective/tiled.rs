@@ -4,7 +4,7 @@
 use super::{Inputs, Plan};
 use crate::scan::{Step, softplus, wide};
 use burn::tensor::activation::sigmoid;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{Bool, DType, Tensor};
 
 /// Tokens whose states are there at once.
 const SPAN: usize = 64;
@@ -19,15 +19,12 @@ pub(super) fn forward(x: Inputs, plan: &Plan) -> (Tensor<3>, Tensor<4>) {
         states.push(h.clone());
         let span = spans.at(start);
         let all = span.states(h);
-        out.push((span.mixed(&all) * span.gate() * span.live.clone()).cast(dtype));
+        let y = span.mixed(&all) * span.gate();
+        let [batch, tokens, ..] = y.dims();
+        out.push(spans.live(y.reshape([batch, tokens, spans.channels]), start).cast(dtype));
         h = last(all);
     }
     let [batch, n, ..] = h.dims();
-    let rows = |y: Tensor<5>| {
-        let tokens = y.dims()[1];
-        y.reshape([batch, tokens, spans.channels])
-    };
-    let mut out: Vec<Tensor<3>> = out.into_iter().map(rows).collect();
     let flat = |h: Tensor<4>| h.reshape([batch, n, spans.channels]);
     if plan.keep_state {
         out.push(flat(h).cast(dtype));
@@ -57,7 +54,7 @@ pub(super) fn gradients(x: Inputs, states: Tensor<4>, dout: Tensor<3>, plan: &Pl
         let h0 = states.clone().narrow(1, i, 1).cast(spans.kind).reshape(shape);
         let h = span.states(h0.clone());
         let tokens = span.u.dims()[1];
-        let dout = spans.channelwise(dout.clone().narrow(1, start, tokens)) * span.live.clone();
+        let dout = spans.channelwise(spans.live(dout.clone().narrow(1, start, tokens), start));
         let (dy, dz) = match span.z.clone() {
             Some(z) => {
                 let s = sigmoid(z.clone());
@@ -67,9 +64,10 @@ pub(super) fn gradients(x: Inputs, states: Tensor<4>, dout: Tensor<3>, plan: &Pl
             None => (dout, span.u.zeros_like()),
         };
         let dh = span.reverse(dy.clone() * span.c.clone(), carry);
-        let passed = dh.clone() * span.decay.clone();
+        let passed = span.unless_first(dh.clone() * span.decay.clone());
         carry = first(passed.clone());
         let before = Tensor::cat([vec![h0.unsqueeze_dim(1)], but_last(&h)].concat(), 1);
+        let before = span.unless_first(before);
         let through = passed * before;
         let into = (dh.clone() * span.b.clone()).sum_dim(2);
         let mut du = into.clone() * span.delta.clone();
@@ -78,7 +76,7 @@ pub(super) fn gradients(x: Inputs, states: Tensor<4>, dout: Tensor<3>, plan: &Pl
         }
         let ddelta = (through.clone() * span.a.clone()).sum_dim(2) + into * span.u.clone();
         let slope = if plan.softplus { sigmoid(span.raw.clone()) } else { span.raw.ones_like() };
-        let ddelta = ddelta * span.live.clone() * slope;
+        let ddelta = ddelta * slope;
         let add = |sum: Option<Tensor<5>>, x: Tensor<5>| Some(sum.map_or(x.clone(), |s| s + x));
         da = add(da, (through * span.delta.clone()).sum_dim(1).sum_dim(0));
         dd = add(dd, (dy.clone() * span.u.clone()).sum_dim(1).sum_dim(0));
@@ -86,7 +84,9 @@ pub(super) fn gradients(x: Inputs, states: Tensor<4>, dout: Tensor<3>, plan: &Pl
         let dc = (h * dy).sum_dim(4);
         let wide = |x: Tensor<5>| x.reshape([batch, tokens, spans.channels]);
         let narrow = |x: Tensor<5>| x.swap_dims(2, 3).reshape([batch, tokens, plan.groups * n]);
-        rows.push([wide(du), wide(ddelta), wide(dz), narrow(db), narrow(dc)]);
+        // The state that passes padding by may be no number.
+        let all = [wide(du), wide(ddelta), wide(dz), narrow(db), narrow(dc)];
+        rows.push(all.map(|x| spans.live(x, start)));
     }
     rows.reverse();
     let joined = |i: usize| Tensor::cat(rows.iter().map(|row| row[i].clone()).collect(), 1);
@@ -122,9 +122,9 @@ struct Spans<'a> {
     channels: usize,
     /// `[B, N, G, E/G]`
     h0: Tensor<4>,
-    /// 0 at padding, and where a document begins: `[B, T, 1]`
-    live: Tensor<3>,
-    keep: Tensor<3>,
+    /// Where there is padding and where documents begin, `[B, T, 1]`, if anywhere.
+    padding: Option<Tensor<3, Bool>>,
+    first: Option<Tensor<3, Bool>>,
 }
 
 /// One span: `[B, t, N or 1, G, E/G or 1]` each.
@@ -139,9 +139,17 @@ struct Span {
     c: Tensor<5>,
     d: Option<Tensor<5>>,
     z: Option<Tensor<5>>,
-    live: Tensor<5>,
-    /// exp(Δ A), zero where a document begins.
+    /// exp(Δ A)
     decay: Tensor<5>,
+    documents: Option<Documents>,
+}
+
+/// Documents that begin in a span, `[B, t, 1, 1, 1]`.
+struct Documents {
+    first: Tensor<5, Bool>,
+    /// How many have begun up to each token. What lies between tokens of different documents is left
+    /// out, not multiplied by zero, which what is no number would outlive.
+    count: Tensor<5>,
 }
 
 impl<'a> Spans<'a> {
@@ -150,9 +158,19 @@ impl<'a> Spans<'a> {
         let (kind, n, groups) = (wide(x.u.dtype()), x.a.dims()[0], plan.groups);
         let h0 = x.h0.clone().cast(kind).reshape([batch, n, groups, channels / groups]);
         let device = x.u.device();
-        let mask = |zero| plan.steps.but(zero, &device).cast(kind);
-        let (live, keep) = (mask(Step::Skip), mask(Step::First));
-        Self { x, plan, kind, len, channels, h0, live, keep }
+        let [padding, first] = [Step::Skip, Step::First].map(|step| plan.steps.mask(step, &device));
+        Self { x, plan, kind, len, channels, h0, padding, first }
+    }
+
+    /// Tokens from `start` on, zero at padding.
+    fn live(&self, x: Tensor<3>, start: usize) -> Tensor<3> {
+        match &self.padding {
+            Some(padding) => {
+                let tokens = x.dims()[1];
+                x.mask_fill(padding.clone().narrow(1, start, tokens), 0.0)
+            }
+            None => x,
+        }
     }
 
     /// `[B, t, E] -> [B, t, 1, G, E/G]`
@@ -167,16 +185,23 @@ impl<'a> Spans<'a> {
         let tokens = SPAN.min(self.len - start);
         let batch = self.x.u.dims()[0];
         let n = self.x.a.dims()[0];
-        let cut = |x: &Tensor<3>| x.clone().narrow(1, start, tokens).cast(self.kind);
+        let cut =
+            |x: &Tensor<3>| self.live(x.clone().narrow(1, start, tokens).cast(self.kind), start);
         let per_state =
             |x: &Tensor<3>| cut(x).reshape([batch, tokens, groups, n, 1]).swap_dims(2, 3);
-        let mask = |x: &Tensor<3>| -> Tensor<5> { cut(x).reshape([batch, tokens, 1, 1, 1]) };
+        let of_token = [batch, tokens, 1, 1, 1];
         let u = self.channelwise(cut(&self.x.u));
-        let raw = self.channelwise(cut(&self.x.delta));
-        let live = mask(&self.live);
-        let delta = if plan.softplus { softplus(raw.clone()) } else { raw.clone() } * live.clone();
+        let raw = cut(&self.x.delta);
+        let delta =
+            if plan.softplus { self.live(softplus(raw.clone()), start) } else { raw.clone() };
+        let [raw, delta] = [raw, delta].map(|x| self.channelwise(x));
         let a = self.x.a.clone().cast(self.kind).reshape([1, 1, n, groups, self.channels / groups]);
-        let decay = (delta.clone() * a.clone()).exp() * mask(&self.keep);
+        let decay = (delta.clone() * a.clone()).exp();
+        let documents = self.first.as_ref().map(|first| {
+            let first = first.clone().narrow(1, start, tokens).reshape(of_token);
+            let count = first.clone().float().cast(self.kind).cumsum(1);
+            Documents { first, count }
+        });
         let d = self.x.d.clone().cast(self.kind);
         Span {
             u,
@@ -187,13 +212,33 @@ impl<'a> Spans<'a> {
             c: per_state(&self.x.c),
             d: plan.skip.then(|| d.reshape([1, 1, 1, groups, self.channels / groups])),
             z: plan.gate.then(|| self.channelwise(cut(&self.x.z))),
-            live,
             decay,
+            documents,
         }
     }
 }
 
 impl Span {
+    /// `x` of all pairs of tokens `step` apart, zero where they are of different documents.
+    fn within(&self, x: Tensor<5>, step: usize) -> Tensor<5> {
+        match &self.documents {
+            Some(Documents { count, .. }) => {
+                let pairs = x.dims()[1];
+                let [early, late] = [0, step].map(|from| count.clone().narrow(1, from, pairs));
+                x.mask_fill(late.not_equal(early), 0.0)
+            }
+            None => x,
+        }
+    }
+
+    /// `x` of all tokens, zero where a document begins.
+    fn unless_first(&self, x: Tensor<5>) -> Tensor<5> {
+        match &self.documents {
+            Some(Documents { first, .. }) => x.mask_fill(first.clone(), 0.0),
+            None => x,
+        }
+    }
+
     /// The state behind every token, `[B, t, N, G, E/G]`.
     fn states(&self, h0: Tensor<4>) -> Tensor<5> {
         let (mut decay, mut h) =
@@ -204,13 +249,19 @@ impl Span {
             // What lies `step` tokens back comes on top, decayed by all between.
             let rest = tokens - step;
             let late = decay.clone().narrow(1, step, rest);
-            let add = late.clone() * h.clone().narrow(1, 0, rest);
+            let add = self.within(late.clone() * h.clone().narrow(1, 0, rest), step);
             h = Tensor::cat(vec![h.clone().narrow(1, 0, step), h.narrow(1, step, rest) + add], 1);
             let both = late * decay.clone().narrow(1, 0, rest);
             decay = Tensor::cat(vec![decay.narrow(1, 0, step), both], 1);
             step *= 2;
         }
-        h + decay * h0.unsqueeze_dim(1)
+        let of_before = decay * h0.unsqueeze_dim(1);
+        h + match &self.documents {
+            Some(Documents { count, .. }) => {
+                of_before.mask_fill(count.clone().greater_elem(0.0), 0.0)
+            }
+            None => of_before,
+        }
     }
 
     /// `dh_t = r_t + decay_{t+1} dh_{t+1}`, with `carry` on top of the last.
@@ -223,7 +274,7 @@ impl Span {
         while step < tokens {
             let rest = tokens - step;
             let early = decay.clone().narrow(1, 0, rest);
-            let add = early.clone() * dh.clone().narrow(1, step, rest);
+            let add = self.within(early.clone() * dh.clone().narrow(1, step, rest), step);
             dh =
                 Tensor::cat(vec![dh.clone().narrow(1, 0, rest) + add, dh.narrow(1, rest, step)], 1);
             let both = early * decay.clone().narrow(1, step, rest);

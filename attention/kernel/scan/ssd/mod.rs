@@ -113,6 +113,7 @@ pub struct Plan {
     pub(crate) heads: usize,
     pub(crate) groups: usize,
     pub(crate) chunk: usize,
+    pub(crate) steps: Steps,
     /// Whether D is there; a tensor of one zero stands in for it.
     pub(crate) skip: bool,
     pub(crate) keep_state: bool,
@@ -148,6 +149,11 @@ pub fn ssd(input: Ssd) -> Result<(Tensor<4>, Option<Tensor<4>>), Error> {
     // Decays multiply over many tokens: they are never computed in fewer than 32 bits.
     let kind = wide(dt.dtype());
     dt = dt.cast(kind);
+    if let Some(padding) =
+        input.steps.as_ref().and_then(|steps| steps.mask(Step::Skip, &dt.device()))
+    {
+        dt = dt.mask_fill(padding, 0.0);
+    }
     if let Some(bias) = input.dt_bias {
         dt = dt + bias.cast(kind).unsqueeze();
     }
@@ -178,17 +184,6 @@ pub fn ssd(input: Ssd) -> Result<(Tensor<4>, Option<Tensor<4>>), Error> {
     Ok((y, state))
 }
 
-/// `x` with zeros at padding.
-fn live(x: Tensor<4>, steps: Option<&Steps>) -> Tensor<4> {
-    match steps.filter(|s| s.has_padding()) {
-        Some(steps) => {
-            let mask = steps.but(Step::Skip, &x.device()).cast(x.dtype());
-            x * mask.unsqueeze_dim(3)
-        }
-        None => x,
-    }
-}
-
 /// The same from decays: what gated linear attention computes, too. With a decay of 1 and a weight of
 /// 1 it is linear attention with queries C, keys B and values x.
 ///
@@ -206,16 +201,23 @@ pub fn ssd_discrete(input: SsdDiscrete) -> Result<(Tensor<4>, Option<Tensor<4>>)
         Some(d) => d,
         None => Tensor::zeros([1], (&input.x.device(), input.x.dtype())),
     };
-    let (mut weight, mut log_decay) = (input.weight, input.log_decay);
-    if let Some(steps) = input.steps.as_ref().filter(|steps| !steps.is_plain()) {
-        let mask = |zero: Step| steps.but(zero, &weight.device()).cast(weight.dtype());
-        let (live, keep) = (mask(Step::Skip), mask(Step::First));
-        weight = weight * live.clone();
-        let forget = (keep.clone().neg() + 1.0).mul_scalar(FORGET);
-        log_decay = log_decay * live * keep + forget;
-    }
+    let steps = input.steps.unwrap_or_else(|| Steps::plain(batch, len));
     let x = input.x.reshape([batch, len, channels]);
     let implementation = input.implementation.in_f32("ssd", &x)?;
+    let (mut weight, mut log_decay) = (input.weight, input.log_decay);
+    let padding = steps.mask(Step::Skip, &x.device());
+    // The CPU's form cuts chunks where documents begin and leaves padding out. Products of matrices
+    // that hold several documents forget by factors.
+    let by_factors = implementation != Implementation::Flex;
+    if by_factors {
+        if let Some(padding) = padding.clone() {
+            weight = weight.mask_fill(padding.clone(), 0.0);
+            log_decay = log_decay.mask_fill(padding, 0.0);
+        }
+        if let Some(first) = steps.mask(Step::First, &x.device()) {
+            log_decay = log_decay.mask_fill(first, FORGET);
+        }
+    }
     let flat = |x: Tensor<4>| x.reshape([batch, len, groups * n]);
     let inputs = Inputs {
         h0: match input.h0 {
@@ -230,7 +232,7 @@ pub fn ssd_discrete(input: SsdDiscrete) -> Result<(Tensor<4>, Option<Tensor<4>>)
         d,
     };
     let (chunk, keep_state) = (input.chunk, input.keep_state);
-    let plan = Plan { heads, groups, chunk, skip, keep_state, implementation };
+    let plan = Plan { heads, groups, chunk, steps, skip, keep_state, implementation };
     let (y, h) = match implementation {
         Implementation::Reference => {
             let (y, h) = reference::scan(inputs, &plan);
@@ -241,7 +243,11 @@ pub fn ssd_discrete(input: SsdDiscrete) -> Result<(Tensor<4>, Option<Tensor<4>>)
             unpack(Tensor::from_dispatch(out), len, plan.keep_state)
         }
     };
-    let y = live(y.reshape([batch, len, heads, p]), input.steps.as_ref());
+    let y = match padding.filter(|_| by_factors) {
+        Some(padding) => y.mask_fill(padding, 0.0),
+        None => y,
+    };
+    let y = y.reshape([batch, len, heads, p]);
     Ok((y, h.map(|h| h.swap_dims(1, 2).reshape([batch, heads, p, n]))))
 }
 

@@ -1,4 +1,5 @@
-use super::{Pass, broken, compare, host, leaf};
+use super::{LEN, Pass, Poison, broken, compare, host, leaf};
+use super::{packed_steps, poisoned, stays_in_its_document};
 use crate::Implementation::{self, Flex, Reference, Tiled};
 use crate::{Error, SelectiveScan, Steps, TokenMeta, selective_scan};
 use burn::tensor::{DType, Tensor, TensorData};
@@ -195,6 +196,56 @@ fn documents_do_not_see_each_other() {
         assert!(all[62 * channels..].iter().all(|y| *y == 0.0));
         // Padding behind leaves the last document's state as it is.
         assert_eq!(go(0..64, *implementation).1, go(22..62, *implementation).1);
+    }
+}
+
+#[test]
+fn what_is_no_number_stays_in_its_document() {
+    let (channels, n) = (20, 3);
+    let go = |poison: &Poison, implementation| {
+        let rows = |seed| poisoned([1, LEN, channels], seed, poison);
+        let of_group = |seed| poisoned([1, LEN, 1, n], seed, poison);
+        let (u, delta, b, c, z) = (rows(1), rows(2), of_group(4), of_group(5), rows(7));
+        let a = leaf([channels, n], 3, 1.5, DType::F32);
+        let d = leaf([channels], 6, 1.0, DType::F32);
+        let h0 = leaf([1, channels, n], 9, 1.0, DType::F32);
+        let (y, h) = selective_scan(SelectiveScan {
+            d: Some(d.clone()),
+            z: Some(z.clone()),
+            softplus: true,
+            h0: Some(h0.clone()),
+            steps: Some(packed_steps()),
+            keep_state: true,
+            implementation,
+            ..SelectiveScan::new(
+                u.clone(),
+                delta.clone(),
+                a.clone().exp().neg(),
+                b.clone(),
+                c.clone(),
+            )
+        })
+        .unwrap();
+        let h = h.unwrap();
+        let loss = (y.clone() * rows(10).detach()).sum()
+            + (h.clone() * leaf([1, channels, n], 11, 1.0, DType::F32).detach()).sum();
+        let grads = loss.backward();
+        vec![
+            ("y", host(y)),
+            ("h", host(h)),
+            ("du", host(u.grad(&grads).unwrap())),
+            ("ddelta", host(delta.grad(&grads).unwrap())),
+            ("da", host(a.grad(&grads).unwrap())),
+            ("db", host(b.grad(&grads).unwrap())),
+            ("dc", host(c.grad(&grads).unwrap())),
+            ("dd", host(d.grad(&grads).unwrap())),
+            ("dz", host(z.grad(&grads).unwrap())),
+            ("dh0", host(h0.grad(&grads).unwrap())),
+        ]
+    };
+    let some: &[Implementation] = if cfg!(feature = "flex") { &[Tiled, Flex] } else { &[Tiled] };
+    for implementation in some {
+        stays_in_its_document(&format!("{implementation:?}"), |poison| go(poison, *implementation));
     }
 }
 

@@ -1,4 +1,5 @@
-use super::{Pass, broken, compare, host, leaf, ratio};
+use super::{LEN, Pass, Poison, broken, compare, host, leaf, ratio};
+use super::{packed_steps, poisoned, stays_in_its_document};
 use crate::Implementation::{self, Auto, Reference, Tiled};
 use crate::{SelectiveScan, Ssd, SsdDiscrete, Steps, TokenMeta, selective_scan, ssd, ssd_discrete};
 use burn::tensor::{DType, Tensor};
@@ -214,6 +215,52 @@ fn documents_do_not_see_each_other() {
     assert_eq!(y[10 * heads * p..], other[10 * heads * p..]);
     assert_eq!(h, other_h);
     assert!(y[58 * heads * p..].iter().all(|y| *y == 0.0));
+}
+
+/// On the CPU, where chunks are cut at documents; the tiled form multiplies matrices of several.
+#[cfg(feature = "flex")]
+#[test]
+fn what_is_no_number_stays_in_its_document() {
+    let (heads, p, n) = (2, 3, 4);
+    for chunk in [16, 64] {
+        stays_in_its_document(&format!("chunks of {chunk}"), |poison: &Poison| {
+            let x = poisoned([1, LEN, heads, p], 1, poison);
+            let dt = poisoned([1, LEN, heads], 2, poison);
+            let [b, c] = [4, 5].map(|seed| poisoned([1, LEN, 1, n], seed, poison));
+            let a = leaf([heads], 3, 1.5, DType::F32);
+            let d = leaf([heads], 6, 1.0, DType::F32);
+            let bias = leaf([heads], 8, 1.0, DType::F32);
+            let h0 = leaf([1, heads, p, n], 9, 1.0, DType::F32);
+            let (y, h) = ssd(Ssd {
+                d: Some(d.clone()),
+                dt_bias: Some(bias.clone()),
+                softplus: true,
+                h0: Some(h0.clone()),
+                steps: Some(packed_steps()),
+                chunk,
+                keep_state: true,
+                ..Ssd::new(x.clone(), dt.clone(), a.clone().exp().neg(), b.clone(), c.clone())
+            })
+            .unwrap();
+            let h = h.unwrap();
+            let of_y = poisoned([1, LEN, heads, p], 10, poison).detach();
+            let of_h = leaf([1, heads, p, n], 11, 1.0, DType::F32).detach();
+            let loss = (y.clone() * of_y).sum() + (h.clone() * of_h).sum();
+            let grads = loss.backward();
+            vec![
+                ("y", host(y)),
+                ("h", host(h)),
+                ("dx", host(x.grad(&grads).unwrap())),
+                ("ddt", host(dt.grad(&grads).unwrap())),
+                ("da", host(a.grad(&grads).unwrap())),
+                ("db", host(b.grad(&grads).unwrap())),
+                ("dc", host(c.grad(&grads).unwrap())),
+                ("dd", host(d.grad(&grads).unwrap())),
+                ("dbias", host(bias.grad(&grads).unwrap())),
+                ("dh0", host(h0.grad(&grads).unwrap())),
+            ]
+        });
+    }
 }
 
 /// Decays to nothing within a token, and none at all: no NaN, and still the reference.

@@ -100,6 +100,8 @@ struct Work {
     /// were seen, gradient of A over all spans and over this one.
     runs: Vec<[Vec<Lanes>; 4]>,
     dd: Vec<Lanes>,
+    /// The state before a document, `[N]`.
+    nothing: Vec<Lanes>,
 }
 
 #[inline(always)]
@@ -114,6 +116,7 @@ fn block(call: &Call<'_>, job: &Job, states: &[f32], dout: &Rows, own: &Own<'_>)
         dc: zero(SPAN * n),
         runs: starts.iter().map(|_| [zero(n), zero(n), zero(n), zero(n)]).collect(),
         dd: zero(starts.len()),
+        nothing: zero(n),
     };
     let width = |first: usize| (job.members.end - first).min(LANES);
     for (run, &first) in work.runs.iter_mut().zip(&starts) {
@@ -193,9 +196,6 @@ impl Place<'_> {
             let decay = &mut work.decay[t * n..][..n];
             let b = call.group(&call.b, self.job, self.start + t);
             advance(h, decay, &work.runs[self.run][0], b, (&delta, &input));
-            if steps[t] == Step::First {
-                decay.fill([0.0; LANES]);
-            }
         }
     }
 
@@ -223,6 +223,8 @@ impl Place<'_> {
                 call.group(&call.c, job, self.start + t),
             );
             let (past, h) = work.h[t * n..][..2 * n].split_at(n);
+            // What another document left may be no number, of which a decay of zero leaves something.
+            let past = if steps[t] == Step::First { &work.nothing } else { past };
             let row = job.row * call.len + self.start + t;
             let mut dy = self.at(dout, t);
             if plan.gate {
@@ -264,6 +266,9 @@ impl Place<'_> {
                     da_span[i][l] += of_decay * delta[l];
                     carry[i][l] = passed;
                 }
+            }
+            if steps[t] == Step::First {
+                carry.fill([0.0; LANES]);
             }
             let (mut du, mut ddelta) = ([0.0; LANES], [0.0; LANES]);
             for l in 0..LANES {

@@ -1,6 +1,8 @@
 //! Gradients: states once more from the first chunk on, then chunks from the last to the first.
 
-use super::{Call, Job, PARALLEL_FROM, dots, lower, of_head, packed, put, rows, scaled, times};
+use super::{
+    Call, Chunk, Job, PARALLEL_FROM, dots, lower, of_head, packed, put, rows, scaled, times,
+};
 use crate::panels::{At, Limits, Panels};
 use crate::room::{filled, zeroed};
 use crate::scan::rows::{Columns, Rows};
@@ -91,16 +93,21 @@ fn over_jobs(call: &Call<'_>, of_jobs: &[Vec<f32>]) -> Vec<f32> {
 #[inline(always)]
 fn block(call: &Call<'_>, job: &Job, dout: &Rows, own: &Own<'_>) -> (Vec<f32>, Vec<f32>) {
     let (n, p, len) = (call.n, call.p, call.len);
-    let chunks: Vec<Range<usize>> = call.chunks().collect();
-    // Of every head: the state before each chunk, and the gradient of the state behind.
-    let mut heads: Vec<(Vec<Vec<f32>>, Vec<f32>)> = Vec::new();
+    let chunks = call.chunks(job.row);
+    // Of every head: the state before each chunk that has one, and the gradient of the state behind.
+    let mut heads: Vec<(Vec<Option<Vec<f32>>>, Vec<f32>)> = Vec::new();
     for head in job.members.clone() {
-        let mut states = vec![call.first_state(job, head)];
-        for tokens in &chunks[..chunks.len() - 1] {
-            let mut h = states[states.len() - 1].clone();
-            let b = call.group(&call.b, job, tokens);
-            call.head(job, head, tokens).advance(&mut h, b, n);
-            states.push(h);
+        let mut states = Vec::with_capacity(chunks.len());
+        let mut h = call.first_state(job, head);
+        for (i, Chunk { tokens, fresh }) in chunks.iter().enumerate() {
+            states.push((!fresh).then(|| h.clone()));
+            if *fresh {
+                h.fill(0.0);
+            }
+            if chunks.get(i + 1).is_some_and(|next| !next.fresh) {
+                let b = call.group(&call.b, job, tokens);
+                call.head(job, head, tokens).advance(&mut h, b, n);
+            }
         }
         let last = |n: usize| dout.at(job.row, len + n)[head * p..][..p].iter().copied();
         let carry = match call.plan.keep_state {
@@ -110,13 +117,13 @@ fn block(call: &Call<'_>, job: &Job, dout: &Rows, own: &Own<'_>) -> (Vec<f32>, V
         heads.push((states, carry));
     }
     let (mut db, mut dc) = (vec![0.0f32; len * n], vec![0.0f32; len * n]);
-    for (i, tokens) in chunks.iter().enumerate().rev() {
+    for (i, Chunk { tokens, .. }) in chunks.iter().enumerate().rev() {
         let place = tokens.start * n..tokens.end * n;
-        let mut chunk = Chunk::new(call, job, tokens, &mut db[place.clone()], &mut dc[place]);
+        let mut products = Products::new(call, job, tokens, &mut db[place.clone()], &mut dc[place]);
         for (head, (states, carry)) in job.members.clone().zip(&mut heads) {
-            chunk.head(head, &states[i], carry, dout, own);
+            products.head(head, states[i].as_deref(), carry, dout, own);
         }
-        chunk.finish();
+        products.finish();
     }
     for (head, (_, carry)) in job.members.clone().zip(&heads) {
         put(&own.h0, job.row * n, head * p, p, carry);
@@ -125,7 +132,7 @@ fn block(call: &Call<'_>, job: &Job, dout: &Rows, own: &Own<'_>) -> (Vec<f32>, V
 }
 
 /// What the heads of a job share in a chunk of Q tokens.
-struct Chunk<'a> {
+struct Products<'a> {
     call: &'a Call<'a>,
     job: &'a Job,
     tokens: &'a Range<usize>,
@@ -141,7 +148,7 @@ struct Chunk<'a> {
     dc: &'a mut [f32],
 }
 
-impl<'a> Chunk<'a> {
+impl<'a> Products<'a> {
     fn new(
         call: &'a Call<'a>,
         job: &'a Job,
@@ -158,9 +165,17 @@ impl<'a> Chunk<'a> {
         Self { call, job, tokens, b, c, bands, scores, dscores, db, dc }
     }
 
-    /// `h` is the state before the chunk; `carry` the gradient of the one behind it, and then of `h`.
+    /// `h` is the state before the chunk, if the document has one; `carry` the gradient of the one
+    /// behind it, and then of the one before.
     #[inline(always)]
-    fn head(&mut self, head: usize, h: &[f32], carry: &mut [f32], dout: &Rows, own: &Own<'_>) {
+    fn head(
+        &mut self,
+        head: usize,
+        h: Option<&[f32]>,
+        carry: &mut [f32],
+        dout: &Rows,
+        own: &Own<'_>,
+    ) {
         let Self { call, job, tokens, b, c, .. } = *self;
         let (q, n, p) = (tokens.len(), call.n, call.p);
         let of = call.head(job, head, tokens);
@@ -218,24 +233,28 @@ impl<'a> Chunk<'a> {
         }
 
         // Through the state before the chunk, and into the one behind it.
-        let early = scaled(&dy, &of.entered);
-        let mut read = vec![0.0f32; q * n];
-        times((q, n, p), rows(&early, p), &turned(h, n, p), &mut read, false, Limits::None);
-        let mut ends = vec![0.0f32; q];
-        for (t, ((read, dc), end)) in
-            read.chunks(n).zip(self.dc.chunks_mut(n)).zip(&mut ends).enumerate()
-        {
-            let c = &call.c.at(job.row, tokens.start + t)[job.group * n..][..n];
-            for ((read, dc), c) in read.iter().zip(dc).zip(c) {
-                *dc += read;
-                *end += read * c;
-            }
-        }
         let late = scaled(&of.input, &of.left);
         times((q, n, p), rows(&late, p), &turned(carry, n, p), self.db, true, Limits::None);
-        let whole: f32 = carry.iter().zip(h).map(|(a, b)| a * b).sum::<f32>() * of.all;
-        carry.iter_mut().for_each(|x| *x *= of.all);
-        times((n, p, q), c.turned(), &straight(&early, q, p), carry, true, Limits::None);
+        let (mut whole, mut ends) = (0.0, vec![0.0f32; q]);
+        if let Some(h) = h {
+            let early = scaled(&dy, &of.entered);
+            let mut read = vec![0.0f32; q * n];
+            times((q, n, p), rows(&early, p), &turned(h, n, p), &mut read, false, Limits::None);
+            for (t, ((read, dc), end)) in
+                read.chunks(n).zip(self.dc.chunks_mut(n)).zip(&mut ends).enumerate()
+            {
+                let c = &call.c.at(job.row, tokens.start + t)[job.group * n..][..n];
+                for ((read, dc), c) in read.iter().zip(dc).zip(c) {
+                    *dc += read;
+                    *end += read * c;
+                }
+            }
+            whole = carry.iter().zip(h).map(|(a, b)| a * b).sum::<f32>() * of.all;
+            carry.iter_mut().for_each(|x| *x *= of.all);
+            times((n, p, q), c.turned(), &straight(&early, q, p), carry, true, Limits::None);
+        } else {
+            carry.fill(0.0);
+        }
 
         let (mut before, mut behind) = (whole, 0.0);
         for (dlog, passed) in dlog.iter_mut().zip(&passed) {

@@ -1,6 +1,6 @@
 //! Outputs and the last state.
 
-use super::{Call, Job, lower, packed, put, rows, times};
+use super::{Call, Chunk, Job, lower, packed, put, rows, times};
 use crate::panels::Limits;
 use crate::scan::rows::Columns;
 use crate::scan::ssd::{Plan, autodiff::SsdTensors};
@@ -30,7 +30,7 @@ fn block(call: &Call<'_>, job: &Job, out: &Columns<'_>, of_row: usize) {
     let (n, p) = (call.n, call.p);
     let mut states: Vec<Vec<f32>> =
         job.members.clone().map(|head| call.first_state(job, head)).collect();
-    for tokens in call.chunks() {
+    for Chunk { tokens, fresh } in call.chunks(job.row) {
         let q = tokens.len();
         let (b, c) = (call.group(&call.b, job, &tokens), call.group(&call.c, job, &tokens));
         let bands = lower(q);
@@ -42,9 +42,13 @@ fn block(call: &Call<'_>, job: &Job, out: &Columns<'_>, of_row: usize) {
             let mut mixed = of.decay.clone();
             mixed.iter_mut().zip(&scores).for_each(|(m, s)| *m *= s);
             let mut y = vec![0.0f32; q * p];
-            times((q, p, n), c, &packed(rows(h, p), (n, p)), &mut y, false, Limits::None);
-            for (y, entered) in y.chunks_mut(p).zip(&of.entered) {
-                y.iter_mut().for_each(|y| *y *= entered);
+            if fresh {
+                h.fill(0.0);
+            } else {
+                times((q, p, n), c, &packed(rows(h, p), (n, p)), &mut y, false, Limits::None);
+                for (y, entered) in y.chunks_mut(p).zip(&of.entered) {
+                    y.iter_mut().for_each(|y| *y *= entered);
+                }
             }
             let input = packed(rows(&of.input, p), (q, p));
             times((q, p, q), rows(&mixed, q), &input, &mut y, true, Limits::Depth(&bands, 0));

@@ -13,6 +13,7 @@ pub(super) use forward::forward;
 use super::Plan;
 use super::autodiff::SsdTensors;
 use crate::panels::{At, BAND, Limits, Panels, product, widest};
+use crate::scan::Step;
 use crate::scan::jobs::Job;
 use crate::scan::rows::{Columns, Rows};
 use burn::backend::Flex;
@@ -106,10 +107,21 @@ impl<'a> Call<'a> {
         Job::run(&self.jobs(), worth, work)
     }
 
-    /// The chunks' tokens, in order.
-    fn chunks(&self) -> impl DoubleEndedIterator<Item = Range<usize>> + use<> {
-        let (len, chunk) = (self.len, self.chunk);
-        (0..len.div_ceil(chunk)).map(move |i| i * chunk..((i + 1) * chunk).min(len))
+    /// The chunks of a row, in order: no padding, and tokens of one document.
+    ///
+    /// A product of matrices takes all of its tokens, and zero times what is no number is no number:
+    /// documents that shared a chunk would reach each other.
+    fn chunks(&self, row: usize) -> Vec<Chunk> {
+        let mut chunks: Vec<Chunk> = Vec::new();
+        for (t, step) in self.plan.steps.row(row).iter().enumerate() {
+            let open = |c: &&mut Chunk| c.tokens.end == t && c.tokens.len() < self.chunk;
+            match (step, chunks.last_mut().filter(open)) {
+                (Step::Skip, _) => {}
+                (Step::Next, Some(chunk)) => chunk.tokens.end += 1,
+                _ => chunks.push(Chunk { tokens: t..t + 1, fresh: *step == Step::First }),
+            }
+        }
+        chunks
     }
 
     /// B or C of a group, `[Q, N]`.
@@ -158,6 +170,13 @@ impl<'a> Call<'a> {
         let input = scaled(&of_head(&self.x, job, head, tokens, p), &weight);
         Head { decay, entered, left, all, weight, input }
     }
+}
+
+/// Tokens whose products are computed at once.
+struct Chunk {
+    tokens: Range<usize>,
+    /// Whether a document begins here: what the state held is forgotten.
+    fresh: bool,
 }
 
 /// What a head needs of a chunk of Q tokens.
