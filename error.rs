@@ -253,6 +253,17 @@ impl Error {
     }
 }
 
+/// Refuses sizes of 0, which are given by field.
+///
+/// # Errors
+/// [`Error::Config`] for the first of them.
+pub(crate) fn check_sizes(file: &str, sizes: &[(&str, usize)]) -> Result<()> {
+    match sizes.iter().find(|(_, size)| *size == 0) {
+        Some((field, _)) => Err(Error::config(file, *field, 0, "at least 1")),
+        None => Ok(()),
+    }
+}
+
 /// What to do about what the system says; errors worded here bring their own remedy.
 fn os_remedy(source: &std::io::Error) -> &'static str {
     use std::io::ErrorKind;

@@ -35,6 +35,26 @@ pub struct Taps {
     pub mixed: Option<Tensor<4>>,
 }
 
+impl Taps {
+    /// Queries and keys, where they were asked for.
+    pub(super) fn of(ctx: &MixContext<'_>, q: &Tensor<4>, k: &Tensor<4>) -> Self {
+        match ctx.taps.contains(&Tap::QueriesAndKeys) {
+            true => Self { q: Some(q.clone()), k: Some(k.clone()), mixed: None },
+            false => Self::default(),
+        }
+    }
+
+    /// With the output before its projection, where that was asked for.
+    pub(super) fn with_mixed(
+        mut self,
+        ctx: &MixContext<'_>,
+        mixed: impl FnOnce() -> Tensor<4>,
+    ) -> Self {
+        self.mixed = ctx.taps.contains(&Tap::Mixed).then(mixed);
+        self
+    }
+}
+
 /// Everything a mixer may look at.
 #[derive(Clone, Debug)]
 pub struct MixContext<'a> {

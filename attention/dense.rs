@@ -2,7 +2,7 @@
 //! key heads (2305.13245) and an optional sliding window (Mistral, 2310.06825).
 
 use super::projections::Projected;
-use super::{AttnProjections, KvCache, MixContext, MixOutput, SequenceMixer, State, Tap, Taps};
+use super::{AttnProjections, KvCache, MixContext, MixOutput, SequenceMixer, State, Taps};
 use crate::Result;
 use crate::positional::Positions;
 use burn::module::Module;
@@ -141,12 +141,10 @@ pub(super) fn output(
     proj: &AttnProjections,
     mixed_BHTD: Tensor<4>,
     ctx: &MixContext<'_>,
-    mut taps: Taps,
+    taps: Taps,
     state: Option<State>,
 ) -> MixOutput {
-    if ctx.taps.contains(&Tap::Mixed) {
-        taps.mixed = Some(mixed_BHTD.clone());
-    }
+    let taps = taps.with_mixed(ctx, || mixed_BHTD.clone());
     MixOutput { y: proj.output(mixed_BHTD), state, aux: None, taps }
 }
 

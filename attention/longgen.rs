@@ -17,6 +17,7 @@
 use super::dense::{self, output, over, project};
 use super::state::indices;
 use super::{AttnProjections, KvCache, MixContext, MixOutput, MixerConfig, SequenceMixer, State};
+use crate::error::check_sizes;
 use crate::{Error, Result};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
@@ -172,15 +173,12 @@ impl LongGenConfig {
         let bad = |field: &str, value: usize, expected: &str| {
             Err(Error::config("mixer longgen", field, value, expected))
         };
-        for (field, value) in [
+        let sizes = &[
             ("block", self.block),
             ("local_blocks", self.local_blocks),
             ("stride", self.stride.unwrap_or(1)),
-        ] {
-            if value == 0 {
-                return bad(field, 0, "at least 1");
-            }
-        }
+        ];
+        check_sizes("mixer longgen", sizes)?;
         if self.stride.is_none() {
             for (field, value) in [
                 ("step", self.step),

@@ -9,7 +9,7 @@
 //! first half group sees the end of the sequence, is [`LongLoraForm::Rolled`]. Groups follow each
 //! document's own length, so that batches with padding and packed rows are right.
 
-use super::{AttnProjections, MixContext, MixOutput, Phase, SequenceMixer, State, Tap};
+use super::{AttnProjections, MixContext, MixOutput, Phase, SequenceMixer, State};
 use crate::attention::dense;
 use crate::{Error, Result};
 use burn::module::Module;
@@ -164,11 +164,7 @@ impl SequenceMixer for LongLora {
             }
             LongLoraForm::Rolled => self.rolled(new.q, new.k, new.v, ctx)?,
         };
-        let mut taps = new.taps;
-        if ctx.taps.contains(&Tap::Mixed) {
-            taps.mixed = Some(out.clone());
-        }
-        Ok(MixOutput { y: self.proj.output(out), state: None, aux: None, taps })
+        Ok(dense::output(&self.proj, out, ctx, new.taps, None))
     }
 
     fn explain(&self, ctx: &MixContext<'_>, device: &Device) -> String {

@@ -11,9 +11,10 @@
 //! last state has a gradient.
 
 use super::state_space::{self, Conv1d, Drawing, Past, StepSizes};
-use super::{Linear, MixContext, MixOutput, MixerSite, SequenceMixer, State};
+use super::{Linear, MixContext, MixOutput, MixerSite, SequenceMixer, State, Taps};
+use crate::Result;
+use crate::error::check_sizes;
 use crate::streams::Streams;
-use crate::{Error, Result};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 use longburn_kernels::scan::selective_implementation_for;
@@ -129,7 +130,7 @@ impl Mamba1Config {
     fn drawn(&self, at: &Drawing<'_>) -> Result<Mamba1> {
         let &Drawing { hidden, layers, device, .. } = at;
         let (inner, rank, n) = (self.inner(hidden), self.rank(hidden), self.d_state);
-        let sizes = [
+        let sizes = &[
             ("hidden", hidden),
             ("layers", layers),
             ("d_state", n),
@@ -137,9 +138,7 @@ impl Mamba1Config {
             ("d_inner", inner),
             ("dt_rank", rank),
         ];
-        if let Some((field, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
-            return Err(Error::config("mixer mamba1", field, 0, "at least 1"));
-        }
+        check_sizes("mixer mamba1", sizes)?;
         self.step_sizes.check("mixer mamba1")?;
         let mut dt_proj = at.linear((rank, inner), false, 1.0, 4);
         dt_proj.bias = Some(Param::from_tensor(at.steps(&self.step_sizes, inner)));
@@ -234,7 +233,7 @@ impl SequenceMixer for Mamba1 {
             )
         })?;
         let state = past.next(tail, ssm.map(|h| h.unsqueeze_dim(1)));
-        let taps = state_space::taps(ctx, &y);
+        let taps = Taps::default().with_mixed(ctx, || y.clone().unsqueeze_dim(1));
         Ok(MixOutput { y: self.out_proj.forward(y), state, aux: None, taps })
     }
 

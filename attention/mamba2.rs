@@ -11,8 +11,9 @@
 
 use super::state_space::{self, Conv1d, Drawing, Past, StepSizes};
 use super::{
-    Linear, MixContext, MixOutput, MixerSite, RmsNorm, RmsNormConfig, SequenceMixer, State,
+    Linear, MixContext, MixOutput, MixerSite, RmsNorm, RmsNormConfig, SequenceMixer, State, Taps,
 };
+use crate::error::check_sizes;
 use crate::streams::Streams;
 use crate::{Error, Result};
 use burn::module::{Module, Param};
@@ -162,7 +163,7 @@ impl Mamba2Config {
         };
         let (inner, groups) = (self.inner(hidden), self.n_groups);
         let norm_groups = self.norm_groups.unwrap_or(groups);
-        let sizes = [
+        let sizes = &[
             ("hidden", hidden),
             ("layers", layers),
             ("d_state", self.d_state),
@@ -173,9 +174,7 @@ impl Mamba2Config {
             ("chunk", self.chunk),
             ("norm_groups", norm_groups),
         ];
-        if let Some((field, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
-            return bad(field, &0, "at least 1");
-        }
+        check_sizes("mixer mamba2", sizes)?;
         if !inner.is_multiple_of(self.head_dim) {
             let expected = format!("a divisor of the {inner} inner channels");
             return bad("head_dim", &self.head_dim, &expected);
@@ -280,7 +279,7 @@ impl SequenceMixer for Mamba2 {
         let past = Past::new("mamba2", &x_BTD, ctx, state, ([k, convolved], [heads, p, n]))?;
         let zxbcdt = self.in_proj.forward(x_BTD);
         let (y, state) = self.inner(zxbcdt, [heads, p, g, n], past, ctx)?;
-        let taps = state_space::taps(ctx, &y);
+        let taps = Taps::default().with_mixed(ctx, || y.clone().unsqueeze_dim(1));
         Ok(MixOutput { y: self.out_proj.forward(y), state, aux: None, taps })
     }
 

@@ -1,7 +1,7 @@
 //! The projections that all attention mixers share, so that swapping a mixer keeps names, shapes
 //! and adapters.
 
-use super::{Linear, LinearConfig, MixContext, RmsNorm, RmsNormConfig, SequenceMixer, Tap, Taps};
+use super::{Linear, LinearConfig, MixContext, RmsNorm, RmsNormConfig, SequenceMixer, Taps};
 use crate::Result;
 use crate::streams::Streams;
 use burn::module::Module;
@@ -151,10 +151,7 @@ impl AttnProjections {
         if let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) {
             (q, k) = (q_norm.forward(q), k_norm.forward(k));
         }
-        let mut taps = Taps::default();
-        if ctx.taps.contains(&Tap::QueriesAndKeys) {
-            (taps.q, taps.k) = (Some(q.clone()), Some(k.clone()));
-        }
+        let taps = Taps::of(ctx, &q, &k);
         Ok(Projected { q, k, v, taps })
     }
 

@@ -2,7 +2,7 @@
 //! and the memory between calls.
 
 use super::dense::kernel_on;
-use super::{Linear, MixContext, MixerSite, Recurrent, State, Tap, Taps};
+use super::{Linear, MixContext, MixerSite, Recurrent, State};
 use crate::streams::{Draw, Purpose, Streams};
 use crate::{Error, Result};
 use burn::module::{Module, Param};
@@ -242,12 +242,6 @@ impl Past {
         let conv = tail.unsqueeze_dim(1);
         Some(State::Recurrent(Recurrent { conv, ssm, documents: self.documents, tokens: self.len }))
     }
-}
-
-/// The mixer's output before its last projection, `[B, 1, T, E]`, where it was asked for.
-pub(crate) fn taps(ctx: &MixContext<'_>, y_BTE: &Tensor<3>) -> Taps {
-    let mixed = ctx.taps.contains(&Tap::Mixed).then(|| y_BTE.clone().unsqueeze_dim(1));
-    Taps { mixed, ..Taps::default() }
 }
 
 /// Which code of an op runs on `device`; `choice` is the op's own function for reports.

@@ -7,6 +7,7 @@
 use super::anchor::{AnchorEngine, AnchorPacking, PackPositions};
 use super::batch::shifted;
 use super::{Amount, DataReport, IGNORE, Row, Side, TokenBatch, TokenDocument};
+use crate::error::check_sizes;
 use crate::streams::{Draw, Purpose, Streams};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -137,11 +138,7 @@ impl PackConfig {
         batch: usize,
         streams: Streams,
     ) -> Result<PackedSource> {
-        for (field, value) in [("len", self.len), ("batch", batch)] {
-            if value == 0 {
-                return Err(Error::config("packing", field, value, "at least 1"));
-            }
-        }
+        check_sizes("packing", &[("len", self.len), ("batch", batch)])?;
         let room = self.room();
         if let Some(anchor) = &self.anchor {
             if room == 0 {

@@ -1,6 +1,7 @@
 //! Windows of one length drawn from documents at random.
 
 use super::{Amount, DataReport, Row, Side, TokenBatch, TokenDocument};
+use crate::error::check_sizes;
 use crate::streams::{Draw, Purpose, Streams};
 use crate::{Error, Result};
 use rand_chacha::rand_core::RngCore;
@@ -46,11 +47,7 @@ impl WindowSampler {
         batch: usize,
         streams: Streams,
     ) -> Result<Self> {
-        for (field, value) in [("len", len), ("batch", batch)] {
-            if value == 0 {
-                return Err(Error::config("window sampling", field, value, "at least 1"));
-            }
-        }
+        check_sizes("window sampling", &[("len", len), ("batch", batch)])?;
         let documents = documents.into();
         let mut report = DataReport::default();
         let (mut index, mut windows) = (Vec::new(), 0);

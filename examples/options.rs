@@ -1,12 +1,17 @@
 //! The command line of examples that measure what a layer costs and train models that use it.
 
+use burn::tensor::Device;
 use clap::{Args, ValueEnum};
+use device::DeviceName;
 use longburn::datasets::synthetic::TaskConfig;
 use longburn::training::report::Progress;
 use longburn::{Error, Result};
 use std::path::PathBuf;
 
 use crate::toys::{Comparison, Training};
+
+#[path = "cli/device.rs"]
+mod device;
 
 /// Options that these examples have in common.
 #[derive(Args, Debug)]
@@ -23,6 +28,9 @@ pub struct Options {
     /// One of the parts only.
     #[arg(long)]
     only: Option<Part>,
+    /// Where layers are measured: flex, wgpu[:n] or cuda[:n]. Models train on the CPU.
+    #[arg(long, default_value = "flex", value_name = "NAME")]
+    device: DeviceName,
     /// Train the models of all seeds at the same time, for machines with many cores.
     #[arg(long)]
     at_once: bool,
@@ -46,6 +54,8 @@ pub struct Run {
     /// Where figures go; it is there.
     pub out: PathBuf,
     pub progress: Progress,
+    /// Where layers are measured.
+    pub device: Device,
     only: Option<Part>,
     at_once: bool,
 }
@@ -54,9 +64,10 @@ impl Options {
     /// A run of the example `name` that trains so many models for each seed.
     ///
     /// # Errors
-    /// [`Error::Io`] for the folder of figures.
+    /// [`Error::Io`] for the folder of figures, [`Error::Unsupported`] for a device that is not there.
     pub fn begin(&self, name: &str, seeds: &[u64], models: usize) -> Result<Run> {
         longburn::kernel::keep_freed_memory();
+        let device = self.device.open()?;
         let seeds = if self.seeds.is_empty() { seeds } else { &self.seeds }.to_vec();
         let out = self.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(name));
         std::fs::create_dir_all(&out).map_err(|e| Error::io(&out, e))?;
@@ -64,7 +75,7 @@ impl Options {
             true => Progress::quiet(),
             false => Progress::new(models * seeds.len()),
         };
-        Ok(Run { seeds, out, progress, only: self.only, at_once: self.at_once })
+        Ok(Run { seeds, out, progress, device, only: self.only, at_once: self.at_once })
     }
 }
 

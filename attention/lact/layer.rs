@@ -7,7 +7,7 @@ use super::scan::{Inputs, scan};
 use super::{FastOptimizer, InitialWeight, LactConfig};
 use crate::attention::projections::{join_heads, split_heads};
 use crate::attention::{
-    KvCache, Linear, MixContext, MixOutput, RmsNorm, SequenceMixer, State, Tap, Taps, dense,
+    KvCache, Linear, MixContext, MixOutput, RmsNorm, SequenceMixer, State, Taps, dense,
 };
 use crate::{Error, Result};
 use burn::module::{Module, Param};
@@ -135,10 +135,7 @@ impl Lact {
             None => (None, None),
         };
         let [q, k, v] = [q, k, v].map(|x| self.split(x));
-        let mut taps = Taps::default();
-        if ctx.taps.contains(&Tap::QueriesAndKeys) {
-            (taps.q, taps.k) = (Some(q.clone()), Some(k.clone()));
-        }
+        let taps = Taps::of(ctx, &q, &k);
         let (window, cache) = self.attend(q, k, v, ctx, cache)?;
 
         let initial = self.initial();
@@ -253,11 +250,9 @@ impl SequenceMixer for Lact {
             Some(State::Lact(state)) => Some(*state),
             Some(other) => return Err(other.foreign("LaCT")),
         };
-        let Branches { window, fast, state, mut taps } = self.branches(x_BTD, ctx, state)?;
+        let Branches { window, fast, state, taps } = self.branches(x_BTD, ctx, state)?;
         let mixed = window + fast;
-        if ctx.taps.contains(&Tap::Mixed) {
-            taps.mixed = Some(self.split(mixed.clone()));
-        }
+        let taps = taps.with_mixed(ctx, || self.split(mixed.clone()));
         let state = state.map(|state| State::Lact(Box::new(state)));
         Ok(MixOutput { y: self.out_proj.forward(mixed), state, aux: None, taps })
     }

@@ -277,6 +277,25 @@ def selective_in_chunks(u, delta, a, b, c, chunk=16):
     return walk(before)[0].reshape(batch, -1, width)[:, :length]
 
 
+def in_turn(added, sums):
+    """The state before each chunk, one after the other."""
+    h, before = torch.zeros_like(added[0]), []
+    whole = torch.exp(sums).permute(2, 0, 1)[..., None, None]
+    for of_chunk, new in zip(whole.unbind(0), added.unbind(0)):
+        before.append(h)
+        h = of_chunk * h + new
+    return torch.stack(before)
+
+
+def by_product(added, sums):
+    """The same as one product, as Mamba-2's authors write it: a card waits for no chunk."""
+    total = F.pad(sums, (1, 0)).cumsum(-1)
+    apart = total[..., :-1, None] - total[..., None, 1:]
+    later = torch.ones(apart.shape[-2:], dtype=torch.bool, device=sums.device).triu()
+    decay = torch.exp(apart.masked_fill(later, -torch.inf))
+    return torch.einsum("bhzc,cbhpn->zbhpn", decay, added)
+
+
 def duality(x, delta, a, b, c, chunk=64):
     """Matrix products over chunks, all of them at once."""
     batch, length, heads, width = x.shape
@@ -294,12 +313,8 @@ def duality(x, delta, a, b, c, chunk=64):
     scores = torch.einsum("bcin,bcjn->bcij", c, b)
     within = torch.einsum("bcij,bhcij,bcjhp->bcihp", scores, decay, x)
     added = torch.einsum("bcjn,bhcj,bcjhp->cbhpn", b, decay[..., -1, :], x)
-    whole = torch.exp(sums[..., -1]).permute(2, 0, 1)[..., None, None]
-    h, before = torch.zeros_like(added[0]), []
-    for of_chunk, new in zip(whole.unbind(0), added.unbind(0)):
-        before.append(h)
-        h = of_chunk * h + new
-    across = torch.einsum("bcin,cbhpn,bhci->bcihp", c, torch.stack(before), torch.exp(sums))
+    before = (by_product if x.device.type != "cpu" else in_turn)(added, sums[..., -1])
+    across = torch.einsum("bcin,cbhpn,bhci->bcihp", c, before, torch.exp(sums))
     return (within + across).reshape(batch, length, heads, width)
 
 

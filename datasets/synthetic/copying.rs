@@ -5,7 +5,8 @@
 //! each asks for the next one. For that the tokens of a row are different ones, so that the one before
 //! decides.
 
-use super::questions::{BehindSign, Question, QuestionRow, QuestionTask, check_sizes, distinct};
+use super::questions::{BehindSign, Question, QuestionRow, QuestionTask, distinct};
+use crate::error::check_sizes;
 use crate::streams::{Draw, RngCore};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};

@@ -5,7 +5,8 @@
 //! the sign comes again and asks for the key, whose tokens ask for each other: no two of them are the same,
 //! so that the one before decides.
 
-use super::questions::{BehindSign, Question, QuestionRow, QuestionTask, check_sizes, distinct};
+use super::questions::{BehindSign, Question, QuestionRow, QuestionTask, distinct};
+use crate::error::check_sizes;
 use crate::streams::{Draw, RngCore};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};

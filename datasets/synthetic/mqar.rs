@@ -5,7 +5,8 @@
 //! *Deviations.* The number of pairs is drawn per row, on a logarithmic scale, keys and values have
 //! ids of their own, the places of the questions are uniform, and the value stands behind its question.
 
-use super::questions::{Question, QuestionRow, QuestionTask, check_sizes, distinct};
+use super::questions::{Question, QuestionRow, QuestionTask, distinct};
+use crate::error::check_sizes;
 use crate::streams::{Draw, RngCore};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};

@@ -138,11 +138,3 @@ pub(super) fn distinct(n: usize, count: usize, rng: &mut dyn RngCore) -> Vec<usi
     all.truncate(count);
     all
 }
-
-/// That no size is 0, of those that are given by field.
-pub(super) fn check_sizes(task: &str, sizes: &[(&str, usize)]) -> Result<()> {
-    match sizes.iter().find(|(_, size)| *size == 0) {
-        Some((field, _)) => Err(Error::config(task, *field, 0, "at least 1")),
-        None => Ok(()),
-    }
-}

@@ -62,8 +62,8 @@ fn name(optimizer: FastOptimizer) -> &'static str {
 ///
 /// # Errors
 /// Settings that do not go together, or a folder that cannot be written to.
-pub fn report(part: &CostPart, out: &Path) -> Result<()> {
-    let product = product(part.product)?;
+pub fn report(part: &CostPart, device: &Device, out: &Path) -> Result<()> {
+    let product = product(part.product, device)?;
     let chunks: Vec<String> = part.chunks.iter().map(usize::to_string).collect();
     let plot = |title: &str, y: &str| {
         Plot::categories(title, chunks.clone()).x("tokens per chunk").y(y).y_covers(0.0, 100.0)
@@ -83,7 +83,7 @@ pub fn report(part: &CostPart, out: &Path) -> Result<()> {
         let costs: Vec<Cost> = part
             .chunks
             .iter()
-            .map(|chunk| measure(part, optimizer, *chunk))
+            .map(|chunk| measure(part, optimizer, *chunk, device))
             .collect::<Result<_>>()?;
         for cost in &costs {
             table.push([
@@ -110,16 +110,21 @@ pub fn report(part: &CostPart, out: &Path) -> Result<()> {
 }
 
 /// Operations per second of a square product.
-fn product(side: usize) -> Result<f64> {
-    let [a, b] = [(); 2].map(|()| normal([side, side], &Device::flex()));
-    let seconds = fastest(|| {
+fn product(side: usize, device: &Device) -> Result<f64> {
+    let [a, b] = [(); 2].map(|()| normal([side, side], device));
+    let seconds = fastest(device, || {
         drop(a.clone().matmul(b.clone()));
         Ok(())
     })?;
     Ok(2.0 * (side as f64).powi(3) / seconds)
 }
 
-fn measure(part: &CostPart, optimizer: FastOptimizer, chunk: usize) -> Result<Cost> {
+fn measure(
+    part: &CostPart,
+    optimizer: FastOptimizer,
+    chunk: usize,
+    device: &Device,
+) -> Result<Cost> {
     let CostPart { width, heads, fast_heads, window, length, .. } = *part;
     let config = LactConfig::new()
         .with_fast_heads(fast_heads)
@@ -137,7 +142,7 @@ fn measure(part: &CostPart, optimizer: FastOptimizer, chunk: usize) -> Result<Co
         o_bias: false,
         qk_norm: None,
     };
-    let device = Device::flex().autodiff();
+    let device = device.clone().autodiff();
     let layer = config.init(&shape, (0.02, 0.02), &Streams::new(0), 0, &device)?;
     let tokens = TokenMeta::contiguous(1, length, 0);
     let spec = MaskSpec::causal().with_window(Some(window));
@@ -150,6 +155,6 @@ fn measure(part: &CostPart, optimizer: FastOptimizer, chunk: usize) -> Result<Co
         projections: 2.0 * (length * width * channels) as f64,
         window: mask.flops(head_dim, head_dim),
         fast: layer.fast_operations(&tokens) as f64,
-        seconds: Pass::new(length, width, Some(&rope))?.both(&layer)?,
+        seconds: Pass::new((length, width), Some(&rope), &device)?.both(&layer)?,
     })
 }

@@ -30,7 +30,8 @@ use toys::Training;
 /// Measure fast weights by the size of their chunk, and train models that need what they recall.
 #[derive(Parser, Debug)]
 #[command(
-    after_help = "Examples:\n  cargo run --example lact\n  cargo run --example lact -- --seeds 0"
+    after_help = "Examples:\n  cargo run --example lact\n  cargo run --example lact -- --seeds 0\n  \
+    cargo run --features cuda --example lact -- --only cost --device cuda"
 )]
 struct Args {
     #[command(flatten)]
@@ -115,7 +116,7 @@ fn run(args: &Args) -> Result<()> {
     let recipe = Recipe::load(args.options.recipe.as_deref())?;
     let run = args.options.begin("lact", &recipe.seeds, recipe.arms().len())?;
     if run.does(Part::Cost) {
-        cost::report(&recipe.cost, &run.out)?;
+        cost::report(&recipe.cost, &run.device, &run.out)?;
     }
     if run.does(Part::Recall) {
         recall(&recipe, &run)?;

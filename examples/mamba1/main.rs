@@ -90,7 +90,7 @@ fn run(args: &Args) -> Result<()> {
     let recipe = Recipe::load(args.options.recipe.as_deref())?;
     let run = args.options.begin("mamba1", &recipe.seeds, 4)?;
     if run.does(Part::Cost) {
-        cost(&recipe, &run.out)?;
+        cost(&recipe, &run.device, &run.out)?;
     }
     if run.does(Part::Recall) {
         copying(&recipe, &run)?;
@@ -167,9 +167,9 @@ fn passkey(recipe: &Recipe, run: &Run) -> Result<()> {
 }
 
 /// Time and memory of one layer by length, beside attention.
-fn cost(recipe: &Recipe, out: &Path) -> Result<()> {
+fn cost(recipe: &Recipe, device: &Device, out: &Path) -> Result<()> {
     let (width, heads) = (recipe.cost.width, recipe.evaluate.heads);
-    let (streams, device) = (Streams::new(0), Device::flex().autodiff());
+    let (streams, device) = (Streams::new(0), device.clone().autodiff());
     let mamba = recipe.layer.init(width, 1, &streams, 0, &device)?;
     let shape = AttnShape {
         hidden: width,
@@ -183,8 +183,8 @@ fn cost(recipe: &Recipe, out: &Path) -> Result<()> {
     let dense = DenseConfig::new().init(shape.init((0.02, 0.02), &streams, 100, &device));
     let rope = RopeConfig::new(recipe.evaluate.rope_theta, width / heads.max(1));
     let measured = [
-        recipe.cost.measure("Mamba", &mamba, None)?,
-        recipe.cost.measure("attention", &dense, Some(&rope))?,
+        recipe.cost.measure("Mamba", &mamba, None, &device)?,
+        recipe.cost.measure("attention", &dense, Some(&rope), &device)?,
     ];
     ByLength::report(measured, &format!("one layer of width {width}"), (out, "cost"))
 }

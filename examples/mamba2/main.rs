@@ -102,8 +102,8 @@ fn run(args: &Args) -> Result<()> {
     let recipe = Recipe::load(args.options.recipe.as_deref())?;
     let run = args.options.begin("mamba2", &recipe.seeds, recipe.mixer.len())?;
     if run.does(Part::Cost) {
-        by_state(&recipe.cost, &run.out)?;
-        by_length(&recipe.cost, &run.out)?;
+        by_state(&recipe.cost, &run.device, &run.out)?;
+        by_length(&recipe.cost, &run.device, &run.out)?;
     }
     if run.does(Part::Recall) {
         recall(&recipe, &run)?;
@@ -137,10 +137,10 @@ fn recall(recipe: &Recipe, run: &Run) -> Result<()> {
 }
 
 /// Seconds of one layer by the numbers of its state.
-fn by_state(part: &CostPart, out: &Path) -> Result<()> {
-    let (streams, device) = (Streams::new(0), Device::flex().autodiff());
+fn by_state(part: &CostPart, device: &Device, out: &Path) -> Result<()> {
+    let (streams, device) = (Streams::new(0), device.clone().autodiff());
     let width = part.by_length.width;
-    let pass = Pass::new(part.length, width, None)?;
+    let pass = Pass::new((part.length, width), None, &device)?;
     let mut table = Table::new(["N", "Mamba, ms", "Mamba-2, ms", "ratio"]);
     let (mut first, mut second) = (Vec::new(), Vec::new());
     for &n in &part.states {
@@ -167,16 +167,16 @@ fn by_state(part: &CostPart, out: &Path) -> Result<()> {
 }
 
 /// Seconds of one layer by the length of the row.
-fn by_length(part: &CostPart, out: &Path) -> Result<()> {
-    let (streams, device) = (Streams::new(0), Device::flex().autodiff());
+fn by_length(part: &CostPart, device: &Device, out: &Path) -> Result<()> {
+    let (streams, device) = (Streams::new(0), device.clone().autodiff());
     let width = part.by_length.width;
     let mamba1 =
         Mamba1Config::new().with_d_state(part.state).init(width, 1, &streams, 0, &device)?;
     let mamba2 =
         Mamba2Config::new().with_d_state(part.state).init(width, 1, &streams, 0, &device)?;
     let measured = [
-        part.by_length.measure("Mamba-2", &mamba2, None)?,
-        part.by_length.measure("Mamba", &mamba1, None)?,
+        part.by_length.measure("Mamba-2", &mamba2, None, &device)?,
+        part.by_length.measure("Mamba", &mamba1, None, &device)?,
     ];
     let title = format!("one layer of width {width}, N = {}", part.state);
     ByLength::report(measured, &title, (out, "length"))

@@ -16,6 +16,7 @@ use longburn::models::{
 };
 use longburn::training::plan::{PlanConfig, Resident};
 use longburn::training::{Muon, NextToken, Strategy, TrainConfig, Trainer};
+use std::ops::RangeInclusive;
 
 /// Peak of model, optimizer and three steps, bytes.
 fn measured(config: &PlanConfig) -> u64 {
@@ -89,19 +90,31 @@ const THREADS: &str = "RAYON_NUM_THREADS";
 
 #[track_caller]
 fn check(name: &str, config: PlanConfig) {
+    check_within(-0.15..=0.15, name, config);
+}
+
+/// On one thread and without the library's products nothing depends on the machine: what is left is the
+/// working space, which is planned for the widest vectors.
+#[track_caller]
+fn check_closely(name: &str, config: PlanConfig) {
+    check_within(-0.03..=0.10, name, config);
+}
+
+#[track_caller]
+fn check_within(allowed: RangeInclusive<f64>, name: &str, config: PlanConfig) {
     // As many threads as `measure` has.
     let asked = std::env::var(THREADS).ok().and_then(|n| n.parse().ok());
     let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
     let config = config.with_threads(asked.unwrap_or_else(cores));
     for strategy in [Strategy::Plain, Strategy::Recompute] {
         let config = config.clone().with_strategy(strategy);
-        compare(name, &config, measured(&config));
+        compare(allowed.clone(), name, &config, measured(&config));
     }
 }
 
-/// The plan is within 15 % of the measurement, either way.
+/// How far the plan is from the measurement.
 #[track_caller]
-fn compare(name: &str, config: &PlanConfig, measured: u64) {
+fn compare(allowed: RangeInclusive<f64>, name: &str, config: &PlanConfig, measured: u64) {
     let plan = config.init().unwrap();
     let off = plan.peak as f64 / measured as f64 - 1.0;
     println!(
@@ -111,7 +124,7 @@ fn compare(name: &str, config: &PlanConfig, measured: u64) {
         100.0 * off,
         plan.moment
     );
-    assert!(off.abs() <= 0.15, "{name}, {:?}: {plan}\nmeasured {measured}", config.strategy);
+    assert!(allowed.contains(&off), "{name}, {:?}: {plan}\nmeasured {measured}", config.strategy);
 }
 
 fn llama(vocab: usize, hidden: usize, layers: usize, inner: usize) -> ModelConfig {
@@ -225,16 +238,21 @@ fn plan_is_what_is_measured_of_mamba() {
     alone_on_one("plan_is_what_is_measured_of_mamba", || {
         let config = Mamba1Config::new();
         let of = |config: &Mamba1Config| mamba(MixerConfig::Mamba1(config.clone()));
-        check("mamba", PlanConfig::new(of(&config), 1024));
-        check("mamba, several rows", PlanConfig::new(of(&config), 300).with_batch(3));
+        check_closely("mamba", PlanConfig::new(of(&config), 1024));
+        check_closely("mamba, several rows", PlanConfig::new(of(&config), 300).with_batch(3));
         let wide = config.clone().with_d_state(64).with_dt_rank(20);
-        check("mamba, large states", PlanConfig::new(of(&wide), 700));
+        check_closely("mamba, large states", PlanConfig::new(of(&wide), 700));
+        let many = config.clone().with_d_state(256);
+        check_closely("mamba, very large states", PlanConfig::new(of(&many), 256));
         let few = config.clone().with_d_state(4).with_d_conv(3).with_biases(false, true);
-        check("mamba, small states and biases", PlanConfig::new(of(&few), 1024));
-        check("mamba, short rows", PlanConfig::new(of(&few), 16));
-        check("mamba, micro-batches", PlanConfig::new(of(&few), 512).with_micro_batches(3, 1));
+        check_closely("mamba, small states and biases", PlanConfig::new(of(&few), 1024));
+        check_closely("mamba, short rows", PlanConfig::new(of(&few), 16));
+        check_closely(
+            "mamba, micro-batches",
+            PlanConfig::new(of(&few), 512).with_micro_batches(3, 1),
+        );
         let lora = LoraConfig::new().with_targets(&Target::STATE_SPACE).with_rank(16);
-        check("mamba, lora", PlanConfig::new(of(&config), 1024).with_lora(Some(lora)));
+        check_closely("mamba, lora", PlanConfig::new(of(&config), 1024).with_lora(Some(lora)));
     });
 }
 
@@ -243,14 +261,14 @@ fn plan_is_what_is_measured_of_mamba2() {
     alone_on_one("plan_is_what_is_measured_of_mamba2", || {
         let config = Mamba2Config::new().with_head_dim(16).with_d_state(32);
         let of = |config: &Mamba2Config| mamba(MixerConfig::Mamba2(config.clone()));
-        check("mamba2", PlanConfig::new(of(&config), 1024));
-        check("mamba2, several rows", PlanConfig::new(of(&config), 300).with_batch(3));
+        check_closely("mamba2", PlanConfig::new(of(&config), 1024));
+        check_closely("mamba2, several rows", PlanConfig::new(of(&config), 300).with_batch(3));
         let grouped = config.clone().with_n_groups(3).with_dt_limit(Some((0.01, 0.5)));
-        check("mamba2, groups and bounds", PlanConfig::new(of(&grouped), 700));
+        check_closely("mamba2, groups and bounds", PlanConfig::new(of(&grouped), 700));
         let wide = config.clone().with_d_state(128);
-        check("mamba2, large states", PlanConfig::new(of(&wide), 700));
+        check_closely("mamba2, large states", PlanConfig::new(of(&wide), 700));
         let lora = LoraConfig::new().with_targets(&[Target::In, Target::Out]).with_rank(16);
-        check("mamba2, lora", PlanConfig::new(of(&config), 1024).with_lora(Some(lora)));
+        check_closely("mamba2, lora", PlanConfig::new(of(&config), 1024).with_lora(Some(lora)));
     });
 }
 
@@ -332,7 +350,7 @@ fn plan_is_what_is_measured_with_workers() {
         // On a busy machine workers take turns, and need less than side by side: the most of some
         // runs is what the plan speaks of.
         let peak = (0..5).map(|_| run()).max().unwrap();
-        compare("workers", &with_workers(strategy), peak);
+        compare(-0.15..=0.15, "workers", &with_workers(strategy), peak);
     }
 }
 

@@ -2,6 +2,7 @@
 //! EleutherAI's lm-evaluation-harness (commit 4e7e0d47f) does it.
 
 use crate::datasets::Tokenizer;
+use crate::error::check_sizes;
 use crate::models::{Blocks, ForwardOptions, ids_tensor};
 use crate::{Error, Result};
 use burn::tensor::{DType, Int, Tensor, TensorData};
@@ -155,11 +156,8 @@ impl LoglikelihoodEval {
     }
 
     fn check(&self, pairs: &[Continuation], vocabulary: usize) -> Result<()> {
-        for (field, value) in [("max_len", self.max_len), ("batch_size", self.batch_size)] {
-            if value == 0 {
-                return Err(Error::config("log-likelihood", field, value, "at least 1"));
-            }
-        }
+        let sizes = &[("max_len", self.max_len), ("batch_size", self.batch_size)];
+        check_sizes("log-likelihood", sizes)?;
         for (i, pair) in pairs.iter().enumerate() {
             if pair.context.is_empty() || pair.continuation.is_empty() {
                 let reason = format!("item {i}: an empty context or continuation");

@@ -4,6 +4,7 @@
 //! tokens of the key before it. One pass over prompt and key decides that, and it is what greedy
 //! decoding would produce: up to the first wrong token both see the same context.
 
+use crate::error::check_sizes;
 use crate::models::{Blocks, ForwardOptions, ids_tensor};
 use crate::training::report::Heatmap;
 use crate::{Error, Result};
@@ -185,13 +186,8 @@ impl PasskeyEval {
     }
 
     fn check(&self, items: &[&PasskeyItem], vocabulary: usize) -> Result<()> {
-        for (field, value) in
-            [("batch_size", self.batch_size), ("depth_buckets", self.depth_buckets)]
-        {
-            if value == 0 {
-                return Err(Error::config("passkey evaluation", field, value, "at least 1"));
-            }
-        }
+        let sizes = &[("batch_size", self.batch_size), ("depth_buckets", self.depth_buckets)];
+        check_sizes("passkey evaluation", sizes)?;
         if items.is_empty() {
             return Err(Error::Data("passkey evaluation: there are no items".into()));
         }

@@ -27,6 +27,7 @@ pub use resident::Resident;
 pub use text::{bytes, parse_bytes};
 
 use crate::attention::{MixerConfig, MixerSchedule};
+use crate::error::check_sizes;
 use crate::models::ModelConfig;
 use crate::models::lora::LoraConfig;
 use crate::training::Strategy;
@@ -150,16 +151,13 @@ impl PlanConfig {
     /// [`Error::Config`] for a size of 0 or mixers that do not fit the layers;
     /// [`Error::Unsupported`] for a mixer whose memory is not known here (LongLoRA's rolled form).
     pub fn init(&self) -> Result<MemoryPlan> {
-        for (field, value) in [
+        let sizes = &[
             ("length", self.length),
             ("batch", self.batch),
             ("micro_batches", self.micro_batches as usize),
             ("workers", self.workers as usize),
-        ] {
-            if value == 0 {
-                return Err(Error::config("plan", field, 0, "at least 1"));
-            }
-        }
+        ];
+        check_sizes("plan", sizes)?;
         let mixers = self.mixer.resolve(&self.model.mixers)?;
         let (model, tokens) = (&self.model, self.length as f64 * self.batch as f64);
         mixers.iter().try_for_each(|mixer| mixer.check_sizes(model.hidden_size))?;

@@ -10,6 +10,9 @@
 //! Shape letters: B rows, T tokens, E channels, N numbers of state per channel, G groups of channels
 //! that share B and C, H heads of P channels each.
 
+#[macro_use]
+mod tensors;
+
 #[cfg(feature = "flex")]
 pub(crate) mod jobs;
 #[cfg(feature = "flex")]

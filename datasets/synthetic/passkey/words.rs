@@ -2,6 +2,7 @@
 
 use super::check_depth;
 use crate::datasets::Tokenizer;
+use crate::error::check_sizes;
 use crate::streams::Draw;
 use crate::{Error, Result};
 use rand_chacha::rand_core::RngCore;
@@ -59,11 +60,7 @@ impl PasskeyConfig {
     /// # Errors
     /// When the vocabulary has fewer words of one token, or a number is 0.
     pub fn init(&self, tokenizer: &Tokenizer) -> Result<Passkey> {
-        for (field, value) in [("words", self.words), ("key_words", self.key_words)] {
-            if value == 0 {
-                return Err(Error::config("passkey", field, value, "at least 1"));
-            }
-        }
+        check_sizes("passkey", &[("words", self.words), ("key_words", self.key_words)])?;
         Ok(Passkey {
             before: tokenizer.encode(BEFORE, false)?,
             after: tokenizer.encode(AFTER, false)?,

@@ -4,7 +4,8 @@ use super::inputs;
 use super::job::{Job, Layout, MatmulJob};
 use super::row::Ceiling;
 use super::torch::Torch;
-use burn::tensor::Device;
+use crate::device::DeviceName;
+use burn::tensor::{Device, Tensor};
 use longburn::Result;
 use rayon::prelude::*;
 use std::time::Instant;
@@ -12,11 +13,15 @@ use std::time::Instant;
 /// Runs, of which the fastest counts: a ceiling is what can be reached.
 const RUNS: usize = 5;
 
-/// Measure on this machine, with products of `side` rows and columns.
+/// Measure on this device, with products of `side` rows and columns.
 ///
 /// # Errors
 /// What a peer says.
-pub fn measure(device: &Device, side: usize, torch: Option<&Torch>) -> Result<Ceiling> {
+pub fn measure(
+    (name, device): (DeviceName, &Device),
+    side: usize,
+    torch: Option<&Torch>,
+) -> Result<Ceiling> {
     let operations = 2.0 * (side as f64).powi(3);
     let a = inputs::tensor::<2>([side, side], 1, 1.0, device);
     let b = inputs::tensor::<2>([side, side], 2, 1.0, device);
@@ -42,8 +47,24 @@ pub fn measure(device: &Device, side: usize, torch: Option<&Torch>) -> Result<Ce
     Ok(Ceiling {
         gemm_flops_per_second: operations / seconds,
         gemm_by: by,
-        bytes_per_second: triad(4 * side * side),
+        bytes_per_second: match name {
+            DeviceName::Flex => triad(4 * side * side),
+            _ => copy(device, 16 * side * side),
+        },
     })
+}
+
+/// `a = s·b` on a card, of more than its cache holds: one array read and one written.
+fn copy(device: &Device, len: usize) -> f64 {
+    let b = Tensor::<1>::ones([len], device);
+    let sweep = || {
+        let start = Instant::now();
+        drop(b.clone().mul_scalar(3.0));
+        let _ = device.sync();
+        start.elapsed().as_secs_f64()
+    };
+    let seconds = (0..=RUNS).map(|_| sweep()).fold(f64::INFINITY, f64::min);
+    8.0 * len as f64 / seconds
 }
 
 /// `a = b + s·c`: two arrays read and one written.

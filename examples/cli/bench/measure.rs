@@ -8,6 +8,7 @@ use super::torch::{Torch, TorchPeer};
 use super::work::{Probe, Side, Work, work};
 use super::{ceiling, machine, memory};
 use crate::Globals;
+use crate::device::DeviceName;
 use burn::tensor::Device;
 use longburn::models::SaveOptions;
 use longburn::{Error, Result};
@@ -74,7 +75,8 @@ impl<'a> Bench<'a> {
         let device = globals.device.open()?;
         let torch = args.torch(globals.device);
         let in_python = args.peer.iter().any(|peer| peer.in_python());
-        let ceiling = ceiling::measure(&device, args.ceiling_side, in_python.then_some(&torch))?;
+        let place = (globals.device, &device);
+        let ceiling = ceiling::measure(place, args.ceiling_side, in_python.then_some(&torch))?;
         Ok(Self { args, globals, device, torch, ceiling, machine: machine::machine() })
     }
 
@@ -165,7 +167,9 @@ impl<'a> Bench<'a> {
         peer: Option<PeerName>,
         folder: Option<&Path>,
     ) -> Result<Option<u64>> {
-        if self.args.no_memory || !job.has_memory() {
+        // What a card holds, the system does not count.
+        let on_card = self.globals.device != DeviceName::Flex;
+        if self.args.no_memory || on_card || !job.has_memory() {
             return Ok(None);
         }
         let dense = if peer.is_some_and(PeerName::is_dense) { job.dense() } else { None };

@@ -1,48 +1,35 @@
 //! One node of the graph for the selective scan, on every device.
 
-use super::{Inputs, Plan, tiled};
+use super::{Plan, tiled};
 use crate::Implementation;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::backend::{Autodiff, AutodiffBackend, Backend, ExtensionType};
+use burn::backend::{Autodiff, AutodiffBackend, Backend};
 use burn::backend::{backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
 
-/// The scan's tensors, or their gradients; see [`Inputs`] for the shapes.
-#[derive(Clone, Debug, ExtensionType)]
-pub struct ScanTensors<B: Backend> {
-    pub u: FloatTensor<B>,
-    pub delta: FloatTensor<B>,
-    pub a: FloatTensor<B>,
-    pub b: FloatTensor<B>,
-    pub c: FloatTensor<B>,
-    pub d: FloatTensor<B>,
-    pub z: FloatTensor<B>,
-    pub h0: FloatTensor<B>,
-}
-
-impl<B: Backend> ScanTensors<B> {
-    pub(super) fn map<C: Backend>(
-        self,
-        f: impl Fn(FloatTensor<B>) -> FloatTensor<C>,
-    ) -> ScanTensors<C> {
-        ScanTensors {
-            u: f(self.u),
-            delta: f(self.delta),
-            a: f(self.a),
-            b: f(self.b),
-            c: f(self.c),
-            d: f(self.d),
-            z: f(self.z),
-            h0: f(self.h0),
-        }
+tensors!(
+    Inputs,
+    ScanTensors {
+        /// `[B, T, E]`
+        u: 3,
+        /// Before softplus, `[B, T, E]`
+        delta: 3,
+        /// `[N, E]`
+        a: 2,
+        /// `[B, T, G·N]`
+        b: 3,
+        /// `[B, T, G·N]`
+        c: 3,
+        /// `[E]`
+        d: 1,
+        /// `[B, T, E]`
+        z: 3,
+        /// `[B, N, E]`
+        h0: 3,
     }
-
-    fn into_array(self) -> [FloatTensor<B>; 8] {
-        [self.u, self.delta, self.a, self.b, self.c, self.d, self.z, self.h0]
-    }
-}
+);
 
 #[backend_extension(
     Autodiff,
@@ -77,7 +64,7 @@ macro_rules! through_tiled {
                 if plan.implementation != Implementation::Tiled {
                     return $forward(x, &plan);
                 }
-                let (out, states) = tiled::forward(inputs!($backend, x), &plan);
+                let (out, states) = tiled::forward(Inputs::of(x), &plan);
                 (primitive!($backend, out), primitive!($backend, states))
             }
 
@@ -92,33 +79,8 @@ macro_rules! through_tiled {
                 }
                 let states = Tensor::from_primitive::<$backend>(states);
                 let dout = Tensor::from_primitive::<$backend>(dout);
-                let g = tiled::gradients(inputs!($backend, x), states, dout, &plan);
-                ScanTensors {
-                    u: primitive!($backend, g.u),
-                    delta: primitive!($backend, g.delta),
-                    a: primitive!($backend, g.a),
-                    b: primitive!($backend, g.b),
-                    c: primitive!($backend, g.c),
-                    d: primitive!($backend, g.d),
-                    z: primitive!($backend, g.z),
-                    h0: primitive!($backend, g.h0),
-                }
+                tiled::gradients(Inputs::of(x), states, dout, &plan).into_primitives()
             }
-        }
-    };
-}
-
-macro_rules! inputs {
-    ($backend:ty, $x:expr) => {
-        Inputs {
-            u: Tensor::from_primitive::<$backend>($x.u),
-            delta: Tensor::from_primitive::<$backend>($x.delta),
-            a: Tensor::from_primitive::<$backend>($x.a),
-            b: Tensor::from_primitive::<$backend>($x.b),
-            c: Tensor::from_primitive::<$backend>($x.c),
-            d: Tensor::from_primitive::<$backend>($x.d),
-            z: Tensor::from_primitive::<$backend>($x.z),
-            h0: Tensor::from_primitive::<$backend>($x.h0),
         }
     };
 }

@@ -10,7 +10,7 @@ mod tiled;
 
 use super::{Steps, unpack};
 use crate::{Error, Implementation};
-use autodiff::{ScanOps, ScanTensors};
+use autodiff::{Inputs, ScanOps};
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
@@ -199,43 +199,10 @@ fn check(x: &SelectiveScan) -> Result<(usize, usize), Error> {
     Ok((groups, n))
 }
 
-/// Tensors as the implementations take them.
-struct Inputs {
-    /// `[B, T, E]`
-    u: Tensor<3>,
-    /// Before softplus, `[B, T, E]`
-    delta: Tensor<3>,
-    /// `[N, E]`
-    a: Tensor<2>,
-    /// `[B, T, G·N]`
-    b: Tensor<3>,
-    /// `[B, T, G·N]`
-    c: Tensor<3>,
-    /// `[E]`
-    d: Tensor<1>,
-    /// `[B, T, E]`
-    z: Tensor<3>,
-    /// `[B, N, E]`
-    h0: Tensor<3>,
-}
-
 impl Inputs {
     fn tracked(&self) -> bool {
         let Self { u, delta, a, b, c, d, z, h0 } = self;
         let some = [u, delta, b, c, z, h0].iter().any(|x| x.is_tracked());
         some || a.is_tracked() || d.is_tracked()
-    }
-
-    fn into_dispatch(self) -> ScanTensors<Dispatch> {
-        ScanTensors {
-            u: self.u.into_dispatch(),
-            delta: self.delta.into_dispatch(),
-            a: self.a.into_dispatch(),
-            b: self.b.into_dispatch(),
-            c: self.c.into_dispatch(),
-            d: self.d.into_dispatch(),
-            z: self.z.into_dispatch(),
-            h0: self.h0.into_dispatch(),
-        }
     }
 }

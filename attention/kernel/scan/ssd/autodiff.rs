@@ -1,44 +1,34 @@
 //! One node of the graph for the scan by matrix products, on every device. It keeps its inputs only;
 //! states are computed again in the backward pass.
 
-use super::{Inputs, Plan, tiled};
+use super::{Plan, tiled};
 use crate::Implementation;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::backend::{Autodiff, AutodiffBackend, Backend, ExtensionType};
+use burn::backend::{Autodiff, AutodiffBackend, Backend};
 use burn::backend::{backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
 
-/// The scan's tensors, or their gradients; see [`Inputs`] for the shapes.
-#[derive(Clone, Debug, ExtensionType)]
-pub struct SsdTensors<B: Backend> {
-    pub x: FloatTensor<B>,
-    pub weight: FloatTensor<B>,
-    pub log_decay: FloatTensor<B>,
-    pub b: FloatTensor<B>,
-    pub c: FloatTensor<B>,
-    pub d: FloatTensor<B>,
-    pub h0: FloatTensor<B>,
-}
-
-impl<B: Backend> SsdTensors<B> {
-    fn map<C: Backend>(self, f: impl Fn(FloatTensor<B>) -> FloatTensor<C>) -> SsdTensors<C> {
-        SsdTensors {
-            x: f(self.x),
-            weight: f(self.weight),
-            log_decay: f(self.log_decay),
-            b: f(self.b),
-            c: f(self.c),
-            d: f(self.d),
-            h0: f(self.h0),
-        }
+tensors!(
+    Inputs,
+    SsdTensors {
+        /// `[B, T, E]`
+        x: 3,
+        /// `[B, T, H]`
+        weight: 3,
+        /// `[B, T, H]`
+        log_decay: 3,
+        /// `[B, T, G·N]`
+        b: 3,
+        /// `[B, T, G·N]`
+        c: 3,
+        /// `[E]`
+        d: 1,
+        /// `[B, N, E]`
+        h0: 3,
     }
-
-    fn into_array(self) -> [FloatTensor<B>; 7] {
-        [self.x, self.weight, self.log_decay, self.b, self.c, self.d, self.h0]
-    }
-}
+);
 
 #[backend_extension(
     Autodiff,
@@ -65,7 +55,7 @@ macro_rules! through_tiled {
                 if plan.implementation != Implementation::Tiled {
                     return $forward(x, &plan);
                 }
-                primitive!($backend, tiled::forward(inputs!($backend, x), &plan))
+                primitive!($backend, tiled::forward(Inputs::of(x), &plan))
             }
 
             fn ssd_gradients(
@@ -77,31 +67,8 @@ macro_rules! through_tiled {
                     return $gradients(x, dout, &plan);
                 }
                 let dout = Tensor::from_primitive::<$backend>(dout);
-                let g = tiled::gradients(inputs!($backend, x), dout, &plan);
-                SsdTensors {
-                    x: primitive!($backend, g.x),
-                    weight: primitive!($backend, g.weight),
-                    log_decay: primitive!($backend, g.log_decay),
-                    b: primitive!($backend, g.b),
-                    c: primitive!($backend, g.c),
-                    d: primitive!($backend, g.d),
-                    h0: primitive!($backend, g.h0),
-                }
+                tiled::gradients(Inputs::of(x), dout, &plan).into_primitives()
             }
-        }
-    };
-}
-
-macro_rules! inputs {
-    ($backend:ty, $x:expr) => {
-        Inputs {
-            x: Tensor::from_primitive::<$backend>($x.x),
-            weight: Tensor::from_primitive::<$backend>($x.weight),
-            log_decay: Tensor::from_primitive::<$backend>($x.log_decay),
-            b: Tensor::from_primitive::<$backend>($x.b),
-            c: Tensor::from_primitive::<$backend>($x.c),
-            d: Tensor::from_primitive::<$backend>($x.d),
-            h0: Tensor::from_primitive::<$backend>($x.h0),
         }
     };
 }

@@ -15,7 +15,7 @@ mod tiled;
 use super::{Step, Steps, softplus, unpack, wide};
 use crate::fused::swiglu;
 use crate::{Error, Implementation};
-use autodiff::{SsdOps, SsdTensors};
+use autodiff::{Inputs, SsdOps};
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
@@ -285,36 +285,4 @@ fn check(x: &SsdDiscrete) -> Result<(usize, usize), Error> {
         return fail(format!("steps of {} rows of {} for x {:?}", s.batch(), s.len(), x.x.dims()));
     }
     Ok((groups, n))
-}
-
-/// Tensors as the implementations take them; E is H·P.
-struct Inputs {
-    /// `[B, T, E]`
-    x: Tensor<3>,
-    /// `[B, T, H]`
-    weight: Tensor<3>,
-    /// `[B, T, H]`
-    log_decay: Tensor<3>,
-    /// `[B, T, G·N]`
-    b: Tensor<3>,
-    /// `[B, T, G·N]`
-    c: Tensor<3>,
-    /// `[E]`
-    d: Tensor<1>,
-    /// `[B, N, E]`
-    h0: Tensor<3>,
-}
-
-impl Inputs {
-    fn into_dispatch(self) -> SsdTensors<Dispatch> {
-        SsdTensors {
-            x: self.x.into_dispatch(),
-            weight: self.weight.into_dispatch(),
-            log_decay: self.log_decay.into_dispatch(),
-            b: self.b.into_dispatch(),
-            c: self.c.into_dispatch(),
-            d: self.d.into_dispatch(),
-            h0: self.h0.into_dispatch(),
-        }
-    }
 }

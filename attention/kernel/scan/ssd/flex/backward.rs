@@ -89,13 +89,20 @@ fn over_jobs(call: &Call<'_>, of_jobs: &[Vec<f32>]) -> Vec<f32> {
     unsafe { filled(size, TOKENS * width, size >= PARALLEL_FROM, write) }
 }
 
+/// What a head has on its way back.
+struct Past {
+    /// Before each chunk; none where a document begins.
+    states: Vec<Option<Vec<f32>>>,
+    /// Gradient of the state behind the chunks that are left.
+    carry: Vec<f32>,
+}
+
 /// Gradients of B and C, `[T, N]` each, over the job's heads.
 #[inline(always)]
 fn block(call: &Call<'_>, job: &Job, dout: &Rows, own: &Own<'_>) -> (Vec<f32>, Vec<f32>) {
     let (n, p, len) = (call.n, call.p, call.len);
     let chunks = call.chunks(job.row);
-    // Of every head: the state before each chunk that has one, and the gradient of the state behind.
-    let mut heads: Vec<(Vec<Option<Vec<f32>>>, Vec<f32>)> = Vec::new();
+    let mut heads = Vec::new();
     for head in job.members.clone() {
         let mut states = Vec::with_capacity(chunks.len());
         let mut h = call.first_state(job, head);
@@ -114,19 +121,19 @@ fn block(call: &Call<'_>, job: &Job, dout: &Rows, own: &Own<'_>) -> (Vec<f32>, V
             true => (0..n).flat_map(last).collect(),
             false => vec![0.0; n * p],
         };
-        heads.push((states, carry));
+        heads.push(Past { states, carry });
     }
     let (mut db, mut dc) = (vec![0.0f32; len * n], vec![0.0f32; len * n]);
     for (i, Chunk { tokens, .. }) in chunks.iter().enumerate().rev() {
         let place = tokens.start * n..tokens.end * n;
         let mut products = Products::new(call, job, tokens, &mut db[place.clone()], &mut dc[place]);
-        for (head, (states, carry)) in job.members.clone().zip(&mut heads) {
-            products.head(head, states[i].as_deref(), carry, dout, own);
+        for (head, past) in job.members.clone().zip(&mut heads) {
+            products.head(head, past.states[i].as_deref(), &mut past.carry, dout, own);
         }
         products.finish();
     }
-    for (head, (_, carry)) in job.members.clone().zip(&heads) {
-        put(&own.h0, job.row * n, head * p, p, carry);
+    for (head, past) in job.members.clone().zip(&heads) {
+        put(&own.h0, job.row * n, head * p, p, &past.carry);
     }
     (db, dc)
 }
