@@ -9,7 +9,9 @@ use super::super::source::{Kernel, MOST_BRANCHES, Numbers, Variant};
 use super::super::wgmma::Left;
 use super::Scratch;
 use crate::attention::tests::{Case, cases, device, random, ratio, values};
-use crate::{AttentionOptions, Branch, Implementation, masked_attention};
+use crate::{
+    AttentionOptions, Branch, Implementation, Mask, MaskSpec, TokenMeta, masked_attention,
+};
 use burn::tensor::{DType, Tensor};
 use std::collections::HashMap;
 use std::fs::File;
@@ -261,7 +263,7 @@ fn reference(case: &Case) -> Pass {
     let rounded = |shape, seed| random(shape, seed).cast(DType::BF16).cast(DType::F64);
     let leaf = |shape, seed| Tensor::<4>::from_inner(rounded(shape, seed)).require_grad();
     let v = leaf([batch, kv, keys, e], 1);
-    let branch = |(i, mask): (usize, &crate::Mask)| Branch {
+    let branch = |(i, mask): (usize, &Mask)| Branch {
         q: leaf([batch, heads, queries, d], 2 + 2 * i as u64),
         k: leaf([batch, kv, keys, d], 3 + 2 * i as u64),
         mask: mask.clone(),
@@ -302,9 +304,23 @@ fn check(cases: impl Iterator<Item = Case>) {
     }
 }
 
+/// Near pairs in one branch, far ones in another; two tiles, the second of them ragged.
 #[test]
 fn kernels_equal_the_reference_where_they_are_emulated() {
-    check(cases().into_iter().filter(|case| case.name == "two branches"));
+    let (t, near) = (130, 20);
+    let plain = TokenMeta::contiguous(1, t, 0);
+    let pos = (0..t).map(|i| i.saturating_sub(near) as i32).collect();
+    // The first queries have no far keys at all.
+    let segment = (0..t).map(|i| if i < near { -1 } else { 0 }).collect();
+    let shifted = TokenMeta::new(1, t, pos, segment).unwrap();
+    let window = MaskSpec::causal().with_window(Some(near));
+    let near = Mask::new(window, plain.clone(), plain.clone(), 2).unwrap();
+    let far = Mask::new(MaskSpec::causal(), shifted, plain, 2).unwrap();
+    let (queries, keys, dim, value_dim) = (t, t, 24, 64);
+    let masks = vec![near, far];
+    let name = "two branches";
+    let case = Case { name, batch: 1, heads: 2, kv: 1, queries, keys, dim, value_dim, masks };
+    check([case].into_iter());
 }
 
 /// Every mask, as the tests of the other forms have them.
