@@ -15,7 +15,7 @@ use crate::{
 use burn::tensor::{DType, Tensor};
 use std::collections::HashMap;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// bf16 has 8 bits.
@@ -103,7 +103,7 @@ impl Memory {
         bytes.chunks(4).map(|x| f64::from(float(x))).collect()
     }
 
-    fn launch(&mut self, program: &PathBuf, [x, y, threads]: [usize; 3], call: &Call) {
+    fn launch(&mut self, program: &Path, [x, y, threads]: [usize; 3], call: &Call) {
         let mut input = Vec::new();
         for size in [x, y, threads, self.0.len()] {
             input.extend((size as i32).to_le_bytes());
