@@ -29,6 +29,9 @@ pub enum Implementation {
     Flex,
     /// CubeCL kernels, graphics cards only, for the ops that have them.
     Cube,
+    /// Attention in CUDA C++ for cards of compute capability 9 (H100, H200), in bf16 and f16, where the
+    /// feature `cuda-nvrtc` is on. `Auto` does not choose it until it has been measured on a card.
+    Hopper,
 }
 
 impl Implementation {
@@ -54,6 +57,10 @@ impl Implementation {
                 op,
                 reason: "no CubeCL kernels of it run here".to_string(),
             }),
+            Self::Hopper => Err(Error::Unsupported {
+                op,
+                reason: "`Hopper` is for attention alone".to_string(),
+            }),
             other => Ok(other),
         }
     }
@@ -66,6 +73,9 @@ pub struct AttentionOptions {
     pub scale: Option<f64>,
     /// Which code runs.
     pub implementation: Implementation,
+    /// Whether gradients have the same bits in every run, which only `Hopper` gives up for speed where it
+    /// may.
+    pub deterministic: bool,
 }
 
 impl AttentionOptions {
@@ -78,6 +88,12 @@ impl AttentionOptions {
     /// Choose the code.
     pub fn with_implementation(mut self, implementation: Implementation) -> Self {
         self.implementation = implementation;
+        self
+    }
+
+    /// Choose whether gradients have the same bits in every run.
+    pub fn with_deterministic(mut self, deterministic: bool) -> Self {
+        self.deterministic = deterministic;
         self
     }
 }

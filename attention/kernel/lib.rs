@@ -24,6 +24,8 @@ mod card;
 mod deep;
 mod error;
 pub mod fused;
+#[cfg(any(test, feature = "cuda-nvrtc"))]
+mod hopper;
 mod host;
 pub mod loss;
 

@@ -9,6 +9,8 @@
 
 mod blocks;
 mod groups;
+#[cfg(feature = "cuda-nvrtc")]
+mod kept;
 mod lines;
 mod lists;
 mod stride;
@@ -29,9 +31,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Label of a key that nobody sees.
-const HIDDEN_KEY: i32 = -1;
+pub(crate) const HIDDEN_KEY: i32 = -1;
 /// Label of a query that sees nothing.
-const BLIND_QUERY: i32 = -2;
+pub(crate) const BLIND_QUERY: i32 = -2;
 
 /// The rules of a mask, without the tokens they are applied to.
 #[derive(Clone, Debug, PartialEq)]
@@ -134,6 +136,8 @@ struct Inner {
     strided: Option<Strided>,
     list: Option<BlockList>,
     maps: blocks::Maps,
+    #[cfg(feature = "cuda-nvrtc")]
+    kept: kept::Kept,
 }
 
 impl Mask {
@@ -203,6 +207,8 @@ impl Mask {
             strided,
             list: None,
             maps: blocks::Maps::default(),
+            #[cfg(feature = "cuda-nvrtc")]
+            kept: kept::Kept::default(),
         })))
     }
 
@@ -229,6 +235,10 @@ impl Mask {
         (inner.classes, inner.class_of) = classes(&of_heads, Some(&list));
         inner.list = Some(list);
         inner.maps = blocks::Maps::default();
+        #[cfg(feature = "cuda-nvrtc")]
+        {
+            inner.kept = kept::Kept::default();
+        }
         Ok(Self(Arc::new(inner)))
     }
 
@@ -309,6 +319,16 @@ impl Mask {
     /// The block map at this tile size: which tiles hold nothing, everything or a part.
     pub fn blocks(&self, q_tile: usize, k_tile: usize) -> BlockMap {
         self.0.maps.get(self, q_tile, k_tile)
+    }
+
+    /// What a form for cards has made of the mask under `key`, made now if it was not yet.
+    #[cfg(feature = "cuda-nvrtc")]
+    pub(crate) fn kept<T: std::any::Any + Send + Sync>(
+        &self,
+        key: [usize; 4],
+        make: impl FnOnce() -> T,
+    ) -> Arc<T> {
+        self.0.kept.get(key, make)
     }
 
     /// Query-key pairs that are visible, over all rows and heads: looked at one by one only in

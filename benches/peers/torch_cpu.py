@@ -31,6 +31,7 @@ except ImportError as error:
     sys.exit(1)
 
 PROBED = 512
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
 def hashed(count, salt, start=0):
@@ -59,7 +60,7 @@ def probe(named):
         flat = x.detach().reshape(-1)
         count = min(flat.numel(), PROBED)
         places = torch.arange(count) * flat.numel() // count
-        found.append([name, flat[places].tolist()])
+        found.append([name, flat[places].float().tolist()])
     return found
 
 
@@ -101,6 +102,9 @@ def visible(mask, length, heads):
     if mask["name"] == "window":
         near = i[:, None] - i[None, :] < mask["window"]
         return causal & (near | (i[None, :] < mask["sinks"]))
+    if mask["name"] == "documents":
+        n = i // mask["tokens"]
+        return causal & (n[:, None] == n[None, :])
     if mask["name"] in ("stride", "blocks"):
         n = i // mask["block"]
         allowed = [causal & of[n][:, n] for of in of_blocks(mask, length, *heads)]
@@ -131,27 +135,89 @@ def grouped(q, k, v, parts):
     return torch.cat([attend(first, 0, length, size), torch.cat(shifted, 2)], 1)
 
 
+def rule_of(mask, length, heads):
+    """What FlexAttention compiles, and whether heads differ."""
+    name = mask["name"]
+    if name == "dense":
+        return lambda b, h, i, j: j <= i, False
+    if name == "window":
+        window, sinks = mask["window"], mask["sinks"]
+        return lambda b, h, i, j: (j <= i) & ((i - j < window) | (j < sinks)), False
+    if name == "documents":
+        tokens = mask["tokens"]
+        return lambda b, h, i, j: (j <= i) & (i // tokens == j // tokens), False
+    if name == "longlora":
+        size, half = length // mask["parts"], heads[0] // 2
+
+        def rule(b, h, i, j):
+            shift = torch.where(h < half, 0, size // 2)
+            return (j <= i) & ((i + shift) // size == (j + shift) // size)
+
+        return rule, True
+    allowed, block = of_blocks(mask, length, *heads), mask["block"]
+    return lambda b, h, i, j: (j <= i) & allowed[h, i // block, j // block], True
+
+
+def flex(mask, length, heads):
+    """FlexAttention, compiled, with the same pairs."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    device = str(torch.get_default_device())
+    on_card = device.startswith("cuda")
+    rule, differ = rule_of(mask, length, heads)
+    # Not compiled, it holds all pairs at once.
+    make = torch.compile(create_block_mask) if on_card else create_block_mask
+    blocks = make(rule, None, heads[0] if differ else None, length, length, device=device)
+    compiled = torch.compile(flex_attention)
+
+    def run(q, k, v):
+        return compiled(q, k, v, block_mask=blocks, enable_gqa=q.shape[1] != k.shape[1])
+
+    return run
+
+
+def best_of_card(q, k, v, backward):
+    """SDPA's fastest backend on a card for causal attention, and its name. Those that do not know
+    shared key heads get them repeated."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    repeat, found = q.shape[1] // k.shape[1], []
+
+    def form(backend, repeated):
+        def run(q, k, v):
+            if repeated and repeat > 1:
+                k, v = (x.repeat_interleave(repeat, 1) for x in (k, v))
+            with sdpa_kernel(backend):
+                return F.scaled_dot_product_attention(
+                    q, k, v, is_causal=True, enable_gqa=repeat > 1 and not repeated
+                )
+
+        return run
+
+    for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
+        for repeated in (False, True) if repeat > 1 else (False,):
+            run = form(backend, repeated)
+
+            def once():
+                out = run(q, k, v)
+                if backward:
+                    out.backward(torch.ones_like(out))
+
+            try:
+                once()
+                found.append((timed(once, 3), backend.name, repeated, run))
+            except RuntimeError:
+                continue
+    for leaf in (q, k, v):
+        leaf.grad = None
+    _, name, repeated, run = min(found, key=lambda x: x[0])
+    return run, name.lower() + (", keys repeated" if repeated else "")
+
+
 def attention(mask, length, heads, code="sdpa"):
     """A function of q, k, v, as a user of PyTorch would write it; heads of queries and of keys."""
     if code == "flex":
-        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-        compiled = torch.compile(flex_attention)
-        if mask["name"] == "window":
-            window, sinks = mask["window"], mask["sinks"]
-
-            def rule(b, h, i, j):
-                return (j <= i) & ((i - j < window) | (j < sinks))
-        elif mask["name"] == "dense":
-
-            def rule(b, h, i, j):
-                return j <= i
-        else:
-            raise ValueError(f"no rule for {mask}")
-        blocks = create_block_mask(rule, None, None, length, length, device="cpu")
-        return lambda q, k, v: compiled(
-            q, k, v, block_mask=blocks, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        return flex(mask, length, heads)
     if mask["name"] == "longlora":
 
         def run(q, k, v):
@@ -175,18 +241,26 @@ def attention(mask, length, heads, code="sdpa"):
 def attention_job(job, code, _):
     of_queries = (job["batch"], job["heads"], job["len"], job["head_dim"])
     of_keys = (job["batch"], job["kv_heads"], job["len"], job["head_dim"])
-    q, k, v = tensor(of_queries, 1), tensor(of_keys, 2), tensor(of_keys, 3)
-    run = attention(job["mask"], job["len"], (job["heads"], job["kv_heads"]), code)
+    dtype = DTYPES[job.get("dtype", "f32")]
+    q, k, v = (tensor(*x).to(dtype) for x in ((of_queries, 1), (of_keys, 2), (of_keys, 3)))
+    version = f"torch {torch.__version__}"
+    if job["backward"]:
+        for leaf in (q, k, v):
+            leaf.requires_grad_()
+    if q.device.type != "cpu" and code == "sdpa" and job["mask"]["name"] == "dense":
+        run, name = best_of_card(q, k, v, job["backward"])
+        version += f", {name}"
+    else:
+        run = attention(job["mask"], job["len"], (job["heads"], job["kv_heads"]), code)
     if not job["backward"]:
 
         def forward():
             with torch.no_grad():
                 return [("out", run(q, k, v))]
 
+        forward.version = version
         return forward
-    dout = tensor(of_queries, 4)
-    for leaf in (q, k, v):
-        leaf.requires_grad_()
+    dout = tensor(of_queries, 4).to(dtype)
 
     def both():
         for leaf in (q, k, v):
@@ -195,6 +269,7 @@ def attention_job(job, code, _):
         out.backward(dout)
         return [("out", out), ("dv", v.grad), ("dq", q.grad), ("dk", k.grad)]
 
+    both.version = version
     return both
 
 

@@ -84,7 +84,14 @@ through_tiled!(
     gradients: super::flex::backward
 );
 
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[cfg(feature = "cuda-nvrtc")]
+through_tiled!(
+    burn::backend::Cube,
+    forward: crate::hopper::forward,
+    gradients: crate::hopper::backward
+);
+
+#[cfg(all(any(feature = "wgpu", feature = "cuda"), not(feature = "cuda-nvrtc")))]
 through_tiled!(
     burn::backend::Cube,
     forward: |_, _, _, _: &Plan| unreachable!("`choose` picks `Tiled` off the CPU"),

@@ -1,9 +1,9 @@
 //! Attention over disjoint branches with one softmax: memory O(T·D), nothing of size T×S kept.
 //!
 //! `reference` is dense and obvious, `tiled` is made of tensor operations, `flex` of slices and
-//! a matrix-product library; `autodiff` puts `tiled` and `flex` behind one node of the graph,
-//! whose backward pass recomputes the tiles from (q, k, v, out, lse). `stats` computes the weights
-//! once more for what is said about them, outside the graph.
+//! a matrix-product library, and `hopper` (beside this folder) of CUDA C++; `autodiff` puts all but the
+//! first behind one node of the graph, whose backward pass recomputes the tiles from (q, k, v, out,
+//! lse). `stats` computes the weights once more for what is said about them, outside the graph.
 
 mod autodiff;
 #[cfg(feature = "flex")]
@@ -11,7 +11,7 @@ mod flex;
 mod reference;
 mod stats;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tiled;
 
 use crate::{
@@ -52,6 +52,8 @@ pub(crate) struct PlanInner {
     pub masks: Vec<Mask>,
     pub scale: f64,
     pub implementation: Implementation,
+    #[cfg(feature = "cuda-nvrtc")]
+    pub deterministic: bool,
 }
 
 /// Attention of all branches with one softmax over their disjoint sets of keys.
@@ -85,6 +87,9 @@ pub fn masked_attention(
     if options.implementation == Implementation::Reference {
         return Ok(reference::attention(branches, v, plan.0.scale));
     }
+    let tracked = |branch: &Branch| branch.q.is_tracked() || branch.k.is_tracked();
+    let backward = v.is_tracked() || branches.iter().any(tracked);
+    prepare("masked_attention", &plan, branches, &v, backward)?;
     let (q, k) = stack(branches);
     let (out, lse) = <Dispatch as AttentionOps>::attention_forward(
         q.into_dispatch(),
@@ -132,6 +137,7 @@ pub fn attention_backward(
         }
     }
     check_lse("attention_backward", &output.lse, [b, h, t])?;
+    prepare("attention_backward", &plan, branches, &v, true)?;
     let (q, k) = stack(branches);
     let (dq, dk, dv) = <Dispatch as AttentionOps>::attention_gradients(
         q.inner().into_dispatch(),
@@ -227,7 +233,30 @@ fn check(
     }
     let implementation = choose(options.implementation, v)?;
     let masks = branches.iter().map(|b| b.mask.clone()).collect();
-    Ok(Plan(Arc::new(PlanInner { masks, scale, implementation })))
+    Ok(Plan(Arc::new(PlanInner {
+        masks,
+        scale,
+        implementation,
+        #[cfg(feature = "cuda-nvrtc")]
+        deterministic: options.deterministic,
+    })))
+}
+
+/// Compiles what a call needs that is compiled at run time, since a node of the graph cannot fail later.
+fn prepare(
+    op: &'static str,
+    plan: &Plan,
+    branches: &[Branch],
+    v: &Tensor<4>,
+    backward: bool,
+) -> Result<(), Error> {
+    #[cfg(feature = "cuda-nvrtc")]
+    if plan.0.implementation == Implementation::Hopper {
+        let prepared = crate::hopper::prepare(plan, branches[0].q.dims(), v, backward);
+        return prepared.map_err(|reason| Error::Unsupported { op, reason });
+    }
+    let _ = (op, plan, branches, v, backward);
+    Ok(())
 }
 
 /// What `Auto` means on the tensor's device.
@@ -235,6 +264,7 @@ fn choose(wanted: Implementation, v: &Tensor<4>) -> Result<Implementation, Error
     let on_cpu = is_flex(&v.device());
     match wanted {
         Implementation::Auto if on_cpu && v.dtype() != DType::F64 => Ok(Implementation::Flex),
+        // Not `Hopper` until it has been measured on a card.
         Implementation::Auto => Ok(Implementation::Tiled),
         Implementation::Flex if !on_cpu || v.dtype() == DType::F64 => Err(Error::Unsupported {
             op: "masked_attention",
@@ -248,8 +278,22 @@ fn choose(wanted: Implementation, v: &Tensor<4>) -> Result<Implementation, Error
             op: "masked_attention",
             reason: "there are no CubeCL kernels of it".to_string(),
         }),
+        Implementation::Hopper => match hopper_refusal(v) {
+            Some(reason) => Err(Error::Unsupported { op: "masked_attention", reason }),
+            None => Ok(Implementation::Hopper),
+        },
         other => Ok(other),
     }
+}
+
+#[cfg(feature = "cuda-nvrtc")]
+fn hopper_refusal(v: &Tensor<4>) -> Option<String> {
+    crate::hopper::refusal(v)
+}
+
+#[cfg(not(feature = "cuda-nvrtc"))]
+fn hopper_refusal(_: &Tensor<4>) -> Option<String> {
+    Some("`Hopper` needs a build with the feature `cuda-nvrtc`".to_string())
 }
 
 #[cfg(feature = "flex")]

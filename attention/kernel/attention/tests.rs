@@ -11,19 +11,19 @@ use burn::tensor::{DType, Device, Distribution, Tensor};
 pub(super) const FORWARD: f64 = 2e-6;
 const GRADIENTS: f64 = 1e-5;
 
-pub(super) struct Case {
-    pub(super) name: &'static str,
-    pub(super) batch: usize,
-    pub(super) heads: usize,
-    pub(super) kv: usize,
-    pub(super) queries: usize,
-    pub(super) keys: usize,
-    pub(super) dim: usize,
-    pub(super) value_dim: usize,
-    pub(super) masks: Vec<Mask>,
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) batch: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv: usize,
+    pub(crate) queries: usize,
+    pub(crate) keys: usize,
+    pub(crate) dim: usize,
+    pub(crate) value_dim: usize,
+    pub(crate) masks: Vec<Mask>,
 }
 
-fn device() -> Device {
+pub(crate) fn device() -> Device {
     #[cfg(feature = "flex")]
     return Device::flex();
     #[cfg(not(feature = "flex"))]
@@ -31,7 +31,7 @@ fn device() -> Device {
 }
 
 /// RMS(a − b) / RMS(b), with NaN counted as a failure.
-pub(super) fn ratio<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> f64 {
+pub(crate) fn ratio<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> f64 {
     let (a, b) = (values(a), values(b));
     let square = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>();
     let finite = |x: f64| if x == f64::NEG_INFINITY { -1e4 } else { x };
@@ -43,11 +43,11 @@ pub(super) fn ratio<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> f64 {
     if size == 0.0 { diff.sqrt() } else { (diff / size).sqrt() }
 }
 
-pub(super) fn values<const D: usize>(x: Tensor<D>) -> Vec<f64> {
+pub(crate) fn values<const D: usize>(x: Tensor<D>) -> Vec<f64> {
     x.inner().cast(DType::F64).into_data().try_to_vec::<f64>().expect("float data")
 }
 
-pub(super) fn random(shape: [usize; 4], seed: u64) -> Tensor<4> {
+pub(crate) fn random(shape: [usize; 4], seed: u64) -> Tensor<4> {
     // A fixed, cheap sequence: the process-wide random state of a device is not ours to rely on.
     let n = shape.iter().product::<usize>();
     let data: Vec<f32> = (0..n as u64)
@@ -133,7 +133,7 @@ fn square(
     }
 }
 
-pub(super) fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let causal = MaskSpec::causal;
     let plain = TokenMeta::contiguous;
     let groups = |size, ragged| Groups { size, shift: true, ragged };

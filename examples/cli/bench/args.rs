@@ -1,6 +1,6 @@
 //! Options that the measuring verbs share.
 
-use super::job::{AttentionJob, Job, MaskKind};
+use super::job::{AttentionJob, Job, MaskKind, Numbers};
 use super::torch::Torch;
 use crate::device::DeviceName;
 use clap::{Args, ValueEnum};
@@ -98,8 +98,15 @@ impl PeerName {
                 Job::Attention(attention) => fits(attention),
                 _ => true,
             },
-            Self::TorchFlex => matches!(job, Job::Attention(attention) if !attention.backward
-                && matches!(attention.mask, MaskKind::Dense | MaskKind::Window { .. })),
+            // On the CPU it has no backward pass; on cards, where tensors are in 16 bits, it has.
+            Self::TorchFlex => match job {
+                Job::Attention(attention) if attention.dtype != Numbers::F32 => true,
+                Job::Attention(attention) => {
+                    let rule = matches!(attention.mask, MaskKind::Dense | MaskKind::Window { .. });
+                    rule && !attention.backward
+                }
+                _ => false,
+            },
             Self::Transformers => matches!(job, Job::Generate(_)),
         }
     }
@@ -127,9 +134,13 @@ const MOST_OF_MASKS: usize = 4 << 30;
 /// Whether PyTorch can hold the mask: where heads differ it takes one value per head and pair, a
 /// boolean and the f32 that it makes of it.
 fn fits(job: &AttentionJob) -> bool {
-    let pairs = job.len.saturating_mul(job.len).saturating_mul(job.heads);
-    let per_head = matches!(job.mask, MaskKind::Stride { .. } | MaskKind::Blocks { .. });
-    !per_head || pairs.saturating_mul(1 + 4) <= MOST_OF_MASKS
+    let pairs = job.len.saturating_mul(job.len);
+    let pairs = match job.mask {
+        MaskKind::Stride { .. } | MaskKind::Blocks { .. } => pairs.saturating_mul(job.heads),
+        MaskKind::Documents { .. } => pairs,
+        _ => return true,
+    };
+    pairs.saturating_mul(1 + 4) <= MOST_OF_MASKS
 }
 
 /// Which causal pairs count.
@@ -159,6 +170,9 @@ pub struct MaskArgs {
     /// Share of the earlier blocks (blocks)
     #[arg(long, default_value_t = 0.1, value_name = "X")]
     density: f64,
+    /// Tokens per document (documents)
+    #[arg(long, default_value_t = 2048, value_name = "N", hide = true)]
+    documents: usize,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -173,6 +187,8 @@ enum MaskName {
     Stride,
     /// Random blocks, others for every head and block of queries
     Blocks,
+    /// Documents that see nothing of each other
+    Documents,
 }
 
 impl MaskArgs {
@@ -186,6 +202,7 @@ impl MaskArgs {
                 MaskKind::Stride { block, local, stride }
             }
             MaskName::Blocks => MaskKind::Blocks { block: self.block, density: self.density },
+            MaskName::Documents => MaskKind::Documents { tokens: self.documents },
         }
     }
 }

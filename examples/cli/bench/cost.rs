@@ -1,6 +1,6 @@
 //! Operations and bytes of a job, counted from its shapes and the mask's visible pairs.
 
-use super::job::{AttentionJob, GenerateJob, Job, ModelJob, ScanJob, ScanKind};
+use super::job::{AttentionJob, Code, GenerateJob, Job, ModelJob, Numbers, ScanJob, ScanKind};
 use longburn::Result;
 use longburn::kernel::Mask;
 use longburn::models::ModelConfig;
@@ -99,7 +99,7 @@ fn attention(job: &AttentionJob) -> Result<Cost> {
     let counted = mask.pairs();
     Ok(Cost {
         flops: passes * 4.0 * counted as f64 * job.head_dim as f64,
-        bytes: F32 * elements,
+        bytes: job.dtype.dtype().size() as f64 * elements,
         ..shares(&mask, counted)
     })
 }
@@ -134,6 +134,9 @@ fn model(job: &ModelJob, whole: bool) -> Result<Cost> {
         head_dim: config.head_dim,
         mask: job.mask,
         backward: true,
+        dtype: Numbers::F32,
+        code: Code::Auto,
+        deterministic: false,
     };
     let attention = attention(&layer)?;
     let tokens = (job.batch * job.len) as f64;

@@ -1,8 +1,9 @@
 //! What is measured, as data: one process describes it, another does the same.
 
 use super::inputs;
+use burn::tensor::DType;
 use longburn::attention::{LongLoraConfig, MixerConfig};
-use longburn::kernel::{BlockList, BlockStride, Mask, MaskSpec, TokenMeta};
+use longburn::kernel::{BlockList, BlockStride, Implementation, Mask, MaskSpec, TokenMeta};
 use longburn::models::ModelConfig;
 use longburn::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,64 @@ pub struct AttentionJob {
     pub head_dim: usize,
     pub mask: MaskKind,
     pub backward: bool,
+    #[serde(default)]
+    pub dtype: Numbers,
+    #[serde(default)]
+    pub code: Code,
+    /// Whether gradients have the same bits in every run.
+    #[serde(default)]
+    pub deterministic: bool,
+}
+
+/// What tensors are made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Numbers {
+    #[default]
+    F32,
+    Bf16,
+    F16,
+}
+
+impl Numbers {
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
+
+    /// As rows have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+}
+
+/// Which of the kernels run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Code {
+    #[default]
+    Auto,
+    Tiled,
+    Flex,
+    Hopper,
+}
+
+impl Code {
+    pub fn implementation(self) -> Implementation {
+        match self {
+            Self::Auto => Implementation::Auto,
+            Self::Tiled => Implementation::Tiled,
+            Self::Flex => Implementation::Flex,
+            Self::Hopper => Implementation::Hopper,
+        }
+    }
 }
 
 /// Which causal pairs count. A further pattern is a variant here and a line in [`MaskKind::spec`]
@@ -54,6 +113,8 @@ pub enum MaskKind {
     Stride { block: usize, local: usize, stride: usize },
     /// Blocks chosen at random for every head and block of queries, `density` of the earlier ones.
     Blocks { block: usize, density: f64 },
+    /// Documents of `tokens` each, packed into a row.
+    Documents { tokens: usize },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -159,11 +220,26 @@ impl Job {
         }
     }
 
+    /// What tensors are made of.
+    pub fn numbers(&self) -> Numbers {
+        match self {
+            Self::Attention(job) => job.dtype,
+            _ => Numbers::F32,
+        }
+    }
+
     /// What is computed, apart from sizes.
     pub fn case(&self) -> String {
         match self {
-            Self::Attention(job) if job.backward => format!("{}, forward + backward", job.mask),
-            Self::Attention(job) => format!("{}, forward", job.mask),
+            Self::Attention(job) => {
+                let code = match job.code {
+                    Code::Auto => String::new(),
+                    code => format!(", {:?}", code.implementation()),
+                };
+                let order = if job.deterministic { ", deterministic" } else { "" };
+                let backward = if job.backward { " + backward" } else { "" };
+                format!("{}, forward{backward}{code}{order}", job.mask)
+            }
             Self::Matmul(job) => output_name(&job.layout),
             Self::LinearLoss(_) => "forward + backward".into(),
             Self::Scan(job) => {
@@ -348,7 +424,18 @@ impl AttentionJob {
 
 fn mask(kind: MaskKind, batch: usize, len: usize, heads: (usize, usize)) -> Result<Mask> {
     let (heads, key_heads) = heads;
-    let tokens = TokenMeta::contiguous(batch, len, 0);
+    let tokens = match kind {
+        MaskKind::Documents { tokens: 0 } => {
+            return Err(Error::config("command line", "documents", 0, "at least 1"));
+        }
+        MaskKind::Documents { tokens } => {
+            let count = len.div_ceil(tokens);
+            let document = |i| tokens.min(len - i * tokens);
+            let row: Vec<usize> = (0..count).map(document).collect();
+            TokenMeta::packed(&vec![row; batch], len)?
+        }
+        _ => TokenMeta::contiguous(batch, len, 0),
+    };
     let mask = Mask::new(kind.spec(key_heads), tokens.clone(), tokens, heads)?;
     let MaskKind::Blocks { block, density } = kind else { return Ok(mask) };
     if !(density > 0.0 && density <= 1.0) {
@@ -370,7 +457,7 @@ impl MaskKind {
     /// The rules for the kernels.
     pub fn spec(self, key_heads: usize) -> MaskSpec {
         match self {
-            Self::Dense | Self::Blocks { .. } => MaskSpec::causal(),
+            Self::Dense | Self::Blocks { .. } | Self::Documents { .. } => MaskSpec::causal(),
             Self::Window { window, sinks } => {
                 MaskSpec::causal().with_window(Some(window)).with_sinks(sinks)
             }
@@ -389,12 +476,13 @@ impl MaskKind {
     pub fn mixer(self) -> Result<MixerConfig> {
         match self {
             Self::Dense => Ok(MixerConfig::Dense),
-            Self::Window { .. } | Self::Stride { .. } | Self::Blocks { .. } => {
-                Err(Error::Unsupported {
-                    what: format!("a Llama with a mask of {self}"),
-                    remedy: "measure such masks by `longburn bench attention`".into(),
-                })
-            }
+            Self::Window { .. }
+            | Self::Stride { .. }
+            | Self::Blocks { .. }
+            | Self::Documents { .. } => Err(Error::Unsupported {
+                what: format!("a Llama with a mask of {self}"),
+                remedy: "measure such masks by `longburn bench attention`".into(),
+            }),
             Self::Longlora { parts } => {
                 Ok(MixerConfig::LongLora(LongLoraConfig::new().with_group_ratio(parts)))
             }
@@ -415,6 +503,7 @@ impl std::fmt::Display for MaskKind {
             Self::Blocks { block, density } => {
                 write!(f, "{density} of the blocks of {block}")
             }
+            Self::Documents { tokens } => write!(f, "documents of {tokens}"),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::args::{MeasureArgs, PeerName};
 use super::cost::Cost;
-use super::job::Job;
+use super::job::{Job, Numbers};
 use super::row::{Ceiling, Machine, Peer, Row, median};
 use super::torch::{Torch, TorchPeer};
 use super::work::{Probe, Side, Work, work};
@@ -26,6 +26,8 @@ const LEAST: usize = 5;
 const PAUSE: Duration = Duration::from_millis(20);
 /// RMS of a difference over RMS, between two sides in f32: sums of another order.
 const SAME: f64 = 1e-3;
+/// The same where results are in 16 bits.
+const SAME_IN_16_BITS: f64 = 2e-2;
 
 /// All that measurements of one run share.
 pub struct Bench<'a> {
@@ -156,7 +158,10 @@ impl<'a> Bench<'a> {
         };
         let difference = match name.is_dense() {
             true => None,
-            false => Some(same(&name.name(), found, &theirs)?),
+            false => {
+                let most = if job.numbers() == Numbers::F32 { SAME } else { SAME_IN_16_BITS };
+                Some(same(&name.name(), found, &theirs, most)?)
+            }
         };
         Ok(Rival { runner, timed: Timed { name, version, difference, samples: Vec::new() } })
     }
@@ -193,7 +198,8 @@ impl<'a> Bench<'a> {
     fn summary(&self, job: &Job, cost: &Cost, samples: Vec<f64>, peak: Option<u64>) -> Row {
         let seconds = median(&samples);
         let speed = cost.flops / seconds;
-        let computes = cost.flops > 0.0;
+        // The ceiling is one of products in f32.
+        let computes = cost.flops > 0.0 && job.numbers() == Numbers::F32;
         let roof = || {
             let by_memory = self.ceiling.bytes_per_second * cost.flops / cost.bytes;
             self.ceiling.gemm_flops_per_second.min(by_memory)
@@ -207,7 +213,7 @@ impl<'a> Bench<'a> {
             what: job.what().into(),
             case: job.case(),
             shape: job.shape(),
-            dtype: "f32".into(),
+            dtype: job.numbers().name().into(),
             device: self.globals.device.to_string(),
             threads: rayon::current_num_threads(),
             machine: self.machine.clone(),
@@ -278,8 +284,8 @@ fn take_turns(ours: &mut dyn Work, rivals: &mut [Rival], repeats: usize) -> Resu
     Ok(samples)
 }
 
-/// Largest difference over all results.
-fn same(peer: &str, ours: &Probe, theirs: &Probe) -> Result<f64> {
+/// Largest difference over all results, which may be `allowed`.
+fn same(peer: &str, ours: &Probe, theirs: &Probe, allowed: f64) -> Result<f64> {
     let mut most = 0f64;
     for (name, values) in ours {
         let other = theirs.iter().find(|(other, _)| other == name).map(|(_, values)| values);
@@ -287,12 +293,12 @@ fn same(peer: &str, ours: &Probe, theirs: &Probe) -> Result<f64> {
             Some(other) if other.len() == values.len() => difference(values, other),
             _ => f64::NAN,
         };
-        if difference.is_nan() || difference > SAME {
+        if difference.is_nan() || difference > allowed {
             return Err(Error::Evaluation {
                 what: format!("the difference of `{name}` between Longburn and peer {peer}"),
                 value: difference,
                 remedy: format!(
-                    "one of the two is wrong: at most {SAME} is a matter of rounding; please report it"
+                    "one of the two is wrong: at most {allowed} is a matter of rounding; please report it"
                 ),
             });
         }

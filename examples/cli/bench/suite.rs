@@ -2,8 +2,8 @@
 
 use super::args::{MeasureArgs, PeerName};
 use super::job::{
-    AttentionJob, GenerateJob, GrowthJob, Job, Layout, LossJob, MaskKind, MatmulJob, ScanJob,
-    ScanKind,
+    AttentionJob, Code, GenerateJob, GrowthJob, Job, Layout, LossJob, MaskKind, MatmulJob, Numbers,
+    ScanJob, ScanKind,
 };
 use super::measure::Bench;
 use super::models::{self, RandomLlama, two_layers};
@@ -144,8 +144,18 @@ fn attention(cases: &mut Vec<Case>, short: impl Fn(usize) -> usize) {
     let mut push = |len: usize, head_dim, mask, backward, peers: &[PeerName]| {
         let (batch, heads) = (1, 8);
         let len = short(len);
-        let job = AttentionJob { len, batch, heads, kv_heads: heads, head_dim, mask, backward };
-        let job = Job::Attention(job);
+        let job = Job::Attention(AttentionJob {
+            len,
+            batch,
+            heads,
+            kv_heads: heads,
+            head_dim,
+            mask,
+            backward,
+            dtype: Numbers::F32,
+            code: Code::Auto,
+            deterministic: false,
+        });
         let peers = peers.iter().copied().filter(|peer| peer.does(&job)).collect();
         cases.push((job, peers));
     };

@@ -1,7 +1,7 @@
 //! Verbs that measure single operations.
 
 use super::args::{MaskArgs, MeasureArgs};
-use super::job::{AttentionJob, Job, Layout, LossJob, MatmulJob, ScanJob, ScanKind};
+use super::job::{AttentionJob, Code, Job, Layout, LossJob, MatmulJob, Numbers, ScanJob, ScanKind};
 use super::table::measure;
 use crate::Globals;
 use clap::Args;
@@ -39,6 +39,15 @@ pub struct AttentionArgs {
     /// The backward pass, too
     #[arg(long)]
     backward: bool,
+    /// What tensors are made of
+    #[arg(long, default_value = "f32", value_name = "NAME", hide = true)]
+    dtype: Numbers,
+    /// Which of the kernels run
+    #[arg(long, default_value = "auto", value_name = "NAME", hide = true)]
+    implementation: Code,
+    /// The same bits in every run
+    #[arg(long, hide = true)]
+    deterministic: bool,
     #[command(flatten)]
     measure: MeasureArgs,
 }
@@ -56,6 +65,9 @@ impl AttentionArgs {
                     head_dim,
                     mask: self.mask.kind(),
                     backward: self.backward,
+                    dtype: self.dtype,
+                    code: self.implementation,
+                    deterministic: self.deterministic,
                 }));
             }
         }

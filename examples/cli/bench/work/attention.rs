@@ -20,7 +20,8 @@ impl Inputs {
     fn new(job: &AttentionJob, device: &Device) -> Self {
         let of_queries = [job.batch, job.heads, job.len, job.head_dim];
         let of_keys = [job.batch, job.kv_heads, job.len, job.head_dim];
-        let tensor = |shape, salt| inputs::tensor::<4>(shape, salt, 1.0, device);
+        let dtype = job.dtype.dtype();
+        let tensor = |shape, salt| inputs::tensor::<4>(shape, salt, 1.0, device).cast(dtype);
         Self {
             q: tensor(of_queries, 1),
             k: tensor(of_keys, 2),
@@ -34,7 +35,10 @@ impl Inputs {
 pub fn ours(job: &AttentionJob, device: &Device) -> Result<Box<dyn Work>> {
     let Inputs { q, k, v, dout } = Inputs::new(job, device);
     let branches = [Branch { q, k, mask: job.mask()? }];
-    let (backward, options) = (job.backward, AttentionOptions::default());
+    let options = AttentionOptions::default()
+        .with_implementation(job.code.implementation())
+        .with_deterministic(job.deterministic);
+    let backward = job.backward;
     Ok(calls(device, move || {
         let output = masked_attention(&branches, v.clone(), &options)?;
         if !backward {

@@ -1,0 +1,89 @@
+// What all kernels share: what a launch gets, and tiles in shared memory.
+//
+// Before this text come HEAD (channels of a tile, a multiple of 64), BRANCHES, RULES_0 to RULES_2 (what
+// masks look at, see mask.cuh), ORDERED, TYPE ("bf16" or "f16"), and behind it the matrix products (see
+// source.rs). There are no headers: NVRTC compiles it where the toolkit is not installed.
+
+// Distances in elements.
+struct Steps { long long row, head, token; };
+
+struct Call {
+  Map q, k, v, dout;
+  Side sides[3];
+  // Pairs (row and head, tile), the longest work first.
+  const int* order;
+  // Forward and, read by `before`, backward.
+  void* out;
+  float* lse;
+  // Backward: lse in units of log 2 and rowsum(dO * O), both [B, H, tall]; sums of dq in f32.
+  float* lse2;
+  float* dots;
+  float* sums;
+  const void* dout_rows;
+  void* dq;
+  void* dk;
+  void* dv;
+  Steps of_out, of_dout;
+  // Channels of q and k, and of v: at most HEAD; what a tile has beyond them is zero.
+  int d, e;
+  int batch, heads, kv, queries, keys;
+  // Queries rounded up to whole tiles.
+  int tall;
+  float scale, scale_log2;
+};
+
+static_assert(sizeof(Call) == CALL_BYTES, "launch.rs lays out what this reads");
+
+#define ROW_BYTES 128   // of a tile: 64 channels, the width that a swizzle covers
+#define ATOM 1024       // 8 rows
+#define FOLDS (HEAD / 64)
+
+#define INFINITE __int_as_float(0x7f800000)
+
+// A tile of TALL tokens: one box per 64 channels. Tokens and channels that are not there become zero.
+template<int TALL> __device__ __forceinline__ void load_tile(u32 to, const Map* map, u32 bar, int token, int head, int row) {
+#pragma unroll
+  for (int fold = 0; fold < FOLDS; fold++)
+    load_box(to + fold * TALL * ROW_BYTES, map, bar, fold * 64, token, head, row);
+}
+
+// A matrix in shared memory with 128-byte swizzle; distances in bytes. What lies further is added in
+// units of 16 bytes: addresses stay within the 18 bits that there are.
+__device__ __forceinline__ u64 matrix(u32 at, u32 leading, u32 further) {
+  const u64 kind = ((u64)(ATOM >> 4) << 32) | (1ull << 62);
+  return kind | ((at >> 4 | leading >> 4 << 16) + (further >> 4));
+}
+// Channels 16·step onwards of a tile that is TALL tokens high, as the side of a product that is summed
+// over channels.
+template<int TALL> __device__ __forceinline__ u64 by_channels(u32 tile, int step) {
+  return matrix(tile, 16, (step >> 2) * TALL * ROW_BYTES + (step & 3) * 32);
+}
+// Tokens 16·step onwards of such a tile, as the side of a product that is summed over tokens.
+template<int TALL> __device__ __forceinline__ u64 by_tokens(u32 tile, int step) {
+  return matrix(tile, TALL * ROW_BYTES, step * 16 * ROW_BYTES);
+}
+
+// Accumulators as the left side of a product.
+template<int N> __device__ __forceinline__ void pack_all(u32 (&to)[N], float (&from)[2 * N]) {
+#pragma unroll
+  for (int i = 0; i < N; i++) to[i] = pack(from[2 * i], from[2 * i + 1]);
+}
+
+// One warpgroup loads, two compute.
+#define THREADS 384
+// Warps that compute: each tells once that it has read a tile.
+#define READERS 8
+
+// Writes 64 x HEAD accumulators, as many channels as there are; `row` is that of this thread, and it has
+// the one eight further, too. Tokens from `tokens` on do not exist.
+template<int N> __device__ __forceinline__ void store(void* to, long long head, int tokens, int token, int channels,
+                                                      float (&x)[N], float first, float second) {
+  int at = 2 * (threadIdx.x & 3);
+  u32* line = (u32*)to + ((head * tokens + token) * channels + at) / 2;
+#pragma unroll
+  for (int j = 0; j < N / 4; j++) {
+    if (8 * j + at >= channels) break;
+    if (token < tokens) line[4 * j] = pack(x[4 * j] * first, x[4 * j + 1] * first);
+    if (token + 8 < tokens) line[4 * channels + 4 * j] = pack(x[4 * j + 2] * second, x[4 * j + 3] * second);
+  }
+}

@@ -1,0 +1,70 @@
+// Hides what may not be seen of a tile of scores, as accumulators have it: 4 numbers per 8 columns, of two
+// rows (this thread's and the one eight further) and two neighbouring columns.
+
+// Columns that are looked at together: the fewer, the more is read for each.
+#define AT_ONCE(rules) ((rules) & (STRIDE | LIST) ? 1 : (rules) & (LABELS | POSITIONS) ? 2 : 4)
+
+// Keys are columns: this thread has queries `token` and `token + 8`, and keys `key + 8j` and those behind.
+template<int RULES> __device__ __forceinline__ int four_of_keys(const Side* side, const View* view, Query first, Query second, int key) {
+  Key left, right;
+  keys_at(RULES, side, view, key, &left, &right);
+  return seen(RULES, side, view, first, left) | seen(RULES, side, view, first, right) << 1
+       | seen(RULES, side, view, second, left) << 2 | seen(RULES, side, view, second, right) << 3;
+}
+template<int RULES, int N> __device__ __forceinline__ void hide_keys(float (&s)[N], const Side* side, int b, int h, int token, int key) {
+  View view = view_of(RULES, side, b, h);
+  Query first = query_at(RULES, side, &view, token), second = query_at(RULES, side, &view, token + 8);
+  // Bits first, so that what is looked at takes few registers beside the scores.
+#pragma unroll
+  for (int part = 0; part < N; part += 32) {
+    u32 bits = 0;
+#pragma unroll AT_ONCE(RULES)
+    for (int j = 0; j < 8; j++)
+      bits |= four_of_keys<RULES>(side, &view, first, second, key + part * 2 + 8 * j) << (4 * j);
+#pragma unroll
+    for (int i = 0; i < 32; i++)
+      if (!(bits >> i & 1)) s[part + i] = -INFINITE;
+  }
+}
+
+// Queries are columns: this thread has keys `key` and `key + 8`.
+template<int RULES> __device__ __forceinline__ int four_of_queries(const Side* side, const View* view, Key first, Key second, int token) {
+  Query left, right;
+  queries_at(RULES, side, view, token, &left, &right);
+  return seen(RULES, side, view, left, first) | seen(RULES, side, view, right, first) << 1
+       | seen(RULES, side, view, left, second) << 2 | seen(RULES, side, view, right, second) << 3;
+}
+template<int RULES, int N> __device__ __forceinline__ void hide_queries(float (&s)[N], const Side* side, int b, int h, int token, int key) {
+  View view = view_of(RULES, side, b, h);
+  Key first = key_at(RULES, side, &view, key), second = key_at(RULES, side, &view, key + 8);
+#pragma unroll
+  for (int part = 0; part < N; part += 32) {
+    u32 bits = 0;
+#pragma unroll AT_ONCE(RULES)
+    for (int j = 0; j < 8; j++)
+      bits |= four_of_queries<RULES>(side, &view, first, second, token + part * 2 + 8 * j) << (4 * j);
+#pragma unroll
+    for (int i = 0; i < 32; i++)
+      if (!(bits >> i & 1)) s[part + i] = -INFINITE;
+  }
+}
+
+// The rules of each branch, known when this is compiled.
+#if KEYS_ARE_COLUMNS
+#define HIDE hide_keys
+#else
+#define HIDE hide_queries
+#endif
+template<int N> __device__ __forceinline__ void hide(float (&s)[N], const Call& call, int branch, int b, int h, int token, int key) {
+  branch = fresh(branch), b = fresh(b), h = fresh(h), token = fresh(token), key = fresh(key);
+#if BRANCHES > 1
+  if (branch == 0)
+#endif
+    HIDE<RULES_0>(s, &call.sides[0], b, h, token, key);
+#if BRANCHES > 1
+  if (branch == 1) HIDE<RULES_1>(s, &call.sides[1], b, h, token, key);
+#endif
+#if BRANCHES > 2
+  if (branch == 2) HIDE<RULES_2>(s, &call.sides[2], b, h, token, key);
+#endif
+}

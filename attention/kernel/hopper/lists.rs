@@ -1,0 +1,99 @@
+//! Which tiles the kernels go through, and in which order workgroups take them up.
+
+use super::rules::ROUND;
+use crate::{BlockKind, Mask};
+
+/// Set where a tile is seen in part.
+const PART: i32 = i32::MIN;
+
+/// Lists of the tiles that are computed, for the workgroups of one pass.
+#[derive(Debug, PartialEq)]
+pub(super) struct Lists {
+    /// Where the list of each (row, class of heads, tile) begins, and the end of the last.
+    pub starts: Vec<i32>,
+    /// Tiles of the other side; negative where a part is seen.
+    pub tiles: Vec<i32>,
+    /// (row and head, tile) of every workgroup, the longest lists first.
+    pub order: Vec<i32>,
+}
+
+impl Lists {
+    /// A workgroup per tile of `tile.0` queries, which goes through tiles of `tile.1` keys from the last
+    /// to the first: the nearest ones are most likely still in the cache.
+    pub fn by_queries(mask: &Mask, tile: (usize, usize)) -> Self {
+        let map = mask.blocks(tile.0, tile.1);
+        let (rows, columns) = map.tiles();
+        let kind = |b, class, q, k| kind(mask, map.kind(b, class, q, k), k, columns);
+        let lists = Self::new(mask, rows, |b, class, q, tiles| {
+            let seen = (0..columns).rev();
+            tiles.extend(seen.filter_map(|k| entry(kind(b, class, q, k), k)));
+        });
+        lists.ordered(mask, rows, mask.heads())
+    }
+
+    /// A workgroup per tile of `tile.1` keys of each of `kv` key heads, which goes through tiles of
+    /// `tile.0` queries.
+    pub fn by_keys(mask: &Mask, tile: (usize, usize), kv: usize) -> Self {
+        let map = mask.blocks(tile.0, tile.1);
+        let (rows, columns) = map.tiles();
+        let kind = |b, class, q, k| kind(mask, map.kind(b, class, q, k), k, columns);
+        let lists = Self::new(mask, columns, |b, class, k, tiles| {
+            tiles.extend((0..rows).filter_map(|q| entry(kind(b, class, q, k), q)));
+        });
+        lists.ordered(mask, columns, kv)
+    }
+
+    fn new(mask: &Mask, tiles: usize, list: impl Fn(usize, usize, usize, &mut Vec<i32>)) -> Self {
+        let mut lists = Self { starts: vec![0], tiles: Vec::new(), order: Vec::new() };
+        for b in 0..mask.queries().batch() {
+            for class in 0..mask.classes().len() {
+                for tile in 0..tiles {
+                    list(b, class, tile, &mut lists.tiles);
+                    lists.starts.push(lists.tiles.len() as i32);
+                }
+            }
+        }
+        lists
+    }
+
+    /// With workgroups of `heads` heads, which are query heads or share them.
+    fn ordered(mut self, mask: &Mask, tiles: usize, heads: usize) -> Self {
+        let (batch, group) = (mask.queries().batch(), mask.heads() / heads.max(1));
+        let long = |b: usize, head: usize, tile: usize| -> i32 {
+            let of = |h| {
+                let line = (b * mask.classes().len() + mask.class_of(h)) * tiles + tile;
+                self.starts[line + 1] - self.starts[line]
+            };
+            (head * group..(head + 1) * group).map(of).sum()
+        };
+        let mut all: Vec<(i32, [i32; 2])> = Vec::with_capacity(tiles * batch * heads);
+        for tile in (0..tiles).rev() {
+            for n in 0..batch * heads {
+                all.push((long(n / heads, n % heads, tile), [n as i32, tile as i32]));
+            }
+        }
+        // Heads of one tile stay neighbours where they are alike: they read the same keys.
+        all.sort_by_key(|(long, _)| -long);
+        self.order = all.into_iter().flat_map(|(_, place)| place).collect();
+        self
+    }
+
+    /// What a launch of them costs, in tiles.
+    pub fn cost(&self) -> usize {
+        self.tiles.len()
+    }
+}
+
+/// Keys that fill their last tile in part are told apart from the zeros behind them by the mask.
+fn kind(mask: &Mask, kind: BlockKind, k: usize, columns: usize) -> BlockKind {
+    let ragged = k + 1 == columns && !mask.keys().len().is_multiple_of(ROUND);
+    if ragged && kind == BlockKind::Full { BlockKind::Partial } else { kind }
+}
+
+fn entry(kind: BlockKind, tile: usize) -> Option<i32> {
+    match kind {
+        BlockKind::Skip => None,
+        BlockKind::Full => Some(tile as i32),
+        BlockKind::Partial => Some(tile as i32 | PART),
+    }
+}

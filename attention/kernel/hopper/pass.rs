@@ -1,0 +1,456 @@
+//! Forward and backward: what runs here, buffers, and the launches of a call.
+
+use super::card::{Entry, Layout, ready, submit};
+use super::cubin;
+use super::launch::{Call, Side, Steps};
+use super::lists::Lists;
+use super::rules::{ROUND, Rules, Tokens};
+use super::source::{Kernel, MOST_BRANCHES, Numbers, Variant};
+use crate::Mask;
+use crate::attention::Plan;
+use crate::card::OnCard;
+use burn::backend::{Cube, TensorMetadata, tensor::FloatTensor};
+use burn::tensor::{DType, Shape, Tensor};
+use burn_cubecl::CubeDevice;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+use std::sync::Arc;
+
+/// Channels of the widest head.
+const WIDEST: usize = 128;
+/// Rows of TMA begin at multiples of 16 bytes.
+const ALIGNED: usize = 8;
+/// Threads of the kernels that compute tiles, and of those around them.
+const THREADS: u32 = 384;
+const SMALL: u32 = 256;
+/// Queries and keys of a tile of the passes by queries.
+const TILE: (usize, usize) = (ROUND, ROUND);
+
+/// Why the kernels do not run for tensors like `v`, if they do not.
+pub(crate) fn refusal(v: &Tensor<4>) -> Option<String> {
+    let Ok(x) = v.clone().inner().try_into_primitive::<Cube>() else {
+        return Some(format!("`Hopper` runs on NVIDIA cards, not on {:?}", v.device()));
+    };
+    let client = x.device().client();
+    if client.name() != "cuda" {
+        return Some(format!("`Hopper` runs through CUDA, not on {:?}", v.device()));
+    }
+    // As CubeCL's CUDA runtime writes compute capability 9.0.
+    let said = &client.properties().identity.fingerprint;
+    if said != "ptx_sm90" {
+        return Some(format!("`Hopper` runs on compute capability 9.0; this card says {said}"));
+    }
+    if numbers(v.dtype()).is_none() {
+        return Some(format!("`Hopper` computes in bf16 and f16, not in {:?}", v.dtype()));
+    }
+    cubin::version().err()
+}
+
+fn numbers(dtype: DType) -> Option<Numbers> {
+    match dtype {
+        DType::BF16 => Some(Numbers::Bf16),
+        DType::F16 => Some(Numbers::F16),
+        _ => None,
+    }
+}
+
+/// Compiles and loads what a call launches, backward too where it will come to that; why that cannot be,
+/// if it cannot.
+///
+/// # Shapes
+/// q `[B, H, T, D]` of one branch, v `[B, K, S, E]`.
+pub(crate) fn prepare(
+    plan: &Plan,
+    [b, h, t, d]: [usize; 4],
+    v: &Tensor<4>,
+    backward: bool,
+) -> Result<(), String> {
+    let e = v.dims()[3];
+    if d.max(e) > WIDEST {
+        return Err(format!("`Hopper` has heads of up to {WIDEST} channels, not {}", d.max(e)));
+    }
+    if plan.0.masks.len() > MOST_BRANCHES {
+        let branches = plan.0.masks.len();
+        return Err(format!("`Hopper` has up to {MOST_BRANCHES} branches, not {branches}"));
+    }
+    if plan.0.scale <= 0.0 {
+        return Err(format!("`Hopper` scales scores by more than 0, not by {}", plan.0.scale));
+    }
+    if b * h * t.next_multiple_of(ROUND) > i32::MAX as usize {
+        return Err(format!("`Hopper` counts queries of all heads in 31 bits, not {}", b * h * t));
+    }
+    let primitive = v.clone().inner().try_into_primitive::<Cube>();
+    let device = primitive.map_err(|_| "not on a card".to_string())?.device();
+    let form = Form::new(plan, &device, d.max(e), v.dtype())?;
+    form.ready(Kernel::Forward)?;
+    if backward {
+        form.ready(Kernel::Around)?;
+        form.ready(Kernel::Keys)?;
+        if form.variant.ordered {
+            form.ready(Kernel::Queries)?;
+        }
+    }
+    Ok(())
+}
+
+/// A mask's numbers on a card.
+struct Kept {
+    rules: Rules,
+    side: Side,
+    numbers: Handle,
+}
+
+/// Lists of tiles on a card: starts, tiles and order in one buffer.
+struct KeptLists {
+    handle: Handle,
+    tiles: usize,
+    order: usize,
+    /// Tiles over all lists, and workgroups.
+    cost: usize,
+    groups: usize,
+}
+
+/// How a call is compiled, and its masks on the card.
+struct Form {
+    device: CubeDevice,
+    index: i32,
+    variant: Variant,
+    /// Of every branch: where in its numbers what begins, and these.
+    masks: Vec<(Side, Handle)>,
+}
+
+impl Form {
+    fn new(plan: &Plan, device: &CubeDevice, widest: usize, dtype: DType) -> Result<Self, String> {
+        let index = device.to_id().index_id;
+        let mut masks = Vec::with_capacity(plan.0.masks.len());
+        let mut rules = [Rules::default(); MOST_BRANCHES];
+        for (mask, rules) in plan.0.masks.iter().zip(&mut rules) {
+            let kept = mask.kept([index.into(), 0, 0, 0], || {
+                Tokens::new(mask).map(|tokens| Kept {
+                    rules: tokens.rules,
+                    side: tokens.side,
+                    numbers: device.client().create_from_slice(i32::as_bytes(&tokens.numbers)),
+                })
+            });
+            let Some(of_mask) = kept.as_ref() else {
+                return Err("`Hopper` counts a mask's numbers in 31 bits; this has more".into());
+            };
+            *rules = of_mask.rules;
+            masks.push((of_mask.side, of_mask.numbers.clone()));
+        }
+        let variant = Variant {
+            kernel: Kernel::Forward,
+            head: widest.next_multiple_of(64),
+            numbers: numbers(dtype).ok_or("neither bf16 nor f16")?,
+            branches: masks.len(),
+            rules,
+            ordered: plan.0.deterministic,
+        };
+        Ok(Self { device: device.clone(), index: index.into(), variant, masks })
+    }
+
+    fn ready(&self, kernel: Kernel) -> Result<Arc<[Entry]>, String> {
+        let mut variant = Variant { kernel, ..self.variant };
+        // What does not look at masks is the same for all, and only the backward pass has an order.
+        if kernel == Kernel::Around {
+            variant.rules = Default::default();
+        }
+        if kernel == Kernel::Forward {
+            variant.ordered = false;
+        }
+        ready(self.index, &variant)
+    }
+
+    /// As `prepare` has left it.
+    fn entries(&self, kernel: Kernel) -> Arc<[Entry]> {
+        self.ready(kernel).expect("`prepare` has loaded the kernels of a call")
+    }
+
+    /// Lists of every branch, by queries or by keys of `kv` heads.
+    fn lists(&self, plan: &Plan, kv: Option<usize>) -> Vec<Arc<KeptLists>> {
+        let index = self.device.to_id().index_id as usize;
+        let of = |mask: &Mask| {
+            let tile = Variant::tile_by_keys(self.variant.head);
+            let key = match kv {
+                None => [index, 1, 0, 0],
+                Some(kv) => [index, 2, tile.0, kv],
+            };
+            mask.kept(key, || {
+                let lists = match kv {
+                    None => Lists::by_queries(mask, TILE),
+                    Some(kv) => Lists::by_keys(mask, tile, kv),
+                };
+                let (cost, groups) = (lists.cost(), lists.order.len() / 2);
+                let Lists { starts: mut all, tiles, order } = lists;
+                let tiles_at = all.len();
+                all.extend(tiles);
+                let order_at = all.len();
+                all.extend(order);
+                let handle = self.device.client().create_from_slice(i32::as_bytes(&all));
+                KeptLists { handle, tiles: tiles_at, order: order_at, cost, groups }
+            })
+        };
+        plan.0.masks.iter().map(of).collect()
+    }
+
+    /// Handles of masks and their lists, in the order that [`sides`](Lent::sides) takes their addresses.
+    fn lent(&self, lists: &[Arc<KeptLists>]) -> (Vec<Handle>, Lent) {
+        let numbers = self.masks.iter().map(|(_, numbers)| numbers.clone());
+        let handles = numbers.chain(lists.iter().map(|lists| lists.handle.clone())).collect();
+        let longest = (0..lists.len()).max_by_key(|i| lists[*i].cost).unwrap_or_default();
+        let lent = Lent {
+            sides: self.masks.iter().map(|(side, _)| *side).collect(),
+            tiles: lists.iter().map(|lists| lists.tiles).collect(),
+            longest,
+            order: lists[longest].order,
+            groups: lists[longest].groups as u32,
+        };
+        (handles, lent)
+    }
+}
+
+/// What a launch needs of masks and lists beside their addresses.
+struct Lent {
+    sides: Vec<Side>,
+    tiles: Vec<usize>,
+    /// The branch whose order workgroups keep.
+    longest: usize,
+    order: usize,
+    groups: u32,
+}
+
+impl Lent {
+    /// Puts addresses into a call: of numbers, then of lists.
+    fn put(&self, addresses: &[u64], call: &mut Call) {
+        let (numbers, lists) = addresses.split_at(self.sides.len());
+        for (i, side) in self.sides.iter().enumerate() {
+            call.sides[i] = Side {
+                numbers: numbers[i],
+                starts: lists[i],
+                tiles: lists[i] + 4 * self.tiles[i] as u64,
+                ..*side
+            };
+        }
+        call.order = lists[self.longest] + 4 * self.order as u64;
+    }
+}
+
+/// q, k and v as they lie, and the sizes of a call.
+struct Inputs {
+    q: CubeTensor,
+    k: CubeTensor,
+    v: CubeTensor,
+    /// Channels before any were added.
+    widths: (usize, usize),
+}
+
+impl Inputs {
+    fn new(q: FloatTensor<Cube>, k: FloatTensor<Cube>, v: FloatTensor<Cube>) -> Self {
+        let (d, e) = (q.shape()[3], v.shape()[3]);
+        Self { q: lowered(q), k: lowered(k), v: lowered(v), widths: (d, e) }
+    }
+
+    fn dims(x: &CubeTensor) -> [usize; 4] {
+        x.meta.shape().dims()
+    }
+
+    fn call(&self, plan: &Plan) -> Call {
+        let ([_, heads, queries, d], [batch, kv, keys, e]) =
+            (Self::dims(&self.q), Self::dims(&self.v));
+        let scale = plan.0.scale as f32;
+        let small = |x: usize| x as i32;
+        Call {
+            d: small(d),
+            e: small(e),
+            batch: small(batch),
+            heads: small(heads),
+            kv: small(kv),
+            queries: small(queries),
+            keys: small(keys),
+            tall: small(queries.next_multiple_of(ROUND)),
+            scale,
+            scale_log2: scale * std::f32::consts::LOG2_E,
+            ..Call::default()
+        }
+    }
+
+    fn empty(&self, shape: &[usize], dtype: DType) -> CubeTensor {
+        let (client, device) = (self.q.client.clone(), self.q.device.clone());
+        empty_device_contiguous_dtype(client, device, Shape::from(shape.to_vec()), dtype)
+    }
+}
+
+/// On the card, as TMA reads it: whole runs of 8 channels, rows at multiples of 16 bytes.
+fn lowered(x: FloatTensor<Cube>) -> CubeTensor {
+    let width = x.shape()[3];
+    let x = match width % ALIGNED {
+        0 => x,
+        _ => {
+            let x = Tensor::<4>::from_primitive::<Cube>(x);
+            let [b, h, t, _] = x.dims();
+            let more = [b, h, t, width.next_multiple_of(ALIGNED) - width];
+            let zeros = Tensor::<4>::zeros(more, (&x.device(), x.dtype()));
+            primitive!(Cube, Tensor::cat(vec![x, zeros], 3))
+        }
+    };
+    let x = Cube::lower(x);
+    if readable(&x) {
+        return x;
+    }
+    let x = into_contiguous(x);
+    if readable(&x) {
+        return x;
+    }
+    // It lies at an odd place of a larger buffer; the sum does not.
+    let x = Tensor::<4>::from_primitive::<Cube>(Cube::lift(x));
+    let zeros = x.zeros_like();
+    into_contiguous(Cube::lower(primitive!(Cube, x + zeros)))
+}
+
+fn readable(x: &CubeTensor) -> bool {
+    let (shape, strides) = (x.meta.shape(), x.meta.strides());
+    let aligned = |i: usize| shape[i] == 1 || strides[i] > 0 && strides[i].is_multiple_of(ALIGNED);
+    let begins = x.handle.offset_start.unwrap_or_default();
+    strides[3] == 1 && (0..3).all(aligned) && begins.is_multiple_of(2 * ALIGNED as u64)
+}
+
+fn layout(x: &CubeTensor) -> Layout {
+    let (shape, strides) = (Inputs::dims(x), x.meta.strides());
+    // The stride of a dimension of 1 says nothing, and may be odd.
+    let stride = |i: usize| if shape[i] == 1 { ALIGNED } else { strides[i] };
+    Layout { shape, strides: [stride(0), stride(1), stride(2)] }
+}
+
+fn steps(x: &CubeTensor) -> Steps {
+    let [row, head, token] = layout(x).strides.map(|x| x as i64);
+    Steps { row, head, token }
+}
+
+/// Without the channels that were added.
+fn cut(x: CubeTensor, width: usize) -> FloatTensor<Cube> {
+    let x = Cube::lift(x);
+    if x.shape()[3] == width {
+        return x;
+    }
+    let x = Tensor::<4>::from_primitive::<Cube>(x);
+    primitive!(Cube, x.narrow(3, 0, width))
+}
+
+/// out `[B, H, T, E]`, lse `[B, H, T]`.
+pub(crate) fn forward(
+    q: FloatTensor<Cube>,
+    k: FloatTensor<Cube>,
+    v: FloatTensor<Cube>,
+    plan: &Plan,
+) -> (FloatTensor<Cube>, FloatTensor<Cube>) {
+    let x = Inputs::new(q, k, v);
+    let widest = x.widths.0.max(x.widths.1);
+    let form = Form::new(plan, &x.q.device, widest, x.q.dtype)
+        .expect("`prepare` has looked at the masks of a call");
+    let ([_, heads, queries, _], [batch, .., e]) = (Inputs::dims(&x.q), Inputs::dims(&x.v));
+    let out = x.empty(&[batch, heads, queries, e], x.q.dtype);
+    let lse = x.empty(&[batch, heads, queries], DType::F32);
+    let (masks, lent) = form.lent(&form.lists(plan, None));
+    let mut reads = vec![x.q.handle.clone(), x.k.handle.clone(), x.v.handle.clone()];
+    reads.extend(masks);
+    let maps = [&x.q, &x.k, &x.v].map(layout);
+    let (mut call, numbers) = (x.call(plan), form.variant.numbers);
+    let entries = form.entries(Kernel::Forward);
+    let writes = vec![out.handle.clone(), lse.handle.clone()];
+    submit(&form.device, reads, writes, move |stream, at| {
+        call.q = maps[0].map(at[0], numbers, ROUND as u32)?;
+        call.k = maps[1].map(at[1], numbers, ROUND as u32)?;
+        call.v = maps[2].map(at[2], numbers, ROUND as u32)?;
+        lent.put(&at[3..at.len() - 2], &mut call);
+        (call.out, call.lse) = (at[at.len() - 2], at[at.len() - 1]);
+        // Safe: all buffers have the sizes that the call tells.
+        unsafe { entries[0].launch(stream, (lent.groups, 1), THREADS, &call) }
+    });
+    (cut(out, x.widths.1), Cube::lift(lse))
+}
+
+/// (dq, dk, dv), shaped like q, k and v.
+pub(crate) fn backward(
+    q: FloatTensor<Cube>,
+    k: FloatTensor<Cube>,
+    v: FloatTensor<Cube>,
+    out: FloatTensor<Cube>,
+    lse: FloatTensor<Cube>,
+    dout: FloatTensor<Cube>,
+    plan: &Plan,
+) -> (FloatTensor<Cube>, FloatTensor<Cube>, FloatTensor<Cube>) {
+    let x = Inputs::new(q, k, v);
+    let (out, dout, lse) = (lowered(out), lowered(dout), into_contiguous(Cube::lower(lse)));
+    let widest = x.widths.0.max(x.widths.1);
+    let form = Form::new(plan, &x.q.device, widest, x.q.dtype)
+        .expect("`prepare` has looked at the masks of a call");
+    let (head, ordered, dtype) = (form.variant.head, form.variant.ordered, x.q.dtype);
+    let ([stacked, heads, queries, _], [batch, kv, ..]) = (Inputs::dims(&x.q), Inputs::dims(&x.v));
+    let tall = queries.next_multiple_of(ROUND);
+    let dq = x.empty(&Inputs::dims(&x.q), dtype);
+    let dk = x.empty(&Inputs::dims(&x.k), dtype);
+    let dv = x.empty(&Inputs::dims(&x.v), dtype);
+    let lse2 = x.empty(&[batch, heads, tall], DType::F32);
+    let dots = x.empty(&[batch, heads, tall], DType::F32);
+    // In rows of whole tiles; a number where nothing is added up.
+    let sums = x.empty(&[if ordered { 1 } else { stacked * heads * tall * head }], DType::F32);
+
+    let (by_keys, of_keys) = form.lent(&form.lists(plan, Some(kv)));
+    let by_queries = ordered.then(|| form.lent(&form.lists(plan, None)));
+    let mut reads: Vec<Handle> =
+        [&x.q, &x.k, &x.v, &out, &lse, &dout].map(|x| x.handle.clone()).to_vec();
+    let inputs = reads.len();
+    let masks = by_keys.len();
+    reads.extend(by_keys);
+    let of_queries = by_queries.map(|(handles, lent)| {
+        reads.extend(handles);
+        lent
+    });
+    let all_reads = reads.len();
+    let writes = [&dq, &dk, &dv, &lse2, &dots, &sums].map(|x| x.handle.clone()).to_vec();
+
+    let [of_q, of_k, of_v, of_dout] = [&x.q, &x.k, &x.v, &dout].map(layout);
+    let (mut call, numbers, branches) = (x.call(plan), form.variant.numbers, form.masks.len());
+    (call.of_out, call.of_dout) = (steps(&out), steps(&dout));
+    let (around, keys) = (form.entries(Kernel::Around), form.entries(Kernel::Keys));
+    let alone = ordered.then(|| form.entries(Kernel::Queries));
+    let tile = Variant::tile_by_keys(head).0 as u32;
+    submit(&form.device, reads, writes, move |stream, at| {
+        let (from, to) = at.split_at(all_reads);
+        (call.out, call.lse, call.dout_rows) = (from[3], from[4], from[5]);
+        (call.dq, call.dk, call.dv) = (to[0], to[1], to[2]);
+        (call.lse2, call.dots, call.sums) = (to[3], to[4], to[5]);
+        let keys_and_values = |call: &mut Call| -> Result<(), String> {
+            call.k = of_k.map(from[1], numbers, ROUND as u32)?;
+            call.v = of_v.map(from[2], numbers, ROUND as u32)?;
+            Ok(())
+        };
+        keys_and_values(&mut call)?;
+        let of_tiles = |call: &mut Call, tall: u32| -> Result<(), String> {
+            call.q = of_q.map(from[0], numbers, tall)?;
+            call.dout = of_dout.map(from[5], numbers, tall)?;
+            Ok(())
+        };
+        // Safe: all buffers have the sizes that the call tells.
+        unsafe {
+            let rows = (batch * heads * tall) as u32;
+            around[0].launch(stream, (rows.div_ceil(SMALL / 32), 1), SMALL, &call)?;
+            of_tiles(&mut call, tile)?;
+            of_keys.put(&from[inputs..inputs + masks], &mut call);
+            keys[0].launch(stream, (of_keys.groups, 1), THREADS, &call)?;
+            if let (Some(alone), Some(lent)) = (alone, of_queries) {
+                of_tiles(&mut call, ROUND as u32)?;
+                lent.put(&from[inputs + masks..], &mut call);
+                return alone[0].launch(stream, (lent.groups, branches as u32), THREADS, &call);
+            }
+            let pairs = branches * batch * heads * tall * head / 2;
+            let groups = pairs.div_ceil(SMALL as usize) as u32;
+            around[1].launch(stream, (groups, 1), SMALL, &call)
+        }
+    });
+    let (d, e) = x.widths;
+    (cut(dq, d), cut(dk, d), cut(dv, e))
+}

@@ -1,0 +1,247 @@
+//! What can be said of the kernels without a card: masks as they read them, pair by pair, lists of tiles,
+//! and the cache of cubins. Where NVRTC is, every kind of kernel is compiled.
+
+#[cfg(feature = "cuda-nvrtc")]
+mod compiled;
+#[cfg(feature = "flex")]
+mod emulated;
+mod seen;
+
+use super::cubin;
+use super::launch::Call;
+use super::lists::Lists;
+use super::rules::{Rules, Tokens};
+use super::source::{Kernel, MOST_BRANCHES, Numbers, Variant};
+use crate::attention::tests::cases;
+use crate::{BlockList, Mask, MaskSpec, TokenMeta};
+use std::path::PathBuf;
+
+/// Bytes of shared memory that a workgroup may have.
+const SHARED: usize = 227 << 10;
+
+/// Masks of all kinds at awkward lengths, those longer than a tile of their own.
+pub(super) fn masks() -> Vec<(String, Mask)> {
+    let of_case = |case: crate::attention::tests::Case| {
+        case.masks.into_iter().map(move |mask| (case.name.to_string(), mask))
+    };
+    let mut all: Vec<_> = cases().into_iter().flat_map(of_case).collect();
+    let tokens = TokenMeta::contiguous(1, 300, 7);
+    let long = Mask::new(MaskSpec::causal(), tokens.clone(), tokens, 2).unwrap();
+    all.push(("300 from 7 on".into(), long));
+    let whole = TokenMeta::contiguous(2, 256, 0);
+    let both = Mask::new(MaskSpec::bidirectional(), whole.clone(), whole, 2).unwrap();
+    all.push(("whole tiles, bidirectional".into(), both));
+    let seen = |_, h: usize, q: usize, k: usize| (q + k + h).is_multiple_of(3);
+    let list = BlockList::from_fn([1, 2, 300, 300], [8, 5], seen).unwrap();
+    all.push(("many small blocks".into(), Mask::causal(1, 300, 2).with_blocks(list).unwrap()));
+    all
+}
+
+/// Every list holds what is seen, whole where it is said to be, and every workgroup comes once.
+fn check(
+    name: &str,
+    mask: &Mask,
+    lists: &Lists,
+    by_keys: bool,
+    tile: (usize, usize),
+    heads: usize,
+) {
+    let (t, s) = (mask.queries().len(), mask.keys().len());
+    let (rows, columns) = (t.div_ceil(tile.0), s.div_ceil(tile.1));
+    let (own, other) = if by_keys { (columns, rows) } else { (rows, columns) };
+    let classes = mask.classes().len();
+    assert_eq!(lists.starts.len(), mask.queries().batch() * classes * own + 1, "{name}");
+    for n in 0..lists.starts.len() - 1 {
+        let (b, class, at) = (n / own / classes, n / own % classes, n % own);
+        let head = mask.classes()[class].heads.start;
+        let list = &lists.tiles[lists.starts[n] as usize..lists.starts[n + 1] as usize];
+        for i in 0..other {
+            let (q, k) = if by_keys { (i, at) } else { (at, i) };
+            let (mut any, mut all) = (false, true);
+            for query in q * tile.0..((q + 1) * tile.0).min(t) {
+                for key in k * tile.1..(k + 1) * tile.1 {
+                    // Behind the last key are zeros, which nobody sees.
+                    let seen = key < s && mask.visible(b, head, query, key);
+                    (any, all) = (any | seen, all & seen);
+                }
+            }
+            let found: Vec<i32> =
+                list.iter().copied().filter(|e| e & i32::MAX == i as i32).collect();
+            assert!(found.len() <= 1, "{name}: tile {q}, {k} comes twice");
+            assert!(!any || found.len() == 1, "{name}: tile {q}, {k} is missing");
+            assert!(all || found.iter().all(|e| *e < 0), "{name}: tile {q}, {k} is not whole");
+        }
+    }
+    let groups: Vec<(i32, i32)> = lists.order.chunks(2).map(|x| (x[0], x[1])).collect();
+    let mut once = groups.clone();
+    once.sort_unstable();
+    once.dedup();
+    assert_eq!(once.len(), groups.len(), "{name}: a workgroup comes twice");
+    assert_eq!(once.len(), mask.queries().batch() * heads * own, "{name}");
+    let group = mask.heads() / heads;
+    let long = |&(n, at): &(i32, i32)| -> i32 {
+        let (b, first) = (n as usize / heads, n as usize % heads * group);
+        let of = |head| {
+            let line = (b * classes + mask.class_of(head)) * own + at as usize;
+            lists.starts[line + 1] - lists.starts[line]
+        };
+        (first..first + group).map(of).sum()
+    };
+    assert!(groups.windows(2).all(|x| long(&x[0]) >= long(&x[1])), "{name}: order");
+}
+
+#[test]
+fn lists_hold_what_is_seen() {
+    for (name, mask) in masks() {
+        let lists = Lists::by_queries(&mask, (128, 128));
+        check(&name, &mask, &lists, false, (128, 128), mask.heads());
+        for head in [64, 128] {
+            let tile = Variant::tile_by_keys(head);
+            // Key heads that divide those of all cases.
+            for kv in [1, mask.heads()] {
+                check(&name, &mask, &Lists::by_keys(&mask, tile, kv), true, tile, kv);
+            }
+        }
+    }
+}
+
+/// Nothing is read that does not decide.
+#[test]
+fn simple_masks_read_no_arrays() {
+    let of = |spec: MaskSpec, tokens: TokenMeta| {
+        Rules::of(&Mask::new(spec, tokens.clone(), tokens, 2).unwrap()).0
+    };
+    let (causal, plain) = (MaskSpec::causal, || TokenMeta::contiguous(2, 40, 3));
+    let padded = TokenMeta::left_padded(&[40, 12], 40).unwrap();
+    let packed = TokenMeta::packed(&[vec![5, 9, 26], vec![40]], 40).unwrap();
+    let only = |all: &[Rules]| all.iter().fold(Rules::default(), |sum, rule| sum.and(*rule, true));
+    assert_eq!(of(causal(), plain()), Rules::CAUSAL);
+    assert_eq!(of(MaskSpec::bidirectional(), plain()), Rules::default());
+    let window = causal().with_window(Some(9)).with_sinks(2);
+    let sinks = only(&[Rules::CAUSAL, Rules::WINDOW, Rules::SINKS]);
+    assert_eq!(of(window.clone(), plain()), sinks);
+    assert_eq!(of(causal().with_window(Some(usize::MAX)), plain()), Rules::CAUSAL);
+    // Within a document, indices are as far apart as positions; sinks are at positions.
+    let labels = only(&[Rules::CAUSAL, Rules::LABELS]);
+    assert_eq!(of(causal(), padded.clone()), labels);
+    assert_eq!(of(causal(), packed.clone()), labels);
+    assert_eq!(of(window, packed.clone()), only(&[sinks, Rules::LABELS, Rules::POSITIONS]));
+    assert_eq!(of(MaskSpec::bidirectional(), packed), Rules::LABELS);
+    // A token that was left out behind a cache's first ones.
+    let gap = padded.gather(&[vec![0, 2, 3], vec![30, 31, 33]]).unwrap();
+    assert_eq!(of(causal(), gap), only(&[Rules::CAUSAL, Rules::POSITIONS]));
+    // Queries that count on from their keys.
+    let keys = TokenMeta::contiguous(1, 40, 0);
+    let queries = keys.slice(30..40).unwrap();
+    let mask = Mask::new(causal(), queries, keys, 2).unwrap();
+    assert_eq!(Rules::of(&mask), (Rules::CAUSAL, [30, 0]));
+}
+
+#[test]
+fn numbers_of_tokens_are_rounded_up_to_tiles() {
+    let tokens = TokenMeta::packed(&[vec![5, 130], vec![135]], 135).unwrap();
+    let mask = Mask::new(MaskSpec::causal(), tokens.clone(), tokens, 2).unwrap();
+    let Tokens { numbers, side, .. } = Tokens::new(&mask).unwrap();
+    assert_eq!((side.tall, side.wide, side.batch), (256, 256, 2));
+    let (q, k) = (side.q_label as usize, side.k_label as usize);
+    assert_eq!(numbers[q + 134..q + 136], [1, crate::mask::BLIND_QUERY]);
+    assert_eq!(numbers[k + 256 + 134..k + 256 + 136], [0, crate::mask::HIDDEN_KEY]);
+}
+
+pub(super) fn variant(kernel: Kernel, head: usize) -> Variant {
+    let mut rules = [Rules::default(); MOST_BRANCHES];
+    rules[0] = Rules::CAUSAL;
+    let (numbers, branches, ordered) = (Numbers::Bf16, 1, false);
+    Variant { kernel, head, numbers, branches, rules, ordered }
+}
+
+#[test]
+fn every_kernel_fits_into_shared_memory() {
+    for head in [64, 128] {
+        for kernel in [Kernel::Forward, Kernel::Keys, Kernel::Queries, Kernel::Around] {
+            for (branches, ordered) in [(1, false), (MOST_BRANCHES, false), (1, true)] {
+                let variant = Variant { branches, ordered, ..variant(kernel, head) };
+                assert!(variant.shared() <= SHARED, "{variant:?}: {}", variant.shared());
+                let source = variant.source();
+                for entry in variant.entries() {
+                    assert!(source.contains(&format!(" {entry}(const __grid_constant__ Call")));
+                }
+            }
+        }
+    }
+}
+
+/// A launch's argument has what the driver takes at most.
+#[test]
+fn a_call_is_a_kernels_argument() {
+    assert!(size_of::<Call>() <= 4 << 10);
+    assert_eq!(align_of::<Call>(), 64);
+}
+
+#[test]
+fn a_cubins_name_tells_all_that_it_depends_on() {
+    let name = |source: &str, options: &[&str], version| cubin::key(source, options, version);
+    let one = name("text", &["-a", "-b"], (13, 0));
+    assert_eq!(one.len(), 32);
+    assert_eq!(one, name("text", &["-a", "-b"], (13, 0)));
+    for other in [
+        name("texts", &["-a", "-b"], (13, 0)),
+        name("text", &["-a"], (13, 0)),
+        name("text", &["-a-b"], (13, 0)),
+        name("text", &["-b", "-a"], (13, 0)),
+        name("text-a", &["-b"], (13, 0)),
+        name("text", &["-a", "-b"], (13, 1)),
+        name("text", &["-a", "-b"], (12, 9)),
+    ] {
+        assert_ne!(one, other);
+    }
+    // Variants differ in their text.
+    let mut names: Vec<String> = Vec::new();
+    for head in [64, 128] {
+        for kernel in [Kernel::Forward, Kernel::Keys, Kernel::Queries, Kernel::Around] {
+            for (numbers, ordered) in [(Numbers::Bf16, false), (Numbers::F16, true)] {
+                let variant = Variant { numbers, ordered, ..variant(kernel, head) };
+                names.push(name(&variant.source(), &cubin::OPTIONS, (13, 0)));
+            }
+        }
+    }
+    let count = names.len();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), count);
+}
+
+/// A folder of a test's own, which is gone with it.
+pub(super) struct Scratch(pub PathBuf);
+
+impl Scratch {
+    pub fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("longburn-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn cubins_are_kept_whole_or_not_at_all() {
+    let scratch = Scratch::new("cubins");
+    let folder = scratch.0.join("not").join("there");
+    assert_eq!(cubin::kept(&folder, "a"), None);
+    cubin::keep(&folder, "a", b"\x7fELF and more");
+    assert_eq!(cubin::kept(&folder, "a").as_deref(), Some(&b"\x7fELF and more"[..]));
+    assert_eq!(cubin::kept(&folder, "b"), None);
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+    std::fs::write(folder.join("a.cubin"), b"").unwrap();
+    assert_eq!(cubin::kept(&folder, "a"), None);
+    // A file in the folder's place: nothing is kept, and that is no error.
+    let file = scratch.0.join("file");
+    std::fs::write(&file, b"").unwrap();
+    cubin::keep(&file, "a", b"\x7fELF");
+    assert_eq!(cubin::kept(&file, "a"), None);
+}

@@ -1,0 +1,81 @@
+//! Every kind of kernel through NVRTC: no number may leave its register, and products may not wait for
+//! each other.
+
+use super::super::cubin;
+use super::super::rules::Rules;
+use super::super::source::{Kernel, MOST_BRANCHES, Numbers, Variant};
+use super::variant;
+
+/// What masks look at, from nothing to all that goes together.
+fn rules() -> Vec<Rules> {
+    let of = |all: &[Rules]| all.iter().fold(Rules::default(), |sum, rule| sum.and(*rule, true));
+    let (causal, window, sinks) = (Rules::CAUSAL, Rules::WINDOW, Rules::SINKS);
+    let (labels, positions) = (Rules::LABELS, Rules::POSITIONS);
+    let (stride, list) = (Rules::STRIDE, Rules::LIST);
+    vec![
+        of(&[]),
+        causal,
+        of(&[causal, window, sinks]),
+        of(&[causal, labels]),
+        of(&[causal, labels, Rules::ANCHOR, positions]),
+        of(&[causal, stride]),
+        of(&[causal, list]),
+        of(&[causal, window, sinks, labels, positions, list]),
+        of(&[causal, stride, sinks, labels, positions, list]),
+    ]
+}
+
+fn variants() -> Vec<Variant> {
+    let mut all = Vec::new();
+    for head in [64, 128] {
+        for (kernel, ordered) in [
+            (Kernel::Forward, false),
+            (Kernel::Keys, false),
+            (Kernel::Keys, true),
+            (Kernel::Queries, true),
+        ] {
+            let plain = Variant { ordered, ..variant(kernel, head) };
+            for of_mask in rules() {
+                let rules = [of_mask, Rules::default(), Rules::default()];
+                all.push(Variant { rules, ..plain });
+            }
+            let rules = [rules()[2], rules()[3], rules()[1]];
+            for branches in 2..=MOST_BRANCHES {
+                all.push(Variant { rules, branches, ..plain });
+            }
+            all.push(Variant { numbers: Numbers::F16, ..plain });
+        }
+        for numbers in [Numbers::Bf16, Numbers::F16] {
+            for ordered in [false, true] {
+                all.push(Variant { numbers, ordered, ..variant(Kernel::Around, head) });
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn every_kernel_compiles_without_spills() {
+    if let Err(reason) = cubin::version() {
+        return println!("skipped: {reason}");
+    }
+    let options = [cubin::OPTIONS[0], "--ptxas-options=-v"];
+    let variants = variants();
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    std::thread::scope(|scope| {
+        for part in variants.chunks(variants.len().div_ceil(threads)) {
+            scope.spawn(move || part.iter().for_each(|variant| check(variant, &options)));
+        }
+    });
+}
+
+fn check(variant: &Variant, options: &[&str]) {
+    let (cubin, said) =
+        cubin::compile(&variant.source(), options).unwrap_or_else(|e| panic!("{variant:?}: {e}"));
+    assert!(cubin.starts_with(b"\x7fELF"));
+    let told = said.matches("bytes spill stores").count();
+    assert!(told > 0, "{variant:?}: the compiler does not tell of spills: {said}");
+    let without = said.matches(" 0 bytes spill stores").count();
+    assert_eq!(without, told, "{variant:?}: {said}");
+    assert!(!said.contains("serialized"), "{variant:?}: {said}");
+}

@@ -1,0 +1,341 @@
+//! The kernels' own text on this machine, with an emulator in the place of their instructions, against the
+//! reference: tiles, lists, masks, barriers and what every thread reads and writes. What it cannot show is
+//! what happens at the same time.
+
+use super::super::launch::{Call, Map, Side, Steps};
+use super::super::lists::Lists;
+use super::super::rules::{ROUND, Rules, Tokens};
+use super::super::source::{Kernel, MOST_BRANCHES, Numbers, Variant};
+use super::super::wgmma::Left;
+use super::Scratch;
+use crate::attention::tests::{Case, cases, device, random, ratio, values};
+use crate::{
+    AttentionOptions, Branch, Implementation, Mask, MaskSpec, TokenMeta, masked_attention,
+};
+use burn::tensor::{DType, Tensor};
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// bf16 has 8 bits.
+const FORWARD: f64 = 4e-3;
+const GRADIENTS: f64 = 1e-2;
+
+/// Kernels that were compiled, by their text.
+struct Programs {
+    scratch: Scratch,
+    known: HashMap<String, PathBuf>,
+}
+
+impl Programs {
+    /// None where there is no compiler.
+    fn get(&mut self, variant: &Variant, entry: &str) -> Option<PathBuf> {
+        let mut products = String::new();
+        for (name, n, left) in variant.products() {
+            let (size, a, form) = match left {
+                Left::Shared { turned } => (
+                    n / 2,
+                    "u64 a, u64 b, int add",
+                    format!("shared_product<{turned}>(x, a, b, add)"),
+                ),
+                Left::Registers => (
+                    n / 2,
+                    "u32 a, u32 b, u32 c, u32 d, u64 m",
+                    "register_product(x, a, b, c, d, m)".to_string(),
+                ),
+            };
+            products += &format!("inline void {name}(float (&x)[{size}], {a}) {{ {form}; }}\n");
+        }
+        let text = variant.text(include_str!("emulator.h"), &products);
+        let text = format!("{text}\n#define ENTRY {entry}\n{}", include_str!("emulator_main.h"));
+        if let Some(program) = self.known.get(&text) {
+            return Some(program.clone());
+        }
+        let program = self.scratch.0.join(format!("kernel{}", self.known.len()));
+        let source = program.with_extension("cpp");
+        std::fs::write(&source, &text).unwrap();
+        let options = ["-O1", "-w", "-std=c++17", "-o"];
+        match Command::new("c++").args(options).arg(&program).arg(&source).output() {
+            Ok(done) => {
+                assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr))
+            }
+            Err(_) => return None,
+        }
+        self.known.insert(text, program.clone());
+        Some(program)
+    }
+}
+
+/// A launch's buffers, each with a number in place of an address.
+#[derive(Default)]
+struct Memory(Vec<Vec<u8>>);
+
+impl Memory {
+    fn add(&mut self, bytes: Vec<u8>) -> u64 {
+        self.0.push(bytes);
+        (self.0.len() as u64) << 32
+    }
+
+    fn ints(&mut self, x: &[i32]) -> u64 {
+        self.add(x.iter().flat_map(|x| x.to_le_bytes()).collect())
+    }
+
+    /// Rounded to bf16.
+    fn halves(&mut self, x: &[f64]) -> u64 {
+        self.add(x.iter().flat_map(|x| bf16(*x as f32).to_le_bytes()).collect())
+    }
+
+    /// Of NaN.
+    fn empty(&mut self, count: usize, bytes: usize) -> u64 {
+        self.add(vec![0xff; count * bytes])
+    }
+
+    fn read_halves(&self, address: u64) -> Vec<f64> {
+        let bytes = &self.0[(address >> 32) as usize - 1];
+        let wide = |x: &[u8]| f32::from_bits(u32::from(u16::from_le_bytes([x[0], x[1]])) << 16);
+        bytes.chunks(2).map(|x| f64::from(wide(x))).collect()
+    }
+
+    fn read_floats(&self, address: u64) -> Vec<f64> {
+        let bytes = &self.0[(address >> 32) as usize - 1];
+        let float = |x: &[u8]| f32::from_le_bytes([x[0], x[1], x[2], x[3]]);
+        bytes.chunks(4).map(|x| f64::from(float(x))).collect()
+    }
+
+    fn launch(&mut self, program: &Path, [x, y, threads]: [usize; 3], call: &Call) {
+        let mut input = Vec::new();
+        for size in [x, y, threads, self.0.len()] {
+            input.extend((size as i32).to_le_bytes());
+        }
+        for buffer in &self.0 {
+            input.extend((buffer.len() as u64).to_le_bytes());
+            input.extend(buffer);
+        }
+        // Safe: a call is plain numbers; what lies between them does not matter.
+        let bytes = unsafe {
+            std::slice::from_raw_parts(std::ptr::from_ref(call).cast::<u8>(), size_of::<Call>())
+        };
+        input.extend(bytes);
+        let file = program.with_extension("in");
+        std::fs::write(&file, input).unwrap();
+        let done = Command::new(program).stdin(File::open(&file).unwrap()).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let mut rest = &done.stdout[..];
+        for buffer in &mut self.0 {
+            let (own, behind) = rest.split_at(buffer.len());
+            buffer.copy_from_slice(own);
+            rest = behind;
+        }
+    }
+}
+
+/// Nearest, ties to even.
+fn bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
+}
+
+/// As the driver would make it: address, sizes, distances, tokens of a box.
+fn map(address: u64, [rows, heads, tokens, channels]: [usize; 4], tall: usize) -> Map {
+    let mut map = Map::default();
+    let whole = [channels, tokens, heads, rows, channels, channels * tokens];
+    map.0[0] = address;
+    for (to, x) in map.0[1..].iter_mut().zip(whole) {
+        *to = x as u64;
+    }
+    map.0[7] = (channels * tokens * heads) as u64;
+    map.0[8] = tall as u64;
+    map
+}
+
+/// out, lse, and gradients of v and of q and k of all branches.
+type Pass = [Vec<f64>; 5];
+
+fn emulated(case: &Case, ordered: bool, programs: &mut Programs) -> Option<Pass> {
+    let Case { batch, heads, kv, queries, keys, dim: d, value_dim: e, .. } = *case;
+    let n = case.masks.len();
+    let mut memory = Memory::default();
+    let tokens: Vec<Tokens> = case.masks.iter().map(|m| Tokens::new(m).unwrap()).collect();
+    let mut rules = [Rules::default(); MOST_BRANCHES];
+    for (rules, tokens) in rules.iter_mut().zip(&tokens) {
+        *rules = tokens.rules;
+    }
+    let head = d.max(e).next_multiple_of(64);
+    let variant = |kernel, ordered| Variant {
+        kernel,
+        head,
+        numbers: Numbers::Bf16,
+        branches: n,
+        rules,
+        ordered,
+    };
+    let (of_q, of_k) = ([batch, heads, queries, d], [batch, kv, keys, d]);
+    let (of_v, of_out) = ([batch, kv, keys, e], [batch, heads, queries, e]);
+    let all = |shape, first: u64| -> Vec<f64> {
+        (0..n as u64).flat_map(|i| values(random(shape, first + 2 * i))).collect()
+    };
+    let (q, k) = (memory.halves(&all(of_q, 2)), memory.halves(&all(of_k, 3)));
+    let v = memory.halves(&values(random(of_v, 1)));
+    let dout = memory.halves(&values(random(of_out, 99)));
+    let tall = queries.next_multiple_of(ROUND);
+    let stacked = |[b, h, t, d]: [usize; 4]| [n * b, h, t, d];
+    let rows = batch * heads * tall;
+    let steps =
+        Steps { row: (heads * queries * e) as i64, head: (queries * e) as i64, token: e as i64 };
+    let scale = 1.0 / (d as f32).sqrt();
+    let small = |x: usize| x as i32;
+    let mut call = Call {
+        k: map(k, stacked(of_k), ROUND),
+        v: map(v, of_v, ROUND),
+        out: memory.empty(batch * heads * queries * e, 2),
+        lse: memory.empty(batch * heads * queries, 4),
+        lse2: memory.empty(rows, 4),
+        dots: memory.empty(rows, 4),
+        sums: memory.empty(if ordered { 1 } else { n * rows * head }, 4),
+        dout_rows: dout,
+        dq: memory.empty(n * batch * heads * queries * d, 2),
+        dk: memory.empty(n * batch * kv * keys * d, 2),
+        dv: memory.empty(batch * kv * keys * e, 2),
+        of_out: steps,
+        of_dout: steps,
+        d: small(d),
+        e: small(e),
+        batch: small(batch),
+        heads: small(heads),
+        kv: small(kv),
+        queries: small(queries),
+        keys: small(keys),
+        tall: small(tall),
+        scale,
+        scale_log2: scale * std::f32::consts::LOG2_E,
+        ..Call::default()
+    };
+    let numbers: Vec<u64> = tokens.iter().map(|tokens| memory.ints(&tokens.numbers)).collect();
+    let tile = Variant::tile_by_keys(head);
+    // Lists of one pass; how many workgroups there are.
+    let put = |call: &mut Call, memory: &mut Memory, by_keys: bool| {
+        let mut groups = 0;
+        for (i, mask) in case.masks.iter().enumerate() {
+            let lists = match by_keys {
+                true => Lists::by_keys(mask, tile, kv),
+                false => Lists::by_queries(mask, (ROUND, ROUND)),
+            };
+            let (starts, tiles) = (memory.ints(&lists.starts), memory.ints(&lists.tiles));
+            call.sides[i] = Side { numbers: numbers[i], starts, tiles, ..tokens[i].side };
+            groups = lists.order.len() / 2;
+            call.order = memory.ints(&lists.order);
+        }
+        groups
+    };
+    let of_tiles = |call: &mut Call, tall| {
+        call.q = map(q, stacked(of_q), tall);
+        call.dout = map(dout, of_out, tall);
+    };
+    let forward = programs.get(&variant(Kernel::Forward, false), "forward")?;
+    of_tiles(&mut call, ROUND);
+    let groups = put(&mut call, &mut memory, false);
+    memory.launch(&forward, [groups, 1, 384], &call);
+
+    let before = programs.get(&variant(Kernel::Around, ordered), "before")?;
+    memory.launch(&before, [rows.div_ceil(8), 1, 256], &call);
+    of_tiles(&mut call, tile.0);
+    let by_keys = put(&mut call, &mut memory, true);
+    let program = programs.get(&variant(Kernel::Keys, ordered), "keys")?;
+    memory.launch(&program, [by_keys, 1, 384], &call);
+    if ordered {
+        of_tiles(&mut call, ROUND);
+        put(&mut call, &mut memory, false);
+        let program = programs.get(&variant(Kernel::Queries, true), "queries")?;
+        memory.launch(&program, [groups, n, 384], &call);
+    } else {
+        let after = programs.get(&variant(Kernel::Around, false), "after")?;
+        memory.launch(&after, [(n * rows * head / 2).div_ceil(256), 1, 256], &call);
+    }
+    let halves = |address| memory.read_halves(address);
+    let lse = memory.read_floats(call.lse);
+    Some([halves(call.out), lse, halves(call.dv), halves(call.dq), halves(call.dk)])
+}
+
+/// The same by the reference, from inputs that are rounded alike.
+fn reference(case: &Case) -> Pass {
+    let Case { batch, heads, kv, queries, keys, dim: d, value_dim: e, .. } = *case;
+    let rounded = |shape, seed| random(shape, seed).cast(DType::BF16).cast(DType::F64);
+    let leaf = |shape, seed| Tensor::<4>::from_inner(rounded(shape, seed)).require_grad();
+    let v = leaf([batch, kv, keys, e], 1);
+    let branch = |(i, mask): (usize, &Mask)| Branch {
+        q: leaf([batch, heads, queries, d], 2 + 2 * i as u64),
+        k: leaf([batch, kv, keys, d], 3 + 2 * i as u64),
+        mask: mask.clone(),
+    };
+    let branches: Vec<Branch> = case.masks.iter().enumerate().map(branch).collect();
+    let options = AttentionOptions::default().with_implementation(Implementation::Reference);
+    let output = masked_attention(&branches, v.clone(), &options).unwrap();
+    let weight = Tensor::from_inner(rounded([batch, heads, queries, e], 99));
+    let grads = (output.out.clone() * weight).sum().backward();
+    let of = |x: &Tensor<4>| values(x.grad(&grads).expect("a gradient for every input"));
+    let all = |pick: fn(&Branch) -> &Tensor<4>| branches.iter().flat_map(|b| of(pick(b))).collect();
+    [values(output.out), values(output.lse), of(&v), all(|b| &b.q), all(|b| &b.k)]
+}
+
+fn check(cases: impl Iterator<Item = Case>) {
+    let mut programs = Programs { scratch: Scratch::new("emulated"), known: HashMap::new() };
+    for case in cases {
+        let want = reference(&case);
+        for ordered in [false, true] {
+            let Some(got) = emulated(&case, ordered, &mut programs) else {
+                return println!("skipped: there is no C++ compiler");
+            };
+            for (i, (got, want)) in got.into_iter().zip(&want).enumerate() {
+                let line = |x: Vec<f64>| {
+                    let len = x.len();
+                    let x: Vec<f32> = x.into_iter().map(|x| x as f32).collect();
+                    Tensor::<1>::from_data(burn::tensor::TensorData::new(x, [len]), &device())
+                };
+                let r = ratio(line(got), line(want.clone()));
+                let allowed = if i < 2 { FORWARD } else { GRADIENTS };
+                let name = case.name;
+                assert!(
+                    r <= allowed,
+                    "{name}, ordered {ordered}: tensor {i} (out, lse, v, q, k) differs by {r:e}"
+                );
+            }
+        }
+    }
+}
+
+/// Near pairs in one branch, far ones in another; two tiles, the second of them ragged.
+#[test]
+fn kernels_equal_the_reference_where_they_are_emulated() {
+    let (t, near) = (130, 20);
+    let plain = TokenMeta::contiguous(1, t, 0);
+    let pos = (0..t).map(|i| i.saturating_sub(near) as i32).collect();
+    // The first queries have no far keys at all.
+    let segment = (0..t).map(|i| if i < near { -1 } else { 0 }).collect();
+    let shifted = TokenMeta::new(1, t, pos, segment).unwrap();
+    let window = MaskSpec::causal().with_window(Some(near));
+    let near = Mask::new(window, plain.clone(), plain.clone(), 2).unwrap();
+    let far = Mask::new(MaskSpec::causal(), shifted, plain, 2).unwrap();
+    let (queries, keys, dim, value_dim) = (t, t, 24, 64);
+    let masks = vec![near, far];
+    let name = "two branches";
+    let case = Case { name, batch: 1, heads: 2, kv: 1, queries, keys, dim, value_dim, masks };
+    check([case].into_iter());
+}
+
+/// Every mask, as the tests of the other forms have them.
+#[test]
+#[ignore = "takes minutes"]
+fn kernels_equal_the_reference_with_every_mask() {
+    // Rows of eight channels, which the kernels' caller sees to.
+    let whole = |case: &Case| {
+        case.dim.is_multiple_of(8) && case.value_dim.is_multiple_of(8) && case.keys <= 450
+    };
+    let wide = |mut case: Case| {
+        (case.dim, case.value_dim) = (128, 104);
+        case
+    };
+    let some = ["sinks", "packed", "groups ragged packed", "blocks of 20 x 90", "two branches"];
+    let wider = cases().into_iter().filter(|case| some.contains(&case.name)).map(wide);
+    check(cases().into_iter().filter(whole).chain(wider));
+}
