@@ -107,7 +107,7 @@ impl Mamba1Config {
     /// Build a layer of a model of this width with so many layers; streams `first .. first + 8`.
     ///
     /// # Errors
-    /// [`Error::Config`] for sizes of 0 and step sizes that are none.
+    /// [`Error::Config`](crate::Error::Config) for sizes of 0 and step sizes that are none.
     pub fn init(
         &self,
         hidden: usize,
