@@ -113,6 +113,8 @@ pub struct Plan {
     pub(crate) heads: usize,
     pub(crate) groups: usize,
     pub(crate) chunk: usize,
+    /// The form out of tensor operations has a mask made of them instead.
+    #[cfg_attr(not(feature = "flex"), allow(dead_code))]
     pub(crate) steps: Steps,
     /// Whether D is there; a tensor of one zero stands in for it.
     pub(crate) skip: bool,

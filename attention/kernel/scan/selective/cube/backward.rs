@@ -154,7 +154,9 @@ pub(super) fn gradients(
             let (b, c) = (read_span(b, line), read_span(c, line));
             let mut decays = Array::<f32>::new(SPAN);
             let mut past = Array::<f32>::new(SPAN);
+            // Zeros of threads without a channel stay zeros only beside numbers.
             let mut state = states[place.state(n, s, sizes.spans, &sizes)];
+            state = select(place.own, state, 0.0);
             #[unroll]
             for i in 0..SPAN {
                 if comptime!(!form.plain) {
@@ -168,6 +170,7 @@ pub(super) fn gradients(
             }
             let at = place.state(n, place.chunk, sizes.chunks, &sizes);
             let mut dh = carry[at];
+            dh = select(place.own, dh, 0.0);
             let mut of_rate = 0.0f32;
             #[unroll]
             for j in 0..SPAN {
