@@ -279,7 +279,10 @@ fn every_implementation_equals_the_reference() {
     // Several query tiles to a job, the last one cut off.
     let window = MaskSpec::causal().with_window(Some(700));
     let long = square("2100", (1, 1, 1), 2100, 4, window, TokenMeta::contiguous(1, 2100, 0));
-    for case in cases().into_iter().chain([long]) {
+    // Channels of whole panels, whose heads are read where they lie.
+    let packed = TokenMeta::packed(&[vec![20, 70], vec![90]], 90).unwrap();
+    let wide = square("64 wide", (2, 4, 2), 90, 64, MaskSpec::causal(), packed);
+    for case in cases().into_iter().chain([long, wide]) {
         for implementation in implementations() {
             compare(&case, implementation);
         }

@@ -105,7 +105,7 @@ mod tests {
     const NUMBERS: (usize, usize) = (7, 14);
 
     fn computed(q: usize, k: usize) -> bool {
-        q != 3 && (k == 5 || q == 4 && k > 6 || (q * 5 + k * 3) % 7 < 3)
+        q != 3 && k != 8 && (k == 5 || q == 4 && k > 6 || (q * 5 + k * 3) % 7 < 3)
     }
 
     fn list(of: impl Iterator<Item = usize>) -> Vec<u32> {
@@ -136,7 +136,7 @@ mod tests {
         assert_eq!(pairs(&steps), want);
         let same = |(q, k): &(usize, usize)| (k / RUN, *q);
         assert_eq!(steps.len(), want.chunk_by(|a, b| same(a) == same(b)).count());
-        assert!(steps.iter().any(|(_, tiles)| tiles.list().len() == RUN), "{steps:?}");
+        assert!(steps.iter().any(|(_, tiles)| tiles.list().len() + 1 == RUN), "{steps:?}");
         assert_eq!((by_keys(&[&[], &[]]), one_by_one(&[&[]])), (vec![], vec![]));
     }
 
