@@ -163,11 +163,11 @@ def write_all(directory):
     write(directory / "lora_tied_head", llama(**tied), lora(["q_proj"], ["lm_head"]))
     neox_saved = ["embed_in", "final_layer_norm", "input_layernorm", "post_attention_layernorm"]
     write(directory / "lora_gpt_neox", neox(True), lora("all-linear", neox_saved))
-    own = dict(rank_pattern={"query_key_value": 5}, alpha_pattern={"query_key_value": 7})
+    patterns = dict(rank_pattern={"query_key_value": 5}, alpha_pattern={"query_key_value": 7})
     write(
         directory / "lora_gpt_neox_sequential",
         neox(False),
-        lora(["query_key_value", "dense"], ["lm_head"], **own),
+        lora(["query_key_value", "dense"], ["lm_head"], **patterns),
     )
     write(directory / "lora_mamba", mamba(), lora(["in_proj", "x_proj"], ["norm_f"]))
     write(directory / "lora_mamba2", mamba2(), lora(["in_proj"], ["lm_head"]))
