@@ -68,24 +68,25 @@ pub(crate) fn maximum<S: Simd>(simd: S, x: &[f32]) -> f32 {
 /// Asks for the cache line at `at`, which need not be readable.
 #[inline(always)]
 pub(crate) fn prefetch(at: *const f32) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // Safe: a hint that reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
+    ask_for::<FIRST_LEVEL>(at);
 }
 
 /// The same of what is needed later, and would not stay in the first-level cache until then.
 #[inline(always)]
 pub(crate) fn prefetch_early(at: *const f32) {
+    ask_for::<SECOND_LEVEL>(at);
+}
+
+/// Levels of the cache, as x86 numbers them.
+const FIRST_LEVEL: i32 = 3;
+const SECOND_LEVEL: i32 = 2;
+
+#[inline(always)]
+fn ask_for<const LEVEL: i32>(at: *const f32) {
+    // Safe: a hint that reads nothing.
     #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // Safe: as above.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<LEVEL>(at.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;

@@ -1,5 +1,6 @@
 //! What a launch hands over, laid out as base.cuh and mask.cuh have it.
 
+use super::rules::ROUND;
 use super::source::MOST_BRANCHES;
 
 /// A tensor map, as the driver makes it.
@@ -80,4 +81,31 @@ pub(super) struct Call {
     pub tall: i32,
     pub scale: f32,
     pub scale_log2: f32,
+}
+
+impl Call {
+    /// Sizes and scale alone.
+    ///
+    /// # Shapes
+    /// q `[.., H, T, D]`, v `[B, K, S, E]`
+    pub fn new(
+        [_, heads, queries, d]: [usize; 4],
+        [batch, kv, keys, e]: [usize; 4],
+        scale: f32,
+    ) -> Self {
+        let small = |x: usize| x as i32;
+        Self {
+            d: small(d),
+            e: small(e),
+            batch: small(batch),
+            heads: small(heads),
+            kv: small(kv),
+            queries: small(queries),
+            keys: small(keys),
+            tall: small(queries.next_multiple_of(ROUND)),
+            scale,
+            scale_log2: scale * std::f32::consts::LOG2_E,
+            ..Self::default()
+        }
+    }
 }

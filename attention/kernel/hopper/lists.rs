@@ -23,10 +23,12 @@ impl Lists {
     pub fn by_queries(mask: &Mask, tile: (usize, usize)) -> Self {
         let map = mask.blocks(tile.0, tile.1);
         let (rows, columns) = map.tiles();
-        let kind = |b, class, q, k| kind(mask, map.kind(b, class, q, k), k, columns);
         let lists = Self::new(mask, rows, |b, class, q, tiles| {
-            let seen = (0..columns).rev();
-            tiles.extend(seen.filter_map(|k| entry(kind(b, class, q, k), k)));
+            let seen = map.keys_of(b, class, q).iter().rev();
+            tiles.extend(seen.map(|&k| {
+                let whole = map.kind(b, class, q, k as usize) == BlockKind::Full;
+                entry(k, whole && !is_ragged(mask, k as usize, columns))
+            }));
         });
         lists.ordered(mask, rows, mask.heads())
     }
@@ -35,10 +37,13 @@ impl Lists {
     /// `tile.0` queries.
     pub fn by_keys(mask: &Mask, tile: (usize, usize), kv: usize) -> Self {
         let map = mask.blocks(tile.0, tile.1);
-        let (rows, columns) = map.tiles();
-        let kind = |b, class, q, k| kind(mask, map.kind(b, class, q, k), k, columns);
+        let columns = map.tiles().1;
         let lists = Self::new(mask, columns, |b, class, k, tiles| {
-            tiles.extend((0..rows).filter_map(|q| entry(kind(b, class, q, k), q)));
+            let seen = map.queries_of(b, class, k).iter();
+            tiles.extend(seen.map(|&q| {
+                let whole = map.kind(b, class, q as usize, k) == BlockKind::Full;
+                entry(q, whole && !is_ragged(mask, k, columns))
+            }));
         });
         lists.ordered(mask, columns, kv)
     }
@@ -84,16 +89,11 @@ impl Lists {
     }
 }
 
-/// Keys that fill their last tile in part are told apart from the zeros behind them by the mask.
-fn kind(mask: &Mask, kind: BlockKind, k: usize, columns: usize) -> BlockKind {
-    let ragged = k + 1 == columns && !mask.keys().len().is_multiple_of(ROUND);
-    if ragged && kind == BlockKind::Full { BlockKind::Partial } else { kind }
+/// Whether keys fill their last tile in part: the mask tells them apart from the zeros behind them.
+fn is_ragged(mask: &Mask, k: usize, columns: usize) -> bool {
+    k + 1 == columns && !mask.keys().len().is_multiple_of(ROUND)
 }
 
-fn entry(kind: BlockKind, tile: usize) -> Option<i32> {
-    match kind {
-        BlockKind::Skip => None,
-        BlockKind::Full => Some(tile as i32),
-        BlockKind::Partial => Some(tile as i32 | PART),
-    }
+fn entry(tile: u32, whole: bool) -> i32 {
+    if whole { tile as i32 } else { tile as i32 | PART }
 }

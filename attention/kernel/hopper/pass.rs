@@ -258,23 +258,7 @@ impl Inputs {
     }
 
     fn call(&self, plan: &Plan) -> Call {
-        let ([_, heads, queries, d], [batch, kv, keys, e]) =
-            (Self::dims(&self.q), Self::dims(&self.v));
-        let scale = plan.0.scale as f32;
-        let small = |x: usize| x as i32;
-        Call {
-            d: small(d),
-            e: small(e),
-            batch: small(batch),
-            heads: small(heads),
-            kv: small(kv),
-            queries: small(queries),
-            keys: small(keys),
-            tall: small(queries.next_multiple_of(ROUND)),
-            scale,
-            scale_log2: scale * std::f32::consts::LOG2_E,
-            ..Call::default()
-        }
+        Call::new(Self::dims(&self.q), Self::dims(&self.v), plan.0.scale as f32)
     }
 
     fn empty(&self, shape: &[usize], dtype: DType) -> CubeTensor {

@@ -221,13 +221,7 @@ impl BlockMap {
 
     /// Kind of tile (`q`, `k`) of row `b` for head class `class`.
     pub fn kind(&self, b: usize, class: usize, q: usize, k: usize) -> BlockKind {
-        self.kinds(b, class, q)[k]
-    }
-
-    /// Kinds of all tiles of keys, for tile `q` of the queries.
-    pub fn kinds(&self, b: usize, class: usize, q: usize) -> &[BlockKind] {
-        let row = (b * self.classes + class) * self.q_tiles + q;
-        &self.kinds[row * self.k_tiles..(row + 1) * self.k_tiles]
+        self.kinds[((b * self.classes + class) * self.q_tiles + q) * self.k_tiles + k]
     }
 
     /// Tiles of keys that are computed for tile `q` of the queries, ascending.

@@ -104,12 +104,12 @@ pub(in super::super) fn backward(
     threads::each_of_with(jobs, scratch, |(x, turned), job| widest(Run { job, x, turned }));
     // Safe: every part belongs to a job, which has cleared and written it.
     let (dk, dv) = unsafe { (dk.written(), dv.written()) };
-    let mut dq = dq.into_iter().map(|dq| unsafe { dq.written() });
-    let (mut first, others) = (dq.next().expect("at least one part"), dq.collect::<Vec<_>>());
-    let parts: Vec<&[f32]> = others.iter().map(Vec::as_slice).collect();
-    fold_parts(&mut first, &parts, |a, b| a + b);
+    let mut others: Vec<_> = dq.into_iter().map(|dq| unsafe { dq.written() }).collect();
+    let mut dq = others.remove(0);
+    let others: Vec<&[f32]> = others.iter().map(Vec::as_slice).collect();
+    fold_parts(&mut dq, &others, |a, b| a + b);
     (
-        tensor(first, &[stacked, heads, t, d], dtype),
+        tensor(dq, &[stacked, heads, t, d], dtype),
         tensor(dk, &[stacked, kv, s, d], dtype),
         tensor(dv, &[batch, kv, s, e], dtype),
     )
@@ -246,18 +246,16 @@ impl WithSimd for Run<'_, '_> {
                     for (at, (qi, tiles)) in steps.iter().enumerate() {
                         let rows = part(*qi, call.queries_of_tile, t);
                         let of_rows = rows.start * d..rows.end * d;
-                        let (at_head, rows_of) = ((b, head), &rows);
                         let place =
-                            Place { side, at: at_head, tile: *qi, tiles, keys: s, rows: rows_of };
+                            Place { side, at: (b, head), tile: *qi, tiles, keys: s, rows: &rows };
                         let of_query = (b * heads + head) * t;
                         let of_query = of_query + rows.start..of_query + rows.end;
                         let (base, delta) = (&call.base[of_query.clone()], &call.delta[of_query]);
-                        let next = steps.get(at + 1).map(|(next, _)| {
+                        let next = steps.get(at + 1).map_or([Pieces::NONE; 5], |(next, _)| {
                             let rows = part(*next, call.queries_of_tile, t);
                             tile.reads(&rows, &dq[rows.start * d..rows.end * d])
                         });
                         let (m, n) = (rows.len(), tiles.len(s));
-                        let next = next.unwrap_or([Pieces::NONE; 5]);
                         let mut ahead = Ahead::new(next, 2 * groups::<S>(m, n) + m);
                         let band = tile.scores(simd, &place, (x, dx), &mut ahead);
                         gradient_step::<S>((x, dx), base, delta, &band, n, ahead);

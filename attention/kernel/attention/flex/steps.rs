@@ -73,10 +73,9 @@ pub(super) fn by_keys(lines: &[&[u32]]) -> Vec<Step> {
 
 /// The same where tiles of queries share few: as many as can be of one after the other.
 pub(super) fn one_by_one(lines: &[&[u32]]) -> Vec<Step> {
-    let steps = |(n, line): (usize, &&[u32])| {
-        line.chunks(RUN).map(|tiles| (n, Tiles::new(tiles))).collect::<Vec<_>>()
-    };
-    lines.iter().enumerate().flat_map(steps).collect()
+    let lines = lines.iter().enumerate();
+    let chunks = lines.flat_map(|(n, line)| line.chunks(RUN).map(move |tiles| (n, tiles)));
+    chunks.map(|(n, tiles)| (n, Tiles::new(tiles))).collect()
 }
 
 /// Steps of some neighbouring tiles of keys from `first` on, `RUN` at most, each with the list of its query

@@ -183,8 +183,6 @@ fn emulated(case: &Case, ordered: bool, programs: &mut Programs) -> Option<Pass>
     let rows = batch * heads * tall;
     let steps =
         Steps { row: (heads * queries * e) as i64, head: (queries * e) as i64, token: e as i64 };
-    let scale = 1.0 / (d as f32).sqrt();
-    let small = |x: usize| x as i32;
     let mut call = Call {
         k: map(k, stacked(of_k), ROUND),
         v: map(v, of_v, ROUND),
@@ -199,17 +197,7 @@ fn emulated(case: &Case, ordered: bool, programs: &mut Programs) -> Option<Pass>
         dv: memory.empty(batch * kv * keys * e, 2),
         of_out: steps,
         of_dout: steps,
-        d: small(d),
-        e: small(e),
-        batch: small(batch),
-        heads: small(heads),
-        kv: small(kv),
-        queries: small(queries),
-        keys: small(keys),
-        tall: small(tall),
-        scale,
-        scale_log2: scale * std::f32::consts::LOG2_E,
-        ..Call::default()
+        ..Call::new(of_q, of_v, 1.0 / (d as f32).sqrt())
     };
     let numbers: Vec<u64> = tokens.iter().map(|tokens| memory.ints(&tokens.numbers)).collect();
     let tile = Variant::tile_by_keys(head);
