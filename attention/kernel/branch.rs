@@ -30,7 +30,7 @@ pub enum Implementation {
     /// CubeCL kernels, graphics cards only, for the ops that have them.
     Cube,
     /// Attention in CUDA C++ for cards of compute capability 9 (H100, H200), in bf16 and f16, where the
-    /// feature `cuda-nvrtc` is on. `Auto` does not choose it until it has been measured on a card.
+    /// feature `cuda-nvrtc` is on.
     Hopper,
 }
 

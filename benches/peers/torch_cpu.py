@@ -158,16 +158,39 @@ def rule_of(mask, length, heads):
     return lambda b, h, i, j: (j <= i) & allowed[h, i // block, j // block], True
 
 
+def blocks_by_rows(rule, heads, length, size=128):
+    """A block mask, made row by row: `create_block_mask` holds all pairs at once."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    count, h, j = length // size, torch.arange(heads)[:, None, None], torch.arange(length)[None, None]
+    some, whole = [], []
+    for first in range(0, length, size):
+        seen = rule(0, h, torch.arange(first, first + size)[None, :, None], j)
+        tiles = seen.expand(heads, size, length).reshape(heads, size, count, size)
+        some.append(tiles.any(3).any(1))
+        whole.append(tiles.all(3).all(1))
+    some, whole = torch.stack(some, 1)[None], torch.stack(whole, 1)[None]
+
+    def listed(x):
+        order = torch.argsort(x.int(), dim=-1, descending=True, stable=True)
+        return x.sum(-1, dtype=torch.int32), order.int()
+
+    return BlockMask.from_kv_blocks(
+        *listed(some & ~whole), *listed(whole), BLOCK_SIZE=size, mask_mod=rule
+    )
+
+
 def flex(mask, length, heads):
     """FlexAttention, compiled, with the same pairs."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     device = str(torch.get_default_device())
-    on_card = device.startswith("cuda")
     rule, differ = rule_of(mask, length, heads)
-    # Not compiled, it holds all pairs at once.
-    make = torch.compile(create_block_mask) if on_card else create_block_mask
-    blocks = make(rule, None, heads[0] if differ else None, length, length, device=device)
+    rows = heads[0] if differ else None
+    if device.startswith("cuda") and length % 128 == 0:
+        blocks = blocks_by_rows(rule, rows or 1, length)
+    else:
+        blocks = create_block_mask(rule, None, rows, length, length, device=device)
     compiled = torch.compile(flex_attention)
 
     def run(q, k, v):

@@ -3,9 +3,15 @@
 //! Each compares with the reference form on the device itself, so that a build for a GPU alone
 //! can run them.
 
+mod hopper;
 mod scan;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use hopper::{
+    hopper_equals_the_reference_at_every_width, hopper_equals_the_reference_behind_a_cache,
+    hopper_equals_the_reference_with_heads_of_64, hopper_equals_the_reference_with_heads_of_128,
+    hopper_reads_what_is_seen, hopper_repeats,
+};
 use longburn::attention::{AttnShape, LongGenConfig, LongLoraConfig, MixerConfig};
 use longburn::datasets::{Side, TokenBatch};
 use longburn::kernel::loss::linear_cross_entropy_with;
@@ -68,6 +74,12 @@ device_test!(
     scans_do_not_reach_other_documents,
     scans_repeat_and_carry_on,
     scans_run_their_own_code,
+    hopper_equals_the_reference_at_every_width,
+    hopper_equals_the_reference_with_heads_of_64,
+    hopper_equals_the_reference_with_heads_of_128,
+    hopper_equals_the_reference_behind_a_cache,
+    hopper_repeats,
+    hopper_reads_what_is_seen,
 );
 
 fn random<const D: usize>(shape: [usize; D], stream: u64, device: &Device) -> Tensor<D> {

@@ -89,7 +89,7 @@ pub fn masked_attention(
     }
     let tracked = |branch: &Branch| branch.q.is_tracked() || branch.k.is_tracked();
     let backward = v.is_tracked() || branches.iter().any(tracked);
-    prepare("masked_attention", &plan, branches, &v, backward)?;
+    let plan = prepare("masked_attention", plan, branches, &v, options, backward)?;
     let (q, k) = stack(branches);
     let (out, lse) = <Dispatch as AttentionOps>::attention_forward(
         q.into_dispatch(),
@@ -137,7 +137,7 @@ pub fn attention_backward(
         }
     }
     check_lse("attention_backward", &output.lse, [b, h, t])?;
-    prepare("attention_backward", &plan, branches, &v, true)?;
+    let plan = prepare("attention_backward", plan, branches, &v, options, true)?;
     let (q, k) = stack(branches);
     let (dq, dk, dv) = <Dispatch as AttentionOps>::attention_gradients(
         q.inner().into_dispatch(),
@@ -243,20 +243,41 @@ fn check(
 }
 
 /// Compiles what a call needs that is compiled at run time, since a node of the graph cannot fail later.
+/// Where that does not work, `Auto` runs something else.
+#[cfg(feature = "cuda-nvrtc")]
 fn prepare(
     op: &'static str,
-    plan: &Plan,
+    plan: Plan,
     branches: &[Branch],
     v: &Tensor<4>,
+    options: &AttentionOptions,
     backward: bool,
-) -> Result<(), Error> {
-    #[cfg(feature = "cuda-nvrtc")]
-    if plan.0.implementation == Implementation::Hopper {
-        let prepared = crate::hopper::prepare(plan, branches[0].q.dims(), v, backward);
-        return prepared.map_err(|reason| Error::Unsupported { op, reason });
+) -> Result<Plan, Error> {
+    if plan.0.implementation != Implementation::Hopper {
+        return Ok(plan);
     }
-    let _ = (op, plan, branches, v, backward);
-    Ok(())
+    match crate::hopper::prepare(&plan, branches[0].q.dims(), v, backward) {
+        Ok(()) => Ok(plan),
+        Err(_) if options.implementation == Implementation::Auto => {
+            let masks = plan.0.masks.clone();
+            let implementation = Implementation::Tiled;
+            Ok(Plan(Arc::new(PlanInner { masks, implementation, ..*plan.0 })))
+        }
+        Err(reason) => Err(Error::Unsupported { op, reason }),
+    }
+}
+
+/// Nothing is compiled at run time.
+#[cfg(not(feature = "cuda-nvrtc"))]
+fn prepare(
+    _: &'static str,
+    plan: Plan,
+    _: &[Branch],
+    _: &Tensor<4>,
+    _: &AttentionOptions,
+    _: bool,
+) -> Result<Plan, Error> {
+    Ok(plan)
 }
 
 /// What `Auto` means on the tensor's device.
@@ -264,7 +285,7 @@ fn choose(wanted: Implementation, v: &Tensor<4>) -> Result<Implementation, Error
     let on_cpu = is_flex(&v.device());
     match wanted {
         Implementation::Auto if on_cpu && v.dtype() != DType::F64 => Ok(Implementation::Flex),
-        // Not `Hopper` until it has been measured on a card.
+        Implementation::Auto if hopper_refusal(v).is_none() => Ok(Implementation::Hopper),
         Implementation::Auto => Ok(Implementation::Tiled),
         Implementation::Flex if !on_cpu || v.dtype() == DType::F64 => Err(Error::Unsupported {
             op: "masked_attention",

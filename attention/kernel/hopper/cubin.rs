@@ -56,14 +56,17 @@ fn write(folder: &Path, key: &str, cubin: &[u8]) -> std::io::Result<()> {
     written
 }
 
+#[cfg(all(feature = "cuda-nvrtc", test))]
+pub(super) use nvrtc::compile;
 #[cfg(feature = "cuda-nvrtc")]
-pub(super) use nvrtc::{compile, cubin, version};
+pub(super) use nvrtc::{cubin, version};
 
 #[cfg(feature = "cuda-nvrtc")]
 mod nvrtc {
     use super::{OPTIONS, folder, keep, kept, key};
     use cudarc::nvrtc::{result, sys};
     use std::ffi::{CString, c_char};
+    use std::sync::LazyLock;
 
     /// The cubin of a source, from the cache folder where it has it and `fresh` does not forbid that.
     pub fn cubin(source: &str, fresh: bool) -> Result<Vec<u8>, String> {
@@ -85,6 +88,11 @@ mod nvrtc {
     /// # Errors
     /// Where the library is not there.
     pub fn version() -> Result<(i32, i32), String> {
+        static VERSION: LazyLock<Result<(i32, i32), String>> = LazyLock::new(asked);
+        VERSION.clone()
+    }
+
+    fn asked() -> Result<(i32, i32), String> {
         // Safe: the library is looked for and no more; below, it is there.
         if !unsafe { sys::is_culib_present() } {
             return Err("NVRTC (libnvrtc), which compiles its kernels, is not installed".into());

@@ -30,8 +30,7 @@ fn there(device: &Device) -> bool {
             println!("skipped: {reason}");
             assert!(reason.contains("Hopper") || reason.contains("NVRTC"), "{reason}");
             let branch = Branch { q: v.clone(), k: v.clone(), mask: Mask::causal(1, 8, 1) };
-            let options =
-                AttentionOptions::default().with_implementation(Implementation::Hopper);
+            let options = AttentionOptions::default().with_implementation(Implementation::Hopper);
             assert!(masked_attention(&[branch], v, &options).is_err());
             false
         }
@@ -58,16 +57,19 @@ fn listed(mut case: Case, block: [usize; 2]) -> Case {
     case
 }
 
-fn cases() -> Vec<Case> {
+/// Every width of heads with ragged and whole tiles.
+fn widths() -> Vec<Case> {
+    let of = |d, t: usize| {
+        let (name, tokens) = (format!("{t} tokens, {d} channels"), TokenMeta::contiguous(2, t, 0));
+        square(&name, [2, 4, 2, t], d, MaskSpec::causal(), tokens)
+    };
+    let lengths = [1, 63, 128, 257];
+    [64, 128, 96, 40, 12].into_iter().flat_map(|d| lengths.map(|t| of(d, t))).collect()
+}
+
+/// Every rule of masks.
+fn rules(d: usize) -> Vec<Case> {
     let (causal, plain) = (MaskSpec::causal, TokenMeta::contiguous);
-    let mut cases = Vec::new();
-    // Every width of heads with ragged and whole tiles.
-    for d in [64, 128, 96, 40, 12] {
-        for t in [1, 63, 128, 257] {
-            let name = format!("{t} tokens, {d} channels");
-            cases.push(square(&name, [2, 4, 2, t], d, causal(), plain(2, t, 0)));
-        }
-    }
     let groups = Groups { size: GroupSize::Fixed(32), shift: true, ragged: true };
     let window = causal().with_window(Some(70)).with_sinks(3);
     let packed = TokenMeta::packed(&[vec![29, 200], vec![7, 5, 288]], 300).unwrap();
@@ -76,42 +78,41 @@ fn cases() -> Vec<Case> {
     let right = TokenMeta::right_padded(&[0, 290], 300).unwrap();
     let stride = causal().with_stride(BlockStride::new(16, 2, 3, 2));
     let near = causal().with_stride(BlockStride::near(16, 2, 2)).with_sinks(16);
-    for d in [64, 128] {
-        let of = |name: &str, spec: MaskSpec, tokens: &TokenMeta| {
-            square(&format!("{name}, {d} channels"), [2, 4, 2, 300], d, spec, tokens.clone())
-        };
-        cases.extend([
-            of("bidirectional", MaskSpec::bidirectional(), &plain(2, 300, 0)),
-            of("window", causal().with_window(Some(17)), &plain(2, 300, 0)),
-            of("sinks", window.clone(), &plain(2, 300, 0)),
-            of("left padding", causal(), &padded),
-            of("right padding", causal(), &right),
-            of("packed", causal(), &packed),
-            of("packed, sinks", window.clone(), &packed),
-            of("groups", causal().with_groups(groups), &packed),
-            of("anchor", causal().with_anchor(true), &anchored),
-            of("stride", stride.clone(), &padded),
-            of("near blocks, sinks", near.clone(), &plain(2, 300, 0)),
-            listed(of("blocks of 64", causal(), &plain(2, 300, 0)), [64, 64]),
-            listed(of("blocks of 20 x 90", causal(), &packed), [20, 90]),
-            listed(of("blocks in a window", window.clone(), &plain(2, 300, 0)), [32, 32]),
-            listed(of("blocks of a stride", stride.clone(), &plain(2, 300, 0)), [24, 24]),
-        ]);
-    }
-    // One key head, and longer lists than stages.
-    cases.push(square("900 mqa", [1, 3, 1, 900], 64, causal(), plain(1, 900, 0)));
-    cases.push(square("1500", [1, 2, 2, 1500], 128, causal(), plain(1, 1500, 0)));
-    // Queries behind a cache, with another width of values.
+    let of = |name: &str, spec: MaskSpec, tokens: &TokenMeta| {
+        square(&format!("{name}, {d} channels"), [2, 4, 2, 300], d, spec, tokens.clone())
+    };
+    vec![
+        of("bidirectional", MaskSpec::bidirectional(), &plain(2, 300, 0)),
+        of("window", causal().with_window(Some(17)), &plain(2, 300, 0)),
+        of("sinks", window.clone(), &plain(2, 300, 0)),
+        of("left padding", causal(), &padded),
+        of("right padding", causal(), &right),
+        of("packed", causal(), &packed),
+        of("packed, sinks", window.clone(), &packed),
+        of("groups", causal().with_groups(groups), &packed),
+        of("anchor", causal().with_anchor(true), &anchored),
+        of("stride", stride.clone(), &padded),
+        of("near blocks, sinks", near.clone(), &plain(2, 300, 0)),
+        listed(of("blocks of 64", causal(), &plain(2, 300, 0)), [64, 64]),
+        listed(of("blocks of 20 x 90", causal(), &packed), [20, 90]),
+        listed(of("blocks in a window", window.clone(), &plain(2, 300, 0)), [32, 32]),
+        listed(of("blocks of a stride", stride.clone(), &plain(2, 300, 0)), [24, 24]),
+    ]
+}
+
+/// Longer lists than stages, queries behind a cache with another width of values, and branches.
+fn others() -> Vec<Case> {
+    let (causal, plain) = (MaskSpec::causal, TokenMeta::contiguous);
     let keys = TokenMeta::left_padded(&[290, 40], 290).unwrap();
     let queries = keys.slice(285..290).unwrap();
     let mask = Mask::new(causal().with_window(Some(60)), queries, keys, 4).unwrap();
-    cases.push(Case {
-        name: "cache".into(),
-        sizes: [2, 4, 2, 5, 290, 64, 104],
-        masks: vec![mask],
-    });
-    cases.push(branches());
-    cases
+    let cache = Case { name: "cache".into(), sizes: [2, 4, 2, 5, 290, 64, 104], masks: vec![mask] };
+    vec![
+        square("one key head", [1, 3, 1, 900], 64, causal(), plain(1, 900, 0)),
+        square("1500 tokens", [1, 2, 2, 1500], 128, causal(), plain(1, 1500, 0)),
+        cache,
+        branches(),
+    ]
 }
 
 /// Near pairs with one rotation, far pairs with another: every pair in one branch only.
@@ -188,7 +189,7 @@ fn compare(case: &Case, got: &Pass, want: &Pass) {
     }
 }
 
-pub fn hopper_equals_the_reference(device: &Device) {
+fn equal(device: &Device, cases: impl FnOnce() -> Vec<Case>) {
     if !there(device) {
         return;
     }
@@ -204,6 +205,22 @@ pub fn hopper_equals_the_reference(device: &Device) {
         }
         println!("{}", case.name);
     }
+}
+
+pub fn hopper_equals_the_reference_at_every_width(device: &Device) {
+    equal(device, widths);
+}
+
+pub fn hopper_equals_the_reference_with_heads_of_64(device: &Device) {
+    equal(device, || rules(64));
+}
+
+pub fn hopper_equals_the_reference_with_heads_of_128(device: &Device) {
+    equal(device, || rules(128));
+}
+
+pub fn hopper_equals_the_reference_behind_a_cache(device: &Device) {
+    equal(device, others);
 }
 
 pub fn hopper_repeats(device: &Device) {
