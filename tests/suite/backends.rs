@@ -4,6 +4,7 @@
 //! can run them.
 
 mod scan;
+mod ssd;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use longburn::attention::{AttnShape, LongGenConfig, LongLoraConfig, MixerConfig};
@@ -27,6 +28,7 @@ use scan::{
     scans_repeat_and_carry_on, scans_run_their_own_code,
     scans_with_every_option_equal_the_reference,
 };
+use ssd::{ssd_does_not_reach_other_documents, ssd_of_documents_equals_the_reference};
 
 /// Single precision with another order of summation.
 const FORWARD: f64 = 1e-5;
@@ -68,6 +70,8 @@ device_test!(
     scans_do_not_reach_other_documents,
     scans_repeat_and_carry_on,
     scans_run_their_own_code,
+    ssd_of_documents_equals_the_reference,
+    ssd_does_not_reach_other_documents,
 );
 
 fn random<const D: usize>(shape: [usize; D], stream: u64, device: &Device) -> Tensor<D> {
