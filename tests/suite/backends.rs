@@ -5,6 +5,7 @@
 
 mod hopper;
 mod scan;
+mod ssd;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use hopper::{
@@ -33,6 +34,7 @@ use scan::{
     scans_repeat_and_carry_on, scans_run_their_own_code,
     scans_with_every_option_equal_the_reference,
 };
+use ssd::{ssd_does_not_reach_other_documents, ssd_of_documents_equals_the_reference};
 
 /// Single precision with another order of summation.
 const FORWARD: f64 = 1e-5;
@@ -80,6 +82,8 @@ device_test!(
     hopper_equals_the_reference_behind_a_cache,
     hopper_repeats,
     hopper_reads_what_is_seen,
+    ssd_of_documents_equals_the_reference,
+    ssd_does_not_reach_other_documents,
 );
 
 fn random<const D: usize>(shape: [usize; D], stream: u64, device: &Device) -> Tensor<D> {

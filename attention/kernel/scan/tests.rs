@@ -69,6 +69,25 @@ fn broken(len: usize) -> Steps {
     Steps::of(&tokens, Some(&[-1, 0])).unwrap().0
 }
 
+/// Rows of many documents of all lengths, and padding within and between them; one of padding alone.
+/// The last row's first document is not the one that its state is of.
+fn crowded(len: usize) -> TokenMeta {
+    const LENGTHS: [usize; 10] = [9, 1, 1, 7, 2, 19, 1, 3, 1, 12];
+    let mut segments = Vec::new();
+    for row in 0..4 {
+        let lengths = LENGTHS.iter().cycle().skip(3 * row);
+        let documents =
+            lengths.enumerate().flat_map(|(i, n)| std::iter::repeat_n(i as i32 + 1, *n));
+        let of_token = |(t, document)| if row == 1 || (t + row) % 11 == 5 { -1 } else { document };
+        segments.extend(documents.take(len).enumerate().map(of_token));
+    }
+    TokenMeta::new(4, len, vec![0; 4 * len], segments).unwrap()
+}
+
+fn crowded_steps(len: usize) -> Steps {
+    Steps::of(&crowded(len), Some(&[-1, -1, 1, 0])).unwrap().0
+}
+
 /// Documents of a row that [`stays_in_its_document`] looks at, with padding behind.
 const LENGTHS: [usize; 4] = [40, 1, 70, 30];
 const LEN: usize = 150;

@@ -7,6 +7,7 @@
 //! tokens outside of i and j.
 
 mod autodiff;
+mod documents;
 #[cfg(feature = "flex")]
 pub(super) mod flex;
 mod reference;
@@ -113,8 +114,6 @@ pub struct Plan {
     pub(crate) heads: usize,
     pub(crate) groups: usize,
     pub(crate) chunk: usize,
-    /// The form out of tensor operations has a mask made of them instead.
-    #[cfg_attr(not(feature = "flex"), allow(dead_code))]
     pub(crate) steps: Steps,
     /// Whether D is there; a tensor of one zero stands in for it.
     pub(crate) skip: bool,
@@ -208,9 +207,9 @@ pub fn ssd_discrete(input: SsdDiscrete) -> Result<(Tensor<4>, Option<Tensor<4>>)
     let implementation = input.implementation.in_f32("ssd", &x)?;
     let (mut weight, mut log_decay) = (input.weight, input.log_decay);
     let padding = steps.mask(Step::Skip, &x.device());
-    // The CPU's form cuts chunks where documents begin and leaves padding out. Products of matrices
-    // that hold several documents forget by factors.
-    let by_factors = implementation != Implementation::Flex;
+    // Chunks are cut where documents begin, and padding is left out; the reference, which goes token by
+    // token over all rows, forgets by factors.
+    let by_factors = implementation == Implementation::Reference;
     if by_factors {
         if let Some(padding) = padding.clone() {
             weight = weight.mask_fill(padding.clone(), 0.0);

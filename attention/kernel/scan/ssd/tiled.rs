@@ -1,136 +1,162 @@
-//! Chunks of tokens out of tensor operations, any device: `[B, H, Q, Q]` at a time.
+//! Chunks of tokens out of tensor operations, any device: `[S, H, Q, Q]` at a time, with S documents
+//! side by side.
 
+use super::documents::{Documents, Group, Span};
 use super::{Inputs, Plan};
 use crate::scan::wide;
 use burn::tensor::{DType, Tensor};
 
 /// y and the state behind it, `[B, T (+ N), E]`.
 pub(super) fn forward(x: Inputs, plan: &Plan) -> Tensor<3> {
-    let dtype = x.x.dtype();
     let chunks = Chunks::new(x, plan);
-    let mut h = chunks.h0.clone();
-    let mut out = Vec::new();
-    for start in chunks.starts() {
-        let chunk = chunks.at(start);
-        let y = chunk.mixed().matmul(chunk.input.clone()) + chunk.of_before(&h);
-        let mut y = chunks.tokens(y);
-        if let Some(d) = chunks.skip() {
-            y = y + chunks.tokens(chunk.x.clone()) * d;
+    let (mut out, mut ends) = (Vec::new(), Vec::new());
+    for group in &chunks.documents.groups {
+        let mut h = chunks.documents.before(group, &chunks.h0);
+        // Documents end from the last one on.
+        let mut ended = Vec::new();
+        for (i, span) in group.spans.iter().enumerate() {
+            let chunk = chunks.at(span);
+            let mut y = chunk.mixed().matmul(chunk.input.clone());
+            if let Some(before) = h {
+                y = y + chunk.of_before(&before);
+                let behind = chunk.behind(before);
+                let go_on = group.spans.get(i + 1).map_or(0, |next| next.documents);
+                if go_on < span.documents {
+                    ended.push(behind.clone().narrow(0, go_on, span.documents - go_on));
+                }
+                h = (go_on > 0).then(|| behind.narrow(0, 0, go_on));
+            }
+            let mut y = chunks.tokens(y);
+            if let Some(d) = chunks.skip() {
+                y = y + chunks.tokens(chunk.x.clone()) * d;
+            }
+            out.push(y);
         }
-        out.push(y.cast(dtype));
-        h = chunk.behind(h);
+        ended.reverse();
+        ends.extend(ended);
     }
+    let mut out = vec![chunks.documents.put(out, &chunks.x.x)];
     if plan.keep_state {
-        out.push(chunks.flat(h).cast(dtype));
+        let h = chunks.documents.last(ends, &chunks.h0);
+        out.push(chunks.tokens(h).cast(chunks.x.x.dtype()));
     }
     Tensor::cat(out, 1)
 }
 
-/// Gradients of all inputs, from the last chunk to the first.
+/// Gradients of all inputs, from the last chunk of the last documents to the first.
 pub(super) fn gradients(x: Inputs, dout: Tensor<3>, plan: &Plan) -> Inputs {
-    let types = [&x.x, &x.weight, &x.log_decay, &x.b, &x.c, &x.h0].map(|x| x.dtype());
-    let mut dd = x.d.zeros_like().cast(wide(x.x.dtype()));
     let chunks = Chunks::new(x, plan);
+    let (x, documents) = (&chunks.x, &chunks.documents);
+    let mut dd = x.d.zeros_like().cast(chunks.kind);
     let dout = dout.cast(chunks.kind);
-    let mut states = vec![chunks.h0.clone()];
-    let starts = chunks.starts();
-    for &start in &starts[..starts.len() - 1] {
-        let h = states[states.len() - 1].clone();
-        states.push(chunks.at(start).behind(h));
-    }
-    // Gradient of the state behind the chunk, `[B, H, N, P]`.
-    let mut carry = match plan.keep_state {
+    // Gradient of the state behind each row, `[B, H, N, P]`.
+    let dh = match plan.keep_state {
         true => chunks.split(dout.clone().narrow(1, chunks.len, chunks.n)),
         false => chunks.h0.zeros_like(),
     };
-    let mut rows = Vec::new();
-    for (&start, h) in starts.iter().zip(states).rev() {
-        let chunk = chunks.at(start);
-        let tokens = chunk.input.dims()[2];
-        let dy = chunks.split(dout.clone().narrow(1, start, tokens));
-        let mixed = chunk.mixed();
-        // The input's gradient through the chunk's own outputs, and through the state behind it.
-        let through = chunk.b.clone().matmul(carry.clone()) * chunk.left.clone();
-        let dinput = mixed.clone().transpose().matmul(dy.clone()) + through.clone();
-        let dmixed = dy.clone().matmul(chunk.input.clone().transpose());
-
-        // A pair of tokens (i, j) passes the decays of j + 1 ..= i. Sums of pairs, never differences
-        // of sums, which would lose what is small.
-        let pairs = dmixed.clone() * mixed * chunk.before.clone();
-        let crossing = (pairs.clone().cumsum(3) - pairs) * chunk.up_to.clone();
-        let within = crossing.sum_dim(2).transpose();
-        let early = dy.clone() * chunk.entered.clone();
-        let read = early.clone().matmul(h.clone().transpose());
-        let ends = (read.clone() * chunk.c.clone()).sum_dim(3);
-        let passed = (through * chunk.input.clone()).sum_dim(3);
-        let whole = (carry.clone() * h).sum_dim(3).sum_dim(2) * chunk.all();
-        let dlog_decay = within
-            + ends.flip([2]).cumsum(2).flip([2])
-            + (passed.clone().cumsum(2) - passed)
-            + whole;
-
-        let dscores = chunks.over_heads(dmixed * chunk.decay.clone());
-        let [b, c] = [&chunk.b_group, &chunk.c_group].map(Tensor::clone);
-        let dc = dscores.clone().matmul(b) + chunks.over_heads(read);
-        let late = (chunk.input.clone() * chunk.left.clone()).matmul(carry.clone().transpose());
-        let db = dscores.transpose().matmul(c) + chunks.over_heads(late);
-        carry = carry * chunk.all() + chunk.c.clone().transpose().matmul(early);
-
-        let mut dx = chunks.tokens(dinput.clone() * chunk.weight.clone());
-        if let Some(d) = chunks.skip() {
-            let dy = chunks.tokens(dy);
-            dx = dx + dy.clone() * d;
-            dd = dd
-                + (dy * chunks.tokens(chunk.x.clone())).sum_dim(1).sum_dim(0).squeeze_dims(&[0, 1]);
+    let dy = dout.narrow(1, 0, chunks.len);
+    let (mut rows, mut carries) = (Vec::new(), Vec::new());
+    for group in documents.groups.iter().rev() {
+        let ends = documents.behind(group, &dh);
+        // Gradient of the state behind the chunk, `[S, H, N, P]`, if the documents have one.
+        let mut carry: Option<Tensor<4>> = None;
+        for (span, h) in group.spans.iter().zip(chunks.states(group)).rev() {
+            let chunk = chunks.at(span);
+            let dy = chunks.split(documents.take(&dy, span));
+            let mut of = chunks.within(&chunk, &dy);
+            carry = match (h, &ends) {
+                (Some(h), Some(ends)) => {
+                    let carry = joined(carry, ends, span.documents);
+                    Some(chunks.across(&chunk, &dy, h, carry, &mut of))
+                }
+                _ => None,
+            };
+            let mut dx = chunks.tokens(of.input.clone() * chunk.weight.clone());
+            if let Some(d) = chunks.skip() {
+                let dy = chunks.tokens(dy);
+                dx = dx + dy.clone() * d;
+                dd = dd
+                    + (dy * chunks.tokens(chunk.x.clone()))
+                        .sum_dim(1)
+                        .sum_dim(0)
+                        .squeeze_dims(&[0, 1]);
+            }
+            let dweight = (of.input * chunk.x).sum_dim(3);
+            let others = [dweight, of.log_decay, of.b, of.c].map(|x| chunks.tokens(x));
+            rows.push((dx, others));
         }
-        let dweight = chunks.tokens((dinput * chunk.x).sum_dim(3));
-        rows.push([dx, dweight, chunks.tokens(dlog_decay), chunks.tokens(db), chunks.tokens(dc)]);
+        carries.extend(carry);
     }
     rows.reverse();
-    let joined =
-        |i: usize| Tensor::cat(rows.iter().map(|row| row[i].clone()).collect(), 1).cast(types[i]);
+    carries.reverse();
+    let others = |i: usize, like: &Tensor<3>| {
+        documents.put(rows.iter().map(|(_, others)| others[i].clone()).collect(), like)
+    };
     Inputs {
-        x: joined(0),
-        weight: joined(1),
-        log_decay: joined(2),
-        b: joined(3),
-        c: joined(4),
-        d: dd.cast(chunks.x.d.dtype()),
-        h0: chunks.flat(carry).cast(types[5]),
+        x: documents.put(rows.iter().map(|(dx, _)| dx.clone()).collect(), &x.x),
+        weight: others(0, &x.weight),
+        log_decay: others(1, &x.log_decay),
+        b: others(2, &x.b),
+        c: others(3, &x.c),
+        d: dd.cast(x.d.dtype()),
+        h0: chunks.tokens(documents.first(carries, &dh)).cast(x.h0.dtype()),
     }
+}
+
+/// Gradients of the states behind the first `documents` of a group: those behind the next chunk are
+/// there for the documents that have one.
+fn joined(carry: Option<Tensor<4>>, ends: &Tensor<4>, documents: usize) -> Tensor<4> {
+    let there = carry.as_ref().map_or(0, |carry| carry.dims()[0]);
+    let mut parts: Vec<_> = carry.into_iter().collect();
+    if there < documents {
+        parts.push(ends.clone().narrow(0, there, documents - there));
+    }
+    Tensor::cat(parts, 0)
+}
+
+/// Gradients of a chunk.
+struct OfChunk {
+    /// Of x times weight, `[S, H, Q, P]`
+    input: Tensor<4>,
+    /// `[S, H, Q, 1]`
+    log_decay: Tensor<4>,
+    /// `[S, G, Q, N]`
+    b: Tensor<4>,
+    c: Tensor<4>,
 }
 
 /// A call's tensors, to be cut into chunks.
 struct Chunks<'a> {
     x: Inputs,
     plan: &'a Plan,
+    documents: Documents,
     kind: DType,
-    batch: usize,
     len: usize,
     n: usize,
     /// `[B, H, N, P]`
     h0: Tensor<4>,
 }
 
-/// One chunk of Q tokens.
+/// One chunk of Q tokens of S documents; those of a document that ends before have x, B, C and decays
+/// of zero behind it.
 struct Chunk {
-    /// `[B, H, Q, P]`
+    /// `[S, H, Q, P]`
     x: Tensor<4>,
-    /// `[B, H, Q, 1]`
+    /// `[S, H, Q, 1]`
     weight: Tensor<4>,
     /// x times weight.
     input: Tensor<4>,
-    /// `[B, G, Q, N]`
+    /// `[S, G, Q, N]`
     b_group: Tensor<4>,
     c_group: Tensor<4>,
-    /// `[B, H, Q, N]`
+    /// `[S, H, Q, N]`
     b: Tensor<4>,
     c: Tensor<4>,
-    /// From token j to i, zero where j is later: `[B, H, Q, Q]`
+    /// From token j to i, zero where j is later: `[S, H, Q, Q]`
     decay: Tensor<4>,
-    /// From before the chunk to each token, `[B, H, Q, 1]`
+    /// From before the chunk to each token, `[S, H, Q, 1]`
     entered: Tensor<4>,
-    /// From each token to the chunk's end, `[B, H, Q, 1]`
+    /// From each token to the chunk's end, `[S, H, Q, 1]`
     left: Tensor<4>,
     /// 1 where j is before i, else 0: `[1, 1, Q, Q]`
     before: Tensor<4>,
@@ -140,13 +166,12 @@ struct Chunk {
 
 impl<'a> Chunks<'a> {
     fn new(x: Inputs, plan: &'a Plan) -> Self {
-        let ([batch, len, _], kind) = (x.x.dims(), wide(x.x.dtype()));
+        let ([_, len, _], kind) = (x.x.dims(), wide(x.x.dtype()));
         let n = x.b.dims()[2] / plan.groups;
         let h0 = x.h0.clone().cast(kind);
-        let mut chunks =
-            Self { x, plan, kind, batch, len, n, h0: Tensor::zeros([1; 4], &h0.device()) };
-        chunks.h0 = chunks.split(h0);
-        chunks
+        let documents = Documents::new(&plan.steps, plan.chunk, plan.keep_state, &h0.device());
+        let h0 = split(h0, plan.heads);
+        Self { x, plan, documents, kind, len, n, h0 }
     }
 
     /// D, `[1, 1, E]`
@@ -154,51 +179,40 @@ impl<'a> Chunks<'a> {
         self.plan.skip.then(|| self.x.d.clone().cast(self.kind).unsqueeze())
     }
 
-    fn starts(&self) -> Vec<usize> {
-        (0..self.len).step_by(self.plan.chunk).collect()
-    }
-
-    /// `[B, t, H·X] -> [B, H, t, X]`
+    /// `[S, t, H·X] -> [S, H, t, X]`
     fn split(&self, x: Tensor<3>) -> Tensor<4> {
-        let [batch, tokens, width] = x.dims();
-        let heads = self.plan.heads;
-        x.reshape([batch, tokens, heads, width / heads]).swap_dims(1, 2)
+        split(x, self.plan.heads)
     }
 
-    /// `[B, H, t, X] -> [B, t, H·X]`
+    /// `[S, H, t, X] -> [S, t, H·X]`
     fn tokens(&self, x: Tensor<4>) -> Tensor<3> {
-        let [batch, heads, tokens, width] = x.dims();
-        x.swap_dims(1, 2).reshape([batch, tokens, heads * width])
+        let [documents, heads, tokens, width] = x.dims();
+        x.swap_dims(1, 2).reshape([documents, tokens, heads * width])
     }
 
-    /// `[B, H, N, P] -> [B, N, E]`
-    fn flat(&self, h: Tensor<4>) -> Tensor<3> {
-        self.tokens(h)
-    }
-
-    /// `[B, G, Q, X] -> [B, H, Q, X]`
+    /// `[S, G, Q, X] -> [S, H, Q, X]`
     fn to_heads(&self, x: Tensor<4>) -> Tensor<4> {
-        let [batch, groups, q, width] = x.dims();
+        let [documents, groups, q, width] = x.dims();
         let each = self.plan.heads / groups;
         if each == 1 {
             return x;
         }
-        x.unsqueeze_dim::<5>(2).repeat_dim(2, each).reshape([batch, groups * each, q, width])
+        x.unsqueeze_dim::<5>(2).repeat_dim(2, each).reshape([documents, groups * each, q, width])
     }
 
-    /// Sums over the heads of each group, `[B, H, Q, X] -> [B, G, Q, X]`.
+    /// Sums over the heads of each group, `[S, H, Q, X] -> [S, G, Q, X]`.
     fn over_heads(&self, x: Tensor<4>) -> Tensor<4> {
-        let [batch, heads, q, width] = x.dims();
+        let [documents, heads, q, width] = x.dims();
         let groups = self.plan.groups;
-        x.reshape([batch, groups, heads / groups, q, width]).sum_dim(2).squeeze_dim(2)
+        x.reshape([documents, groups, heads / groups, q, width]).sum_dim(2).squeeze_dim(2)
     }
 
-    fn at(&self, start: usize) -> Chunk {
-        let q = self.plan.chunk.min(self.len - start);
-        let cut = |x: &Tensor<3>| x.clone().narrow(1, start, q).cast(self.kind);
+    fn at(&self, span: &Span) -> Chunk {
+        let q = span.tokens;
+        let cut = |x: &Tensor<3>| self.documents.take(x, span).cast(self.kind);
         let (x, weight) = (self.split(cut(&self.x.x)), self.split(cut(&self.x.weight)));
         let groups = |x: &Tensor<3>| {
-            cut(x).reshape([self.batch, q, self.plan.groups, self.n]).swap_dims(1, 2)
+            cut(x).reshape([span.documents, q, self.plan.groups, self.n]).swap_dims(1, 2)
         };
         let (b_group, c_group) = (groups(&self.x.b), groups(&self.x.c));
         let log_decay = self.split(cut(&self.x.log_decay));
@@ -223,6 +237,69 @@ impl<'a> Chunks<'a> {
             up_to,
         }
     }
+
+    /// States before the chunks of a group, if its documents have any.
+    fn states(&self, group: &Group) -> Vec<Option<Tensor<4>>> {
+        let mut states = vec![self.documents.before(group, &self.h0)];
+        for spans in group.spans.windows(2) {
+            let h = states[states.len() - 1].clone();
+            let behind = |h| self.at(&spans[0]).behind(h).narrow(0, 0, spans[1].documents);
+            states.push(h.map(behind));
+        }
+        states
+    }
+
+    /// Gradients through the chunk's own outputs.
+    fn within(&self, chunk: &Chunk, dy: &Tensor<4>) -> OfChunk {
+        let mixed = chunk.mixed();
+        let input = mixed.clone().transpose().matmul(dy.clone());
+        let dmixed = dy.clone().matmul(chunk.input.clone().transpose());
+        // A pair of tokens (i, j) passes the decays of j + 1 ..= i. Sums of pairs, never differences
+        // of sums, which would lose what is small.
+        let pairs = dmixed.clone() * mixed * chunk.before.clone();
+        let crossing = (pairs.clone().cumsum(3) - pairs) * chunk.up_to.clone();
+        let dscores = self.over_heads(dmixed * chunk.decay.clone());
+        let [b, c] = [&chunk.b_group, &chunk.c_group].map(Tensor::clone);
+        OfChunk {
+            input,
+            log_decay: crossing.sum_dim(2).transpose(),
+            b: dscores.clone().transpose().matmul(c),
+            c: dscores.matmul(b),
+        }
+    }
+
+    /// Adds gradients through the state `h` before the chunk and the one behind it, of whose gradient
+    /// `carry` it makes that of `h`.
+    fn across(
+        &self,
+        chunk: &Chunk,
+        dy: &Tensor<4>,
+        h: Tensor<4>,
+        carry: Tensor<4>,
+        of: &mut OfChunk,
+    ) -> Tensor<4> {
+        let through = chunk.b.clone().matmul(carry.clone()) * chunk.left.clone();
+        let early = dy.clone() * chunk.entered.clone();
+        let read = early.clone().matmul(h.clone().transpose());
+        let ends = (read.clone() * chunk.c.clone()).sum_dim(3);
+        let passed = (through.clone() * chunk.input.clone()).sum_dim(3);
+        let whole = (carry.clone() * h).sum_dim(3).sum_dim(2) * chunk.all();
+        let late = (chunk.input.clone() * chunk.left.clone()).matmul(carry.clone().transpose());
+        of.input = of.input.clone() + through;
+        of.log_decay = of.log_decay.clone()
+            + ends.flip([2]).cumsum(2).flip([2])
+            + (passed.clone().cumsum(2) - passed)
+            + whole;
+        of.b = of.b.clone() + self.over_heads(late);
+        of.c = of.c.clone() + self.over_heads(read);
+        carry * chunk.all() + chunk.c.clone().transpose().matmul(early)
+    }
+}
+
+/// `[S, t, H·X] -> [S, H, t, X]`
+fn split(x: Tensor<3>, heads: usize) -> Tensor<4> {
+    let [documents, tokens, width] = x.dims();
+    x.reshape([documents, tokens, heads, width / heads]).swap_dims(1, 2)
 }
 
 impl Chunk {

@@ -1,8 +1,8 @@
-use super::{LEN, Pass, Poison, broken, compare, host, leaf, ratio};
-use super::{packed_steps, poisoned, stays_in_its_document};
+use super::{LEN, Pass, Poison, broken, compare, crowded, crowded_steps, host, leaf, ratio};
+use super::{packed_steps, stays_in_its_document};
 use crate::Implementation::{self, Auto, Reference, Tiled};
 use crate::{SelectiveScan, Ssd, SsdDiscrete, Steps, TokenMeta, selective_scan, ssd, ssd_discrete};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 
 #[derive(Clone, Copy, Debug)]
 struct Case {
@@ -15,7 +15,7 @@ struct Case {
     chunk: usize,
     full: bool,
     h0: bool,
-    documents: bool,
+    documents: Option<fn(usize) -> Steps>,
 }
 
 const CASE: Case = Case {
@@ -28,7 +28,7 @@ const CASE: Case = Case {
     chunk: 16,
     full: true,
     h0: true,
-    documents: false,
+    documents: None,
 };
 
 fn run(case: Case, dtype: DType, implementation: Implementation) -> Pass {
@@ -51,7 +51,7 @@ fn run(case: Case, dtype: DType, implementation: Implementation) -> Pass {
         softplus: case.full,
         dt_limit: case.full.then_some((0.3, 1.5)),
         h0: case.h0.then(|| h0.clone()),
-        steps: case.documents.then(|| broken(len)),
+        steps: case.documents.map(|of| of(len)),
         chunk: case.chunk,
         keep_state: true,
         implementation,
@@ -101,7 +101,7 @@ fn every_chunk_equals_the_reference() {
 #[test]
 fn every_option_equals_the_reference() {
     for full in [false, true] {
-        for documents in [false, true] {
+        for documents in [None, Some(broken as fn(usize) -> Steps)] {
             for h0 in [false, true] {
                 check(Case { full, documents, h0, ..CASE });
             }
@@ -121,7 +121,7 @@ fn every_width_equals_the_reference() {
         // Several heads for each thread, and fewer for the last one.
         (26, 2, 3, 1),
     ] {
-        check(Case { heads, p, n, groups, documents: true, ..CASE });
+        check(Case { heads, p, n, groups, documents: Some(broken), ..CASE });
     }
 }
 
@@ -217,49 +217,123 @@ fn documents_do_not_see_each_other() {
     assert!(y[58 * heads * p..].iter().all(|y| *y == 0.0));
 }
 
-/// On the CPU, where chunks are cut at documents; the tiled form multiplies matrices of several.
-#[cfg(feature = "flex")]
+/// Short documents share products, long ones have several chunks, rows end at different ones.
+#[test]
+fn rows_of_many_documents_equal_the_reference() {
+    for (len, chunk) in [(3, 2), (20, 64), (61, 1), (61, 4), (61, 8), (61, 64), (150, 16)] {
+        for h0 in [false, true] {
+            let documents = Some(crowded_steps as fn(usize) -> Steps);
+            check(Case { batch: 4, len, chunk, h0, documents, ..CASE });
+        }
+    }
+    // Nothing but padding.
+    let nothing = |len| {
+        let tokens = TokenMeta::packed(&[vec![], vec![]], len).unwrap();
+        Steps::of(&tokens, None).unwrap().0
+    };
+    check(Case { documents: Some(nothing), ..CASE });
+}
+
+/// The scan of `steps` where the tokens that `bad` names hold `value`.
+fn poisoned_run(
+    (steps, bad, value): (&Steps, &[bool], f32),
+    (chunk, implementation): (usize, Implementation),
+) -> Pass {
+    let (heads, p, n) = (2, 3, 4);
+    let (batch, len) = (steps.batch(), steps.len());
+    let mask = Tensor::<1, Int>::from_ints(
+        &bad.iter().map(|bad| i32::from(*bad)).collect::<Vec<_>>()[..],
+        &Default::default(),
+    );
+    let mask = mask.equal_elem(1).reshape([batch, len, 1, 1]);
+    let tokens = |shape: [usize; 4], seed| {
+        let x = leaf(shape, seed, 1.0, DType::F32).inner().mask_fill(mask.clone(), value);
+        Tensor::<4>::from_inner(x).require_grad()
+    };
+    let x = tokens([batch, len, heads, p], 1);
+    let dt = tokens([batch, len, heads, 1], 2);
+    let [b, c] = [4, 5].map(|seed| tokens([batch, len, 1, n], seed));
+    let a = leaf([heads], 3, 1.5, DType::F32);
+    let d = leaf([heads], 6, 1.0, DType::F32);
+    let bias = leaf([heads], 8, 1.0, DType::F32);
+    let h0 = leaf([batch, heads, p, n], 9, 1.0, DType::F32);
+    let dt_of_heads = dt.clone().squeeze_dim(3);
+    let (y, h) = ssd(Ssd {
+        d: Some(d.clone()),
+        dt_bias: Some(bias.clone()),
+        softplus: true,
+        h0: Some(h0.clone()),
+        steps: Some(steps.clone()),
+        chunk,
+        keep_state: true,
+        implementation,
+        ..Ssd::new(x.clone(), dt_of_heads, a.clone().exp().neg(), b.clone(), c.clone())
+    })
+    .unwrap();
+    let h = h.unwrap();
+    let of_y = tokens([batch, len, heads, p], 10).detach();
+    let of_h = leaf([batch, heads, p, n], 11, 1.0, DType::F32).detach();
+    let loss = (y.clone() * of_y).sum() + (h.clone() * of_h).sum();
+    let grads = loss.backward();
+    vec![
+        ("y", host(y)),
+        ("h", host(h)),
+        ("dx", host(x.grad(&grads).unwrap())),
+        ("ddt", host(dt.grad(&grads).unwrap())),
+        ("da", host(a.grad(&grads).unwrap())),
+        ("db", host(b.grad(&grads).unwrap())),
+        ("dc", host(c.grad(&grads).unwrap())),
+        ("dd", host(d.grad(&grads).unwrap())),
+        ("dbias", host(bias.grad(&grads).unwrap())),
+        ("dh0", host(h0.grad(&grads).unwrap())),
+    ]
+}
+
 #[test]
 fn what_is_no_number_stays_in_its_document() {
-    let (heads, p, n) = (2, 3, 4);
-    for chunk in [16, 64] {
-        stays_in_its_document(&format!("chunks of {chunk}"), |poison: &Poison| {
-            let x = poisoned([1, LEN, heads, p], 1, poison);
-            let dt = poisoned([1, LEN, heads], 2, poison);
-            let [b, c] = [4, 5].map(|seed| poisoned([1, LEN, 1, n], seed, poison));
-            let a = leaf([heads], 3, 1.5, DType::F32);
-            let d = leaf([heads], 6, 1.0, DType::F32);
-            let bias = leaf([heads], 8, 1.0, DType::F32);
-            let h0 = leaf([1, heads, p, n], 9, 1.0, DType::F32);
-            let (y, h) = ssd(Ssd {
-                d: Some(d.clone()),
-                dt_bias: Some(bias.clone()),
-                softplus: true,
-                h0: Some(h0.clone()),
-                steps: Some(packed_steps()),
-                chunk,
-                keep_state: true,
-                ..Ssd::new(x.clone(), dt.clone(), a.clone().exp().neg(), b.clone(), c.clone())
-            })
-            .unwrap();
-            let h = h.unwrap();
-            let of_y = poisoned([1, LEN, heads, p], 10, poison).detach();
-            let of_h = leaf([1, heads, p, n], 11, 1.0, DType::F32).detach();
-            let loss = (y.clone() * of_y).sum() + (h.clone() * of_h).sum();
-            let grads = loss.backward();
-            vec![
-                ("y", host(y)),
-                ("h", host(h)),
-                ("dx", host(x.grad(&grads).unwrap())),
-                ("ddt", host(dt.grad(&grads).unwrap())),
-                ("da", host(a.grad(&grads).unwrap())),
-                ("db", host(b.grad(&grads).unwrap())),
-                ("dc", host(c.grad(&grads).unwrap())),
-                ("dd", host(d.grad(&grads).unwrap())),
-                ("dbias", host(bias.grad(&grads).unwrap())),
-                ("dh0", host(h0.grad(&grads).unwrap())),
-            ]
-        });
+    for implementation in [Auto, Tiled] {
+        for chunk in [16, 64] {
+            let case = format!("{implementation:?}, chunks of {chunk}");
+            stays_in_its_document(&case, |(tokens, value): &Poison| {
+                let bad: Vec<bool> = (0..LEN).map(|t| tokens.contains(&t)).collect();
+                poisoned_run((&packed_steps(), &bad, *value), (chunk, implementation))
+            });
+        }
+    }
+}
+
+/// The same where documents of several rows are side by side.
+#[test]
+fn what_is_no_number_stays_in_its_document_beside_others() {
+    let len = 61;
+    let (tokens, steps) = (crowded(len), crowded_steps(len));
+    let all: Vec<(usize, i32)> = (0..4 * len).map(|i| (i / len, tokens.segment()[i])).collect();
+    let mut documents = all.clone();
+    documents.sort_unstable();
+    documents.dedup();
+    for run in [(8, Auto), (8, Tiled), (64, Tiled)] {
+        let go = |bad: &[bool], value| poisoned_run((&steps, bad, value), run);
+        let want = go(&vec![false; 4 * len], 0.0);
+        for (i, document) in documents.iter().enumerate() {
+            let bad: Vec<bool> = all.iter().map(|of| of == document).collect();
+            let value = if i % 2 == 0 { f32::NAN } else { f32::INFINITY };
+            for ((name, got), (_, want)) in go(&bad, value).iter().zip(&want) {
+                // Of parameters nothing is asked but where padding is bad; of states, other rows.
+                let apart: Vec<bool> = match *name {
+                    "da" | "dd" | "dbias" => vec![document.1 >= 0; got.len()],
+                    "h" | "dh0" => (0..4).map(|row| row == document.0 && document.1 >= 0).collect(),
+                    _ => bad.clone(),
+                };
+                let width = got.len() / apart.len();
+                let bits = |x: &[f64]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                let (got, want) = (bits(got), bits(want));
+                let each = got.chunks(width).zip(want.chunks(width));
+                for (i, (got, want)) in each.enumerate().filter(|(i, _)| !apart[*i]) {
+                    let same = got == want;
+                    assert!(same, "{run:?}: {name} {i} changes with {value} in {document:?}");
+                }
+            }
+        }
     }
 }
 
