@@ -3,9 +3,12 @@
 //! Each compares with the reference form on the device itself, so that a build for a GPU alone
 //! can run them.
 
+mod hopper;
+mod products;
 mod scan;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use hopper::{hopper_equals_the_reference, hopper_reads_what_is_seen, hopper_repeats};
 use longburn::attention::{AttnShape, LongGenConfig, LongLoraConfig, MixerConfig};
 use longburn::datasets::{Side, TokenBatch};
 use longburn::kernel::loss::linear_cross_entropy_with;
@@ -21,6 +24,10 @@ use longburn::positional::RopeConfig;
 use longburn::streams::{Draw, Purpose, Streams};
 use longburn::testing::{CheckOptions, check_mixer, ratio};
 use longburn::training::{NextToken, TrainConfig, Trainer};
+use products::{
+    products_equal_sums_in_f64, products_keep_their_place, products_of_frozen_parts,
+    products_run_their_own_code,
+};
 use scan::{
     scans_do_not_reach_other_documents, scans_of_documents_equal_the_reference,
     scans_of_every_length_equal_the_reference, scans_of_every_width_equal_the_reference,
@@ -68,6 +75,13 @@ device_test!(
     scans_do_not_reach_other_documents,
     scans_repeat_and_carry_on,
     scans_run_their_own_code,
+    hopper_equals_the_reference,
+    hopper_repeats,
+    hopper_reads_what_is_seen,
+    products_equal_sums_in_f64,
+    products_of_frozen_parts,
+    products_run_their_own_code,
+    products_keep_their_place,
 );
 
 fn random<const D: usize>(shape: [usize; D], stream: u64, device: &Device) -> Tensor<D> {

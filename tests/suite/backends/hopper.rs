@@ -30,8 +30,7 @@ fn there(device: &Device) -> bool {
             println!("skipped: {reason}");
             assert!(reason.contains("Hopper") || reason.contains("NVRTC"), "{reason}");
             let branch = Branch { q: v.clone(), k: v.clone(), mask: Mask::causal(1, 8, 1) };
-            let options =
-                AttentionOptions::default().with_implementation(Implementation::Hopper);
+            let options = AttentionOptions::default().with_implementation(Implementation::Hopper);
             assert!(masked_attention(&[branch], v, &options).is_err());
             false
         }
@@ -105,11 +104,7 @@ fn cases() -> Vec<Case> {
     let keys = TokenMeta::left_padded(&[290, 40], 290).unwrap();
     let queries = keys.slice(285..290).unwrap();
     let mask = Mask::new(causal().with_window(Some(60)), queries, keys, 4).unwrap();
-    cases.push(Case {
-        name: "cache".into(),
-        sizes: [2, 4, 2, 5, 290, 64, 104],
-        masks: vec![mask],
-    });
+    cases.push(Case { name: "cache".into(), sizes: [2, 4, 2, 5, 290, 64, 104], masks: vec![mask] });
     cases.push(branches());
     cases
 }
