@@ -56,8 +56,10 @@ fn write(folder: &Path, key: &str, cubin: &[u8]) -> std::io::Result<()> {
     written
 }
 
+#[cfg(all(test, feature = "cuda-nvrtc"))]
+pub(super) use nvrtc::compile;
 #[cfg(feature = "cuda-nvrtc")]
-pub(super) use nvrtc::{compile, cubin, version};
+pub(super) use nvrtc::{cubin, version};
 
 #[cfg(feature = "cuda-nvrtc")]
 mod nvrtc {

@@ -166,11 +166,9 @@ impl Plan {
     }
 }
 
-fn order(of: Factor) -> sys::cublasOperation_t {
-    match of.turned {
-        false => sys::cublasOperation_t::CUBLAS_OP_N,
-        true => sys::cublasOperation_t::CUBLAS_OP_T,
-    }
+/// `CUBLAS_OP_N` or `CUBLAS_OP_T`, an enumeration of cuBLAS's own header.
+fn order(of: Factor) -> u32 {
+    of.turned.into()
 }
 
 fn epilogue(beside: Beside) -> sys::cublasLtEpilogue_t {
