@@ -3,7 +3,7 @@
 use crate::streams::{Draw, Purpose, Streams};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
-use longburn_kernels::fused::linear;
+use longburn_kernels::fused::{linear, linear_bias};
 
 /// Configuration of [`Linear`].
 #[derive(Clone, Debug)]
@@ -107,10 +107,10 @@ impl Linear {
     pub fn forward(&self, x_BTD: Tensor<3>) -> Tensor<3> {
         let [b, t, d] = x_BTD.dims();
         let x = x_BTD.reshape([b * t, d]);
-        let mut y = linear(x.clone(), self.weight.val());
-        if let Some(bias) = &self.bias {
-            y = y + bias.val().unsqueeze();
-        }
+        let mut y = match &self.bias {
+            Some(bias) => linear_bias(x.clone(), self.weight.val(), bias.val()),
+            None => linear(x.clone(), self.weight.val()),
+        };
         if let Some(lora) = &self.lora {
             let low = linear(x, lora.a.val());
             y = y + linear(low, lora.b.val()).mul_scalar(lora.scale());

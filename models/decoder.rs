@@ -13,7 +13,7 @@ use crate::streams::Streams;
 use crate::{Error, Result};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use longburn_kernels::fused::linear;
+use longburn_kernels::fused::{linear, products_on};
 use longburn_kernels::{Implementation, TokenMeta};
 use std::collections::BTreeSet;
 
@@ -469,6 +469,12 @@ impl<M: SequenceMixer> Decoder<M> {
             format!("layer {i}: {}", block.self_attn.explain(&ctx, device))
         };
         self.layers.iter().enumerate().map(line).collect()
+    }
+
+    /// Whose products linear layers run on a device, one line for `--explain`.
+    pub fn explain_products(&self, device: &Device) -> String {
+        let dtype = self.embed_tokens.val().dtype();
+        format!("linear layers: {} in {dtype:?}", products_on(device, dtype))
     }
 }
 

@@ -27,6 +27,7 @@ pub mod fused;
 #[cfg(any(test, feature = "cuda-nvrtc"))]
 mod hopper;
 mod host;
+mod linear;
 pub mod loss;
 
 pub mod mask;
@@ -39,6 +40,8 @@ mod room;
 pub mod scan;
 #[cfg(feature = "flex")]
 mod simd;
+#[cfg(feature = "cuda")]
+mod stream;
 #[cfg(feature = "flex")]
 mod threads;
 

@@ -303,6 +303,8 @@ def matmul_job(job, *_):
     batch, m, k, n, layout = (job[key] for key in ("batch", "m", "k", "n", "layout"))
     a = tensor((batch, k, m) if layout == "tn" else (batch, m, k), 1)
     b = tensor((batch, n, k) if layout == "nt" else (batch, k, n), 2)
+    dtype = DTYPES[job.get("dtype", "f32")]
+    a, b = a.to(dtype), b.to(dtype)
     if batch == 1:
         a, b = a[0], b[0]
 

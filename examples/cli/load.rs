@@ -39,6 +39,7 @@ pub fn model(dir: &Path, adapter: Option<&Path>, globals: &Globals) -> Result<De
         for line in model.explain(&ForwardOptions::infer(), &device) {
             output::note(format_args!("{line}"));
         }
+        output::note(format_args!("{}", model.explain_products(&device)));
     }
     Ok(model)
 }

@@ -4,6 +4,7 @@
 //! can run them.
 
 mod hopper;
+mod products;
 mod scan;
 mod ssd;
 
@@ -28,6 +29,10 @@ use longburn::positional::RopeConfig;
 use longburn::streams::{Draw, Purpose, Streams};
 use longburn::testing::{CheckOptions, check_mixer, ratio};
 use longburn::training::{NextToken, TrainConfig, Trainer};
+use products::{
+    products_equal_sums_in_f64, products_keep_their_place, products_of_frozen_parts,
+    products_run_their_own_code,
+};
 use scan::{
     scans_do_not_reach_other_documents, scans_of_documents_equal_the_reference,
     scans_of_every_length_equal_the_reference, scans_of_every_width_equal_the_reference,
@@ -84,6 +89,10 @@ device_test!(
     hopper_reads_what_is_seen,
     ssd_of_documents_equals_the_reference,
     ssd_does_not_reach_other_documents,
+    products_equal_sums_in_f64,
+    products_of_frozen_parts,
+    products_run_their_own_code,
+    products_keep_their_place,
 );
 
 fn random<const D: usize>(shape: [usize; D], stream: u64, device: &Device) -> Tensor<D> {

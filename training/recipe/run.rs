@@ -168,6 +168,7 @@ impl<'a> Run<'a> {
             for line in model.explain(&ForwardOptions::train(), &self.options.device) {
                 self.progress.println(&line);
             }
+            self.progress.println(&model.explain_products(&self.options.device));
         }
         let place = match place {
             Some(place) => place,

@@ -1,7 +1,7 @@
 //! f32 ops of their own against the same formulas in f64, outputs and all gradients.
 
-use super::{AdamWStep, GatedNorm, adamw, linear, matmul_detached, rms_norm, rotate_half, swiglu};
-use super::{causal_conv_silu, conv_tail, gated_rms_norm};
+use super::{AdamWStep, GatedNorm, adamw, linear, linear_bias, matmul_detached};
+use super::{causal_conv_silu, conv_tail, gated_rms_norm, rms_norm, rotate_half, swiglu};
 use crate::{Steps, TokenMeta};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
@@ -98,6 +98,33 @@ fn linear_equals_the_formula() {
             let c = matmul_detached(x.clone(), y.clone());
             vec![host(y), host(w.grad(&grads).unwrap()), host(c)]
         });
+    }
+}
+
+#[test]
+fn linear_with_a_bias_equals_the_formula() {
+    for (m, k, n) in [(1, 1, 1), (3, 17, 5), (257, 300, 129)] {
+        // Every subset that has a gradient, by bits.
+        for tracked in 1..8 {
+            check("linear_bias", |dtype| {
+                let part = |bit: usize, x: Tensor<2>| match tracked >> bit & 1 {
+                    1 => x,
+                    _ => Tensor::from_inner(x.inner()),
+                };
+                let x = part(0, leaf([m, k], 1, dtype));
+                let w = part(1, leaf([n, k], 2, dtype));
+                let b = part(2, leaf([1, n], 3, dtype));
+                let y = linear_bias(x.clone(), w.clone(), b.clone().reshape([n]));
+                let grads = (y.clone() * leaf([m, n], 4, dtype).detach()).sum().backward();
+                let mut all = vec![host(y)];
+                for (bit, leaf) in [x, w, b].iter().enumerate() {
+                    let grad = leaf.grad(&grads);
+                    assert_eq!(grad.is_some(), tracked >> bit & 1 == 1);
+                    all.extend(grad.map(host));
+                }
+                all
+            });
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Forward and backward: what runs here, buffers, and the launches of a call.
 
-use super::card::{Entry, Layout, ready, submit};
+use super::card::{Entry, Layout, ready};
 use super::cubin;
 use super::launch::{Call, Side, Steps};
 use super::lists::Lists;
@@ -9,6 +9,7 @@ use super::source::{Kernel, MOST_BRANCHES, Numbers, Variant};
 use crate::Mask;
 use crate::attention::Plan;
 use crate::card::OnCard;
+use crate::stream::submit;
 use burn::backend::{Cube, TensorMetadata, tensor::FloatTensor};
 use burn::tensor::{DType, Shape, Tensor};
 use burn_cubecl::CubeDevice;

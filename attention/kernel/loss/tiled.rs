@@ -1,6 +1,7 @@
 //! Chunks of tokens out of tensor operations: any device.
 
 use super::{LossPlan, chunk_len};
+use crate::linear::product_on_card;
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 
 fn column(labels: &[i32], device: &Device) -> Tensor<2, Int> {
@@ -14,16 +15,16 @@ fn counted(labels: &[i32], device: &Device) -> Tensor<2> {
     Tensor::from_data(TensorData::new(counted, [labels.len(), 1]), (device, DType::F32))
 }
 
-/// (log-probabilities, f32 or f64 `[n, V]`)
-fn log_probabilities(x: Tensor<2>, w: Tensor<2>) -> Tensor<2> {
-    let wide = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-    burn::tensor::activation::log_softmax(x.matmul(w.transpose()).cast(wide), 1)
+/// Log-probabilities out of logits `[n, V]`, in f32 or f64.
+fn log_probabilities(logits: Tensor<2>) -> Tensor<2> {
+    let wide = if logits.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    burn::tensor::activation::log_softmax(logits.cast(wide), 1)
 }
 
 /// −log p(label) per token, 0 where ignored, `[N]`
 pub(super) fn nll(x: Tensor<2>, w: Tensor<2>, labels: &[i32]) -> Tensor<1> {
     let device = x.device();
-    let logp = log_probabilities(x, w);
+    let logp = log_probabilities(x.matmul(w.transpose()));
     let counted = counted(labels, &device).cast(logp.dtype());
     let n = labels.len();
     (logp.gather(1, column(labels, &device)) * counted).neg().reshape([n])
@@ -48,7 +49,7 @@ pub(super) fn forward(
         let len = chunk.min(n - start);
         let labels = &plan.labels[start..start + len];
         let part = x.clone().narrow(0, start, len);
-        let logp = log_probabilities(part.clone(), w.clone());
+        let logp = log_probabilities(product_on_card(part.clone(), w.clone().transpose()));
         let index = column(labels, &device);
         let counted = counted(labels, &device).cast(wide);
         loss = loss - (logp.clone().gather(1, index.clone()) * counted.clone()).sum();
@@ -59,9 +60,9 @@ pub(super) fn forward(
         let dlogits = logp.exp().scatter(1, index, minus, IndexingUpdateOp::Add) * counted;
         let dlogits = dlogits.cast(dtype);
         if plan.x_grad {
-            dx.push(dlogits.clone().matmul(w.clone()));
+            dx.push(product_on_card(dlogits.clone(), w.clone()));
         }
-        dw = dw.map(|sum| sum + dlogits.transpose().matmul(part).cast(wide));
+        dw = dw.map(|sum| sum + product_on_card(dlogits.transpose(), part).cast(wide));
     }
     let dx = if dx.is_empty() { nothing() } else { Tensor::cat(dx, 0) };
     (loss, dx, dw.map_or_else(nothing, |dw| dw.cast(dtype)))

@@ -1,7 +1,7 @@
 //! What the machine could do: a large square product and a sweep through memory.
 
 use super::inputs;
-use super::job::{Job, Layout, MatmulJob};
+use super::job::{Job, Layout, MatmulJob, Numbers};
 use super::row::Ceiling;
 use super::torch::Torch;
 use crate::device::DeviceName;
@@ -35,7 +35,8 @@ pub fn measure(
     let ours = (0..=RUNS).map(|_| product()).fold(f64::INFINITY, f64::min);
     let (mut seconds, mut by) = (ours, "burn".to_string());
     if let Some(torch) = torch {
-        let job = MatmulJob { batch: 1, m: side, k: side, n: side, layout: Layout::Nn };
+        let (layout, dtype) = (Layout::Nn, Numbers::F32);
+        let job = MatmulJob { batch: 1, m: side, k: side, n: side, layout, dtype };
         let mut peer = torch.start(&Job::Matmul(job), "sdpa", None)?;
         for _ in 0..=RUNS {
             let theirs = peer.run(1)?;

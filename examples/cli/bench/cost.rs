@@ -37,7 +37,7 @@ impl Cost {
                 let (b, m, k, n) = (j.batch as f64, j.m as f64, j.k as f64, j.n as f64);
                 Self {
                     flops: 2.0 * b * m * k * n,
-                    bytes: F32 * b * (m * k + k * n + m * n),
+                    bytes: j.dtype.bytes() as f64 * b * (m * k + k * n + m * n),
                     ..Self::default()
                 }
             }

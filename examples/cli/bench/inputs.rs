@@ -53,8 +53,13 @@ pub fn blocks(of: (usize, usize), blocks: usize, density: f64) -> Vec<usize> {
 /// At most this many elements of a result are compared.
 const PROBED: usize = 512;
 
-/// Elements spread evenly over a flat tensor.
+/// Places spread evenly over a flat tensor of `len` elements.
+pub fn probed(len: usize) -> impl Iterator<Item = usize> {
+    let count = len.min(PROBED);
+    (0..count).map(move |i| i * len / count)
+}
+
+/// The elements at these places.
 pub fn probe(values: &[f32]) -> Vec<f32> {
-    let count = values.len().min(PROBED);
-    (0..count).map(|i| values[i * values.len() / count]).collect()
+    probed(values.len()).map(|i| values[i]).collect()
 }

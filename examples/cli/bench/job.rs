@@ -65,6 +65,14 @@ impl Numbers {
         }
     }
 
+    /// Bytes of each.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
+
     /// As rows have it.
     pub fn name(self) -> &'static str {
         match self {
@@ -124,6 +132,8 @@ pub struct MatmulJob {
     pub k: usize,
     pub n: usize,
     pub layout: Layout,
+    #[serde(default)]
+    pub dtype: Numbers,
 }
 
 /// How the two factors lie in memory.
@@ -224,6 +234,7 @@ impl Job {
     pub fn numbers(&self) -> Numbers {
         match self {
             Self::Attention(job) => job.dtype,
+            Self::Matmul(job) => job.dtype,
             _ => Numbers::F32,
         }
     }

@@ -198,7 +198,8 @@ fn attention(cases: &mut Vec<Case>, short: impl Fn(usize) -> usize) {
 fn matmul(cases: &mut Vec<Case>, short: impl Fn(usize) -> usize) {
     use Layout::{Nn, Nt, Tn};
     let mut push = |batch, m: usize, k: usize, n: usize, layout| {
-        cases.push((Job::Matmul(MatmulJob { batch, m, k, n, layout }), vec![PeerName::Torch]));
+        let job = MatmulJob { batch, m, k, n, layout, dtype: Numbers::F32 };
+        cases.push((Job::Matmul(job), vec![PeerName::Torch]));
     };
     for side in [512, 1024, 2048] {
         push(1, short(side), short(side), short(side), Nn);

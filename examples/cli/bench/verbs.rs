@@ -97,14 +97,17 @@ pub struct MatmulArgs {
     /// How the factors lie in memory
     #[arg(long, default_value = "nn")]
     layout: Layout,
+    /// What the matrices are made of
+    #[arg(long, default_value = "f32", value_name = "NAME", hide = true)]
+    dtype: Numbers,
     #[command(flatten)]
     measure: MeasureArgs,
 }
 
 impl MatmulArgs {
     pub fn run(&self, globals: &Globals) -> Result<()> {
-        let Self { m, k, n, batch, layout, .. } = *self;
-        measure(&[Job::Matmul(MatmulJob { batch, m, k, n, layout })], &self.measure, globals)
+        let Self { m, k, n, batch, layout, dtype, .. } = *self;
+        measure(&[Job::Matmul(MatmulJob { batch, m, k, n, layout, dtype })], &self.measure, globals)
     }
 }
 

@@ -11,7 +11,7 @@ pub use model::decoder;
 
 use super::inputs;
 use super::job::Job;
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 use longburn::{Error, Result};
 use std::time::Instant;
 
@@ -41,11 +41,19 @@ pub trait Work {
     fn probe(&mut self) -> Result<Probe>;
 }
 
-/// A result that nobody has looked at yet: looking costs time that is not the work's.
+/// A result that nobody has looked at yet, or the elements of it that are compared: looking costs time that is
+/// not the work's.
 type Lazy = (&'static str, Box<dyn FnOnce() -> Vec<f32>>);
 
 fn lazy<const D: usize>(name: &'static str, x: Tensor<D>) -> Lazy {
-    (name, Box::new(move || x.cast(DType::F32).into_data().iter::<f32>().collect()))
+    let look = move || {
+        // Of a large result on a card, no more than what is looked at is copied.
+        let len = x.shape().num_elements();
+        let places: Vec<i64> = inputs::probed(len).map(|i| i as i64).collect();
+        let places = Tensor::<1, Int>::from_data(places.as_slice(), &x.device());
+        x.reshape([len]).select(0, places).cast(DType::F32).into_data().iter::<f32>().collect()
+    };
+    (name, Box::new(look))
 }
 
 /// Work that is one call after another of the same function.

@@ -183,6 +183,7 @@ fn explain_and_papers() {
     let out = super::longburn(bench.dir.path(), &args).assert().success();
     let text = String::from_utf8(out.get_output().stderr.clone()).unwrap();
     assert!(text.contains("layer 0: ") && text.contains("layer 1: "), "{text}");
+    assert!(text.contains("linear layers: `Flex` in F32"), "{text}");
     let papers = bench.json(&["papers"]);
     assert!(papers["papers"].as_array().unwrap().iter().any(|p| p["name"] == "longlora"));
 }

@@ -7,14 +7,14 @@ use burn::tensor::Device;
 use longburn::kernel::fused::{linear, matmul_detached};
 
 pub fn ours(job: &MatmulJob, device: &Device) -> Box<dyn Work> {
-    let MatmulJob { batch, m, k, n, layout } = *job;
+    let MatmulJob { batch, m, k, n, layout, dtype } = *job;
     let (a_shape, b_shape) = match layout {
         Layout::Nn => ([batch, m, k], [batch, k, n]),
         Layout::Nt => ([batch, m, k], [batch, n, k]),
         Layout::Tn => ([batch, k, m], [batch, k, n]),
     };
-    let a = inputs::tensor::<3>(a_shape, 1, 1.0, device);
-    let b = inputs::tensor::<3>(b_shape, 2, 1.0, device);
+    let tensor = |shape, salt| inputs::tensor::<3>(shape, salt, 1.0, device).cast(dtype.dtype());
+    let (a, b) = (tensor(a_shape, 1), tensor(b_shape, 2));
     if batch > 1 {
         return calls(device, move || {
             let (a, b) = match layout {

@@ -1,0 +1,166 @@
+//! Linear layers: `y = x·Wᵀ + b` as one node of the graph, with weights as checkpoints store them.
+//!
+//! On the CPU products in f32 come out of packed panels (`flex`). On NVIDIA cards those in f32, bf16 and f16
+//! are cuBLASLt's, on CubeCL's stream, with sums in f32 and no rounding to TF32; a bias is added, and its
+//! gradient summed, by the product's own kernel (`layout` says how the library is told a product in rows,
+//! `library` finds it, `plan` asks it, `pass` launches). What it lacks or refuses is left to Burn's products,
+//! which all else has, too; [`products_on`] and [`left_to_burn`] tell.
+
+#[cfg(feature = "flex")]
+mod flex;
+#[cfg(any(test, feature = "cuda"))]
+mod layout;
+#[cfg(feature = "cuda")]
+mod library;
+#[cfg(any(feature = "flex", feature = "cuda"))]
+mod op;
+#[cfg(feature = "cuda")]
+mod pass;
+#[cfg(feature = "cuda")]
+mod plan;
+#[cfg(test)]
+mod tests;
+
+#[cfg(any(feature = "flex", feature = "cuda"))]
+use burn::backend::Dispatch;
+use burn::tensor::{DType, Device, Tensor};
+#[cfg(any(feature = "flex", feature = "cuda"))]
+use op::LinearOps;
+
+/// A linear layer without a bias.
+///
+/// # Shapes
+/// x `[M, K]`, weight `[N, K]` -> `[M, N]`
+pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    #[cfg(any(feature = "flex", feature = "cuda"))]
+    if has_op(&x, &weight) && x.dims()[1] == weight.dims()[1] {
+        let y = <Dispatch as LinearOps>::linear_op(x.into_dispatch(), weight.into_dispatch());
+        return Tensor::from_dispatch(y);
+    }
+    x.matmul(weight.transpose())
+}
+
+/// A linear layer with a bias.
+///
+/// # Shapes
+/// x `[M, K]`, weight `[N, K]`, bias `[N]` -> `[M, N]`
+pub fn linear_bias(x: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
+    #[cfg(any(feature = "flex", feature = "cuda"))]
+    {
+        let ([n, k], [of_bias]) = (weight.dims(), bias.dims());
+        let alike = bias.dtype() == x.dtype() && bias.device().inner() == x.device().inner();
+        if alike && x.dims()[1] == k && of_bias == n && has_op(&x, &weight) {
+            let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+            let y = <Dispatch as LinearOps>::linear_bias_op(x, weight, bias.into_dispatch());
+            return Tensor::from_dispatch(y);
+        }
+    }
+    linear(x, weight) + bias.unsqueeze()
+}
+
+/// `a·b` by the code of [`linear`], without a graph: the products of its backward pass.
+///
+/// # Shapes
+/// a `[M, K]`, b `[K, N]` -> `[M, N]`
+pub fn matmul_detached(a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
+    #[cfg(any(feature = "flex", feature = "cuda"))]
+    if has_op(&a, &b) && a.dims()[1] == b.dims()[0] {
+        let c = <Dispatch as LinearOps>::product_op(a.into_dispatch(), b.into_dispatch());
+        return Tensor::from_dispatch(c);
+    }
+    a.detach().matmul(b.detach())
+}
+
+/// `a·b` without a graph, for forms out of tensor operations: they have the card's library, too.
+pub(crate) fn product_on_card(a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
+    #[cfg(feature = "cuda")]
+    if a.dims()[1] == b.dims()[0] && on_card(&a, &b) {
+        let c = <Dispatch as LinearOps>::product_op(a.into_dispatch(), b.into_dispatch());
+        return Tensor::from_dispatch(c);
+    }
+    a.matmul(b)
+}
+
+#[cfg(any(feature = "flex", feature = "cuda"))]
+fn has_op(a: &Tensor<2>, b: &Tensor<2>) -> bool {
+    #[cfg(feature = "flex")]
+    if on_cpu(a) && on_cpu(b) {
+        return true;
+    }
+    on_card(a, b)
+}
+
+#[cfg(feature = "flex")]
+fn on_cpu(x: &Tensor<2>) -> bool {
+    x.dtype() == DType::F32 && crate::attention::is_flex(&x.device())
+}
+
+#[cfg(all(feature = "flex", not(feature = "cuda")))]
+fn on_card(_: &Tensor<2>, _: &Tensor<2>) -> bool {
+    false
+}
+
+#[cfg(feature = "cuda")]
+fn on_card(a: &Tensor<2>, b: &Tensor<2>) -> bool {
+    let empty = |x: &Tensor<2>| x.dims().contains(&0);
+    let alike = a.dtype() == b.dtype() && a.device().inner() == b.device().inner();
+    alike && !empty(a) && !empty(b) && pass::library_for(a).is_ok()
+}
+
+/// Whose code multiplies the matrices of linear layers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Products {
+    /// Packed panels on the CPU.
+    Flex,
+    /// NVIDIA's library; what it refuses, Burn does.
+    CublasLt {
+        /// Its version.
+        version: String,
+    },
+    /// Burn's own.
+    Burn {
+        /// Why no other.
+        reason: String,
+    },
+}
+
+impl std::fmt::Display for Products {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Flex => f.write_str("`Flex`"),
+            Self::CublasLt { version } => write!(f, "cuBLASLt {version}"),
+            Self::Burn { reason } => write!(f, "Burn's products ({reason})"),
+        }
+    }
+}
+
+/// Whose code [`linear`] runs on a device.
+pub fn products_on(device: &Device, dtype: DType) -> Products {
+    if crate::attention::is_flex(device) {
+        return match dtype {
+            DType::F32 => Products::Flex,
+            _ => Products::Burn { reason: format!("`Flex` computes in F32, not in {dtype:?}") },
+        };
+    }
+    #[cfg(feature = "cuda")]
+    let found = {
+        let x = Tensor::<2>::zeros([1, 1], (device, dtype));
+        pass::library_for(&x).map(|library| library.version())
+    };
+    #[cfg(not(feature = "cuda"))]
+    let found = Err("cuBLASLt is for NVIDIA cards".to_string());
+    match found {
+        Ok(version) => Products::CublasLt { version },
+        Err(reason) => Products::Burn { reason },
+    }
+}
+
+/// The products that cuBLASLt has refused so far on any device, each with its reason: Burn does these.
+pub fn left_to_burn() -> Vec<String> {
+    #[cfg(feature = "cuda")]
+    let refused = library::refused();
+    #[cfg(not(feature = "cuda"))]
+    let refused = Vec::new();
+    refused
+}

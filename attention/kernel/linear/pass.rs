@@ -1,0 +1,230 @@
+//! Products of tensors on a card: by cuBLASLt where it does them, else by Burn.
+
+use super::layout::{ALIGNED, Beside, Call, Gemm, Numbers, View, alignment};
+use super::library::{self, Library};
+use super::plan::{At, Plan};
+use crate::card::OnCard;
+use crate::stream::submit;
+use burn::backend::{Backend, Cube, TensorMetadata, tensor::FloatTensor};
+use burn::tensor::{DType, Shape, Tensor};
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use std::sync::Arc;
+
+/// Alignment of a bias that epilogues read in whole runs, bytes.
+const OF_BIAS: u64 = 16;
+
+/// The library for tensors like `x`, or why there is none.
+pub(super) fn library_for(x: &Tensor<2>) -> Result<Arc<Library>, String> {
+    if numbers(x.dtype()).is_none() {
+        return Err(format!(
+            "cuBLASLt is asked for products in f32, bf16 and f16, not in {:?}",
+            x.dtype()
+        ));
+    }
+    let Ok(x) = x.clone().inner().try_into_primitive::<Cube>() else {
+        return Err("cuBLASLt is for NVIDIA cards".into());
+    };
+    let device = x.device();
+    if device.client().name() != "cuda" {
+        return Err("cuBLASLt is for NVIDIA cards by CUDA".into());
+    }
+    library::of(device.to_id().index_id.into())
+}
+
+fn numbers(dtype: DType) -> Option<Numbers> {
+    match dtype {
+        DType::F32 => Some(Numbers::F32),
+        DType::BF16 => Some(Numbers::Bf16),
+        DType::F16 => Some(Numbers::F16),
+        _ => None,
+    }
+}
+
+/// `a·b`
+pub(super) fn product(a: FloatTensor<Cube>, b: FloatTensor<Cube>) -> FloatTensor<Cube> {
+    let (a, b) = (Factor::new(a), Factor::new(b));
+    match run(&a, &b, With::Nothing) {
+        Ok((c, _)) => Cube::lift(c),
+        Err(_) => by_burn::<Cube>(a.lift(), b.lift()),
+    }
+}
+
+/// `x·Wᵀ`
+pub(super) fn linear(x: FloatTensor<Cube>, weight: FloatTensor<Cube>) -> FloatTensor<Cube> {
+    let (x, weight) = (Factor::new(x), Factor::new(weight).turned());
+    match run(&x, &weight, With::Nothing) {
+        Ok((y, _)) => Cube::lift(y),
+        Err(_) => by_burn::<Cube>(x.lift(), weight.lift()),
+    }
+}
+
+/// `x·Wᵀ + b`; none where the two do not go together.
+pub(super) fn linear_bias(
+    x: FloatTensor<Cube>,
+    weight: FloatTensor<Cube>,
+    bias: FloatTensor<Cube>,
+) -> Option<FloatTensor<Cube>> {
+    let (x, weight) = (Factor::new(x), Factor::new(weight).turned());
+    let bias = into_contiguous(Cube::lower(bias));
+    run(&x, &weight, With::Bias(&bias)).ok().map(|(y, _)| Cube::lift(y))
+}
+
+/// (dyᵀ·x, sums of dy's columns); none where the two do not go together.
+pub(super) fn parameter_gradients(
+    dy: FloatTensor<Cube>,
+    x: FloatTensor<Cube>,
+) -> Option<(FloatTensor<Cube>, FloatTensor<Cube>)> {
+    let (dy, x) = (Factor::new(dy).turned(), Factor::new(x));
+    let (dw, db) = run(&dy, &x, With::RowSums).ok()?;
+    Some((Cube::lift(dw), Cube::lift(db?)))
+}
+
+fn by_burn<B: Backend>(a: FloatTensor<B>, b: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_matmul(a, b)
+}
+
+fn turned<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_transpose(x)
+}
+
+/// A matrix as it lies on the card, or its transpose.
+struct Factor {
+    x: CubeTensor,
+    turned: bool,
+}
+
+impl Factor {
+    /// Copied where neither rows nor columns are runs of neighbours.
+    fn new(x: FloatTensor<Cube>) -> Self {
+        let x = Self { x: Cube::lower(x), turned: false };
+        if !x.x.meta.is_tiled() && x.view().factor().is_some() {
+            return x;
+        }
+        Self { x: into_contiguous(x.x), turned: false }
+    }
+
+    fn turned(self) -> Self {
+        Self { turned: !self.turned, ..self }
+    }
+
+    fn view(&self) -> View {
+        let (shape, strides) = (self.x.meta.shape(), self.x.meta.strides());
+        let view = View { rows: shape[0], columns: shape[1], strides: [strides[0], strides[1]] };
+        if self.turned { view.turned() } else { view }
+    }
+
+    /// As Burn multiplies it.
+    fn lift(self) -> FloatTensor<Cube> {
+        let x = Cube::lift(self.x);
+        if self.turned { turned::<Cube>(x) } else { x }
+    }
+
+    /// As far as it is known before its buffer has an address: buffers begin at multiples of 512 bytes.
+    fn alignment(&self) -> u32 {
+        alignment(begins(&self.x))
+    }
+}
+
+/// Bytes from the beginning of its buffer.
+fn begins(x: &CubeTensor) -> u64 {
+    x.handle.offset_start.unwrap_or_default()
+}
+
+enum With<'a> {
+    Nothing,
+    Bias(&'a CubeTensor),
+    RowSums,
+}
+
+/// C and, where they were asked for, the sums of A's rows.
+///
+/// # Errors
+/// Why the library does not do it. Nothing has been queued then.
+fn run(a: &Factor, b: &Factor, with: With<'_>) -> Result<(CubeTensor, Option<CubeTensor>), String> {
+    let dtype = a.x.dtype;
+    let numbers = numbers(dtype).filter(|_| b.x.dtype == dtype);
+    let numbers = numbers.ok_or("factors of several kinds of numbers")?;
+    let gemm = Gemm::new(a.view(), b.view()).ok_or("sizes that do not fit")?;
+    if let With::Bias(bias) = &with {
+        let fits = bias.dtype == dtype && bias.meta.shape().num_elements() == gemm.m;
+        if !fits || !begins(bias).is_multiple_of(OF_BIAS) {
+            return Err("a bias that does not fit, or lies at an odd place".into());
+        }
+    }
+    let beside = match with {
+        With::Nothing => Beside::Nothing,
+        With::Bias(_) => Beside::Bias,
+        With::RowSums => Beside::RowSums,
+    };
+    let device = a.x.device.clone();
+    let library = library::of(device.to_id().index_id.into())?;
+    let aligned = [b.alignment(), a.alignment(), ALIGNED];
+    let call = Call { gemm, numbers, beside, aligned };
+    let plan = library.plan(&call)?;
+
+    let empty = |shape: &[usize], dtype| {
+        let client = a.x.client.clone();
+        empty_device_contiguous_dtype(client, device.clone(), Shape::from(shape.to_vec()), dtype)
+    };
+    let c = empty(&[gemm.n, gemm.m], dtype);
+    let sums = (beside == Beside::RowSums).then(|| empty(&[gemm.n], dtype));
+    let room = plan.workspace();
+    // With what its address is rounded up by.
+    let workspace = (room > 0).then(|| empty(&[(room + ALIGNED as usize).div_ceil(4)], DType::F32));
+
+    let mut reads = vec![b.x.handle.clone(), a.x.handle.clone()];
+    if let With::Bias(bias) = with {
+        reads.push(bias.handle.clone());
+    }
+    let mut writes = vec![c.handle.clone()];
+    writes.extend(sums.iter().chain(&workspace).map(|x| x.handle.clone()));
+    submit(&device, reads, writes, move |stream, addresses| {
+        let at = At::new(addresses, beside)?;
+        let launched = plan_for(&library, call, plan, &at).and_then(|plan| {
+            // Safe: CubeCL's thread has the device's context, and all buffers the sizes of the call.
+            unsafe { plan.launch(library.handle(), stream, &at) }
+        });
+        // Whoever asks for such a product again gets Burn's.
+        launched.inspect_err(|reason| library.refuse(&call, reason.clone()))
+    });
+    Ok((c, sums))
+}
+
+impl At {
+    /// Of reads and writes in the order of [`run`].
+    fn new(addresses: &[u64], beside: Beside) -> Result<Self, String> {
+        let (matrices, workspace) = match (beside, addresses) {
+            (Beside::Nothing, [left, right, out, rest @ ..]) => ([*left, *right, *out, 0], rest),
+            (Beside::Bias, [left, right, bias, out, rest @ ..]) => {
+                ([*left, *right, *out, *bias], rest)
+            }
+            (Beside::RowSums, [left, right, out, sums, rest @ ..]) => {
+                ([*left, *right, *out, *sums], rest)
+            }
+            _ => return Err(format!("{} buffers for a product", addresses.len())),
+        };
+        let [left, right, out, beside] = matrices;
+        let workspace = workspace.first().map_or(0, |x| x.next_multiple_of(u64::from(ALIGNED)));
+        Ok(Self { left, right, out, beside, workspace })
+    }
+}
+
+/// The plan for what buffers' addresses turned out to be.
+fn plan_for(
+    library: &Library,
+    call: Call,
+    expected: Arc<Plan>,
+    at: &At,
+) -> Result<Arc<Plan>, String> {
+    let aligned = [at.left, at.right, at.out].map(alignment);
+    if aligned == call.aligned {
+        return Ok(expected);
+    }
+    let plan = library.plan(&Call { aligned, ..call })?;
+    match plan.workspace() <= expected.workspace() {
+        true => Ok(plan),
+        false => Err(format!("buffers aligned by {aligned:?}, not by {:?}", call.aligned)),
+    }
+}
