@@ -29,8 +29,8 @@ mod hopper;
 mod host;
 mod linear;
 pub mod loss;
-
 pub mod mask;
+mod named;
 #[cfg(feature = "flex")]
 mod panels;
 #[cfg(feature = "flex")]
@@ -50,6 +50,7 @@ pub use branch::{AttentionGrads, AttentionOptions, AttentionOutput, Branch, Impl
 pub use error::Error;
 pub use host::keep_freed_memory;
 pub use loss::{linear_cross_entropy, linear_nll};
+pub use named::card_name;
 pub use scan::{SelectiveScan, Ssd, SsdDiscrete, Step, Steps, selective_scan, ssd, ssd_discrete};
 
 pub use mask::{

@@ -2,9 +2,10 @@
 
 use super::row::Machine;
 use crate::doctor;
+use burn::tensor::Device;
 
-/// This machine and this program.
-pub fn machine() -> Machine {
+/// This machine and this program, computing on `device`.
+pub fn machine(device: &Device) -> Machine {
     Machine {
         cpu: cpu().unwrap_or_else(|| "unknown".into()),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
@@ -12,6 +13,7 @@ pub fn machine() -> Machine {
         system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         longburn: env!("CARGO_PKG_VERSION").into(),
         build: if cfg!(debug_assertions) { "dev" } else { "release" }.into(),
+        card: longburn::kernel::card_name(device),
     }
 }
 

@@ -79,7 +79,8 @@ impl<'a> Bench<'a> {
         let in_python = args.peer.iter().any(|peer| peer.in_python());
         let place = (globals.device, &device);
         let ceiling = ceiling::measure(place, args.ceiling_side, in_python.then_some(&torch))?;
-        Ok(Self { args, globals, device, torch, ceiling, machine: machine::machine() })
+        let machine = machine::machine(&device);
+        Ok(Self { args, globals, device, torch, ceiling, machine })
     }
 
     /// One row with the peers that were asked for.

@@ -1,5 +1,6 @@
 //! `longburn bench page`: the page of results, out of files of rows.
 
+mod card;
 mod targets;
 mod text;
 

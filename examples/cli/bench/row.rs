@@ -108,6 +108,9 @@ pub struct Machine {
     pub longburn: String,
     /// `release` or `dev`.
     pub build: String,
+    /// The graphics card, where it computed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub card: Option<String>,
 }
 
 impl Results {

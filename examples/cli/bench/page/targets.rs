@@ -58,7 +58,7 @@ impl Target {
 }
 
 /// Figures of rows that `wanted` holds for.
-fn figures(
+pub fn figures(
     rows: &[&Row],
     wanted: impl Fn(&Row) -> bool,
     figure: impl Fn(&Row) -> Option<f64>,
@@ -67,12 +67,12 @@ fn figures(
     chosen.filter_map(|row| Some((format!("{}, {}", row.case, row.shape), figure(row)?))).collect()
 }
 
-fn ratio(name: &'static str) -> impl Fn(&Row) -> Option<f64> {
+pub fn ratio(name: &'static str) -> impl Fn(&Row) -> Option<f64> {
     move |row| row.peer(name).map(|peer| peer.ratio)
 }
 
 /// The number behind a letter of a row's sizes.
-fn size(row: &Row, letter: char) -> Option<usize> {
+pub fn size(row: &Row, letter: char) -> Option<usize> {
     row.shape.split_whitespace().find_map(|part| part.strip_prefix(letter)?.parse().ok())
 }
 
@@ -103,7 +103,7 @@ fn step(row: &Row, mask: &str) -> bool {
     row.what == "train-step" && row.case.starts_with(mask) && size(row, 'T') == Some(4096)
 }
 
-/// All of them.
+/// Those of a CPU.
 pub const TARGETS: [Target; 13] = [
     Target {
         text: "attention forward + backward against stock Burn with autodiff, B1 H8 D64 T4096",

@@ -1,7 +1,7 @@
 //! The page as Markdown.
 
-use super::groups;
-use super::targets::{Bound, TARGETS, Verdict};
+use super::targets::{Bound, TARGETS, Target, Verdict};
+use super::{card, groups};
 use crate::bench::row::{Peer, Row};
 use crate::bench::table::time;
 use longburn::training::plan::bytes;
@@ -11,7 +11,7 @@ const HEAD: &str = "# Performance
 
 <!-- Generated from docs/results/performance by `longburn bench page`. -->
 
-Speed and memory on a CPU, beside plain Burn, PyTorch and `transformers`. All sides of a row run in turn
+Speed and memory, beside plain Burn, PyTorch and `transformers`. All sides of a row run in turn
 in one process run, on the same number of threads, from the same inputs and weights; before that their
 results are compared, and a difference beyond rounding ends the measurement. A ratio is the other's time
 over Longburn's: **above 1 Longburn is faster.**
@@ -92,17 +92,23 @@ pub fn page(rows: &[Row], image: bool) -> String {
 fn machine(rows: &[&Row]) -> String {
     let first = rows[0];
     let m = &first.machine;
+    let title = match &m.card {
+        Some(card) => card.clone(),
+        None => format!("{}, {} threads", m.cpu, first.threads),
+    };
+    let mut numbers: Vec<&str> = rows.iter().map(|row| row.dtype.as_str()).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
     let mut text = format!(
-        "\n## {}, {} threads\n\n{} cores, {}, {}; longburn {} ({} build), device {}, {}.\n",
+        "\n## {title}\n\n{}, {} cores, {}, {}; longburn {} ({} build), device {}, {}.\n",
         m.cpu,
-        first.threads,
         m.cores,
         m.simd.join(", "),
         m.system,
         m.longburn,
         m.build,
         first.device,
-        first.dtype,
+        numbers.join(" and "),
     );
     let mut versions: Vec<&str> =
         rows.iter().flat_map(|row| &row.peers).map(|peer| peer.version.as_str()).collect();
@@ -125,7 +131,9 @@ fn machine(rows: &[&Row]) -> String {
 
 fn targets(rows: &[&Row]) -> String {
     let mut table = Table::new(["Target", "Needed", "Found", "Verdict"]);
-    for target in &TARGETS {
+    let on_card = rows.first().is_some_and(|row| row.machine.card.is_some());
+    let all: &[Target] = if on_card { &card::TARGETS } else { &TARGETS };
+    for target in all {
         let (verdict, ends) = target.judge(rows);
         let needed = match target.bound {
             Bound::AtLeast(x) => format!("≥ {x}"),

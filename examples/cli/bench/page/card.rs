@@ -1,0 +1,116 @@
+//! What was to be reached on a graphics card.
+
+use super::targets::{Bound, Target, dense, figures, ratio, size};
+use crate::bench::row::Row;
+
+/// Attention of rows as long as `lengths`, of a mask, forward or both ways.
+fn masked(row: &Row, mask: &str, backward: bool) -> bool {
+    let passes = if backward { "forward + backward" } else { "forward" };
+    row.what == "attention"
+        && row.case.starts_with(mask)
+        && row.case.ends_with(passes)
+        && size(row, 'T').is_some_and(|t| t >= 16_384)
+}
+
+fn sparse(row: &Row, backward: bool) -> bool {
+    let masks = ["window", "LongLoRA", "stride", "0.1 of the blocks"];
+    masks.iter().any(|mask| masked(row, mask, backward))
+}
+
+fn long(row: &Row, backward: bool, width: usize) -> bool {
+    dense(row, backward, width) && size(row, 'T').is_some_and(|t| t >= 16_384)
+}
+
+fn of_pairs(row: &Row) -> Option<f64> {
+    Some(row.peer("dense")?.ratio * row.causal_share?)
+}
+
+/// A share of what bytes over bandwidth allow.
+fn scan(rows: &[&Row], kind: &str, figure: fn(&Row) -> Option<f64>) -> Vec<(String, f64)> {
+    figures(rows, |row| row.what == "scan" && row.case.starts_with(kind), figure)
+}
+
+/// All of them.
+pub const TARGETS: [Target; 12] = [
+    Target {
+        text: "dense causal attention forward against PyTorch's fastest backend, T 16 k and 64 k, D 128",
+        bound: Bound::AtLeast(0.97),
+        cases: 2,
+        found: |rows| figures(rows, |row| long(row, false, 128), ratio("torch")),
+    },
+    Target {
+        text: "the same, forward + backward",
+        bound: Bound::AtLeast(0.97),
+        cases: 2,
+        found: |rows| figures(rows, |row| long(row, true, 128), ratio("torch")),
+    },
+    Target {
+        text: "the same with D 64, forward",
+        bound: Bound::AtLeast(0.9),
+        cases: 2,
+        found: |rows| figures(rows, |row| long(row, false, 64), ratio("torch")),
+    },
+    Target {
+        text: "the same with D 64, forward + backward",
+        bound: Bound::AtLeast(0.9),
+        cases: 2,
+        found: |rows| figures(rows, |row| long(row, true, 64), ratio("torch")),
+    },
+    Target {
+        text: "window, LongLoRA groups, stride and a tenth of the blocks against FlexAttention, T ≥ 16 k, forward",
+        bound: Bound::AtLeast(1.5),
+        cases: 8,
+        found: |rows| figures(rows, |row| sparse(row, false), ratio("torch-flex")),
+    },
+    Target {
+        text: "the same, forward + backward",
+        bound: Bound::AtLeast(1.5),
+        cases: 8,
+        found: |rows| figures(rows, |row| sparse(row, true), ratio("torch-flex")),
+    },
+    Target {
+        text: "documents of 2048 against FlexAttention, T ≥ 16 k, forward",
+        bound: Bound::AtLeast(1.5),
+        cases: 2,
+        found: |rows| figures(rows, |row| masked(row, "documents", false), ratio("torch-flex")),
+    },
+    Target {
+        text: "the same, forward + backward",
+        bound: Bound::AtLeast(1.3),
+        cases: 2,
+        found: |rows| figures(rows, |row| masked(row, "documents", true), ratio("torch-flex")),
+    },
+    Target {
+        text: "block-sparse attention over dense, times its share d of the causal pairs, d ≥ 0.05",
+        bound: Bound::AtLeast(0.8),
+        cases: 4,
+        found: |rows| {
+            let wanted = |row: &Row| {
+                [false, true].into_iter().any(|backward| masked(row, "", backward))
+                    && !row.case.starts_with("dense")
+                    && row.causal_share.is_some_and(|share| share >= 0.05)
+            };
+            figures(rows, wanted, of_pairs)
+        },
+    },
+    Target {
+        text: "products in bf16, 8192³ and those of a Llama of 1 B, against PyTorch",
+        bound: Bound::AtLeast(0.97),
+        cases: 8,
+        found: |rows| {
+            figures(rows, |row| row.what == "matmul" && row.dtype == "bf16", ratio("torch"))
+        },
+    },
+    Target {
+        text: "selective scan forward + backward, share of what bytes over bandwidth allow",
+        bound: Bound::AtLeast(0.5),
+        cases: 1,
+        found: |rows| scan(rows, "selective", |row| row.share),
+    },
+    Target {
+        text: "SSD forward + backward against a compiled PyTorch formulation",
+        bound: Bound::AtLeast(1.0),
+        cases: 1,
+        found: |rows| scan(rows, "SSD", |row| Some(row.peer("torch")?.ratio)),
+    },
+];
