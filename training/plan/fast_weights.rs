@@ -115,7 +115,7 @@ impl Layer<'_> {
         let heads = self.heads.max(1);
         let shape = [batch, heads, len, hidden / heads].map(|size| size as usize);
         let scratch = scratch(shape, heads as usize, len as usize) as u64;
-        let out = attend(tape, [&q, &k, &v], batch * heads * len, scratch);
+        let out = attend(tape, [&q, &k, &v], &tape.made(batch * heads * len), scratch);
         tape.copy(&out)
     }
 
@@ -312,6 +312,149 @@ mod tests {
     use crate::attention::MixerConfig;
     use crate::models::ModelConfig;
     use crate::training::plan::PlanConfig;
+    use crate::training::plan::layout::Training;
+
+    /// Rows, tokens of each, width, channels of a head and inside, of two heads.
+    const B: u64 = 2;
+    const T: u64 = 4;
+    const D: u64 = 8;
+    const H: u64 = 2;
+    const WIDTHS: (u64, u64) = (4, 6);
+
+    /// With all weights training.
+    fn of<R>(config: &LactConfig, batch: u64, work: impl FnOnce(&Layer<'_>) -> R) -> R {
+        let plan = PlanConfig::new(ModelConfig::llama(8, D as usize, 1, 2), 1);
+        let mixer = MixerConfig::Lact(config.clone());
+        let parts = Parts::new(&mixer, D as usize, &Training::of(&plan, false));
+        let sizes = Sizes { batch, len: T, hidden: D, threads: 1 };
+        let widths = config.widths(D as usize).unwrap();
+        assert_eq!((widths.0 as u64, widths.1 as u64), WIDTHS);
+        work(&Layer { config, parts: &parts, heads: 2, widths, sizes })
+    }
+
+    /// Full matrices, plain steps in chunks of two tokens.
+    fn plain() -> LactConfig {
+        LactConfig::new()
+            .with_fast_heads(H as usize)
+            .with_inter_multi(1.5)
+            .with_low_rank(0)
+            .with_chunk(2)
+            .with_momentum(false)
+            .with_optimizer(FastOptimizer::Sgd)
+    }
+
+    /// Kept by the iteration beside what it is given: the norm and what it is the root of; each time
+    /// the matrix, its square and the polynomial of that.
+    fn iteration() -> u64 {
+        let (d, inner) = WIDTHS;
+        2 * B * H + 5 * (B * H * d * inner + 2 * B * H * d * d)
+    }
+
+    #[test]
+    fn the_iteration_keeps_three_matrices_each_time() {
+        let floats = B * H * WIDTHS.0 * WIDTHS.1;
+        of(&plain(), B, |layer| {
+            let trace = Tape::trace(floats, true, |tape, x| (layer.orthogonal(tape, x), None));
+            assert_eq!(trace.kept, floats + iteration());
+            assert!(trace.by_library);
+        });
+    }
+
+    #[test]
+    fn reading_keeps_both_sides_of_the_gate() {
+        let (x, inner) = (B * T * D, B * T * H * WIDTHS.1);
+        of(&plain(), 1, |layer| {
+            let trace = Tape::trace(x, true, |tape, x| {
+                let weights = layer.initial(tape);
+                (layer.apply(tape, &weights, x, B * T), None)
+            });
+            assert_eq!(trace.kept, x + 3 * inner);
+            // What is read, and its copy in the order of the tokens.
+            assert_eq!(trace.forward, x + 3 * inner + 2 * x);
+        });
+    }
+
+    /// Silu of the scaled input, over its length; rotated, which copies twice.
+    #[test]
+    fn queries_of_the_fast_weights_are_rotated_in_copies() {
+        let (x, lengths) = (B * T * D, B * T * H);
+        for (rotate, copies) in [(true, 2), (false, 0)] {
+            of(&plain().with_rotate(rotate), B, |layer| {
+                let trace = Tape::trace(x, true, |tape, x| (layer.fast(tape, x), None));
+                // The input, scaled, its sigmoid, their product; lengths and their squares.
+                assert_eq!(trace.kept, 4 * x + 2 * lengths);
+                assert_eq!(trace.forward, trace.kept + (1 + copies) * x);
+            });
+        }
+    }
+
+    #[test]
+    fn the_window_keeps_rotated_copies() {
+        let (x, lse) = (B * T * D, B * T * 2);
+        of(&plain(), B, |layer| {
+            let trace = Tape::trace(x, true, |tape, x| {
+                (layer.window(tape, [x.clone(), x.clone(), x]), None)
+            });
+            // Values as they are, queries, keys, what is read.
+            assert_eq!(trace.kept, 4 * x + lse);
+            assert_eq!(trace.forward, 5 * x + lse);
+        });
+    }
+
+    /// Two chunks: the first teaches the second.
+    fn scanned(config: &LactConfig, batch: u64) -> Trace {
+        of(config, batch, |layer| {
+            let tokens = layer.sizes.tokens();
+            let rates = tokens * H * (3 + u64::from(config.momentum));
+            Tape::trace(tokens * D, true, |tape, x| {
+                let rates = tape.reduced(&x, rates);
+                let taught = [x.clone(), x.clone(), rates];
+                (layer.scan(tape, x, taught), None)
+            })
+        })
+    }
+
+    /// What a scan of two chunks keeps.
+    fn kept(batch: u64) -> u64 {
+        let (d, d_h) = WIDTHS;
+        let (asked, half) = (batch * T * D, batch * T / 2);
+        let (inner, rates) = (half * H * d_h, half * H * 3);
+        let weights = 3 * batch * H * d * d_h;
+        // Gate, up and hidden of both chunks; the second reads weights that have learned.
+        let read = 2 * 3 * inner + weights;
+        // Keys and values, keys times a rate twice; twelve between the layers; the sums.
+        let learned = 4 * half * D + rates + 12 * inner + weights;
+        // Lengths of rows: of the sums, their squares and quotients; of the first weights, twice.
+        let (lengths, first) = (3 * batch * H * d_h, 3 * H * d_h);
+        asked + read + learned + 3 * lengths + 2 * first
+    }
+
+    #[test]
+    fn a_chunk_that_teaches_is_kept() {
+        assert_eq!(scanned(&plain(), 1).kept, kept(1));
+        assert_eq!(scanned(&plain(), B).kept, kept(B));
+        // One row more, whose chunks are put in order and back: queries and answers are there twice.
+        let rows = scanned(&plain(), B);
+        assert_eq!(rows.forward, rows.kept + 3 * B * T * D);
+        let row = scanned(&plain(), 1);
+        assert_eq!(row.forward, row.kept + 2 * T * D);
+    }
+
+    #[test]
+    fn momentum_keeps_the_step_before() {
+        let config = plain().with_momentum(true);
+        let weights = 3 * H * WIDTHS.0 * WIDTHS.1;
+        // A share per token; the first momentum is one for all rows.
+        assert_eq!(scanned(&config, 1).kept, kept(1) + T / 2 * H + weights);
+        assert_eq!(scanned(&config, B).kept, kept(B) + B * T / 2 * H + weights);
+    }
+
+    #[test]
+    fn steps_are_orthogonal_with_muon() {
+        let config = plain().with_optimizer(FastOptimizer::Muon);
+        let step = B * H * WIDTHS.0 * WIDTHS.1;
+        assert_eq!(scanned(&config, B).kept, kept(B) + 3 * (step + iteration()));
+    }
 
     /// Far beyond what is walked through, the account goes on as it did.
     #[test]

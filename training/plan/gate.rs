@@ -77,19 +77,21 @@ impl<'a> Layer<'a> {
         let (len, heads) = (self.sizes.len as usize, l.heads as usize);
         let shape = [self.sizes.batch as usize, heads, len, l.head_dim as usize];
         let scratch = scratch(shape, (l.kv / l.head_dim) as usize, len) as u64;
-        let mixed = attend(tape, [&rotated[0], &rotated[1], &v], tokens * l.heads, scratch);
+        // The loss needs it, too.
+        let lse = tape.made(tokens * l.heads);
+        let mixed = attend(tape, [&rotated[0], &rotated[1], &v], &lse, scratch);
         drop(v);
-        let y = {
-            let joined = if l.heads > 1 { tape.copy(&mixed) } else { mixed };
-            tape.linear(&joined, tokens, &l.o)
-        };
+        let joined = if l.heads > 1 { tape.copy(&mixed) } else { mixed.clone() };
+        drop(mixed);
+        let y = tape.linear(&joined, tokens, &l.o);
+        drop(joined);
         let (q, k) = (tape.detached(&q), tape.detached(&k));
         let (q, k) = match self.config.gate {
             GateKind::Prefill => self.of_blocks(tape, q, k),
             GateKind::Decode => self.of_tokens(tape, q, k),
         };
         let loss = self.loss(tape, [q, k]);
-        drop(rotated);
+        drop((rotated, lse));
         (y, Some(loss))
     }
 
@@ -202,5 +204,82 @@ impl<'a> Layer<'a> {
             (tape.reduced(&divergence, 1), None)
         });
         trace.forward.max(trace.backward.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attention::MixerConfig;
+    use crate::attention::seer::Pool;
+    use crate::models::ModelConfig;
+    use crate::training::plan::PlanConfig;
+
+    /// Rows, tokens of each, query heads, key heads, channels of a head, tokens of a block, blocks.
+    const B: u64 = 2;
+    const T: u64 = 10;
+    const H: u64 = 4;
+    const KV: u64 = 2;
+    const P: u64 = 3;
+    const BLOCK: u64 = 4;
+    const BLOCKS: u64 = 3;
+    const SIZES: Sizes = Sizes { batch: B, len: T, hidden: H * P, threads: 1 };
+
+    fn of<R>(config: &SeerConfig, sizes: Sizes, work: impl FnOnce(&Layer<'_>) -> R) -> R {
+        let mut model = ModelConfig::llama(8, (H * P) as usize, 1, H as usize);
+        model.num_key_value_heads = KV as usize;
+        let plan = PlanConfig::new(model, T as usize).with_batch(B as usize);
+        let mixer = MixerConfig::Seer(config.clone().with_block(BLOCK as usize));
+        let layout = Layout::new(&plan, std::slice::from_ref(&mixer)).unwrap();
+        let config = mixer.seer().unwrap();
+        work(&Layer::new(config, &layout, &Training::of(&plan, true), sizes))
+    }
+
+    #[test]
+    fn pooling_copies_blocks_that_are_filled_up() {
+        let (each, padded) = (5, BLOCKS * BLOCK * 5);
+        let forward = |sizes: Sizes| {
+            of(&SeerConfig::new(), sizes, |layer| {
+                let floats = sizes.len * each;
+                let pool = |tape: &Tape, x| (layer.pooled(tape, &x, 3), None);
+                Tape::trace(floats, false, pool).forward
+            })
+        };
+        assert_eq!(forward(SIZES), T * each + 2 * padded + 3 * BLOCKS * each);
+        // Whole blocks are not filled up.
+        let whole = Sizes { len: BLOCKS * BLOCK, ..SIZES };
+        assert_eq!(forward(whole), padded + padded + 3 * BLOCKS * each);
+    }
+
+    /// Scores of a piece of so many rows: the targets of all query heads, those that are learned, the
+    /// scores, the same less the logarithm of their sums, and the entropy.
+    #[test]
+    fn a_piece_holds_four_tensors_of_scores_beside_targets() {
+        let rows = 2;
+        let of_head = B * rows * BLOCKS;
+        of(&SeerConfig::new(), SIZES, |layer| {
+            let piece = layer.piece([7, 9], H, rows);
+            assert_eq!(piece, 4 * H * of_head + H * of_head / BLOCKS);
+        });
+        of(&SeerConfig::decode(), SIZES, |layer| {
+            let piece = layer.piece([7, 9], KV, rows);
+            assert_eq!(piece, H * of_head + 4 * KV * of_head + KV * of_head / BLOCKS);
+        });
+    }
+
+    /// In the loss: the layer's output, queries and keys before and after rotation, a number per query
+    /// and head; gate queries and keys with their gradients, the keys that they are made of; a piece.
+    #[test]
+    fn the_loss_is_beside_all_of_attention() {
+        let config = SeerConfig::new().with_pools(&[Pool::Avg], &[Pool::Avg]);
+        of(&config, SIZES, |layer| {
+            let (tokens, width) = (B * T, H * P);
+            let gates = 2 * B * BLOCKS * H * P;
+            let piece = layer.piece([gates / 2; 2], H, BLOCKS);
+            let trace = Tape::trace(tokens * width, false, |tape, x| layer.mix(tape, x));
+            let attention = tokens * width + 2 * tokens * (width + KV * P) + tokens * H;
+            let pooled = B * BLOCKS * H * P;
+            assert_eq!(trace.forward, attention + pooled + 2 * gates + piece);
+        });
     }
 }

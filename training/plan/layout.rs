@@ -75,7 +75,12 @@ pub(super) struct Training<'a> {
     muon: bool,
 }
 
-impl Training<'_> {
+impl<'a> Training<'a> {
+    /// With gates that learn, or without.
+    pub(super) fn of(plan: &'a PlanConfig, gates: bool) -> Self {
+        Self { lora: plan.lora.as_ref(), gates, muon: plan.muon }
+    }
+
     /// Everything that has neither a role nor an update.
     pub(super) fn matrix(&self, floats: usize) -> Weights {
         Weights::new(floats, self.lora.is_none() && !self.gates)
@@ -157,7 +162,7 @@ impl Layout {
     pub(super) fn new(plan: &PlanConfig, mixers: &[MixerConfig]) -> Result<Self> {
         let config = &plan.model;
         let gates = mixers.iter().any(|mixer| mixer.seer().is_some());
-        let training = Training { lora: plan.lora.as_ref(), gates, muon: plan.muon };
+        let training = Training::of(plan, gates);
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let q = config.num_attention_heads * config.head_dim;
         let kv = config.num_key_value_heads * config.head_dim;

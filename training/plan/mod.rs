@@ -244,3 +244,45 @@ impl MemoryPlan {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attention::{LactConfig, Mamba1Config};
+
+    fn plan(hidden: usize) -> PlanConfig {
+        PlanConfig::new(ModelConfig::llama(16, hidden, 1, 2), 1).with_threads(3)
+    }
+
+    /// Ours on every thread; the library's on those that it multiplies on.
+    #[test]
+    fn working_space_is_that_of_those_who_multiply() {
+        let working = |plan: PlanConfig| plan.init().unwrap().working;
+        assert_eq!(working(plan(8)), 3 * SLAB);
+        let mamba = MixerConfig::Mamba1(Mamba1Config::new());
+        assert_eq!(working(plan(8).with_mixer(mamba)), 3 * SLAB);
+        let lact = MixerConfig::Lact(LactConfig::new().with_fast_heads(2).with_low_rank(0));
+        assert_eq!(working(plan(8).with_mixer(lact)), 3 * SLAB + 3 * LIBRARY_SLAB);
+        // Muon's matrices, the largest 8 by 24 or 192 by 512.
+        assert_eq!(working(plan(8).with_muon(true)), 3 * SLAB + LIBRARY_SLAB);
+        assert_eq!(working(plan(192).with_muon(true)), 3 * SLAB + 3 * LIBRARY_SLAB);
+    }
+
+    /// Of a model of which most is weights the update is the fullest moment.
+    #[test]
+    fn muon_updates_a_matrix_in_five_of_its_size() {
+        let (hidden, inner) = (64, 176);
+        let matrices = 4 * hidden * hidden + 3 * hidden * inner;
+        let others = 2 * 16 * hidden + 3 * hidden;
+        let all = 4 * (matrices + others) as u64;
+        for (muon, at_once, moments) in
+            [(false, 1, 2 * all), (true, 5, 2 * all - 4 * matrices as u64)]
+        {
+            let plan = plan(hidden).with_muon(muon).init().unwrap();
+            assert_eq!(plan.moment, "update of the weights");
+            let total = plan.total();
+            assert_eq!((total.parameters, total.optimizer), (all, moments));
+            assert_eq!(total.gradients, all + at_once * 4 * (hidden * inner) as u64);
+        }
+    }
+}

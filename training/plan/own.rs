@@ -47,7 +47,7 @@ pub(super) struct Parts {
 
 impl Parts {
     /// Of a mixer with weights instead of q, k, v and o.
-    fn new(mixer: &MixerConfig, hidden: usize, training: &Training<'_>) -> Self {
+    pub(super) fn new(mixer: &MixerConfig, hidden: usize, training: &Training<'_>) -> Self {
         let all = mixer.own_weights(hidden);
         let has = |name: &str| all.iter().any(|(known, _)| *known == name);
         let mut parts = Self::default();
@@ -100,10 +100,9 @@ impl Parts {
 }
 
 /// The kernel's attention of rotated queries and keys: keeps all three, its output and a number per
-/// query and head. In its backward pass it takes `scratch`.
-pub(super) fn attend(tape: &Tape, [q, k, v]: [&Value; 3], lse: u64, scratch: u64) -> Value {
-    let lse = tape.made(lse);
-    let out = tape.op(&[q, k, v], q.floats, &[q, k, v, &lse], (0, scratch));
+/// query and head, `lse`. In its backward pass it takes `scratch`.
+pub(super) fn attend(tape: &Tape, [q, k, v]: [&Value; 3], lse: &Value, scratch: u64) -> Value {
+    let out = tape.op(&[q, k, v], q.floats, &[q, k, v, lse], (0, scratch));
     tape.keep_output(&out);
     out
 }
@@ -187,5 +186,82 @@ impl Own {
 
     pub fn trace(&self, tracked: bool) -> &Trace {
         &self.traces[usize::from(tracked)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attention::{Mamba1Config, Mamba2Config, SeerConfig};
+    use crate::models::ModelConfig;
+    use crate::models::lora::LoraConfig;
+
+    /// The first block's mixer, of a model of width 4 over two rows of three tokens.
+    fn own(mixer: &MixerConfig, lora: Option<LoraConfig>, muon: bool) -> Own {
+        let model = ModelConfig::llama(8, 4, 1, 2);
+        let plan = PlanConfig::new(model, 3).with_batch(2).with_lora(lora).with_muon(muon);
+        let layout = Layout::new(&plan, std::slice::from_ref(mixer)).unwrap();
+        layout.mixers[0].as_deref().unwrap().clone()
+    }
+
+    fn adapted(target: Target) -> Option<LoraConfig> {
+        Some(LoraConfig { rank: 3, targets: vec![target], ..LoraConfig::default() })
+    }
+
+    #[test]
+    fn weights_are_counted_once() {
+        let mamba = MixerConfig::Mamba1(Mamba1Config::new().with_d_state(5).with_dt_rank(2));
+        let all = own(&mamba, None, false);
+        // In, x, Δ with its bias, out; convolution, A, D; with inner width 8.
+        let layers = 4 * 16 + 8 * 12 + 2 * 8 + 8 * 4;
+        let others = 8 + 5 * 8 + 8 * 5 + 8;
+        let weights = |own: &Own| {
+            let Weights { all, trained, moments, largest } = own.weights;
+            [all, trained, moments, largest]
+        };
+        let sum = layers + others;
+        assert_eq!(weights(&all), [sum, sum, 2 * sum, 8 * 12]);
+        // Muon has one number of each in linear layers.
+        let muon = own(&mamba, None, true);
+        assert_eq!(weights(&muon), [sum, sum, layers + 2 * others, 8 * 12]);
+        let out = own(&mamba, adapted(Target::Out), false);
+        assert_eq!(weights(&out), [sum + 3 * 12, 3 * 12, 2 * 3 * 12, 3 * 8]);
+        let x = own(&mamba, adapted(Target::X), false);
+        assert_eq!(weights(&x), [sum + 3 * 20, 3 * 20, 2 * 3 * 20, 3 * 12]);
+    }
+
+    /// An output answers where weights of the mixer do, whatever its input does.
+    #[test]
+    fn outputs_answer_where_weights_do() {
+        let head = Mamba2Config::new().with_head_dim(4);
+        for mixer in [MixerConfig::Mamba1(Mamba1Config::new()), MixerConfig::Mamba2(head)] {
+            assert!(own(&mixer, None, false).answers);
+            assert!(own(&mixer, adapted(Target::Out), false).answers);
+            assert!(!own(&mixer, adapted(Target::Q), false).answers);
+        }
+        let gate = MixerConfig::Seer(SeerConfig::new().with_block(2));
+        assert!(!own(&gate, None, false).answers);
+    }
+
+    /// With an input that carries none, the graph begins where weights train.
+    #[test]
+    fn traces_are_those_of_their_inputs() {
+        let mamba = MixerConfig::Mamba1(Mamba1Config::new());
+        let own = own(&mamba, adapted(Target::Out), false);
+        let (y, low) = (6 * 8, 6 * 3);
+        assert_eq!(own.trace(false).kept, y + low);
+        assert!(own.trace(true).kept > y + low);
+        assert_eq!(own.trace(false).learned, 3 * (8 + 4));
+    }
+
+    #[test]
+    fn attention_keeps_what_it_reads_and_gives() {
+        let trace = Tape::trace(10, true, |tape, q| {
+            let [k, v, lse] = [6, 6, 2].map(|floats| tape.made(floats));
+            (attend(tape, [&q, &k, &v], &lse, 7), None)
+        });
+        assert_eq!((trace.kept, trace.forward), (10 + 6 + 6 + 2 + 10, 34));
+        // The gradient of q, and the working space.
+        assert_eq!(trace.backward, (34 + 10 + 7, 0));
     }
 }

@@ -130,3 +130,123 @@ pub(super) fn softplus(tape: &Tape, x: Value) -> Value {
     let exp = tape.function(tape.scaled(tape.function(x)));
     tape.add(positive, tape.function(exp))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attention::MixerConfig;
+    use crate::models::ModelConfig;
+    use crate::models::lora::{LoraConfig, Target};
+    use crate::training::plan::PlanConfig;
+    use crate::training::plan::layout::Training;
+    use crate::training::plan::tape::Trace;
+
+    /// Rows, tokens of each, width, inner channels, state, taps.
+    const B: u64 = 2;
+    const T: u64 = 3;
+    const D: u64 = 4;
+    const E: u64 = 8;
+    const N: u64 = 5;
+    const K: u64 = 4;
+    /// All tokens.
+    const BT: u64 = B * T;
+    const SIZES: Sizes = Sizes { batch: B, len: T, hidden: D, threads: 1 };
+
+    fn parts(mixer: MixerConfig, lora: Option<LoraConfig>) -> Parts {
+        let plan = PlanConfig::new(ModelConfig::llama(8, 4, 1, 1), 3).with_lora(lora);
+        Parts::new(&mixer, D as usize, &Training::of(&plan, false))
+    }
+
+    fn most(trace: &Trace) -> u64 {
+        trace.backward.0 + trace.backward.1
+    }
+
+    #[test]
+    fn mamba_holds_what_its_layer_makes() {
+        let rank = 2;
+        let config = Mamba1Config::new().with_d_state(N as usize).with_dt_rank(rank as usize);
+        let trace = |lora| {
+            let parts = parts(MixerConfig::Mamba1(config.clone()), lora);
+            Tape::trace(BT * D, true, |tape, x| (mamba1(tape, x, SIZES, &config, &parts), None))
+        };
+        let (x, xz, u, dbc) = (BT * D, BT * 2 * E, BT * E, BT * (rank + 2 * N));
+        let (tail, delta, a, h0, y) = (B * K * E, BT * E, N * E, B * N * E, BT * E);
+        let (states, scratch) = scan::selective_memory([2, 3, 8], N as usize, 1);
+        let (states, scratch) = (states as u64, scratch as u64);
+        assert!(states > 0);
+        let of_scan = xz + tail + u + dbc + delta + a + h0 + states;
+        let all = trace(None);
+        assert_eq!(all.kept, x + of_scan + y);
+        // The scan's output, and the state behind it, which is cut off.
+        assert_eq!(all.forward, x + of_scan + y + N * E);
+        // In the scan: gradients of its output and of all that it reads but weights; D and the layer
+        // behind have theirs.
+        let gradients = y + u + delta + a + 2 * BT * N + BT * E;
+        assert_eq!(most(&all), x + of_scan + scratch + gradients + E + E * D);
+        let weights = D * 2 * E + (K + 1) * E + E * (rank + 2 * N) + (rank + 1) * E + N * E + E;
+        assert_eq!(all.learned, weights + E * D);
+
+        // Updates of the layer in alone: its input and what the first factor makes of it.
+        let lora = LoraConfig { rank: 3, targets: vec![Target::In], ..LoraConfig::default() };
+        let adapted = trace(Some(lora));
+        assert_eq!(adapted.kept, x + BT * 3 + of_scan);
+        assert_eq!(adapted.learned, 3 * (D + 2 * E));
+    }
+
+    #[test]
+    fn mamba2_holds_what_its_layer_makes() {
+        let (heads, groups) = (2, 1);
+        let base = Mamba2Config::new().with_d_state(N as usize).with_head_dim(4);
+        let trace = |config: &Mamba2Config| {
+            let parts = parts(MixerConfig::Mamba2(config.clone()), None);
+            Tape::trace(BT * D, true, |tape, x| (mamba2(tape, x, SIZES, config, &parts), None))
+        };
+        let xbc = E + 2 * groups * N;
+        let (x, all, tail, stream) = (BT * D, BT * (E + xbc + heads), B * K * xbc, BT * xbc);
+        // The steps, their decays and what softplus keeps: its input, −|x| and e to that.
+        let (dt, decay, softplus, a) = (BT * heads, BT * heads, 3 * BT * heads, heads);
+        let (h0, y) = (B * N * E, BT * E);
+        let of_scan = all + tail + stream + dt + decay + softplus + a + h0;
+        let normed = trace(&base);
+        assert_eq!(normed.kept, x + of_scan + 3 * y, "y, gated, normed");
+        // The gate copies z beside.
+        let shape = [2, 3, 2, 4];
+        let scratch = scan::ssd_memory(shape, [1, N as usize], base.chunk, 1) as u64;
+        assert!(scratch > 0);
+        let gradients = y + BT * E + BT * E + dt + decay + 2 * BT * N;
+        let learned = E * D + E + heads;
+        assert_eq!(most(&normed), x + of_scan + scratch + gradients + learned);
+
+        let gated = Mamba2Config { rms_norm: false, ..base.clone() };
+        assert_eq!(trace(&gated).kept, x + of_scan + 2 * y);
+        // Bounds: two more functions, which keep their inputs.
+        let bounded = base.clone().with_dt_limit(Some((0.1, 1.0)));
+        assert_eq!(trace(&bounded).kept, normed.kept + 2 * dt);
+        // Norms of two runs of channels are followed by the weight, which keeps the result.
+        let runs = base.with_norm(Some(2), false);
+        assert_eq!(trace(&runs).kept, normed.kept + y);
+    }
+
+    /// The convolution keeps its input and the inputs before; a place per tap is there for a moment.
+    #[test]
+    fn the_convolution_has_a_place_for_each_tap() {
+        let parts = parts(MixerConfig::Mamba1(Mamba1Config::new()), None);
+        let trace =
+            Tape::trace(BT * E, true, |tape, x| (convolved(tape, x, SIZES, (E, K), &parts), None));
+        let (x, tail, places) = (BT * E, B * K * E, BT * K);
+        assert_eq!(trace.kept, x + tail);
+        assert_eq!(trace.forward, x + tail + BT * E + places);
+        // Beside them the gradients of the input and the weights, and that of the tail.
+        assert_eq!(most(&trace), (x + tail) + (places + tail) + BT * E + (K + 1) * E);
+        assert_eq!(trace.learned, (K + 1) * E);
+    }
+
+    #[test]
+    fn the_gate_copies_both_sides() {
+        let trace = Tape::trace(10, true, |tape, z| {
+            let y = tape.copy(&z);
+            (gated(tape, z, y, 10), None)
+        });
+        assert_eq!((trace.kept, trace.forward), (20, 40));
+    }
+}

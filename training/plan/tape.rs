@@ -281,7 +281,8 @@ impl Tape {
         let free = |x: &Value| {
             x.floats == floats && x.room.as_ref().is_some_and(|r| alone(r) && r.floats == floats)
         };
-        match operands.into_iter().find(free) {
+        // While all are there: of x + x neither is free.
+        match operands.iter().position(free).map(|i| operands[i].clone()) {
             Some(operand) => Value { node: None, ..operand },
             None => self.made(floats),
         }
@@ -423,4 +424,54 @@ impl Node {
 
 fn alone(room: &Rc<Room>) -> bool {
     Rc::strong_count(room) == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A layer `2 -> 4` for five tokens.
+    fn layer(trains: bool, update: bool) -> Layer {
+        Layer {
+            matrix: Weights::new(8, trains),
+            bias: Weights::default(),
+            update: update.then(|| [Weights::new(2, true), Weights::new(4, true)]),
+            rank: u64::from(update),
+            width: 4,
+        }
+    }
+
+    /// Operations on ten numbers with a gradient: most on the way forward, what is kept, most on the
+    /// way back.
+    #[test]
+    fn operations_hold_what_their_gradients_are_functions_of() {
+        type Op = fn(&Tape, Value) -> Value;
+        let cases: [(&str, Op, [u64; 3]); 14] = [
+            ("function", |t, x| t.function(x), [20, 10, 30]),
+            // What the second keeps is gone when the first takes its room.
+            ("two functions", |t, x| t.function(t.function(x)), [30, 20, 40]),
+            ("in place", |t, x| t.scaled(t.scaled(x)), [10, 0, 10]),
+            ("the same twice", |t, x| t.scaled(t.add(x.clone(), x)), [20, 0, 20]),
+            ("a part", |t, x| t.narrow(&x, 4), [10, 0, 10]),
+            ("joined", |t, x| t.cat(vec![x.clone(), x]), [30, 0, 10]),
+            ("left", |t, x| t.mul(t.made(10), x), [20, 10, 20]),
+            ("right", |t, x| t.mul(x, t.made(10)), [20, 10, 20]),
+            ("product, left", |t, x| t.matmul(&t.made(6), &x, 5), [21, 6, 16]),
+            ("product, right", |t, x| t.matmul(&x, &t.made(6), 5), [21, 6, 16]),
+            ("frozen layer", |t, x| t.linear(&x, 5, &layer(false, false)), [30, 0, 10]),
+            ("layer", |t, x| t.linear(&x, 5, &layer(true, false)), [30, 10, 28]),
+            ("copy", |t, x| t.copy(&x), [20, 0, 10]),
+            ("view", |t, x| t.view(&x), [10, 0, 0]),
+        ];
+        for (name, op, want) in cases {
+            let trace = Tape::trace(10, true, |tape, x| (op(tape, x), None));
+            let (activations, learned) = trace.backward;
+            assert_eq!([trace.forward, trace.kept, activations + learned], want, "{name}");
+            assert_eq!(trace.by_library, name.starts_with("product"), "{name}");
+        }
+        // The input and what the first factor makes of it.
+        let layer = layer(false, true);
+        let trace = Tape::trace(10, true, |tape, x| (tape.linear(&x, 5, &layer), None));
+        assert_eq!((trace.kept, trace.learned), (15, 6));
+    }
 }

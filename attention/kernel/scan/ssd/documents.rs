@@ -38,6 +38,8 @@ pub(super) struct Span {
     from: usize,
     /// Places before it in the order of all.
     place: usize,
+    /// Whether some document ends before the longest does.
+    ragged: bool,
 }
 
 /// Where documents are not whole rows: how tokens get to their places and back.
@@ -101,8 +103,8 @@ impl Documents {
         let places = span.documents * span.tokens;
         let order = gather.order.clone().narrow(0, span.place, places);
         let x = x.clone().reshape([batch * len, width]).select(0, order);
-        let x = match &gather.empty {
-            Some(empty) => x.mask_fill(empty.clone().narrow(0, span.place, places), 0.0),
+        let x = match gather.empty.clone().filter(|_| span.ragged) {
+            Some(empty) => x.mask_fill(empty.narrow(0, span.place, places), 0.0),
             None => x,
         };
         x.reshape([span.documents, span.tokens, width])
@@ -198,10 +200,12 @@ impl Group {
     fn new(documents: Vec<Document>, states: bool, chunk: usize, place: &mut usize) -> Self {
         let longest = documents.first().map_or(0, |document| document.tokens.len());
         let span = |from: usize| {
-            let reaches = |document: &&Document| document.tokens.len() > from;
-            let documents = documents.iter().take_while(reaches).count();
-            let span = Span { documents, tokens: chunk.min(longest - from), from, place: *place };
-            *place += span.documents * span.tokens;
+            let tokens = chunk.min(longest - from);
+            let lengths = documents.iter().map(|document| document.tokens.len());
+            let reaching: Vec<usize> = lengths.take_while(|length| *length > from).collect();
+            let ragged = reaching.last().is_some_and(|length| *length < from + tokens);
+            let span = Span { documents: reaching.len(), tokens, from, place: *place, ragged };
+            *place += span.documents * tokens;
             span
         };
         let spans = (0..longest).step_by(chunk).map(span).collect();

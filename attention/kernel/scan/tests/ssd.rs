@@ -2,7 +2,7 @@ use super::{LEN, Pass, Poison, broken, compare, crowded, crowded_steps, host, le
 use super::{packed_steps, stays_in_its_document};
 use crate::Implementation::{self, Auto, Reference, Tiled};
 use crate::{SelectiveScan, Ssd, SsdDiscrete, Steps, TokenMeta, selective_scan, ssd, ssd_discrete};
-use burn::tensor::{DType, Int, Tensor};
+use burn::tensor::{Bool, DType, Tensor, TensorData};
 
 #[derive(Clone, Copy, Debug)]
 struct Case {
@@ -234,21 +234,39 @@ fn rows_of_many_documents_equal_the_reference() {
     check(Case { documents: Some(nothing), ..CASE });
 }
 
-/// The scan of `steps` where the tokens that `bad` names hold `value`.
+/// Tokens of a crowded row.
+const CROWD: usize = 61;
+/// Chunks, and code.
+const RUNS: [(usize, Implementation); 3] = [(8, Auto), (8, Tiled), (64, Tiled)];
+
+/// What holds no numbers but `value`.
+struct Bad<'a> {
+    tokens: &'a [bool],
+    /// The row whose state is given.
+    h0: Option<usize>,
+    /// The row of whose last state the gradient is.
+    dh: Option<usize>,
+    value: f32,
+}
+
+/// A scan with everything but a gate.
 fn poisoned_run(
-    (steps, bad, value): (&Steps, &[bool], f32),
+    steps: &Steps,
+    bad: Bad<'_>,
     (chunk, implementation): (usize, Implementation),
 ) -> Pass {
     let (heads, p, n) = (2, 3, 4);
     let (batch, len) = (steps.batch(), steps.len());
-    let mask = Tensor::<1, Int>::from_ints(
-        &bad.iter().map(|bad| i32::from(*bad)).collect::<Vec<_>>()[..],
-        &Default::default(),
-    );
-    let mask = mask.equal_elem(1).reshape([batch, len, 1, 1]);
-    let tokens = |shape: [usize; 4], seed| {
-        let x = leaf(shape, seed, 1.0, DType::F32).inner().mask_fill(mask.clone(), value);
+    let filled = |shape: [usize; 4], seed, at: &[bool]| {
+        let data = TensorData::new(at.to_vec(), [shape[0], at.len() / shape[0], 1, 1]);
+        let mask = Tensor::<4, Bool>::from_data(data, &Default::default());
+        let x = leaf(shape, seed, 1.0, DType::F32).inner().mask_fill(mask, bad.value);
         Tensor::<4>::from_inner(x).require_grad()
+    };
+    let tokens = |shape, seed| filled(shape, seed, bad.tokens);
+    let state = |seed, bad: Option<usize>| {
+        let rows: Vec<bool> = (0..batch).map(|row| bad == Some(row)).collect();
+        filled([batch, heads, p, n], seed, &rows)
     };
     let x = tokens([batch, len, heads, p], 1);
     let dt = tokens([batch, len, heads, 1], 2);
@@ -256,7 +274,7 @@ fn poisoned_run(
     let a = leaf([heads], 3, 1.5, DType::F32);
     let d = leaf([heads], 6, 1.0, DType::F32);
     let bias = leaf([heads], 8, 1.0, DType::F32);
-    let h0 = leaf([batch, heads, p, n], 9, 1.0, DType::F32);
+    let h0 = state(9, bad.h0);
     let dt_of_heads = dt.clone().squeeze_dim(3);
     let (y, h) = ssd(Ssd {
         d: Some(d.clone()),
@@ -272,7 +290,7 @@ fn poisoned_run(
     .unwrap();
     let h = h.unwrap();
     let of_y = tokens([batch, len, heads, p], 10).detach();
-    let of_h = leaf([batch, heads, p, n], 11, 1.0, DType::F32).detach();
+    let of_h = state(11, bad.dh).detach();
     let loss = (y.clone() * of_y).sum() + (h.clone() * of_h).sum();
     let grads = loss.backward();
     vec![
@@ -295,44 +313,84 @@ fn what_is_no_number_stays_in_its_document() {
         for chunk in [16, 64] {
             let case = format!("{implementation:?}, chunks of {chunk}");
             stays_in_its_document(&case, |(tokens, value): &Poison| {
-                let bad: Vec<bool> = (0..LEN).map(|t| tokens.contains(&t)).collect();
-                poisoned_run((&packed_steps(), &bad, *value), (chunk, implementation))
+                let at: Vec<bool> = (0..LEN).map(|t| tokens.contains(&t)).collect();
+                let bad = Bad { tokens: &at, h0: None, dh: None, value: *value };
+                poisoned_run(&packed_steps(), bad, (chunk, implementation))
             });
         }
     }
 }
 
-/// The same where documents of several rows are side by side.
+/// The same where documents of several rows are side by side. Of parameters nothing is asked but where
+/// padding is bad; of states, those of other rows.
 #[test]
 fn what_is_no_number_stays_in_its_document_beside_others() {
-    let len = 61;
-    let (tokens, steps) = (crowded(len), crowded_steps(len));
-    let all: Vec<(usize, i32)> = (0..4 * len).map(|i| (i / len, tokens.segment()[i])).collect();
+    let (tokens, steps) = (crowded(CROWD), crowded_steps(CROWD));
+    let all: Vec<(usize, i32)> = (0..4 * CROWD).map(|i| (i / CROWD, tokens.segment()[i])).collect();
     let mut documents = all.clone();
     documents.sort_unstable();
     documents.dedup();
-    for run in [(8, Auto), (8, Tiled), (64, Tiled)] {
-        let go = |bad: &[bool], value| poisoned_run((&steps, bad, value), run);
-        let want = go(&vec![false; 4 * len], 0.0);
+    let none = vec![false; 4 * CROWD];
+    for run in RUNS {
+        let go = |tokens: &[bool], value| {
+            poisoned_run(&steps, Bad { tokens, h0: None, dh: None, value }, run)
+        };
+        let want = go(&none, 0.0);
         for (i, document) in documents.iter().enumerate() {
-            let bad: Vec<bool> = all.iter().map(|of| of == document).collect();
+            let at: Vec<bool> = all.iter().map(|of| of == document).collect();
             let value = if i % 2 == 0 { f32::NAN } else { f32::INFINITY };
-            for ((name, got), (_, want)) in go(&bad, value).iter().zip(&want) {
-                // Of parameters nothing is asked but where padding is bad; of states, other rows.
-                let apart: Vec<bool> = match *name {
-                    "da" | "dd" | "dbias" => vec![document.1 >= 0; got.len()],
-                    "h" | "dh0" => (0..4).map(|row| row == document.0 && document.1 >= 0).collect(),
-                    _ => bad.clone(),
-                };
-                let width = got.len() / apart.len();
-                let bits = |x: &[f64]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-                let (got, want) = (bits(got), bits(want));
-                let each = got.chunks(width).zip(want.chunks(width));
-                for (i, (got, want)) in each.enumerate().filter(|(i, _)| !apart[*i]) {
-                    let same = got == want;
-                    assert!(same, "{run:?}: {name} {i} changes with {value} in {document:?}");
-                }
-            }
+            let case = format!("{run:?}: {value} in {document:?}");
+            let is_text = document.1 >= 0;
+            let row = |row: usize| is_text && row == document.0;
+            same_but(&case, &go(&at, value), &want, (is_text, row), &at);
+        }
+    }
+}
+
+/// The state that a row is given reaches the document that finds it, the gradient of its last state the
+/// document that leaves that.
+#[test]
+fn states_that_are_no_numbers_reach_one_document() {
+    let (tokens, steps) = (crowded(CROWD), crowded_steps(CROWD));
+    let none = vec![false; 4 * CROWD];
+    for run in RUNS {
+        let go = |h0, dh, value| poisoned_run(&steps, Bad { tokens: &none, h0, dh, value }, run);
+        let want = go(None, None, 0.0);
+        // The last row's first document is another one than its state is of.
+        let got = go(Some(3), None, f32::NAN);
+        same_but(&format!("{run:?}, state"), &got, &want, (false, |_| false), &none);
+
+        let last = tokens.segment()[..CROWD].iter().max();
+        let at: Vec<bool> =
+            (0..4 * CROWD).map(|i| i < CROWD && Some(&tokens.segment()[i]) == last).collect();
+        let mut got = go(None, Some(0), f32::NAN);
+        assert_eq!(got[0].1, want[0].1, "the outputs need no gradient");
+        got.remove(0);
+        same_but(&format!("{run:?}, gradient"), &got, &want[1..], (true, |_| false), &at);
+    }
+}
+
+/// All bits are the same but those of parameters where they are `apart`, of the states of the rows that
+/// are, and of the tokens `at`.
+fn same_but(
+    case: &str,
+    got: &[(&'static str, Vec<f64>)],
+    want: &[(&'static str, Vec<f64>)],
+    (parameters, row): (bool, impl Fn(usize) -> bool),
+    at: &[bool],
+) {
+    for ((name, got), (_, want)) in got.iter().zip(want) {
+        let apart: Vec<bool> = match *name {
+            "da" | "dd" | "dbias" => vec![parameters; got.len()],
+            "h" | "dh0" => (0..4).map(&row).collect(),
+            _ => at.to_vec(),
+        };
+        let width = got.len() / apart.len();
+        let bits = |x: &[f64]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let (got, want) = (bits(got), bits(want));
+        let each = got.chunks(width).zip(want.chunks(width)).enumerate();
+        for (i, (got, want)) in each.filter(|(i, _)| !apart[*i]) {
+            assert!(got == want, "{case}: {name} {i} changes");
         }
     }
 }
