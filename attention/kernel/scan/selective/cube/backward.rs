@@ -1,7 +1,8 @@
 //! Gradients: spans from the last to the first, tokens of a span from its end.
 
-use super::span::{FIRST, Form, Four, Place, SKIP, SPAN, Sizes, UNITS};
-use super::span::{decay, in_units, positive, read_span, sigmoid, step_at, unless_skipped};
+use super::span::{FIRST, Form, Four, Place, SKIP, SPAN, STATES, Sizes, UNITS};
+use super::span::{decay, in_units, parts, positive, rates, read_span, read_states, sigmoid};
+use super::span::{step_at, unless_skipped, write_states};
 use cubecl::prelude::*;
 
 /// Columns of the table in which the threads of a workgroup add up: one more than there are, so that
@@ -55,23 +56,25 @@ pub(super) fn starts(
             total += x;
             cut = cut || step == FIRST;
         }
-        for n in 0..sizes.states {
-            let rate = in_units(a[n * sizes.channels + place.channel], comptime!(form.ptx));
-            let c = read_span(c, place.shared(n, start, &sizes));
-            let at = place.state(n, place.chunk, sizes.chunks, &sizes);
-            let mut dh = 0.0f32;
-            if back > 0 {
-                dh = carry[at];
-            }
+        for part in 0..parts(&sizes) {
+            let rates = rates(a, part, &place, &sizes, comptime!(form.ptx));
+            let slots = sizes.chunks;
+            let mut dh = read_states(carry, part, place.chunk, slots, back > 0, &place, &sizes);
             #[unroll]
             for j in 0..SPAN {
                 let i = SPAN - 1 - j;
-                dh = decay(dt[i], rate, comptime!(form.ptx)) * (dh + dy[i] * c[i]);
-                if comptime!(!form.plain) {
-                    dh = select(fresh[i], 0.0, dh);
+                let line = place.token_line(start + i, part, &sizes);
+                #[unroll]
+                for n in 0..STATES {
+                    let c = c[line + n / 4].extract(n % 4);
+                    let of_token = dh[n] + dy[i] * c;
+                    dh[n] = decay(dt[i], rates[n], comptime!(form.ptx)) * of_token;
+                    if comptime!(!form.plain) {
+                        dh[n] = select(fresh[i], 0.0, dh[n]);
+                    }
                 }
             }
-            carry[at] = dh;
+            write_states(carry, &dh, part, place.chunk, slots, &place, &sizes);
         }
     }
     for n in 0..sizes.states {
@@ -114,6 +117,8 @@ pub(super) fn gradients(
     let unit = UNIT_POS as usize;
     let mut table = Shared::<[f32]>::new_slice(SUMS * PITCH);
     let mut halves = Shared::<[f32]>::new_slice(UNITS);
+    let mut b_tile = Shared::<[Four]>::new_slice(UNITS);
+    let mut c_tile = Shared::<[Four]>::new_slice(UNITS);
     let numbers = batch * sizes.groups * sizes.states * sizes.spans * SPAN;
     let first = place.chunk * sizes.per_chunk;
     let count = min(sizes.spans - first, sizes.per_chunk);
@@ -147,15 +152,32 @@ pub(super) fn gradients(
             into[i] = 0.0;
             through[i] = 0.0;
         }
+        // What the next state needs is asked for while one is computed.
+        let mut rate = a[place.channel];
+        let mut state = states[place.state(0, s, sizes.spans, &sizes)];
+        let mut dh = carry[place.state(0, place.chunk, sizes.chunks, &sizes)];
+        let mut da_before = da[place.state(0, place.chunk, sizes.chunks, &sizes)];
         for n in 0..sizes.states {
-            let rate = a[n * sizes.channels + place.channel];
+            if n % STATES == 0 {
+                sync_cube();
+                let of_unit = min(n + unit / (SPAN / 4), sizes.states - 1);
+                let from = place.shared(of_unit, start, &sizes) / 4 + unit % (SPAN / 4);
+                b_tile[unit] = b[from];
+                c_tile[unit] = c[from];
+                sync_cube();
+            }
+            let next = min(n + 1, sizes.states - 1);
+            let next_rate = a[next * sizes.channels + place.channel];
+            let next_state = states[place.state(next, s, sizes.spans, &sizes)];
+            let next_at = place.state(next, place.chunk, sizes.chunks, &sizes);
+            let (next_dh, next_da) = (carry[next_at], da[next_at]);
             let in_units = in_units(rate, comptime!(form.ptx));
             let line = place.shared(n, start, &sizes);
-            let (b, c) = (read_span(b, line), read_span(c, line));
+            let b = read_span(&b_tile, n % STATES * SPAN);
+            let c = read_span(&c_tile, n % STATES * SPAN);
             let mut decays = Array::<f32>::new(SPAN);
             let mut past = Array::<f32>::new(SPAN);
             // Zeros of threads without a channel stay zeros only beside numbers.
-            let mut state = states[place.state(n, s, sizes.spans, &sizes)];
             state = select(place.own, state, 0.0);
             #[unroll]
             for i in 0..SPAN {
@@ -169,7 +191,6 @@ pub(super) fn gradients(
                 table[(SPAN + i) * PITCH + unit] = dy[i] * state;
             }
             let at = place.state(n, place.chunk, sizes.chunks, &sizes);
-            let mut dh = carry[at];
             dh = select(place.own, dh, 0.0);
             let mut of_rate = 0.0f32;
             #[unroll]
@@ -191,11 +212,12 @@ pub(super) fn gradients(
                 if s == 0 {
                     dh0[place.state(n, 0, 1, &sizes)] = dh;
                 }
-                if back > 0 {
-                    of_rate += da[at];
-                }
-                da[at] = of_rate;
+                da[at] = of_rate + select(back > 0, da_before, 0.0);
             }
+            rate = next_rate;
+            state = next_state;
+            dh = next_dh;
+            da_before = next_da;
             sync_cube();
             let mut sum = 0.0f32;
             #[unroll]

@@ -1,7 +1,8 @@
 //! Outputs, the last state, and the states at the ends of spans.
 
-use super::span::{FIRST, Form, Four, Place, SKIP, SPAN, Sizes};
-use super::span::{decay, in_units, positive, read_span, sigmoid, step_at, unless_skipped};
+use super::span::write_states;
+use super::span::{FIRST, Form, Four, Place, SKIP, SPAN, STATES, Sizes};
+use super::span::{decay, parts, positive, rates, read_states, sigmoid, step_at, unless_skipped};
 use cubecl::prelude::*;
 
 /// What each chunk but the last leaves in a state of zeros, in the chunk's slot of `states`, and by
@@ -45,23 +46,22 @@ pub(super) fn ends(
             total += x;
             cut = cut || step == FIRST;
         }
-        for n in 0..sizes.states {
-            let rate = in_units(a[n * sizes.channels + place.channel], comptime!(form.ptx));
-            let line = place.shared(n, start, &sizes);
-            let b = read_span(b, line);
-            let at = place.state(n, slot, slots, &sizes);
-            let mut h = 0.0f32;
-            if s > first {
-                h = states[at];
-            }
+        for part in 0..parts(&sizes) {
+            let rates = rates(a, part, &place, &sizes, comptime!(form.ptx));
+            let mut h = read_states(states, part, slot, slots, s > first, &place, &sizes);
             #[unroll]
             for i in 0..SPAN {
-                if comptime!(!form.plain) {
-                    h = select(fresh[i], 0.0, h);
+                let line = place.token_line(start + i, part, &sizes);
+                #[unroll]
+                for n in 0..STATES {
+                    if comptime!(!form.plain) {
+                        h[n] = select(fresh[i], 0.0, h[n]);
+                    }
+                    let b = b[line + n / 4].extract(n % 4);
+                    h[n] = decay(dt[i], rates[n], comptime!(form.ptx)) * h[n] + input[i] * b;
                 }
-                h = decay(dt[i], rate, comptime!(form.ptx)) * h + input[i] * b[i];
             }
-            states[at] = h;
+            write_states(states, &h, part, slot, slots, &place, &sizes);
         }
     }
     for n in 0..sizes.states {
@@ -110,30 +110,36 @@ pub(super) fn outputs(
             y[i] = if comptime!(form.skip) { d[place.channel] * u[at] } else { 0.0f32.runtime() };
         }
         let slot = if comptime!(form.tracked) { s } else { place.chunk };
-        for n in 0..sizes.states {
-            let rate = in_units(a[n * sizes.channels + place.channel], comptime!(form.ptx));
-            let line = place.shared(n, start, &sizes);
-            let (b, c) = (read_span(b, line), read_span(c, line));
-            let at = place.state(n, slot, slots, &sizes);
-            let mut h = states[at];
+        for part in 0..parts(&sizes) {
+            let rates = rates(a, part, &place, &sizes, comptime!(form.ptx));
+            let mut h = read_states(states, part, slot, slots, true, &place, &sizes);
             #[unroll]
             for i in 0..SPAN {
-                if comptime!(!form.plain) {
-                    h = select(step[i] == FIRST, 0.0, h);
+                let line = place.token_line(start + i, part, &sizes);
+                #[unroll]
+                for n in 0..STATES {
+                    if comptime!(!form.plain) {
+                        h[n] = select(step[i] == FIRST, 0.0, h[n]);
+                    }
+                    let b = b[line + n / 4].extract(n % 4);
+                    let c = c[line + n / 4].extract(n % 4);
+                    h[n] = decay(dt[i], rates[n], comptime!(form.ptx)) * h[n] + input[i] * b;
+                    y[i] += h[n] * c;
                 }
-                h = decay(dt[i], rate, comptime!(form.ptx)) * h + input[i] * b[i];
-                y[i] += h * c[i];
             }
             if s + 1 < end {
-                if comptime!(form.tracked) {
-                    states[place.state(n, s + 1, slots, &sizes)] = h;
-                } else {
-                    states[at] = h;
-                }
+                let next = if comptime!(form.tracked) { s + 1 } else { place.chunk };
+                write_states(states, &h, part, next, slots, &place, &sizes);
             } else if comptime!(form.keep_state) {
                 if s + 1 == sizes.spans {
-                    let line = place.row * sizes.rows + sizes.len + n;
-                    out[line * sizes.channels + place.channel] = h;
+                    #[unroll]
+                    for k in 0..STATES {
+                        let n = part * STATES + k;
+                        if n < sizes.states {
+                            let line = place.row * sizes.rows + sizes.len + n;
+                            out[line * sizes.channels + place.channel] = h[k];
+                        }
+                    }
                 }
             }
         }

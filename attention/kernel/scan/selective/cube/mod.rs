@@ -29,7 +29,7 @@ use burn_cubecl::kernel::{cast, into_contiguous};
 use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros_client};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
-use span::{FIRST, Form, NEXT, SKIP, SPAN, SizesLaunch, UNITS};
+use span::{FIRST, Form, NEXT, SKIP, SPAN, STATES, SizesLaunch, UNITS};
 
 /// Buffers that the largest kernel binds.
 const BINDINGS: u32 = 24;
@@ -75,6 +75,7 @@ pub(super) fn forward(x: ScanTensors<Cube>, plan: &Plan) -> (FloatTensor<Cube>, 
     let call = Call::new(x, plan);
     let Call { batch, spans, chunks, n, channels, .. } = call;
     let x = &call.x;
+    let (b, c) = (call.by_token(&x.b), call.by_token(&x.c));
     let slots = if plan.tracked { spans } else { chunks };
     let states = call.empty([batch, slots, n, channels]);
     let decays = call.empty([batch, chunks, n, channels]);
@@ -90,7 +91,7 @@ pub(super) fn forward(x: ScanTensors<Cube>, plan: &Plan) -> (FloatTensor<Cube>, 
                 buffer(&x.u),
                 buffer(&x.delta),
                 buffer(&x.a),
-                buffer(&x.b),
+                buffer(&b),
                 call.steps(),
                 buffer(&states),
                 buffer(&decays),
@@ -112,8 +113,8 @@ pub(super) fn forward(x: ScanTensors<Cube>, plan: &Plan) -> (FloatTensor<Cube>, 
             buffer(&x.u),
             buffer(&x.delta),
             buffer(&x.a),
-            buffer(&x.b),
-            buffer(&x.c),
+            buffer(&b),
+            buffer(&c),
             buffer(&x.d),
             buffer(&x.z),
             call.steps(),
@@ -150,7 +151,7 @@ pub(super) fn gradients(
                 call.addresses(),
                 buffer(&x.delta),
                 buffer(&x.a),
-                buffer(&x.c),
+                buffer(&call.by_token(&x.c)),
                 buffer(&x.z),
                 buffer(&dout),
                 call.steps(),
@@ -170,6 +171,7 @@ pub(super) fn gradients(
     let da = call.empty([batch, chunks, n, channels]);
     let dd = call.empty(if plan.skip { [batch, chunks, channels] } else { [1, 1, 1] });
     let shared = call.parts();
+    let (b, c) = (call.by_state(&x.b), call.by_state(&x.c));
     // Safe: as above.
     unsafe {
         backward::gradients::launch_unchecked(
@@ -180,8 +182,8 @@ pub(super) fn gradients(
             buffer(&x.u),
             buffer(&x.delta),
             buffer(&x.a),
-            buffer(&x.b),
-            buffer(&x.c),
+            buffer(&b),
+            buffer(&c),
             buffer(&x.d),
             buffer(&x.z),
             buffer(&dout),
@@ -227,7 +229,7 @@ impl Call {
         let per_chunk = spans.div_ceil(wanted);
         let plain_steps = plan.steps.is_plain();
         let ptx = cfg!(feature = "cuda-nvrtc") && x.u.client.name() == "cuda";
-        let mut call = Self {
+        Self {
             x: x.map(plain),
             steps: if plain_steps { vec![NEXT] } else { steps(plan, spans * SPAN) },
             form: Form {
@@ -247,10 +249,7 @@ impl Call {
             spans,
             chunks: spans.div_ceil(per_chunk),
             per_chunk,
-        };
-        call.x.b = call.by_state(&call.x.b);
-        call.x.c = call.by_state(&call.x.c);
-        call
+        }
     }
 
     /// Rows of the packed output.
@@ -292,8 +291,9 @@ impl Call {
         let padded = self.spans * SPAN;
         let states = self.batch * self.spans * self.n * self.channels;
         let wide = self.batch * (padded + self.n) * self.channels;
+        let lines = self.batch * self.groups * padded * self.n.next_multiple_of(STATES);
         let parts = 2 * self.blocks() * self.batch * self.groups * self.n * padded;
-        AddressType::from_len(states.max(wide).max(parts))
+        AddressType::from_len(states.max(wide).max(parts).max(lines))
     }
 
     fn empty<const D: usize>(&self, shape: [usize; D]) -> CubeTensor {
@@ -310,6 +310,26 @@ impl Call {
     fn parts(&self) -> CubeTensor {
         let width = self.groups * self.n;
         self.empty([self.blocks(), 2, self.batch, width, self.spans * SPAN])
+    }
+
+    fn by_token(&self, x: &CubeTensor) -> CubeTensor {
+        let width = self.n.next_multiple_of(STATES);
+        let out = self.empty([self.batch, self.groups, self.spans * SPAN, width]);
+        // Safe: a thread per number of `out`, which reads within `x`.
+        unsafe {
+            sums::by_token::launch_unchecked(
+                &x.client,
+                small(&out),
+                CubeDim::new_1d(SMALL),
+                self.addresses(),
+                buffer(x),
+                self.steps(),
+                buffer(&out),
+                self.sizes(),
+                self.form.plain,
+            );
+        }
+        out
     }
 
     fn by_state(&self, x: &CubeTensor) -> CubeTensor {

@@ -6,6 +6,8 @@ use cubecl::prelude::*;
 pub(super) const SPAN: usize = 16;
 /// Channels of a workgroup, one per thread.
 pub(super) const UNITS: usize = 64;
+/// States that a thread has side by side in registers.
+pub(super) const STATES: usize = 16;
 
 /// What a token does to the state, as the kernels read it.
 pub(super) const NEXT: u32 = 0;
@@ -99,10 +101,83 @@ impl Place {
         ((self.row * slots + slot) * sizes.states + n) * sizes.channels + self.channel
     }
 
+    /// Where the group's numbers of token `t` for states of `part` are in `[B, G, padded T, padded N]`,
+    /// in fours.
+    pub fn token_line(&self, t: usize, part: usize, sizes: &Sizes) -> usize {
+        let line = (self.row * sizes.groups + self.group) * sizes.spans * SPAN + t;
+        (line * parts(sizes) + part) * (STATES / 4)
+    }
+
     /// Where the group's numbers of state `n` from token `start` on are in `[B, G·N, padded T]`.
     pub fn shared(&self, n: usize, start: usize, sizes: &Sizes) -> usize {
         let line = (self.row * sizes.groups + self.group) * sizes.states + n;
         line * sizes.spans * SPAN + start
+    }
+}
+
+/// Sets of [`STATES`] states, the last filled up with some that stay zero.
+#[cube]
+pub(super) fn parts(sizes: &Sizes) -> usize {
+    sizes.states.div_ceil(STATES)
+}
+
+/// Decay rates of a part's states in the units of [`decay`]; those that are none have 0.
+#[cube]
+pub(super) fn rates(
+    a: &[f32],
+    part: usize,
+    place: &Place,
+    sizes: &Sizes,
+    #[comptime] ptx: bool,
+) -> Array<f32> {
+    let mut rates = Array::<f32>::new(STATES);
+    #[unroll]
+    for k in 0..STATES {
+        let n = part * STATES + k;
+        let at = min(n, sizes.states - 1) * sizes.channels + place.channel;
+        rates[k] = select(n < sizes.states, in_units(a[at], ptx), 0.0);
+    }
+    rates
+}
+
+/// A part's states in slot `slot` of `[B, slots, N, E]`, or zeros where they are not `given`.
+#[cube]
+pub(super) fn read_states(
+    states: &mut [f32],
+    part: usize,
+    slot: usize,
+    slots: usize,
+    given: bool,
+    place: &Place,
+    sizes: &Sizes,
+) -> Array<f32> {
+    let mut h = Array::<f32>::new(STATES);
+    #[unroll]
+    for k in 0..STATES {
+        let n = part * STATES + k;
+        let at = place.state(min(n, sizes.states - 1), slot, slots, sizes);
+        h[k] = select(given && n < sizes.states, states[at], 0.0);
+    }
+    h
+}
+
+/// Writes what [`read_states`] reads.
+#[cube]
+pub(super) fn write_states(
+    states: &mut [f32],
+    h: &Array<f32>,
+    part: usize,
+    slot: usize,
+    slots: usize,
+    place: &Place,
+    sizes: &Sizes,
+) {
+    #[unroll]
+    for k in 0..STATES {
+        let n = part * STATES + k;
+        if n < sizes.states {
+            states[place.state(n, slot, slots, sizes)] = h[k];
+        }
     }
 }
 
@@ -124,7 +199,7 @@ pub(super) fn step_at(
 
 /// The numbers of a span's tokens from `line` on.
 #[cube]
-pub(super) fn read_span(x: &[Four], line: usize) -> Array<f32> {
+pub(super) fn read_span(x: &Shared<[Four]>, line: usize) -> Array<f32> {
     let mut span = Array::<f32>::new(SPAN);
     #[unroll]
     for i in 0..SPAN / 4 {

@@ -1,8 +1,11 @@
 //! Small kernels between the large ones: B and C by states, states from chunk to chunk, sums of
 //! parts.
 
-use super::span::{SKIP, SPAN, Sizes, step_at};
+use super::span::{SKIP, SPAN, STATES, Sizes, parts, step_at};
 use cubecl::prelude::*;
+
+/// Chunks whose numbers a thread of [`combine`] asks for together: it waits for memory, not for itself.
+const AHEAD: usize = 8;
 
 /// `[B, T, G·N]` as `[B, G·N, padded T]`, zero where nothing is to be read: a thread has the tokens
 /// of a span for one state next to each other.
@@ -26,6 +29,32 @@ pub(super) fn by_state(
     let from = select(t < sizes.len, t, sizes.len - 1);
     let value = x[(row * sizes.len + from) * width + line % width];
     out[ABSOLUTE_POS] = select(step == SKIP, 0.0, value);
+}
+
+/// `[B, T, G·N]` as `[B, G, padded T, padded N]`, zero where nothing is to be read: a thread has the
+/// states of a token next to each other.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(super) fn by_token(
+    x: &[f32],
+    steps: &[u32],
+    out: &mut [f32],
+    sizes: Sizes,
+    #[comptime] plain: bool,
+) {
+    if ABSOLUTE_POS >= out.len() {
+        terminate!();
+    }
+    let width = parts(&sizes) * STATES;
+    let n = ABSOLUTE_POS % width;
+    let padded = sizes.spans * SPAN;
+    let t = ABSOLUTE_POS / width % padded;
+    let line = ABSOLUTE_POS / width / padded;
+    let (row, group) = (line / sizes.groups, line % sizes.groups);
+    let step = step_at(steps, row, t, &sizes, plain);
+    let from = row * sizes.len + select(t < sizes.len, t, sizes.len - 1);
+    let state = group * sizes.states + min(n, sizes.states - 1);
+    let value = x[from * sizes.groups * sizes.states + state];
+    out[ABSOLUTE_POS] = select(step == SKIP || n >= sizes.states, 0.0, value);
 }
 
 /// What chunks leave in a state of zeros becomes the state before each chunk, in their order or, for
@@ -53,15 +82,28 @@ pub(super) fn combine(
     }
     let mut h =
         if comptime!(given) { first[row * of_row + skipped + number] } else { 0.0f32.runtime() };
-    for i in 0..sizes.chunks {
-        let chunk = if comptime!(reverse) { sizes.chunks - 1 - i } else { i };
-        let at = (row * slots + chunk * per_slot) * width + number;
-        let left = states[at];
-        states[at] = h;
-        // Where a document begins in the chunk, what was before does not count even if it is no
-        // number.
-        let decay = decays[(row * sizes.chunks + chunk) * width + number];
-        h = select(decay == 0.0, left, decay * h + left);
+    let last = sizes.chunks - 1;
+    for part in 0..sizes.chunks.div_ceil(AHEAD) {
+        let mut left = Array::<f32>::new(AHEAD);
+        let mut decay = Array::<f32>::new(AHEAD);
+        #[unroll]
+        for k in 0..AHEAD {
+            let i = min(part * AHEAD + k, last);
+            let chunk = if comptime!(reverse) { last - i } else { i };
+            left[k] = states[(row * slots + chunk * per_slot) * width + number];
+            decay[k] = decays[(row * sizes.chunks + chunk) * width + number];
+        }
+        #[unroll]
+        for k in 0..AHEAD {
+            let i = part * AHEAD + k;
+            if i <= last {
+                let chunk = if comptime!(reverse) { last - i } else { i };
+                states[(row * slots + chunk * per_slot) * width + number] = h;
+                // Where a document begins in the chunk, what was before does not count even if it is no
+                // number.
+                h = select(decay[k] == 0.0, left[k], decay[k] * h + left[k]);
+            }
+        }
     }
 }
 
