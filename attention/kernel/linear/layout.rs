@@ -60,6 +60,39 @@ pub(super) struct Factor {
     pub turned: bool,
 }
 
+/// Products of one size at once: how many, and how far their factors are apart, in elements. Results are
+/// side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Batch {
+    pub count: usize,
+    /// 0 where all have the same factor.
+    pub left: usize,
+    pub right: usize,
+}
+
+impl Batch {
+    /// A product alone.
+    pub const ONE: Self = Self { count: 1, left: 0, right: 0 };
+}
+
+/// From one matrix to the next, where dimensions of these lengths and strides number the matrices; none
+/// where it is not the same distance throughout.
+pub(super) fn distance(lengths: &[usize], strides: &[usize]) -> Option<usize> {
+    // From the innermost; the stride of a dimension of 1 says nothing.
+    let mut dims = lengths.iter().zip(strides).rev().filter(|(length, _)| **length != 1);
+    let Some((length, first)) = dims.next() else {
+        return Some(0);
+    };
+    let mut reach = first.checked_mul(*length)?;
+    for (length, stride) in dims {
+        if *stride != reach {
+            return None;
+        }
+        reach = reach.checked_mul(*length)?;
+    }
+    Some(*first)
+}
+
 /// `D = left·right`, all by columns, D without gaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Gemm {
@@ -71,6 +104,7 @@ pub(super) struct Gemm {
     pub k: usize,
     pub left: Factor,
     pub right: Factor,
+    pub batch: Batch,
 }
 
 impl Gemm {
@@ -82,7 +116,17 @@ impl Gemm {
         if b.rows != k || !(fits(m) && fits(n) && fits(k)) {
             return None;
         }
-        Some(Self { m, n, k, left: b.factor()?, right: a.factor()? })
+        let (left, right) = (b.factor()?, a.factor()?);
+        Some(Self { m, n, k, left, right, batch: Batch::ONE })
+    }
+
+    /// `count` of them, A and B each so far from the next in elements; none where the library does not
+    /// count so far.
+    pub fn times(self, count: usize, [a, b]: [usize; 2]) -> Option<Self> {
+        let fits = count > 0 && count <= MOST && a <= MOST && b <= MOST;
+        // One alone is the same product wherever others would be.
+        let [left, right] = if count == 1 { [0, 0] } else { [b, a] };
+        fits.then_some(Self { batch: Batch { count, left, right }, ..self })
     }
 }
 
@@ -124,7 +168,10 @@ pub(super) struct Call {
 
 impl std::fmt::Display for Call {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Gemm { m, n, k, left, right } = self.gemm;
+        let Gemm { m, n, k, left, right, batch } = self.gemm;
+        if batch.count > 1 {
+            write!(f, "{} times ", batch.count)?;
+        }
         let order = |of: Factor| if of.turned { "turned " } else { "" };
         write!(f, "[{n}, {k}] x [{k}, {m}] in {:?}", self.numbers)?;
         let beside = match self.beside {

@@ -25,7 +25,7 @@ type Found = Result<Arc<Library>, String>;
 static FOUND: LazyLock<Mutex<HashMap<i32, Found>>> = LazyLock::new(Mutex::default);
 
 /// What is called. An old library lacks none of these, another file of that name may.
-const CALLED: [&str; 12] = [
+const CALLED: [&str; 13] = [
     "cublasLtCreate",
     "cublasLtGetVersion",
     "cublasLtMatmul",
@@ -38,6 +38,7 @@ const CALLED: [&str; 12] = [
     "cublasLtMatmulPreferenceSetAttribute",
     "cublasLtMatrixLayoutCreate",
     "cublasLtMatrixLayoutDestroy",
+    "cublasLtMatrixLayoutSetAttribute",
 ];
 
 /// The oldest that has sums of gradients beside a product (CUDA 11.4).

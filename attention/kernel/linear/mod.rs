@@ -81,6 +81,22 @@ pub(crate) fn product_on_card(a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
     a.matmul(b)
 }
 
+/// `a·b` of matrices in the last two dimensions, the same number of both, as [`product_on_card`].
+///
+/// # Shapes
+/// a `[.., M, K]`, b `[.., K, N]` -> `[.., M, N]`
+pub(crate) fn products_on_card<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "cuda")]
+    if a.dims()[..D - 2] == b.dims()[..D - 2]
+        && a.dims()[D - 1] == b.dims()[D - 2]
+        && on_card(&a, &b)
+    {
+        let c = <Dispatch as LinearOps>::products_op(a.into_dispatch(), b.into_dispatch());
+        return Tensor::from_dispatch(c);
+    }
+    a.matmul(b)
+}
+
 #[cfg(any(feature = "flex", feature = "cuda"))]
 fn has_op(a: &Tensor<2>, b: &Tensor<2>) -> bool {
     #[cfg(feature = "flex")]
@@ -101,8 +117,8 @@ fn on_card(_: &Tensor<2>, _: &Tensor<2>) -> bool {
 }
 
 #[cfg(feature = "cuda")]
-fn on_card(a: &Tensor<2>, b: &Tensor<2>) -> bool {
-    let empty = |x: &Tensor<2>| x.dims().contains(&0);
+fn on_card<const D: usize>(a: &Tensor<D>, b: &Tensor<D>) -> bool {
+    let empty = |x: &Tensor<D>| x.dims().contains(&0);
     let alike = a.dtype() == b.dtype() && a.device().inner() == b.device().inner();
     alike && !empty(a) && !empty(b) && pass::library_for(a).is_ok()
 }

@@ -26,6 +26,10 @@ pub trait LinearOps: Backend {
     /// `a·b`, without a graph.
     fn product_op(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
 
+    /// `a·b` of matrices in the last two dimensions, `[.., M, K]` and `[.., K, N]`, without a graph.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    fn products_op(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
+
     /// (dyᵀ·x `[N, K]`, the sums of dy's columns `[N]`), without a graph.
     fn parameter_gradients(
         dy: FloatTensor<Self>,
@@ -49,6 +53,10 @@ impl LinearOps for burn::backend::Flex {
 
     fn product_op(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
         super::flex::product(a, b)
+    }
+
+    fn products_op(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        products::<Self>(a, b)
     }
 
     fn parameter_gradients(
@@ -78,6 +86,10 @@ impl LinearOps for burn::backend::Cube {
         super::pass::product(a, b)
     }
 
+    fn products_op(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        super::pass::product(a, b)
+    }
+
     fn parameter_gradients(
         dy: FloatTensor<Self>,
         x: FloatTensor<Self>,
@@ -89,6 +101,12 @@ impl LinearOps for burn::backend::Cube {
 
 fn turned<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     B::float_transpose(x)
+}
+
+#[cfg(feature = "flex")]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+fn products<B: Backend>(a: FloatTensor<B>, b: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_matmul(a, b)
 }
 
 fn with_bias<B: Backend>(y: FloatTensor<B>, bias: FloatTensor<B>) -> FloatTensor<B> {
@@ -199,6 +217,11 @@ impl<B: Backend + LinearOps, C: CheckpointStrategy> LinearOps for Autodiff<B, C>
     fn product_op(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
         let p = |t: FloatTensor<Self>| t.primitive().clone();
         Self::from_inner(B::product_op(p(a), p(b)))
+    }
+
+    fn products_op(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        let p = |t: FloatTensor<Self>| t.primitive().clone();
+        Self::from_inner(B::products_op(p(a), p(b)))
     }
 
     fn parameter_gradients(

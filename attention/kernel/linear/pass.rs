@@ -1,6 +1,6 @@
 //! Products of tensors on a card: by cuBLASLt where it does them, else by Burn.
 
-use super::layout::{ALIGNED, Beside, Call, Gemm, Numbers, View, alignment};
+use super::layout::{ALIGNED, Beside, Call, Gemm, Numbers, View, alignment, distance};
 use super::library::{self, Library};
 use super::plan::{At, Plan};
 use crate::card::OnCard;
@@ -16,7 +16,7 @@ use std::sync::Arc;
 const OF_BIAS: u64 = 16;
 
 /// The library for tensors like `x`, or why there is none.
-pub(super) fn library_for(x: &Tensor<2>) -> Result<Arc<Library>, String> {
+pub(super) fn library_for<const D: usize>(x: &Tensor<D>) -> Result<Arc<Library>, String> {
     if numbers(x.dtype()).is_none() {
         return Err(format!(
             "cuBLASLt is asked for products in f32, bf16 and f16, not in {:?}",
@@ -42,7 +42,7 @@ fn numbers(dtype: DType) -> Option<Numbers> {
     }
 }
 
-/// `a·b`
+/// `a·b` of matrices in the last two dimensions, the same number of both.
 pub(super) fn product(a: FloatTensor<Cube>, b: FloatTensor<Cube>) -> FloatTensor<Cube> {
     let (a, b) = (Factor::new(a), Factor::new(b));
     match run(&a, &b, With::Nothing) {
@@ -89,17 +89,19 @@ fn turned<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     B::float_transpose(x)
 }
 
-/// A matrix as it lies on the card, or its transpose.
+/// Matrices as they lie on the card, in the last two dimensions, or their transposes.
 struct Factor {
     x: CubeTensor,
     turned: bool,
 }
 
 impl Factor {
-    /// Copied where neither rows nor columns are runs of neighbours.
+    /// Copied where neither rows nor columns are runs of neighbours, and where matrices are not equally far
+    /// apart.
     fn new(x: FloatTensor<Cube>) -> Self {
         let x = Self { x: Cube::lower(x), turned: false };
-        if !x.x.meta.is_tiled() && x.view().factor().is_some() {
+        let lies_well = !x.x.meta.is_tiled() && x.view().factor().is_some();
+        if lies_well && x.apart().is_some() {
             return x;
         }
         Self { x: into_contiguous(x.x), turned: false }
@@ -111,8 +113,24 @@ impl Factor {
 
     fn view(&self) -> View {
         let (shape, strides) = (self.x.meta.shape(), self.x.meta.strides());
-        let view = View { rows: shape[0], columns: shape[1], strides: [strides[0], strides[1]] };
+        let (row, column) = (shape.len() - 2, shape.len() - 1);
+        let view = View {
+            rows: shape[row],
+            columns: shape[column],
+            strides: [strides[row], strides[column]],
+        };
         if self.turned { view.turned() } else { view }
+    }
+
+    /// What numbers the matrices, as many lengths as there are such dimensions.
+    fn many(&self) -> &[usize] {
+        let shape = self.x.meta.shape();
+        &shape[..shape.len() - 2]
+    }
+
+    /// From one matrix to the next.
+    fn apart(&self) -> Option<usize> {
+        distance(self.many(), &self.x.meta.strides()[..self.many().len()])
     }
 
     /// As Burn multiplies it.
@@ -146,7 +164,12 @@ fn run(a: &Factor, b: &Factor, with: With<'_>) -> Result<(CubeTensor, Option<Cub
     let dtype = a.x.dtype;
     let numbers = numbers(dtype).filter(|_| b.x.dtype == dtype);
     let numbers = numbers.ok_or("factors of several kinds of numbers")?;
-    let gemm = Gemm::new(a.view(), b.view()).ok_or("sizes that do not fit")?;
+    let many = a.many();
+    let product = Gemm::new(a.view(), b.view()).filter(|_| b.many() == many);
+    let gemm = product
+        .zip(a.apart().zip(b.apart()))
+        .and_then(|(one, (of_a, of_b))| one.times(many.iter().product(), [of_a, of_b]))
+        .ok_or("sizes that do not fit")?;
     if let With::Bias(bias) = &with {
         let fits = bias.dtype == dtype && bias.meta.shape().num_elements() == gemm.m;
         if !fits || !begins(bias).is_multiple_of(OF_BIAS) {
@@ -168,7 +191,7 @@ fn run(a: &Factor, b: &Factor, with: With<'_>) -> Result<(CubeTensor, Option<Cub
         let client = a.x.client.clone();
         empty_device_contiguous_dtype(client, device.clone(), Shape::from(shape.to_vec()), dtype)
     };
-    let c = empty(&[gemm.n, gemm.m], dtype);
+    let c = empty(&[many, &[gemm.n, gemm.m]].concat(), dtype);
     let sums = (beside == Beside::RowSums).then(|| empty(&[gemm.n], dtype));
     let room = plan.workspace();
     // With what its address is rounded up by.

@@ -67,6 +67,12 @@ impl Plan {
         let stored = |of: Factor| Matrix::new(numbers, of.rows, of.columns, of.ld);
         let (left, right) = (stored(gemm.left)?, stored(gemm.right)?);
         let out = Matrix::new(numbers, gemm.m, gemm.n, gemm.m)?;
+        let batch = gemm.batch;
+        if batch.count > 1 {
+            left.many(batch.count, batch.left)?;
+            right.many(batch.count, batch.right)?;
+            out.many(batch.count, gemm.m * gemm.n)?;
+        }
 
         let wanted = Preference::new()?;
         wanted.set(Wanted::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, WORKSPACE as u64)?;
@@ -225,6 +231,23 @@ impl Matrix {
         ld: usize,
     ) -> Result<Self, result::CublasError> {
         result::create_matrix_layout(numbers, rows as u64, columns as u64, ld as i64).map(Self)
+    }
+
+    /// `count` of them, each so many elements from the next.
+    fn many(&self, count: usize, apart: usize) -> Result<(), result::CublasError> {
+        use sys::cublasLtMatrixLayoutAttribute_t as Of;
+        self.set(Of::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, count as i32)?;
+        self.set(Of::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, apart as i64)
+    }
+
+    fn set<T: Copy>(
+        &self,
+        attribute: sys::cublasLtMatrixLayoutAttribute_t,
+        value: T,
+    ) -> Result<(), result::CublasError> {
+        let from = (&raw const value).cast();
+        // Safe: the layout lives, and the value is copied.
+        unsafe { result::set_matrix_layout_attribute(self.0, attribute, from, size_of::<T>()) }
     }
 }
 

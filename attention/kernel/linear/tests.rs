@@ -1,12 +1,18 @@
 //! What cuBLASLt is told, read as its documentation has it, against sums over the matrices as they lie.
 
-use super::layout::{ALIGNED, Factor, Gemm, View, alignment};
+use super::layout::{ALIGNED, Batch, Factor, Gemm, View, alignment, distance};
 
 /// Element (i, j) of a factor as it is multiplied, where the library would read it.
 fn read(x: &[f32], of: Factor, i: usize, j: usize) -> f32 {
     let (row, column) = if of.turned { (j, i) } else { (i, j) };
     assert!(row < of.rows && column < of.columns && of.ld >= of.rows, "{of:?}: ({i}, {j})");
     x[row + column * of.ld]
+}
+
+/// All of them by columns, `count·m·n`: CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET of each matrix.
+fn libraries(gemm: &Gemm, left: &[f32], right: &[f32]) -> Vec<f32> {
+    let Batch { count, left: of_left, right: of_right } = gemm.batch;
+    (0..count).flat_map(|i| library(gemm, &left[i * of_left..], &right[i * of_right..])).collect()
 }
 
 /// D by columns, `m·n`.
@@ -161,4 +167,61 @@ fn a_layer_is_told_as_its_matrices_lie() {
     assert_eq!(of(x, w.turned()), ((true, 3), (false, 3)));
     assert_eq!(of(dy, w), ((false, 3), (false, 5)));
     assert_eq!(of(dy.turned(), x), ((false, 3), (true, 5)));
+}
+
+/// Matrices numbered by two dimensions, all of one factor that is the same for all, or each apart by more
+/// than it takes.
+#[test]
+fn many_products_equal_sums() {
+    for (m, k, n) in SIZES {
+        for a in ways(m, k) {
+            for (b, gap) in ways(k, n).into_iter().zip([0, 2, 0, 7]) {
+                let of = [reach(a) + gap, reach(b) + gap];
+                for apart in [of, [0, of[1]], [of[0], 0]] {
+                    let (of_a, of_b) = (numbers(6 * of[0], 1), numbers(6 * of[1], 2));
+                    let one = Gemm::new(a, b).expect("rows or columns are neighbours");
+                    let gemm = one.times(6, apart).expect("they are near");
+                    let got = libraries(&gemm, &of_b, &of_a);
+                    assert_eq!(got.len(), 6 * m * n);
+                    for (place, got) in got.iter().enumerate() {
+                        let (many, i, j) = (place / (m * n), place / n % m, place % n);
+                        let (a_of, b_of) = (&of_a[many * apart[0]..], &of_b[many * apart[1]..]);
+                        let want: f32 = (0..k).map(|l| at(a_of, a, i, l) * at(b_of, b, l, j)).sum();
+                        assert_eq!(*got, want, "{many}: {a:?} by {b:?} at ({i}, {j}): {gemm:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn matrices_are_numbered_by_equal_distances() {
+    for (lengths, strides, want) in [
+        (&[][..], &[][..], Some(0)),
+        (&[5], &[12], Some(12)),
+        (&[5], &[0], Some(0)),
+        (&[2, 3], &[36, 12], Some(12)),
+        (&[4, 2, 3], &[72, 36, 12], Some(12)),
+        // The stride of a dimension of 1 says nothing.
+        (&[1, 3], &[7, 12], Some(12)),
+        (&[3, 1], &[12, 7], Some(12)),
+        (&[2, 1, 3], &[36, 1, 12], Some(12)),
+        (&[1, 1], &[3, 4], Some(0)),
+        // All the same, but not part of them.
+        (&[2, 3], &[0, 0], Some(0)),
+        (&[2, 3], &[12, 0], None),
+        (&[2, 3], &[0, 12], None),
+        (&[2, 3], &[12, 24], None),
+        (&[2, 3], &[40, 12], None),
+    ] {
+        assert_eq!(distance(lengths, strides), want, "{lengths:?} {strides:?}");
+    }
+    let rows = |rows, columns| View { rows, columns, strides: [columns, 1] };
+    let one = Gemm::new(rows(2, 3), rows(3, 4)).unwrap();
+    assert_eq!(one.times(1, [6, 12]), Some(one), "one is the same wherever others would be");
+    assert_eq!(one.times(2, [6, 12]).unwrap().batch, Batch { count: 2, left: 12, right: 6 });
+    assert!(one.times(0, [6, 12]).is_none());
+    assert!(one.times(1 << 31, [6, 12]).is_none());
+    assert!(one.times(2, [1 << 31, 12]).is_none());
 }

@@ -189,11 +189,19 @@ pub fn scans_with_every_option_equal_the_reference(device: &Device) {
     }
 }
 
-/// Several blocks of channels, blocks that are cut off, groups of one channel.
+/// Several blocks of channels, blocks that are cut off, groups of one channel, more states than a thread
+/// has side by side.
 pub fn scans_of_every_width_equal_the_reference(device: &Device) {
-    for (channels, n, groups) in
-        [(1, 1, 1), (17, 3, 1), (64, 8, 2), (130, 16, 1), (80, 2, 4), (5, 3, 5), (65, 16, 1)]
-    {
+    for (channels, n, groups) in [
+        (1, 1, 1),
+        (17, 3, 1),
+        (64, 8, 2),
+        (130, 16, 1),
+        (80, 2, 4),
+        (5, 3, 5),
+        (65, 37, 1),
+        (6, 32, 2),
+    ] {
         check(Case { channels, n, groups, len: 40, documents: true, ..CASE }, device, 0.0);
     }
 }

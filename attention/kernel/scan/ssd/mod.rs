@@ -12,6 +12,7 @@ mod documents;
 pub(super) mod flex;
 mod reference;
 mod tiled;
+mod whole;
 
 use super::{Step, Steps, softplus, unpack, wide};
 use crate::fused::swiglu;

@@ -2,12 +2,16 @@
 //! side by side.
 
 use super::documents::{Documents, Group, Span};
-use super::{Inputs, Plan};
+use super::{Inputs, Plan, whole};
+use crate::linear::products_on_card as products;
 use crate::scan::wide;
 use burn::tensor::{DType, Tensor};
 
 /// y and the state behind it, `[B, T (+ N), E]`.
 pub(super) fn forward(x: Inputs, plan: &Plan) -> Tensor<3> {
+    if plan.steps.is_plain() {
+        return whole::forward(x, plan);
+    }
     let chunks = Chunks::new(x, plan);
     let (mut out, mut ends) = (Vec::new(), Vec::new());
     for group in &chunks.documents.groups {
@@ -16,7 +20,7 @@ pub(super) fn forward(x: Inputs, plan: &Plan) -> Tensor<3> {
         let mut ended = Vec::new();
         for (i, span) in group.spans.iter().enumerate() {
             let chunk = chunks.at(span);
-            let mut y = chunk.mixed().matmul(chunk.input.clone());
+            let mut y = products(chunk.mixed(), chunk.input.clone());
             if let Some(before) = h {
                 y = y + chunk.of_before(&before);
                 let behind = chunk.behind(before);
@@ -45,6 +49,9 @@ pub(super) fn forward(x: Inputs, plan: &Plan) -> Tensor<3> {
 
 /// Gradients of all inputs, from the last chunk of the last documents to the first.
 pub(super) fn gradients(x: Inputs, dout: Tensor<3>, plan: &Plan) -> Inputs {
+    if plan.steps.is_plain() {
+        return whole::gradients(x, dout, plan);
+    }
     let chunks = Chunks::new(x, plan);
     let (x, documents) = (&chunks.x, &chunks.documents);
     let mut dd = x.d.zeros_like().cast(chunks.kind);
@@ -252,8 +259,8 @@ impl<'a> Chunks<'a> {
     /// Gradients through the chunk's own outputs.
     fn within(&self, chunk: &Chunk, dy: &Tensor<4>) -> OfChunk {
         let mixed = chunk.mixed();
-        let input = mixed.clone().transpose().matmul(dy.clone());
-        let dmixed = dy.clone().matmul(chunk.input.clone().transpose());
+        let input = products(mixed.clone().transpose(), dy.clone());
+        let dmixed = products(dy.clone(), chunk.input.clone().transpose());
         // A pair of tokens (i, j) passes the decays of j + 1 ..= i. Sums of pairs, never differences
         // of sums, which would lose what is small.
         let pairs = dmixed.clone() * mixed * chunk.before.clone();
@@ -263,8 +270,8 @@ impl<'a> Chunks<'a> {
         OfChunk {
             input,
             log_decay: crossing.sum_dim(2).transpose(),
-            b: dscores.clone().transpose().matmul(c),
-            c: dscores.matmul(b),
+            b: products(dscores.clone().transpose(), c),
+            c: products(dscores, b),
         }
     }
 
@@ -278,13 +285,13 @@ impl<'a> Chunks<'a> {
         carry: Tensor<4>,
         of: &mut OfChunk,
     ) -> Tensor<4> {
-        let through = chunk.b.clone().matmul(carry.clone()) * chunk.left.clone();
+        let through = products(chunk.b.clone(), carry.clone()) * chunk.left.clone();
         let early = dy.clone() * chunk.entered.clone();
-        let read = early.clone().matmul(h.clone().transpose());
+        let read = products(early.clone(), h.clone().transpose());
         let ends = (read.clone() * chunk.c.clone()).sum_dim(3);
         let passed = (through.clone() * chunk.input.clone()).sum_dim(3);
         let whole = (carry.clone() * h).sum_dim(3).sum_dim(2) * chunk.all();
-        let late = (chunk.input.clone() * chunk.left.clone()).matmul(carry.clone().transpose());
+        let late = products(chunk.input.clone() * chunk.left.clone(), carry.clone().transpose());
         of.input = of.input.clone() + through;
         of.log_decay = of.log_decay.clone()
             + ends.flip([2]).cumsum(2).flip([2])
@@ -292,7 +299,7 @@ impl<'a> Chunks<'a> {
             + whole;
         of.b = of.b.clone() + self.over_heads(late);
         of.c = of.c.clone() + self.over_heads(read);
-        carry * chunk.all() + chunk.c.clone().transpose().matmul(early)
+        carry * chunk.all() + products(chunk.c.clone().transpose(), early)
     }
 }
 
@@ -305,12 +312,12 @@ fn split(x: Tensor<3>, heads: usize) -> Tensor<4> {
 impl Chunk {
     /// (C Bᵀ) ∘ L, `[B, H, Q, Q]`
     fn mixed(&self) -> Tensor<4> {
-        self.c.clone().matmul(self.b.clone().transpose()) * self.decay.clone()
+        products(self.c.clone(), self.b.clone().transpose()) * self.decay.clone()
     }
 
     /// What the state before the chunk gives to its tokens.
     fn of_before(&self, h: &Tensor<4>) -> Tensor<4> {
-        self.c.clone().matmul(h.clone()) * self.entered.clone()
+        products(self.c.clone(), h.clone()) * self.entered.clone()
     }
 
     /// Decay over the whole chunk, `[B, H, 1, 1]`
@@ -322,6 +329,6 @@ impl Chunk {
     /// The state behind the chunk.
     fn behind(&self, h: Tensor<4>) -> Tensor<4> {
         let input = self.input.clone() * self.left.clone();
-        h * self.all() + self.b.clone().transpose().matmul(input)
+        h * self.all() + products(self.b.clone().transpose(), input)
     }
 }

@@ -234,6 +234,16 @@ fn rows_of_many_documents_equal_the_reference() {
     check(Case { documents: Some(nothing), ..CASE });
 }
 
+/// So many chunks that not all are computed at once.
+#[test]
+fn rows_of_several_runs_equal_the_reference() {
+    for (len, chunk) in [(128, 1), (129, 1), (300, 1), (515, 2)] {
+        for h0 in [false, true] {
+            check(Case { len, chunk, h0, ..CASE });
+        }
+    }
+}
+
 /// Tokens of a crowded row.
 const CROWD: usize = 61;
 /// Chunks, and code.

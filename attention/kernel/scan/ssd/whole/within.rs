@@ -1,0 +1,43 @@
+//! What tokens of a chunk give to each other: `y = ((C Bᵀ) ∘ L)(Δ x)`.
+
+use super::{OfRun, Run, by_matrix, products};
+use burn::tensor::Tensor;
+
+impl Run<'_> {
+    /// (B Cᵀ) ∘ L, from token j to i at (j, i), `[S·H, Q, Q]`
+    fn mixed(&self) -> Tensor<3> {
+        let scores = products(self.b.clone(), self.c.clone().transpose());
+        let (of, q) = (self.many() * self.groups, self.q);
+        // Heads of a group share scores.
+        let decay = self.decay.clone().reshape([of, self.heads / self.groups, q * q]);
+        (decay * scores.reshape([of, 1, q * q])).reshape([of / self.groups * self.heads, q, q])
+    }
+
+    /// `[S, Q, H, P]`
+    pub(super) fn within(&self) -> Tensor<4> {
+        self.from_heads(products(self.mixed().transpose(), self.by_heads.clone()))
+    }
+
+    pub(super) fn within_gradients(&self, dy: &Tensor<4>) -> OfRun {
+        let (mixed, ones, q) = (self.mixed(), &self.of.ones, self.q);
+        let dy = self.to_heads(dy.clone());
+        let input = self.from_heads(products(mixed.clone(), dy.clone()));
+        let dmixed = products(self.by_heads.clone(), dy.transpose());
+        let of = self.many() * self.groups;
+        let dscores = (dmixed.clone() * self.decay.clone())
+            .reshape([of, self.heads / self.groups, q * q])
+            .sum_dim(1)
+            .reshape([of, q, q]);
+        // A pair of tokens (j, i) passes the decays of j + 1 ..= i. Sums of pairs, never differences
+        // of sums, which would lose what is small.
+        let before: Tensor<3> = ones.before.clone().unsqueeze();
+        let pairs = dmixed * mixed * before.clone();
+        let crossing = (by_matrix(pairs, ones.up_to.clone().transpose()) * before).sum_dim(1);
+        OfRun {
+            input,
+            log_decay: self.from_heads(crossing.transpose()),
+            b: products(dscores.clone(), self.c.clone()),
+            c: products(dscores.transpose(), self.b.clone()),
+        }
+    }
+}
