@@ -12,6 +12,7 @@ mod measure;
 mod memory;
 mod models;
 mod page;
+mod probe;
 mod recall;
 mod row;
 mod suite;

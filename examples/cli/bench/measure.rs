@@ -3,9 +3,10 @@
 use super::args::{MeasureArgs, PeerName};
 use super::cost::Cost;
 use super::job::{Job, Numbers};
+use super::probe::{Probe, same};
 use super::row::{Ceiling, Machine, Peer, Row, median};
 use super::torch::{Torch, TorchPeer};
-use super::work::{Probe, Side, Work, work};
+use super::work::{Side, Work, work};
 use super::{ceiling, machine, memory};
 use crate::Globals;
 use crate::device::DeviceName;
@@ -283,35 +284,4 @@ fn take_turns(ours: &mut dyn Work, rivals: &mut [Rival], repeats: usize) -> Resu
         }
     }
     Ok(samples)
-}
-
-/// Largest difference over all results, which may be `allowed`.
-fn same(peer: &str, ours: &Probe, theirs: &Probe, allowed: f64) -> Result<f64> {
-    let mut most = 0f64;
-    for (name, values) in ours {
-        let other = theirs.iter().find(|(other, _)| other == name).map(|(_, values)| values);
-        let difference = match other {
-            Some(other) if other.len() == values.len() => difference(values, other),
-            _ => f64::NAN,
-        };
-        if difference.is_nan() || difference > allowed {
-            return Err(Error::Evaluation {
-                what: format!("the difference of `{name}` between Longburn and peer {peer}"),
-                value: difference,
-                remedy: format!(
-                    "one of the two is wrong: at most {allowed} is a matter of rounding; please report it"
-                ),
-            });
-        }
-        most = most.max(difference);
-    }
-    Ok(most)
-}
-
-/// RMS of the difference over RMS of the second.
-fn difference(a: &[f32], b: &[f32]) -> f64 {
-    let square = |x: f64| x * x;
-    let apart: f64 = a.iter().zip(b).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
-    let size: f64 = b.iter().map(|b| square(f64::from(*b))).sum();
-    if size == 0.0 { apart.sqrt() } else { (apart / size).sqrt() }
 }

@@ -1,7 +1,7 @@
 //! A peer written in Python: a child process that is told, line by line, what to do.
 
 use super::job::Job;
-use super::work::Probe;
+use super::probe::Probe;
 use longburn::{Error, Result};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};

@@ -46,8 +46,9 @@ fn what_a_peer_says_it_lacks_is_passed_on() {
 #[cfg(unix)]
 #[test]
 fn a_peer_that_computes_something_else_ends_the_run() {
-    let answer = r#"{"version": "x", "probe": [["product", [1, 2, 3, 4]]], "seconds": 0.5}"#;
-    let (_dir, python) = stand_in(answer);
+    let found = r#"{"name": "product", "values": [1, 2, 3, 4], "sum": 10, "size": 10}"#;
+    let answer = format!(r#"{{"version": "x", "probe": [{found}], "seconds": 0.5}}"#);
+    let (_dir, python) = stand_in(&answer);
     let message = refusal(python.to_str().unwrap());
     assert!(message.contains("difference of `product`"), "{message}");
     // Nor may a result be left out.
