@@ -1,6 +1,7 @@
 //! `longburn bench`
 
 mod args;
+mod cases;
 mod ceiling;
 mod compare;
 mod cost;

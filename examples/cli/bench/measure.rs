@@ -228,6 +228,8 @@ impl<'a> Bench<'a> {
             pairs: cost.pairs,
             density: cost.density,
             causal_share: cost.causal_share,
+            date: machine::today(),
+            commit: option_env!("LONGBURN_COMMIT").map(Into::into),
             ceiling: computes.then(|| self.ceiling.clone()),
             share: computes.then(|| speed / roof()),
             tokens_per_second: tokens.map(|tokens| tokens as f64 / seconds),

@@ -46,7 +46,10 @@ pub fn text(row: &Row) -> String {
         rest += &format!(", {:.1} GFLOP/s", row.flops_per_second / 1e9);
     }
     if let Some(share) = row.share {
-        rest += &format!(", {:.0} % of the ceiling", 100.0 * share);
+        rest += &match row.known_share() {
+            Some(share) => format!(", {:.0} % of the ceiling", 100.0 * share),
+            None => format!(", {share:.2} times the ceiling, which was measured too low"),
+        };
     }
     if let Some(speed) = row.tokens_per_second {
         rest += &format!(", {speed:.1} tokens/s");
