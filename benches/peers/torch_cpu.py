@@ -3,6 +3,8 @@ what to do:
 
     {"job": {...}, "code": "sdpa", "threads": 2, "device": "cpu", "folder": null, "tiny": null}
         -> {"ready": true, "version": "torch ...", "probe": [{"name": "out", ...}, ...]}
+    {"import": ["transformers"]}
+        -> {"ready": true}             where Python has these
     {"run": 3}
         -> {"seconds": 0.012}          per run, over three runs
 
@@ -17,6 +19,7 @@ Face form (without one, of a model of that shape: by the formula, too).
 """
 
 import argparse
+import importlib
 import json
 import math
 import statistics
@@ -700,6 +703,10 @@ def serve():
         try:
             if "run" in order:
                 answer = {"seconds": timed(run, order["run"])}
+            elif "import" in order:
+                for name in order["import"]:
+                    importlib.import_module(name)
+                answer = {"ready": True}
             else:
                 answer, run = first(order)
         except Exception as error:  # whoever asked has to hear of it

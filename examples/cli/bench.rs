@@ -15,6 +15,7 @@ mod models;
 mod page;
 mod probe;
 mod recall;
+mod room;
 mod row;
 mod suite;
 mod table;

@@ -3,13 +3,12 @@
 use super::args::{MeasureArgs, PeerName};
 use super::cases::{self, Short};
 use super::job::{GenerateJob, Job, LossJob, MaskKind, ScanJob, ScanKind};
-use super::measure::Bench;
+use super::measure::Case;
 use super::models::{self, RandomLlama};
-use super::row::Results;
 use super::table;
 use crate::{Globals, output};
 use clap::Args;
-use longburn::Result;
+use longburn::{Error, Result};
 use std::path::PathBuf;
 use std::time::Instant;
 use tempfile::TempDir;
@@ -37,8 +36,10 @@ pub struct SuiteArgs {
     measure: MeasureArgs,
 }
 
-/// A job and who takes part.
-type Case = (Job, Vec<PeerName>);
+/// As `--only` sees a job.
+fn line(job: &Job) -> String {
+    format!("{}, {}, {}", job.what(), job.case(), job.shape())
+}
 
 impl SuiteArgs {
     pub fn run(&self, globals: &Globals) -> Result<()> {
@@ -46,46 +47,27 @@ impl SuiteArgs {
         let device = globals.device.open()?;
         let size = if self.quick { RandomLlama::Small } else { RandomLlama::Large };
         let llama = size.save(&device)?;
-        let wanted = |(job, _): &Case| {
-            let line = format!("{}, {}, {}", job.what(), job.case(), job.shape());
-            self.only.as_ref().is_none_or(|text| line.contains(text))
-        };
-        let cases: Vec<Case> = self.cases(size, &llama).into_iter().filter(wanted).collect();
-        let mut results = Results::default();
-        // The ceiling is measured once; what peers there are is said row by row.
-        let all = MeasureArgs { peer: self.peers(&cases), ..self.measure.clone() };
-        let bench = Bench::new(&all, globals)?;
-        for (i, (job, peers)) in cases.iter().enumerate() {
-            let taking_part: Vec<PeerName> =
-                peers.iter().copied().filter(|p| all.peer.contains(p)).collect();
-            let row = bench.row_with(job, &taking_part)?;
-            if !globals.json {
-                output::print(&table::text(&row))?;
-            }
-            output::note(format_args!(
-                "row {} of {}, {:.0} s",
-                i + 1,
-                cases.len(),
-                start.elapsed().as_secs_f64()
-            ));
-            results.rows.push(row);
-            if let Some(out) = &self.measure.out {
-                results.write(out)?;
-            }
+        let wanted =
+            |(job, _): &Case| self.only.as_ref().is_none_or(|text| line(job).contains(text));
+        let all = self.cases(size, &llama);
+        let lines: Vec<String> = all.iter().map(|(job, _)| line(job)).collect();
+        let cases: Vec<Case> = all.into_iter().filter(wanted).map(|c| self.asked(c)).collect();
+        if cases.is_empty() {
+            let expected = format!("part of one of these lines:\n{}", lines.join("\n"));
+            let text = self.only.as_deref().unwrap_or_default();
+            return Err(Error::config("command line", "only", text, expected));
         }
-        if globals.json { output::json(&output::value(&results)) } else { Ok(()) }
+        table::run(&cases, &self.measure, globals, |done| {
+            let (all, seconds) = (cases.len(), start.elapsed().as_secs_f64());
+            output::note(format_args!("row {done} of {all}, {seconds:.0} s"));
+        })
     }
 
-    /// Those of all cases, or those of them that were asked for.
-    fn peers(&self, cases: &[Case]) -> Vec<PeerName> {
-        let mut all: Vec<PeerName> = Vec::new();
-        for peer in cases.iter().flat_map(|(_, peers)| peers) {
-            let asked = self.measure.peer.is_empty() || self.measure.peer.contains(peer);
-            if asked && !all.contains(peer) {
-                all.push(*peer);
-            }
-        }
-        all
+    /// With all peers, or those of them that were asked for.
+    fn asked(&self, (job, mut peers): Case) -> Case {
+        let asked = &self.measure.peer;
+        peers.retain(|peer| asked.is_empty() || asked.contains(peer));
+        (job, peers)
     }
 
     fn cases(&self, size: RandomLlama, llama: &TempDir) -> Vec<Case> {
