@@ -2,7 +2,9 @@
 what to do:
 
     {"job": {...}, "code": "sdpa", "threads": 2, "device": "cpu", "folder": null, "tiny": null}
-        -> {"ready": true, "version": "torch ...", "probe": [["out", [...]], ...]}
+        -> {"ready": true, "version": "torch ...", "probe": [{"name": "out", ...}, ...]}
+    {"import": ["transformers"]}
+        -> {"ready": true}             where Python has these
     {"run": 3}
         -> {"seconds": 0.012}          per run, over three runs
 
@@ -17,6 +19,7 @@ Face form (without one, of a model of that shape: by the formula, too).
 """
 
 import argparse
+import importlib
 import json
 import math
 import statistics
@@ -30,7 +33,7 @@ except ImportError as error:
     print(json.dumps({"error": str(error)}), flush=True)
     sys.exit(1)
 
-PROBED = 512
+PROBED, PLACES = 512, 9
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
@@ -54,13 +57,20 @@ def ids(count, limit, salt):
     return hashed(count, salt) % limit
 
 
+def places(count):
+    """Which elements of a flat result are compared, as examples/cli/bench/probe.rs has it."""
+    if count <= PROBED:
+        return list(range(count))
+    return [h * count >> 32 for h in hashed(PROBED, PLACES).tolist()]
+
+
 def probe(named):
     found = []
     for name, x in named:
         flat = x.detach().reshape(-1)
-        count = min(flat.numel(), PROBED)
-        places = torch.arange(count) * flat.numel() // count
-        found.append([name, flat[places].float().tolist()])
+        values = flat[torch.tensor(places(flat.numel()))].float().tolist()
+        sums = [each.sum(dtype=torch.float64).item() for each in (flat, flat.abs())]
+        found.append({"name": name, "values": values, "sum": sums[0], "size": sums[1]})
     return found
 
 
@@ -586,7 +596,8 @@ class TrainStep:
         return [("losses", loss)]
 
     def probe(self):
-        return [["losses", [self()[0][1].item() for _ in range(3)]]]
+        losses = [self()[0][1].item() for _ in range(3)]
+        return probe([("losses", torch.tensor(losses))])
 
 
 class Generate:
@@ -692,6 +703,10 @@ def serve():
         try:
             if "run" in order:
                 answer = {"seconds": timed(run, order["run"])}
+            elif "import" in order:
+                for name in order["import"]:
+                    importlib.import_module(name)
+                answer = {"ready": True}
             else:
                 answer, run = first(order)
         except Exception as error:  # whoever asked has to hear of it

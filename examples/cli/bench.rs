@@ -1,6 +1,7 @@
 //! `longburn bench`
 
 mod args;
+mod cases;
 mod ceiling;
 mod compare;
 mod cost;
@@ -12,7 +13,9 @@ mod measure;
 mod memory;
 mod models;
 mod page;
+mod probe;
 mod recall;
+mod room;
 mod row;
 mod suite;
 mod table;

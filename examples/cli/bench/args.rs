@@ -5,7 +5,8 @@ use super::torch::Torch;
 use crate::device::DeviceName;
 use clap::{Args, ValueEnum};
 use longburn::{Error, Result};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Against whom, how often, and where to.
 #[derive(Args, Clone, Debug)]
@@ -19,6 +20,9 @@ pub struct MeasureArgs {
     /// Python that has torch, for peers in Python
     #[arg(long, default_value = "python3", value_name = "PATH")]
     pub python: PathBuf,
+    /// Longest time that such a peer may take for an answer
+    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    pub peer_timeout: u64,
     /// Leave the peaks of memory out, which take a process per side
     #[arg(long)]
     pub no_memory: bool,
@@ -32,8 +36,16 @@ pub struct MeasureArgs {
 
 impl MeasureArgs {
     /// # Errors
-    /// [`Error::Config`]
+    /// [`Error::Config`]; [`Error::Io`] where rows could not be written to the file.
     pub fn check(&self) -> Result<()> {
+        let most = 1 << 20;
+        if !(1..=most).contains(&self.peer_timeout) {
+            let expected = format!("from 1 to {most}");
+            return Err(Error::config("command line", "peer-timeout", self.peer_timeout, expected));
+        }
+        if let Some(out) = &self.out {
+            writable(out)?;
+        }
         for (field, value) in [("repeats", self.repeats), ("ceiling-side", self.ceiling_side)] {
             if value == 0 || value > 1 << 14 {
                 let expected = format!("from 1 to {}", 1 << 14);
@@ -49,8 +61,23 @@ impl MeasureArgs {
             DeviceName::Cuda(_) => device.to_string(),
             DeviceName::Flex | DeviceName::Wgpu(_) => "cpu".into(),
         };
-        Torch { python: self.python.clone(), threads: rayon::current_num_threads(), device }
+        Torch {
+            python: self.python.clone(),
+            threads: rayon::current_num_threads(),
+            device,
+            timeout: Duration::from_secs(self.peer_timeout),
+        }
     }
+}
+
+/// Whether a file can be put there; what lies there stays as it is.
+fn writable(out: &Path) -> Result<()> {
+    if out.is_dir() {
+        return Err(Error::io(out, std::io::ErrorKind::IsADirectory.into()));
+    }
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
+    tempfile::tempfile_in(folder.unwrap_or(Path::new("."))).map_err(|e| Error::io(out, e))?;
+    Ok(())
 }
 
 /// Another program, or another way.

@@ -1,6 +1,6 @@
 //! `longburn bench compare`: two files of results, row by row.
 
-use super::row::{Results, Row, spread};
+use super::row::{Results, Row, once, spread};
 use super::table::time;
 use crate::{Globals, output};
 use clap::Args;
@@ -61,6 +61,11 @@ struct Comparison {
 impl CompareArgs {
     pub fn run(&self, globals: &Globals) -> Result<()> {
         let (before, after) = (Results::read(&self.before)?, Results::read(&self.after)?);
+        for (file, results) in [(&self.before, &before), (&self.after, &after)] {
+            // Which of the two would be compared?
+            let rows: Vec<_> = results.rows.iter().map(|row| (file.as_path(), row)).collect();
+            once(&rows, Row::is_same)?;
+        }
         let found = comparison(&before.rows, &after.rows);
         if found.changes.is_empty() {
             return Err(Error::Data(format!(
@@ -77,20 +82,15 @@ impl CompareArgs {
     }
 }
 
-fn is_same(a: &Row, b: &Row) -> bool {
-    let key = |row: &Row| (row.what.clone(), row.case.clone(), row.shape.clone());
-    key(a) == key(b) && (&a.device, &a.dtype, a.threads) == (&b.device, &b.dtype, b.threads)
-}
-
 fn comparison(before: &[Row], after: &[Row]) -> Comparison {
     let lacking = |rows: &[Row], others: &[Row]| -> Vec<String> {
-        let lonely = rows.iter().filter(|row| !others.iter().any(|other| is_same(row, other)));
-        lonely.map(|row| format!("{}, {}, {}", row.what, row.case, row.shape)).collect()
+        let lonely = rows.iter().filter(|row| !others.iter().any(|other| row.is_same(other)));
+        lonely.map(Row::line).collect()
     };
     let mut other_machine = false;
     let mut changes = Vec::new();
     for a in before {
-        let Some(b) = after.iter().find(|b| is_same(a, b)) else { continue };
+        let Some(b) = after.iter().find(|b| a.is_same(b)) else { continue };
         other_machine |= (&a.machine.cpu, &a.machine.build) != (&b.machine.cpu, &b.machine.build);
         let ratio = b.seconds / a.seconds;
         let noise = (spread(&a.samples) + spread(&b.samples)).max(LEAST);
@@ -138,4 +138,72 @@ fn text(found: &Comparison) -> String {
         text += "processors or builds differ: times say little about the program\n";
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::cases;
+    use crate::bench::row::tests::row_of;
+
+    fn row(samples: &[f64]) -> Row {
+        let row = row_of(&cases::squares(&|n| n)[0], 2.0);
+        Row { seconds: crate::bench::row::median(samples), samples: samples.to_vec(), ..row }
+    }
+
+    fn change(before: &[f64], after: &[f64]) -> Change {
+        comparison(&[row(before)], &[row(after)]).changes.remove(0)
+    }
+
+    #[test]
+    fn slower_is_a_change_as_faster_is() {
+        let slower = change(&[1.0; 3], &[1.5; 3]);
+        assert!(slower.ratio == 1.5 && !slower.is_noise);
+        let faster = change(&[1.5; 3], &[1.0; 3]);
+        assert!(faster.ratio < 0.7 && !faster.is_noise);
+        // Whatever samples say, a hundredth is noise.
+        assert!(change(&[1.0; 3], &[1.01; 3]).is_noise);
+    }
+
+    #[test]
+    fn samples_of_both_files_make_noise() {
+        let (calm, wild) = ([1.0; 3], [0.8, 1.0, 1.2]);
+        let of = |before: &[f64], after: &[f64]| change(before, after).noise;
+        assert!((of(&calm, &wild) - 0.2).abs() < 1e-12);
+        assert!((of(&wild, &calm) - 0.2).abs() < 1e-12);
+        assert!((of(&wild, &wild) - 0.4).abs() < 1e-12);
+        assert_eq!(of(&calm, &calm), LEAST);
+    }
+
+    #[test]
+    fn other_work_and_other_threads_are_not_compared() {
+        let a = row(&[1.0]);
+        let found = comparison(&[a.clone()], &[Row { threads: 4, ..a.clone() }]);
+        assert!(found.changes.is_empty());
+        assert_eq!((found.only_before.len(), found.only_after.len()), (1, 1));
+        for other in [
+            Row { dtype: "bf16".into(), ..a.clone() },
+            Row { device: "cuda".into(), ..a.clone() },
+            Row { shape: "1 x 1 x 1".into(), ..a.clone() },
+        ] {
+            assert!(comparison(&[a.clone()], &[other]).changes.is_empty());
+        }
+    }
+
+    #[test]
+    fn another_machine_is_told() {
+        let a = row(&[1.0]);
+        let told = |b: Row| {
+            let found = comparison(&[a.clone()], &[b]);
+            assert_eq!(found.other_machine, text(&found).contains("processors or builds differ"));
+            found.other_machine
+        };
+        assert!(!told(a.clone()));
+        let mut b = a.clone();
+        b.machine.cpu = "another".into();
+        assert!(told(b));
+        let mut b = a.clone();
+        b.machine.build = "dev".into();
+        assert!(told(b));
+    }
 }

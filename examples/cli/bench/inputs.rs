@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;
 
 /// 32 well-mixed bits.
-fn hash(index: u64, salt: u64) -> u32 {
+pub fn hash(index: u64, salt: u64) -> u32 {
     let mut h = (index * 2_654_435_761 + salt * 2_246_822_519) as u32;
     for _ in 0..2 {
         h ^= h >> 16;
@@ -48,18 +48,4 @@ pub fn blocks(of: (usize, usize), blocks: usize, density: f64) -> Vec<usize> {
     chosen.truncate(count - 1);
     chosen.push(q);
     chosen
-}
-
-/// At most this many elements of a result are compared.
-const PROBED: usize = 512;
-
-/// Places spread evenly over a flat tensor of `len` elements.
-pub fn probed(len: usize) -> impl Iterator<Item = usize> {
-    let count = len.min(PROBED);
-    (0..count).map(move |i| i * len / count)
-}
-
-/// The elements at these places.
-pub fn probe(values: &[f32]) -> Vec<f32> {
-    probed(values.len()).map(|i| values[i]).collect()
 }

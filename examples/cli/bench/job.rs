@@ -1,6 +1,6 @@
 //! What is measured, as data: one process describes it, another does the same.
 
-use super::inputs;
+use super::{inputs, room};
 use burn::tensor::DType;
 use longburn::attention::{LongLoraConfig, MixerConfig};
 use longburn::kernel::{BlockList, BlockStride, Implementation, Mask, MaskSpec, TokenMeta};
@@ -339,7 +339,7 @@ impl Job {
     }
 
     /// # Errors
-    /// [`Error::Config`] for a size of 0 or far too large; what masks and models refuse.
+    /// [`Error::Config`] for a size of 0, or too large for memory or time; what masks and models refuse.
     pub fn check(&self) -> Result<()> {
         for (field, value) in self.sizes() {
             if value == 0 || value > MOST {
@@ -347,6 +347,7 @@ impl Job {
                 return Err(Error::config("command line", field, value, expected));
             }
         }
+        room::check(self)?;
         match self {
             Self::Attention(job) => {
                 heads(job.heads, job.kv_heads)?;
@@ -377,7 +378,8 @@ impl Job {
         }
     }
 
-    fn sizes(&self) -> Vec<(&'static str, usize)> {
+    /// Sizes by the names of their options.
+    pub fn sizes(&self) -> Vec<(&'static str, usize)> {
         match self {
             Self::Attention(j) => vec![
                 ("len", j.len),

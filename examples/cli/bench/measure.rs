@@ -3,9 +3,10 @@
 use super::args::{MeasureArgs, PeerName};
 use super::cost::Cost;
 use super::job::{Job, Numbers};
+use super::probe::{Probe, same};
 use super::row::{Ceiling, Machine, Peer, Row, median};
 use super::torch::{Torch, TorchPeer};
-use super::work::{Probe, Side, Work, work};
+use super::work::{Side, Work, work};
 use super::{ceiling, machine, memory};
 use crate::Globals;
 use crate::device::DeviceName;
@@ -28,6 +29,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 const SAME: f64 = 1e-3;
 /// The same where results are in 16 bits.
 const SAME_IN_16_BITS: f64 = 2e-2;
+
+/// A job and who takes part.
+pub type Case = (Job, Vec<PeerName>);
 
 /// All that measurements of one run share.
 pub struct Bench<'a> {
@@ -68,40 +72,38 @@ struct Timed {
 }
 
 impl<'a> Bench<'a> {
-    /// Opens the device and measures the ceiling.
+    /// Looks whether all cases are possible, opens the device and measures the ceiling.
     ///
     /// # Errors
-    /// A device or a Python that is not there, settings out of range.
-    pub fn new(args: &'a MeasureArgs, globals: &'a Globals) -> Result<Self> {
+    /// A job that cannot be, a peer that does not do it, a device or a Python that is not there,
+    /// settings out of range.
+    pub fn new(cases: &[Case], args: &'a MeasureArgs, globals: &'a Globals) -> Result<Self> {
         args.check()?;
+        for (job, peers) in cases {
+            job.check()?;
+            for peer in peers {
+                peer.check(job)?;
+            }
+        }
         let device = globals.device.open()?;
         let torch = args.torch(globals.device);
-        let in_python = args.peer.iter().any(|peer| peer.in_python());
+        let in_python = cases.iter().any(|(_, peers)| peers.iter().any(|peer| peer.in_python()));
+        if in_python {
+            torch.check(&libraries(cases))?;
+        }
         let place = (globals.device, &device);
         let ceiling = ceiling::measure(place, args.ceiling_side, in_python.then_some(&torch))?;
         let machine = machine::machine(&device);
         Ok(Self { args, globals, device, torch, ceiling, machine })
     }
 
-    /// One row with the peers that were asked for.
-    ///
-    /// # Errors
-    /// As [`row_with`](Bench::row_with).
-    pub fn row(&self, job: &Job) -> Result<Row> {
-        self.row_with(job, &self.args.peer)
-    }
-
     /// One row; every side starts from the same inputs and weights.
     ///
     /// # Errors
-    /// A job that cannot be, a peer that does not do it, and [`Error::Evaluation`] where two sides
-    /// do not compute the same.
-    pub fn row_with(&self, job: &Job, peers: &[PeerName]) -> Result<Row> {
-        job.check()?;
+    /// What the code under measurement refuses, and [`Error::Evaluation`] where two sides do not
+    /// compute the same.
+    pub fn row(&self, (job, peers): &Case) -> Result<Row> {
         let cost = Cost::of(job)?;
-        for peer in peers {
-            peer.check(job)?;
-        }
         if let Job::Growth(_) = job {
             return self.growth(job);
         }
@@ -142,8 +144,7 @@ impl<'a> Bench<'a> {
         folder: Option<&Path>,
         found: &Probe,
     ) -> Result<Rival> {
-        let dense = if name.is_dense() { job.dense() } else { None };
-        let job = dense.as_ref().unwrap_or(job);
+        let job = &of_peer(job, Some(name));
         let (runner, version, theirs) = if name.in_python() {
             let mut peer = self.torch.start(job, code(name), folder)?;
             let (version, probe) = (peer.version.clone(), std::mem::take(&mut peer.probe));
@@ -178,8 +179,7 @@ impl<'a> Bench<'a> {
         if self.args.no_memory || on_card || !job.has_memory() {
             return Ok(None);
         }
-        let dense = if peer.is_some_and(PeerName::is_dense) { job.dense() } else { None };
-        let job = dense.as_ref().unwrap_or(job);
+        let job = &of_peer(job, peer);
         match peer {
             None | Some(PeerName::Dense) => memory::peak(job, Side::Longburn, self.globals),
             Some(PeerName::Stock) => memory::peak(job, Side::Stock, self.globals),
@@ -192,7 +192,7 @@ impl<'a> Bench<'a> {
         let peak = |i: usize| said["peaks"][i].as_f64();
         let seconds = said["seconds"].as_f64().unwrap_or(f64::NAN);
         let mut row = self.summary(job, &Cost::default(), vec![seconds], said["peaks"][1].as_u64());
-        row.growth = peak(0).zip(peak(1)).map(|(early, end)| end / early);
+        row.growth = peak(0).zip(peak(1)).map(|(early, end)| growth(early, end));
         Ok(row)
     }
 
@@ -227,6 +227,8 @@ impl<'a> Bench<'a> {
             pairs: cost.pairs,
             density: cost.density,
             causal_share: cost.causal_share,
+            date: machine::today(),
+            commit: option_env!("LONGBURN_COMMIT").map(Into::into),
             ceiling: computes.then(|| self.ceiling.clone()),
             share: computes.then(|| speed / roof()),
             tokens_per_second: tokens.map(|tokens| tokens as f64 / seconds),
@@ -234,6 +236,11 @@ impl<'a> Bench<'a> {
             peers: Vec::new(),
         }
     }
+}
+
+/// Peak at the end over the peak early in the run.
+fn growth(early: f64, end: f64) -> f64 {
+    end / early
 }
 
 impl Timed {
@@ -252,9 +259,41 @@ impl Timed {
     }
 }
 
+/// What a side computes.
+fn of_peer(job: &Job, peer: Option<PeerName>) -> Job {
+    let dense = if peer.is_some_and(PeerName::is_dense) { job.dense() } else { None };
+    dense.unwrap_or_else(|| job.clone())
+}
+
+/// What Python must have beside torch.
+fn libraries(cases: &[Case]) -> Vec<&'static str> {
+    let any = |wanted: fn(&Job, PeerName) -> bool| {
+        cases.iter().any(|(job, peers)| peers.iter().any(|peer| wanted(job, *peer)))
+    };
+    let mut libraries = Vec::new();
+    if any(|_, peer| peer == PeerName::Transformers) {
+        libraries.push("transformers");
+    }
+    // Weights come in a file.
+    if any(|job, peer| matches!(job, Job::Block(_) | Job::TrainStep(_)) && peer.in_python()) {
+        libraries.push("safetensors.torch");
+    }
+    libraries
+}
+
 /// Which code the script is to use.
 fn code(name: PeerName) -> &'static str {
     if name == PeerName::TorchFlex { "flex" } else { "sdpa" }
+}
+
+/// Runs that make up a sample.
+fn runs(seconds: f64) -> usize {
+    (SAMPLE / seconds.max(1e-9)).ceil().clamp(1.0, 1e4) as usize
+}
+
+/// Samples, of as many as are wanted, where a round of all sides takes so many seconds.
+fn affordable(wanted: usize, round: f64) -> usize {
+    wanted.min(((BUDGET / round) as usize).max(LEAST))
 }
 
 /// Ours, each peer, ours, each peer ...; samples of ours.
@@ -262,7 +301,7 @@ fn take_turns(ours: &mut dyn Work, rivals: &mut [Rival], repeats: usize) -> Resu
     // All have run once for their results; this run tells how long they take.
     let mut round = 0.0;
     let mut times = |seconds: f64| {
-        let times = (SAMPLE / seconds.max(1e-9)).ceil().clamp(1.0, 1e4) as usize;
+        let times = runs(seconds);
         round += seconds * times as f64;
         times
     };
@@ -271,8 +310,7 @@ fn take_turns(ours: &mut dyn Work, rivals: &mut [Rival], repeats: usize) -> Resu
     for rival in rivals.iter_mut() {
         of_rivals.push(times(rival.runner.run(1)?));
     }
-    let affordable = (BUDGET / round) as usize;
-    let repeats = repeats.min(affordable.max(LEAST));
+    let repeats = affordable(repeats, round);
     let mut samples = Vec::with_capacity(repeats);
     for _ in 0..repeats {
         std::thread::sleep(PAUSE);
@@ -285,33 +323,55 @@ fn take_turns(ours: &mut dyn Work, rivals: &mut [Rival], repeats: usize) -> Resu
     Ok(samples)
 }
 
-/// Largest difference over all results, which may be `allowed`.
-fn same(peer: &str, ours: &Probe, theirs: &Probe, allowed: f64) -> Result<f64> {
-    let mut most = 0f64;
-    for (name, values) in ours {
-        let other = theirs.iter().find(|(other, _)| other == name).map(|(_, values)| values);
-        let difference = match other {
-            Some(other) if other.len() == values.len() => difference(values, other),
-            _ => f64::NAN,
-        };
-        if difference.is_nan() || difference > allowed {
-            return Err(Error::Evaluation {
-                what: format!("the difference of `{name}` between Longburn and peer {peer}"),
-                value: difference,
-                remedy: format!(
-                    "one of the two is wrong: at most {allowed} is a matter of rounding; please report it"
-                ),
-            });
-        }
-        most = most.max(difference);
-    }
-    Ok(most)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::cases;
+    use crate::bench::job::MaskKind;
 
-/// RMS of the difference over RMS of the second.
-fn difference(a: &[f32], b: &[f32]) -> f64 {
-    let square = |x: f64| x * x;
-    let apart: f64 = a.iter().zip(b).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
-    let size: f64 = b.iter().map(|b| square(f64::from(*b))).sum();
-    if size == 0.0 { apart.sqrt() } else { (apart / size).sqrt() }
+    #[test]
+    fn short_work_is_repeated_and_long_work_has_fewer_samples() {
+        assert_eq!((runs(0.01), runs(0.03), runs(7.0), runs(0.0)), (5, 2, 1, 10_000));
+        assert_eq!((affordable(11, 1.0), affordable(11, 6.0), affordable(11, 100.0)), (11, 10, 5));
+        assert_eq!((affordable(3, 100.0), affordable(70, 1.0)), (3, 60));
+    }
+
+    #[test]
+    fn dense_peers_compute_what_the_mask_leaves_out() {
+        let window = MaskKind::Window { window: 512, sinks: 4 };
+        let of = |mask| cases::attention(4096, 64, mask, true);
+        for peer in [PeerName::Dense, PeerName::TorchDense] {
+            assert_eq!(of_peer(&of(window), Some(peer)), of(MaskKind::Dense));
+        }
+        for peer in [None, Some(PeerName::Stock), Some(PeerName::Torch), Some(PeerName::TorchFlex)]
+        {
+            assert_eq!(of_peer(&of(window), peer), of(window));
+        }
+    }
+
+    #[test]
+    fn what_grows_is_above_one() {
+        assert_eq!(growth(100.0, 150.0), 1.5);
+    }
+
+    #[test]
+    fn a_peers_ratios_are_its_figures_over_ours() {
+        let samples = vec![4.0, 1.0, 3.0];
+        let (name, version) = (PeerName::Torch, "1".to_string());
+        let timed = Timed { name, version, difference: None, samples };
+        let peer = timed.summary(2.0, Some(100), Some(400));
+        assert_eq!((peer.seconds, peer.ratio, peer.memory_ratio), (3.0, 1.5, Some(4.0)));
+    }
+
+    #[test]
+    fn python_is_asked_for_what_the_cases_need() {
+        let attention = (cases::attention(8, 8, MaskKind::Dense, false), vec![PeerName::Torch]);
+        let step = Job::TrainStep(cases::model(MaskKind::Dense, &|n| n));
+        assert!(libraries(&[attention.clone()]).is_empty());
+        let all = [attention, (step.clone(), vec![PeerName::Torch])];
+        assert_eq!(libraries(&all), ["safetensors.torch"]);
+        assert!(libraries(&[(step, vec![PeerName::Dense])]).is_empty());
+        let text = (cases::growth(true), vec![PeerName::Transformers]);
+        assert_eq!(libraries(&[text]), ["transformers"]);
+    }
 }

@@ -4,7 +4,7 @@ mod card;
 mod targets;
 mod text;
 
-use super::row::{Results, Row};
+use super::row::{Results, Row, once};
 use crate::output;
 use clap::Args;
 use longburn::models::weights::write_atomic;
@@ -34,12 +34,16 @@ pub struct PageArgs {
 
 impl PageArgs {
     pub fn run(&self, _: &crate::Globals) -> Result<()> {
-        let mut rows = Vec::new();
+        let mut found = Vec::new();
         for path in &self.from {
             for file in files(path)? {
-                rows.extend(Results::read(&file)?.rows);
+                let rows = Results::read(&file)?.rows;
+                found.extend(rows.into_iter().map(|row| (file.clone(), row)));
             }
         }
+        let named: Vec<(&Path, &Row)> = found.iter().map(|(f, row)| (f.as_path(), row)).collect();
+        once(&named, |a, b| a.is_same(b) && a.machine == b.machine)?;
+        let rows: Vec<Row> = found.into_iter().map(|(_, row)| row).collect();
         if let (Some(image), Some(plot)) = (&self.image, plot(&rows)) {
             write_atomic(image, plot.render()?.as_bytes())?;
         }
@@ -83,10 +87,28 @@ fn groups(rows: &[Row]) -> Vec<Vec<&Row>> {
     groups
 }
 
+/// The numbers in a row's sizes, in their order.
+fn sizes(row: &Row) -> Vec<usize> {
+    let digits = row.shape.split(|c: char| !c.is_ascii_digit());
+    digits.filter_map(|part| part.parse().ok()).collect()
+}
+
+/// Cases in the order in which they came, each by its sizes.
+fn sorted<'a>(rows: &[&'a Row]) -> Vec<&'a Row> {
+    let first = |row: &Row| rows.iter().position(|other| other.case == row.case);
+    let mut sorted = rows.to_vec();
+    sorted.sort_by_key(|row| (first(row), sizes(row)));
+    sorted
+}
+
 /// Dense causal attention, forward and backward, of heads 64 wide; of the first machine.
 fn plot(rows: &[Row]) -> Option<Plot> {
     let group = groups(rows).into_iter().next()?;
-    let shown: Vec<&Row> = group.into_iter().filter(|row| targets::dense(row, true, 64)).collect();
+    let wanted = |row: &&Row| {
+        targets::dense(row, true, 64) && row.dtype == "f32" && row.shape.starts_with("B1 H8 K8 ")
+    };
+    let shown: Vec<&Row> = group.into_iter().filter(wanted).collect();
+    let shown = sorted(&shown);
     if shown.len() < 2 {
         return None;
     }
@@ -109,4 +131,48 @@ fn plot(rows: &[Row]) -> Option<Plot> {
             .series(Series::new("stock Burn").values(&of_peer("stock")))
             .series(Series::new("largest product").values(&roof)),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::cases::attention;
+    use crate::bench::job::MaskKind;
+    use crate::bench::row::tests::row_of;
+
+    fn dense(len: usize) -> Row {
+        row_of(&attention(len, 64, MaskKind::Dense, true), 2.0)
+    }
+
+    #[test]
+    fn rows_come_by_their_sizes_however_they_were_measured() {
+        let window = MaskKind::Window { window: 512, sinks: 4 };
+        let other = |len| row_of(&attention(len, 64, window, true), 2.0);
+        let rows = [dense(8192), other(4096), dense(16_384), dense(1024), other(512)];
+        let order: Vec<&str> = sorted(&rows.each_ref())
+            .iter()
+            .map(|row| row.shape.rsplit('T').next().unwrap())
+            .collect();
+        assert_eq!(order, ["1024", "8192", "16384", "512", "4096"]);
+        let svg = plot(&rows).unwrap().render().unwrap();
+        let at = |len: &str| svg.find(&format!("\n{len}\n")).unwrap();
+        assert!(at("1024") < at("8192") && at("8192") < at("16384"), "{svg}");
+    }
+
+    #[test]
+    fn threads_and_machines_are_never_mixed() {
+        let two = dense(1024);
+        let four = Row { threads: 4, ..dense(2048) };
+        let mut elsewhere = dense(4096);
+        elsewhere.machine.cpu = "another".into();
+        let more = dense(8192);
+        let rows = [two, four, elsewhere, more];
+        let groups: Vec<Vec<&Row>> = groups(&rows);
+        assert_eq!(groups.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1, 1]);
+        assert!(groups.iter().flatten().all(|row| row.threads == 2 || row.shape.ends_with("2048")));
+        let page = text::page(&rows, false);
+        assert!(page.contains("a processor, 2 threads") && page.contains("a processor, 4 threads"));
+        // One length of each is no drawing.
+        assert!(plot(&rows[..2]).is_none());
+    }
 }

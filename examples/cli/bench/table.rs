@@ -2,34 +2,44 @@
 
 use super::args::MeasureArgs;
 use super::job::Job;
-use super::measure::Bench;
+use super::measure::{Bench, Case};
 use super::row::{Results, Row};
 use crate::{Globals, output};
 use longburn::Result;
 use longburn::training::plan::bytes;
 
-/// Measure jobs one after another, show each as it is done, and keep them where asked for.
+/// Measure jobs one after another with the peers that were asked for, as [`run`] does.
 ///
 /// # Errors
-/// What [`Bench`] says; rows before an error are shown, but in no file.
+/// As [`run`].
 pub fn measure(jobs: &[Job], args: &MeasureArgs, globals: &Globals) -> Result<()> {
-    for job in jobs {
-        job.check()?;
-        for peer in &args.peer {
-            peer.check(job)?;
-        }
-    }
-    let bench = Bench::new(args, globals)?;
+    let cases: Vec<Case> = jobs.iter().map(|job| (job.clone(), args.peer.clone())).collect();
+    run(&cases, args, globals, |_| {})
+}
+
+/// Measure cases one after another, show each as it is done, and keep them where asked for: the file
+/// has all rows before an error.
+///
+/// # Errors
+/// What [`Bench`] says.
+pub fn run(
+    cases: &[Case],
+    args: &MeasureArgs,
+    globals: &Globals,
+    done: impl Fn(usize),
+) -> Result<()> {
+    let bench = Bench::new(cases, args, globals)?;
     let mut results = Results::default();
-    for job in jobs {
-        let row = bench.row(job)?;
+    for (i, case) in cases.iter().enumerate() {
+        let row = bench.row(case)?;
         if !globals.json {
             output::print(&text(&row))?;
         }
         results.rows.push(row);
-    }
-    if let Some(out) = &args.out {
-        results.write(out)?;
+        if let Some(out) = &args.out {
+            results.write(out)?;
+        }
+        done(i + 1);
     }
     if globals.json { output::json(&output::value(&results)) } else { Ok(()) }
 }
@@ -46,7 +56,10 @@ pub fn text(row: &Row) -> String {
         rest += &format!(", {:.1} GFLOP/s", row.flops_per_second / 1e9);
     }
     if let Some(share) = row.share {
-        rest += &format!(", {:.0} % of the ceiling", 100.0 * share);
+        rest += &match row.known_share() {
+            Some(share) => format!(", {:.0} % of the ceiling", 100.0 * share),
+            None => format!(", {share:.2} times the ceiling, which was measured too low"),
+        };
     }
     if let Some(speed) = row.tokens_per_second {
         rest += &format!(", {speed:.1} tokens/s");

@@ -1,15 +1,20 @@
 //! A peer written in Python: a child process that is told, line by line, what to do.
 
 use super::job::Job;
-use super::work::Probe;
+use super::probe::Probe;
 use longburn::{Error, Result};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
 /// The script, which can be run by hand, too.
 const SCRIPT: &str = include_str!("../../../benches/peers/torch_cpu.py");
+
+/// How long a peer may take to end, once it has been told to.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// How to start the peer.
 #[derive(Clone, Debug)]
@@ -18,14 +23,18 @@ pub struct Torch {
     pub threads: usize,
     /// As PyTorch names it.
     pub device: String,
+    /// Longest time for any answer.
+    pub timeout: Duration,
 }
 
 /// A running peer.
 pub struct TorchPeer {
     child: Child,
     input: Option<ChildStdin>,
-    output: BufReader<ChildStdout>,
+    /// Lines that it has said; an error is the last.
+    output: Receiver<std::io::Result<String>>,
     python: PathBuf,
+    timeout: Duration,
     /// Of the library that computes.
     pub version: String,
     pub probe: Probe,
@@ -55,6 +64,14 @@ impl Torch {
         Ok(said["peak_bytes"].as_u64())
     }
 
+    /// Whether Python has these libraries, beside torch.
+    ///
+    /// # Errors
+    /// As [`start`](Torch::start).
+    pub fn check(&self, libraries: &[&str]) -> Result<()> {
+        self.spawn(false)?.ask(&json!({ "import": libraries })).map(drop)
+    }
+
     fn order(&self, job: &Job, code: &str, folder: Option<&Path>, memory: bool) -> Value {
         json!({
             "job": job,
@@ -77,11 +94,21 @@ impl Torch {
         let (Some(input), Some(output)) = pipes else {
             return Err(self.missing("its standard input and output are not there"));
         };
+        // Read by a thread of its own: a read cannot be given up.
+        let (say, said) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines() {
+                if say.send(line).is_err() {
+                    return;
+                }
+            }
+        });
         Ok(TorchPeer {
             child,
             input: Some(input),
-            output: BufReader::new(output),
+            output: said,
             python: self.python.clone(),
+            timeout: self.timeout,
             version: String::new(),
             probe: Probe::new(),
         })
@@ -110,20 +137,39 @@ impl TorchPeer {
     }
 
     fn ask(&mut self, order: &Value) -> Result<Value> {
-        let mut line = String::new();
-        let sent = self.input.as_mut().map(|input| {
-            writeln!(input, "{order}").and_then(|()| input.flush())?;
-            self.output.read_line(&mut line)
-        });
-        match sent {
-            Some(Ok(bytes)) if bytes > 0 => {}
-            Some(Err(e)) => return Err(self.broken(&e.to_string())),
-            _ => return Err(self.broken("it ended without an answer")),
-        }
+        let sent = self
+            .input
+            .as_mut()
+            .map(|input| writeln!(input, "{order}").and_then(|()| input.flush()));
+        // One that has ended may have said why.
+        let line = match self.output.recv_timeout(self.timeout) {
+            Ok(Ok(line)) => line,
+            Ok(Err(e)) => return Err(self.broken(&e.to_string())),
+            Err(RecvTimeoutError::Timeout) => return Err(self.late()),
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(match sent {
+                    Some(Err(e)) => self.broken(&format!("it ended without an answer ({e})")),
+                    _ => self.broken("it ended without an answer"),
+                });
+            }
+        };
         let said: Value = serde_json::from_str(&line).map_err(|e| self.broken(&e.to_string()))?;
         match said["error"].as_str() {
             Some(error) => Err(self.broken(error)),
             None => Ok(said),
+        }
+    }
+
+    /// Nothing more is expected of it.
+    fn late(&mut self) -> Error {
+        let _ = self.child.kill();
+        Error::Unsupported {
+            what: format!(
+                "a peer in Python by {}: no answer within {} s",
+                self.python.display(),
+                self.timeout.as_secs_f64()
+            ),
+            remedy: "measure a smaller case, or give more time with --peer-timeout".into(),
         }
     }
 
@@ -134,8 +180,93 @@ impl TorchPeer {
 
 impl Drop for TorchPeer {
     fn drop(&mut self) {
-        // The script ends with its input.
+        // The script ends with its input; one that does not is ended.
         drop(self.input.take());
+        let start = Instant::now();
+        while start.elapsed() < GRACE {
+            match self.child.try_wait() {
+                Ok(None) => std::thread::sleep(Duration::from_millis(5)),
+                _ => return,
+            }
+        }
+        let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use crate::bench::cases;
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+    use tempfile::TempDir;
+
+    /// A process that starts while a program is written holds it open, and it cannot run.
+    static ALONE: Mutex<()> = Mutex::new(());
+
+    type Held = (MutexGuard<'static, ()>, TempDir);
+
+    /// A program in place of Python.
+    fn stand_in(script: &str, timeout: Duration) -> (Held, Torch) {
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let dir = tempfile::tempdir().unwrap();
+        let python = dir.path().join("python");
+        std::fs::write(&python, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
+        ((alone, dir), Torch { python, threads: 1, device: "cpu".into(), timeout })
+    }
+
+    fn start(torch: &Torch) -> Result<TorchPeer> {
+        torch.start(&cases::squares(&|_| 8)[0], "sdpa", None)
+    }
+
+    const READY: &str = r#"echo '{"version": "x", "probe": [], "seconds": 0.5}'"#;
+
+    #[test]
+    fn its_time_is_what_it_says() {
+        let script = format!("while read line; do {READY}; done");
+        let (_held, torch) = stand_in(&script, Duration::from_secs(60));
+        let mut peer = start(&torch).unwrap();
+        assert_eq!(peer.version, "x");
+        assert_eq!((peer.run(1).unwrap(), peer.run(7).unwrap()), (0.5, 0.5));
+        torch.check(&["numpy"]).unwrap();
+    }
+
+    #[test]
+    fn one_that_says_nothing_is_given_up() {
+        // Neither listens to the end of its input.
+        for script in ["sleep 100".to_string(), format!("read line; {READY}; exec sleep 100")] {
+            let (_held, torch) =
+                stand_in(&format!("exec 2>&-; {script}"), Duration::from_millis(300));
+            let began = Instant::now();
+            let error = match start(&torch) {
+                Ok(mut peer) => peer.run(1).unwrap_err(),
+                Err(error) => error,
+            };
+            let said = error.to_string();
+            assert!(said.contains("no answer within 0.3 s"), "{said}");
+            assert!(said.contains("--peer-timeout"), "{said}");
+            assert!(began.elapsed() < Duration::from_secs(30));
+        }
+    }
+
+    #[test]
+    fn one_that_does_not_end_is_ended() {
+        let script = format!("read line; {READY}; exec sleep 100");
+        let (_held, torch) = stand_in(&script, Duration::from_secs(60));
+        let peer = start(&torch).unwrap();
+        let process = format!("/proc/{}", peer.child.id());
+        let began = Instant::now();
+        drop(peer);
+        assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+        assert!(!Path::new(&process).exists());
+    }
+
+    #[test]
+    fn one_that_dies_is_told() {
+        let (_held, torch) = stand_in("exit 3", Duration::from_secs(60));
+        let said = start(&torch).err().unwrap().to_string();
+        assert!(said.contains("it ended without an answer"), "{said}");
     }
 }

@@ -9,9 +9,9 @@ mod scan;
 
 pub use model::decoder;
 
-use super::inputs;
 use super::job::Job;
-use burn::tensor::{DType, Device, Int, Tensor};
+use super::probe::{Found, Probe};
+use burn::tensor::{Device, Tensor};
 use longburn::{Error, Result};
 use std::time::Instant;
 
@@ -22,9 +22,6 @@ pub enum Side {
     /// Tensor operations and autodiff of Burn alone.
     Stock,
 }
-
-/// Some elements of every result, by name.
-pub type Probe = Vec<(String, Vec<f32>)>;
 
 /// One side of a comparison.
 pub trait Work {
@@ -41,19 +38,11 @@ pub trait Work {
     fn probe(&mut self) -> Result<Probe>;
 }
 
-/// A result that nobody has looked at yet, or the elements of it that are compared: looking costs time that is
-/// not the work's.
-type Lazy = (&'static str, Box<dyn FnOnce() -> Vec<f32>>);
+/// A result that nobody has looked at yet: looking costs time that is not the work's.
+type Lazy = Box<dyn FnOnce() -> Found>;
 
 fn lazy<const D: usize>(name: &'static str, x: Tensor<D>) -> Lazy {
-    let look = move || {
-        // Of a large result on a card, no more than what is looked at is copied.
-        let len = x.shape().num_elements();
-        let places: Vec<i64> = inputs::probed(len).map(|i| i as i64).collect();
-        let places = Tensor::<1, Int>::from_data(places.as_slice(), &x.device());
-        x.reshape([len]).select(0, places).cast(DType::F32).into_data().iter::<f32>().collect()
-    };
-    (name, Box::new(look))
+    Box::new(move || Found::of_tensor(name, x))
 }
 
 /// Work that is one call after another of the same function.
@@ -76,8 +65,7 @@ impl<F: FnMut() -> Result<Vec<Lazy>>> Work for Calls<F> {
     }
 
     fn probe(&mut self) -> Result<Probe> {
-        let found = (self.call)()?;
-        Ok(found.into_iter().map(|(name, x)| (name.into(), inputs::probe(&x()))).collect())
+        Ok((self.call)()?.into_iter().map(|look| look()).collect())
     }
 }
 

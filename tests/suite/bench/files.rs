@@ -101,6 +101,43 @@ fn files_that_do_not_belong_together_are_refused() {
 }
 
 #[test]
+fn rows_that_cannot_be_true_and_rows_that_are_there_twice_are_refused() {
+    let folder = Folder::new();
+    let good = row("dense, forward", "T1", &[1.0], &[("torch", 2.0)]);
+    let with = |field: &str, value: Value| {
+        let mut row = good.clone();
+        row[field] = value;
+        folder.write("bad.json", &[row])
+    };
+    let refused = |args: &[&str]| {
+        let out = bench(&[args, &["--json"]].concat()).assert().code(1);
+        let said: Value = serde_json::from_slice(&out.get_output().stdout).unwrap();
+        assert_eq!(said["error"]["kind"], "data", "{said}");
+        said["error"]["message"].as_str().unwrap().to_string()
+    };
+    for (field, value) in [
+        ("seconds", json!(0.0)),
+        ("seconds", json!(2.0)),
+        ("samples", json!([])),
+        ("flops_per_second", json!(1.0)),
+    ] {
+        let said = refused(&["page", "--from", &with(field, value)]);
+        assert!(said.contains("bad.json") && said.contains(field), "{said}");
+    }
+    let (a, b) = (folder.write("a.json", &[good.clone()]), folder.write("b.json", &[good.clone()]));
+    let said = refused(&["page", "--from", &a, &b]);
+    assert!(said.contains("a.json") && said.contains("b.json"), "{said}");
+    let said = refused(&["compare", &a, &folder.write("c.json", &[good.clone(), good.clone()])]);
+    assert!(said.contains("c.json"), "{said}");
+    // Which of two machines would be compared?
+    let mut elsewhere = good.clone();
+    elsewhere["machine"]["cpu"] = json!("another");
+    let two = folder.write("two.json", &[good, elsewhere]);
+    assert!(refused(&["compare", &a, &two]).contains("two.json"));
+    said(&["page", "--from", &two]);
+}
+
+#[test]
 fn the_page_says_plainly_what_was_reached() {
     let folder = Folder::new();
     let classic = "B1 H8 K8 D64 T4096";

@@ -49,6 +49,43 @@ fn sizes_and_masks_that_cannot_be_are_named() {
             "unsupported",
             &["window", "bench attention"],
         ),
+        // Sixteen million tokens of 1024 heads.
+        (
+            &["attention", "--len", "16777216", "--heads", "1024"],
+            "config",
+            &["`len`", "16777216", "of memory are free"],
+        ),
+        (
+            &[
+                "attention",
+                "--len",
+                "262144",
+                "--heads",
+                "1",
+                "--head-dim",
+                "1",
+                "--mask",
+                "blocks",
+                "--block",
+                "1",
+            ],
+            "config",
+            &["`block`", "at least 8"],
+        ),
+        (&["attention", "--len", "8", "--peer-timeout", "0"], "config", &["`peer-timeout`"]),
+        (&["attention", "--len", "8", "--out", "no-such-folder/a.json"], "io", &["a.json"]),
+        (&["attention", "--len", "8", "--out", "tests"], "io", &["tests"]),
+        (
+            &["suite", "--quick", "--only", "no such row"],
+            "config",
+            &["`only`", "no such row", "train-step, dense, L2", "growth, 20 steps over 10"],
+        ),
+        // Long before its turn.
+        (
+            &["suite", "--quick", "--peer", "stock", "--model", "no-such-folder"],
+            "io",
+            &["no-such-folder"],
+        ),
         (&["growth", "--steps", "5", "--early", "5"], "config", &["`early`", "5 steps"]),
         (&["generate", "no-such-folder"], "io", &["no-such-folder"]),
         (&["page", "--from", "no-such.json"], "io", &["no-such.json"]),

@@ -46,13 +46,37 @@ fn what_a_peer_says_it_lacks_is_passed_on() {
 #[cfg(unix)]
 #[test]
 fn a_peer_that_computes_something_else_ends_the_run() {
-    let answer = r#"{"version": "x", "probe": [["product", [1, 2, 3, 4]]], "seconds": 0.5}"#;
-    let (_dir, python) = stand_in(answer);
+    let found = r#"{"name": "product", "values": [1, 2, 3, 4], "sum": 10, "size": 10}"#;
+    let answer = format!(r#"{{"version": "x", "probe": [{found}], "seconds": 0.5}}"#);
+    let (_dir, python) = stand_in(&answer);
     let message = refusal(python.to_str().unwrap());
     assert!(message.contains("difference of `product`"), "{message}");
     // Nor may a result be left out.
     let (_dir, python) = stand_in(r#"{"version": "x", "probe": [], "seconds": 0.5}"#);
     assert!(refusal(python.to_str().unwrap()).contains("NaN"));
+}
+
+/// A library that is not there is told before anything is measured.
+#[cfg(unix)]
+#[test]
+fn libraries_are_asked_for_first() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("python");
+    let script = r#"#!/bin/sh
+read line
+case "$line" in
+    *import*) echo '{"error": "No module named transformers"}' ;;
+    *) echo '{"error": "too late"}' ;;
+esac
+"#;
+    std::fs::write(&path, script).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let args = ["generate", "--random-llama", "20k", "--prompt", "2", "--new", "2"];
+    let peer = ["--peer", "transformers", "--python", path.to_str().unwrap()];
+    let out = quick(&[&args[..], &peer].concat()).assert().code(1);
+    let said = String::from_utf8_lossy(&out.get_output().stdout).into_owned();
+    assert!(said.contains("No module named transformers"), "{said}");
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! The page as Markdown.
 
 use super::targets::{Bound, TARGETS, Target, Verdict};
-use super::{card, groups};
-use crate::bench::row::{Peer, Row};
+use super::{card, groups, sorted};
+use crate::bench::row::{Ceiling, Peer, Row};
 use crate::bench::table::time;
 use longburn::training::plan::bytes;
 use longburn::training::report::{Cell, Table};
@@ -28,15 +28,18 @@ const METHOD: &str = "
 
 - *Time.* Every side has run before the first sample. Then Longburn, the first peer, the second peer and
   so on take turns, with a pause of 20 ms between them; a sample repeats short work for at least 50 ms.
-  Given is the median of 5 to 11 samples; the files have them all.
+  Given is the median of SAMPLES; *range* is from the fastest to the slowest of them, beside
+  the median. The files have them all.
 - *Operations.* Multiplications and additions of visible query-key pairs only: 4·D per pair and head
   forward, 2.5 times that backward (scores again, and four gradients). Products count 2·m·k·n. A block
   and a training step count products, forward and twice backward, and attention; norms, rotation,
   activation and the update are not counted.
-- *Ceiling.* In the same run the machine multiplies two f32 matrices of 2048², by every program that
-  takes part (the fastest counts), and sweeps `a = b + s·c` over arrays of 64 MiB. The roofline is the smaller of that product's
-  speed and bandwidth times operations per byte, where bytes are inputs and outputs, read or written
-  once; *share* is what was reached of it.
+- *Ceiling.* In the same run the machine multiplies two f32 matrices of 2048², by Burn, by Longburn and
+  by PyTorch where it takes part (the fastest counts), and sweeps `a = b + s·c` over arrays of 64 MiB. The
+  roofline is the smaller of that product's speed and bandwidth times operations per byte, where bytes
+  are inputs and outputs, read or written once; *share* is what was reached of it. Where a row is faster
+  than that, its ceiling was measured too low, by a machine that did something else as well: no share
+  is given, and the row counts for no target of shares.
 - *Peak.* Most memory beyond inputs (for a training step: beyond weights and moments), as the system
   counts it for a process of its own per side, after a small warm-up and with an allocator that gives
   back what is freed.
@@ -82,11 +85,11 @@ pub fn page(rows: &[Row], image: bool) -> String {
         for (what, title) in SECTIONS {
             let rows: Vec<&Row> = group.iter().copied().filter(|row| row.what == what).collect();
             if !rows.is_empty() {
-                page += &format!("\n### {title}\n\n{}", table(&rows));
+                page += &format!("\n### {title}\n\n{}", table(&sorted(&rows)));
             }
         }
     }
-    page + METHOD
+    page + &METHOD.replace("SAMPLES", &samples(rows))
 }
 
 fn machine(rows: &[&Row]) -> String {
@@ -118,15 +121,69 @@ fn machine(rows: &[&Row]) -> String {
     if !versions.is_empty() {
         text += &format!("Peers: {}.\n", versions.join("; "));
     }
-    if let Some(c) = rows.iter().find_map(|row| row.ceiling.as_ref()) {
-        text += &format!(
-            "Ceiling: {:.0} GFLOP/s (largest product, by {}), {:.1} GB/s.\n",
-            c.gemm_flops_per_second / 1e9,
-            c.gemm_by,
-            c.bytes_per_second / 1e9
-        );
-    }
+    text += &ceilings(rows);
+    text += &origin(rows);
     text + "\n"
+}
+
+/// How many samples rows have.
+fn samples(rows: &[Row]) -> String {
+    // A growing run is one sample by its nature.
+    let counts = rows.iter().filter(|row| row.what != "growth").map(|row| row.samples.len());
+    match (counts.clone().min(), counts.max()) {
+        (Some(least), Some(most)) if least < most => format!("{least} to {most} samples"),
+        (Some(1), _) => "one sample".into(),
+        (Some(count), _) => format!("{count} samples"),
+        _ => "all samples".into(),
+    }
+}
+
+/// From the least to the most, or the one that there is.
+fn range(values: impl Iterator<Item = f64>, digits: usize) -> String {
+    let [low, high] = values.fold([f64::INFINITY, 0.0], |[low, high], x| [low.min(x), high.max(x)]);
+    let [low, high] = [low, high].map(|x| format!("{x:.digits$}"));
+    if low == high { low } else { format!("{low} to {high}") }
+}
+
+fn ceilings(rows: &[&Row]) -> String {
+    let all: Vec<&Ceiling> = rows.iter().filter_map(|row| row.ceiling.as_ref()).collect();
+    if all.is_empty() {
+        return String::new();
+    }
+    let mut by: Vec<&str> = all.iter().map(|c| c.gemm_by.as_str()).collect();
+    by.sort_unstable();
+    by.dedup();
+    let mut text = format!(
+        "Ceiling: {} GFLOP/s (largest product, by {}), {} GB/s",
+        range(all.iter().map(|c| c.gemm_flops_per_second / 1e9), 0),
+        by.join(" or "),
+        range(all.iter().map(|c| c.bytes_per_second / 1e9), 1),
+    );
+    let without =
+        all.iter().filter(|c| !c.gemm_tried.iter().any(|name| name == "longburn")).count();
+    if without > 0 {
+        text +=
+            &format!("; in {without} of {} rows without a product of Longburn's own", all.len());
+    }
+    text + ".\n"
+}
+
+/// When rows were measured, and of which commits.
+fn origin(rows: &[&Row]) -> String {
+    let mut days: Vec<&str> = rows.iter().filter_map(|row| row.date.as_deref()).collect();
+    days.sort_unstable();
+    let mut commits: Vec<&str> = rows.iter().filter_map(|row| row.commit.as_deref()).collect();
+    commits.sort_unstable();
+    commits.dedup();
+    let mut text = match days.as_slice() {
+        [] => return String::new(),
+        [first, .., last] if first != last => format!("Measured from {first} to {last}"),
+        [day, ..] => format!("Measured on {day}"),
+    };
+    if !commits.is_empty() {
+        text += &format!(", commit {}", commits.join(", "));
+    }
+    text + ".\n"
 }
 
 fn targets(rows: &[&Row]) -> String {
@@ -161,12 +218,14 @@ type Column = fn(&Row) -> Option<String>;
 fn table(rows: &[&Row]) -> String {
     let mut titles = vec!["Case", "Sizes", "Time"];
     let has = |of: fn(&Row) -> bool| rows.iter().any(|row| of(row));
-    let columns: [(&str, bool, Column); 6] = [
+    let columns: [(&str, bool, Column); 7] = [
+        ("Range", has(|row| row.samples.len() > 1), scatter),
         ("GFLOP/s", has(|row| row.flops > 0.0), |row| {
             (row.flops > 0.0).then(|| format!("{:.1}", row.flops_per_second / 1e9))
         }),
         ("Share", has(|row| row.share.is_some()), |row| {
-            row.share.map(|share| format!("{:.0} %", 100.0 * share))
+            let percent = |share| format!("{:.0} %", 100.0 * share);
+            row.share.map(|_| row.known_share().map_or("–".into(), percent))
         }),
         ("Tokens/s", has(|row| row.tokens_per_second.is_some()), |row| {
             row.tokens_per_second.map(|speed| format!("{speed:.1}"))
@@ -199,7 +258,88 @@ fn table(rows: &[&Row]) -> String {
     table.to_markdown()
 }
 
+/// The fastest and the slowest sample beside the median.
+fn scatter(row: &Row) -> Option<String> {
+    let apart = |x: f64| 100.0 * (x / row.seconds - 1.0);
+    let most = row.samples.iter().copied().fold(0.0, f64::max);
+    let least = row.samples.iter().copied().fold(f64::INFINITY, f64::min);
+    let several = row.samples.len() > 1;
+    several.then(|| format!("−{:.0} / +{:.0} %", -apart(least), apart(most)))
+}
+
 fn peer(peer: &Peer) -> String {
     let memory = peer.memory_ratio.map_or(String::new(), |ratio| format!(" (memory {ratio:.1})"));
     format!("{} {:.2}{memory}", peer.name, peer.ratio)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::cases;
+    use crate::bench::row::tests::row_of;
+
+    fn row(samples: &[f64]) -> Row {
+        Row { samples: samples.to_vec(), ..row_of(&cases::squares(&|n| n)[0], 2.0) }
+    }
+
+    fn with_ceiling(flops: f64, by: &str, tried: &[&str], share: f64) -> Row {
+        let ceiling = Ceiling {
+            gemm_flops_per_second: flops,
+            gemm_by: by.into(),
+            gemm_tried: tried.iter().map(ToString::to_string).collect(),
+            bytes_per_second: flops / 10.0,
+        };
+        Row { ceiling: Some(ceiling), share: Some(share), ..row(&[0.1]) }
+    }
+
+    #[test]
+    fn the_number_of_samples_is_that_of_the_rows() {
+        let rows = [row(&[0.1; 3]), row(&[0.1; 11]), row(&[0.1; 5])];
+        assert!(page(&rows, false).contains("the median of 3 to 11 samples;"));
+        assert!(page(&rows[..1], false).contains("the median of 3 samples;"));
+        assert!(page(&[row(&[0.1])], false).contains("the median of one sample;"));
+    }
+
+    #[test]
+    fn ceilings_are_given_from_the_lowest_to_the_highest() {
+        let all = [
+            with_ceiling(1e11, "burn", &[], 0.9),
+            with_ceiling(2e11, "torch", &["burn", "longburn", "torch"], 0.9),
+        ];
+        let said = ceilings(&all.each_ref());
+        assert!(said.contains("100 to 200 GFLOP/s (largest product, by burn or torch)"), "{said}");
+        assert!(said.contains("10.0 to 20.0 GB/s; in 1 of 2 rows without"), "{said}");
+        assert!(
+            ceilings(&[&all[1]]).contains("200 GFLOP/s (largest product, by torch), 20.0 GB/s.\n")
+        );
+    }
+
+    #[test]
+    fn a_share_above_one_is_not_printed() {
+        let said = table(&[&with_ceiling(1e11, "burn", &[], 1.35)]);
+        assert!(said.contains("| – ") && !said.contains("135"), "{said}");
+        assert!(table(&[&with_ceiling(1e11, "burn", &[], 0.35)]).contains("35 %"));
+    }
+
+    #[test]
+    fn samples_scatter_visibly() {
+        assert_eq!(scatter(&row(&[0.1, 0.09, 0.125])).unwrap(), "−10 / +25 %");
+        assert_eq!(scatter(&row(&[0.1])), None);
+    }
+
+    #[test]
+    fn days_and_commits_are_told() {
+        let on = |day: &str, commit: Option<&str>| Row {
+            date: Some(day.into()),
+            commit: commit.map(Into::into),
+            ..row(&[0.1])
+        };
+        let rows = [on("2026-11-27", Some("abc")), on("2026-11-26", None), row(&[0.1])];
+        assert_eq!(
+            origin(&rows.each_ref()),
+            "Measured from 2026-11-26 to 2026-11-27, commit abc.\n"
+        );
+        assert_eq!(origin(&[&rows[1]]), "Measured on 2026-11-26.\n");
+        assert_eq!(origin(&[&rows[2]]), "");
+    }
 }

@@ -1,8 +1,9 @@
 //! Greedy generation with a cache.
 
-use super::{Probe, Work};
+use super::Work;
 use crate::bench::inputs;
 use crate::bench::job::GenerateJob;
+use crate::bench::probe::{Found, Probe};
 use burn::tensor::Device;
 use longburn::Result;
 use longburn::attention::MixerConfig;
@@ -36,6 +37,6 @@ impl Work for Texts {
     /// Logits behind the prompt: of random weights, later tokens may differ by a rounding.
     fn probe(&mut self) -> Result<Probe> {
         let logits = Generator::new(&self.model).feed(&self.prompt)?;
-        Ok(vec![("logits".into(), inputs::probe(&logits))])
+        Ok(vec![Found::of("logits", &logits)])
     }
 }

@@ -1,8 +1,9 @@
 //! A decoder's block, and a whole training step.
 
-use super::{Probe, Work, calls, lazy};
+use super::{Work, calls, lazy};
 use crate::bench::inputs;
 use crate::bench::job::ModelJob;
+use crate::bench::probe::{Found, Probe};
 use burn::module::Module;
 use burn::tensor::Device;
 use longburn::datasets::Side as Pad;
@@ -129,7 +130,7 @@ impl Work for Steps {
 
     /// Losses of the first three steps: the third depends on both updates before it.
     fn probe(&mut self) -> Result<Probe> {
-        let losses = (0..3).map(|_| Ok(self.step()?.1 as f32)).collect::<Result<_>>()?;
-        Ok(vec![("losses".into(), losses)])
+        let losses: Vec<f32> = (0..3).map(|_| Ok(self.step()?.1 as f32)).collect::<Result<_>>()?;
+        Ok(vec![Found::of("losses", &losses)])
     }
 }
