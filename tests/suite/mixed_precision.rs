@@ -4,13 +4,14 @@
 use crate::tiny;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use longburn::attention::lact::FastOptimizer;
 use longburn::attention::{
     Compute, DenseConfig, LactConfig, Layers, LongGenConfig, LongLoraConfig, Mamba1Config,
     Mamba2Config, MixContext, MixOutput, MixerConfig, MixerSchedule, SeerConfig, SequenceMixer,
     State,
 };
 use longburn::datasets::{Side, TokenBatch};
-use longburn::models::keymap::params;
+use longburn::models::keymap::{map_params, params, read_params};
 use longburn::models::lora::{self, LoraConfig};
 use longburn::models::{Blocks, Decoder, ForwardOptions, ModelConfig, gates};
 use longburn::positional::{Positions, RopeConfig};
@@ -25,10 +26,9 @@ use std::collections::BTreeMap;
 
 /// One rounding to bf16 is wrong by 2⁻⁸ / √6 of the number, in the mean square.
 const ROUNDING: f64 = 0.0016;
-/// Roundings, one after the other, that a number of a model of two blocks has behind it: about ten per
-/// block forward, and as many again backward. Independent ones add up by their squares.
-const FORWARD: f64 = 20.0;
-const BACKWARD: f64 = 40.0;
+/// How much more a pass in bf16 is off, forward and backward, than one in f32 whose weights were rounded:
+/// beside seven matrices in a block it rounds about ten tensors forward, and as many backward.
+const TIMES: [f64; 2] = [2.0, 4.0];
 
 /// Values by path, and the loss.
 type Pass = (BTreeMap<String, Vec<f32>>, f64);
@@ -100,92 +100,84 @@ fn sparse() -> MixerConfig {
     MixerConfig::LongLora(LongLoraConfig::new().with_group_size(8).with_ragged(true))
 }
 
-/// Models, and by how much more than a few roundings they may be off.
+/// Norms of a model that are not all one.
+fn initial(config: &ModelConfig, mixer: impl Into<MixerSchedule>) -> Decoder {
+    let model = Decoder::new(config, mixer, 1, &Device::flex()).unwrap();
+    tiny::scattered(model, 2, |path| path.contains("norm"))
+}
+
+/// Models, and how often they may be off by more than that backward: gradients of keys' biases would be
+/// nothing at all but for the rotation, and chunks that learn enlarge what is wrong with their input.
 fn models() -> Vec<(&'static str, Decoder, f64)> {
-    let device = Device::flex();
+    let of = |mixer| initial(&tiny::llama(true), mixer);
     let longgen = LongGenConfig::new().with_block(4).with_local_blocks(2).with_stride(3);
-    let state_space = |mixer| {
-        let config = ModelConfig::state_space(61, 24, 2, mixer);
-        let model = Decoder::new(&config, MixerSchedule::Own, 1, &device).unwrap();
-        tiny::scattered(model, 2, |path| !path.ends_with("A_log") && !path.contains("dt_"))
-    };
+    let state_space =
+        |mixer| initial(&ModelConfig::state_space(61, 24, 2, mixer), MixerSchedule::Own);
     let mamba1 = MixerConfig::Mamba1(Mamba1Config::new().with_d_state(4).with_dt_rank(3));
     let mamba2 = Mamba2Config::new().with_d_state(5).with_head_dim(8).with_n_groups(2);
     let mamba2 = MixerConfig::Mamba2(mamba2.with_chunk(4));
     let neox = ModelConfig::gpt_neox(61, 32, 2, 4).with_max_positions(64);
     let mixed = MixerSchedule::new(MixerConfig::Dense).with_layers(Layers::parse("0"), sparse());
+    let lact = LactConfig::new().with_fast_heads(2).with_chunk(8).with_window(16);
+    let lact = lact.with_low_rank(4).with_optimizer(FastOptimizer::Sgd);
+    let wide = ModelConfig::llama(61, 24, 2, 4).with_max_positions(64);
+    let seer = |config: SeerConfig| {
+        let mixer = MixerConfig::Seer(config.with_block(8));
+        gates::prepare(of(MixerConfig::Dense).swap_mixer(mixer).unwrap(), 3).unwrap()
+    };
     vec![
-        ("llama, tied", llama(MixerConfig::Dense), 1.0),
-        ("llama", tiny::model(&tiny::llama(false), &device), 1.0),
-        ("qwen3", tiny::model(&tiny::qwen3(), &device), 1.0),
-        ("mistral", tiny::model(&tiny::mistral(), &device), 1.0),
-        ("gpt-neox", tiny::model(&neox, &device), 1.0),
-        ("longlora", llama(sparse()), 1.0),
-        ("longgen", llama(MixerConfig::LongGen(longgen)), 1.0),
-        ("two mixers", llama(mixed), 1.0),
-        ("lora", adapted(llama(MixerConfig::Dense)), 1.0),
+        ("llama, tied", of(MixerConfig::Dense), 1.0),
+        ("llama", initial(&tiny::llama(false), MixerConfig::Dense), 1.0),
+        ("qwen3", initial(&tiny::qwen3(), MixerSchedule::Own), 1.0),
+        ("mistral", initial(&tiny::mistral(), MixerSchedule::Own), 1.0),
+        ("gpt-neox", initial(&neox, MixerSchedule::Own), 2.0),
+        ("longlora", of(sparse()), 1.0),
+        ("longgen", of(MixerConfig::LongGen(longgen)), 1.0),
+        ("two mixers", initial(&tiny::llama(true), mixed), 1.0),
+        ("lora", adapted(of(MixerConfig::Dense)), 1.0),
         ("mamba", state_space(mamba1), 1.0),
         ("mamba2", state_space(mamba2), 1.0),
+        ("lact", initial(&wide, MixerConfig::Lact(lact)), 2.0),
+        ("seer, prefill", seer(SeerConfig::new()), 1.0),
+        ("seer, decode", seer(SeerConfig::decode()), 1.0),
     ]
 }
 
-/// A pass in bf16 equals the f32 reference but for roundings: hidden states, loss, all gradients.
-#[test]
-fn a_pass_in_bf16_equals_the_reference_but_for_rounding() {
-    let (mut found, mut all) = (Vec::new(), true);
-    for (name, model, times) in models() {
-        let model = model.train();
-        let off = tiny::ratio(&hidden(&model, Compute::Bf16), &hidden(&model, Compute::F32));
-        let (wide, narrow) =
-            (pass(&model, &Plain, Compute::F32), pass(&model, &Plain, Compute::Bf16));
-        let mut worst = (0.0, "");
-        for (path, wanted) in &wide.0 {
-            let r = tiny::ratio(&narrow.0[path], wanted);
-            if r > worst.0 {
-                worst = (r, path);
-            }
-        }
-        let loss = (narrow.1 - wide.1).abs() / wide.1;
-        let (forward, backward) =
-            (times * ROUNDING * FORWARD.sqrt(), times * ROUNDING * BACKWARD.sqrt());
-        found.push(format!(
-            "{name}: hidden {off:.1e} of {forward:.1e}, loss {loss:.1e}, {} {:.1e} of {backward:.1e}",
-            worst.1, worst.0
-        ));
-        // Less than one rounding would be a pass in f32.
-        let in_bf16 = off > ROUNDING / 2.0;
-        all &= in_bf16 && off <= forward && loss <= forward && worst.0 <= backward;
-    }
-    assert!(all, "{}", found.join("\n"));
-    println!("{}", found.join("\n"));
+/// The model with weights that bf16 has.
+fn rounded(model: &Decoder) -> Decoder {
+    let values: BTreeMap<String, Vec<f32>> = read_params(model, |_| true)
+        .into_iter()
+        .map(|(path, _, data)| {
+            let all = Tensor::<1>::from_data(data.as_slice(), &Device::flex()).cast(DType::BF16);
+            (path, all.into_data().iter::<f32>().collect())
+        })
+        .collect();
+    map_params(model.clone(), |path| values.get(path).cloned(), |_| None)
 }
 
-/// Fast weights and gates learn in f32 of what is in bf16; the first enlarge what is wrong with it.
+/// Hidden states, loss and all gradients of a pass in bf16 are those of the reference in f32 but for
+/// rounding: off by little more than the reference itself with rounded weights.
 #[test]
-fn fast_weights_and_gates_learn_in_f32() {
-    let lact = LactConfig::new().with_fast_heads(2).with_chunk(8).with_window(16).with_low_rank(4);
-    let config = ModelConfig::llama(61, 24, 2, 4).with_max_positions(64);
-    let mixer = MixerConfig::Lact(lact);
-    let lact = Decoder::new(&config, mixer, 1, &Device::flex()).unwrap();
-    let seer = |config: SeerConfig| {
-        let mixer = MixerConfig::Seer(config.with_block(8));
-        let model = llama(MixerConfig::Dense).swap_mixer(mixer).unwrap();
-        gates::prepare(model, 3).unwrap()
-    };
-    for (name, model, most) in [
-        ("lact", lact, 0.1),
-        ("seer, prefill", seer(SeerConfig::new()), 0.1),
-        ("seer, decode", seer(SeerConfig::decode()), 0.1),
-    ] {
+fn a_pass_in_bf16_equals_the_reference_but_for_rounding() {
+    for (name, model, times) in models() {
         let model = model.train();
-        let (wide, narrow) =
-            (pass(&model, &Plain, Compute::F32), pass(&model, &Plain, Compute::Bf16));
-        eprintln!("{name}: loss {} {}", narrow.1, wide.1);
-        assert!((narrow.1 - wide.1).abs() <= 0.01 * wide.1, "{name}: {} {}", narrow.1, wide.1);
-        for (path, wanted) in &wide.0 {
-            let r = tiny::ratio(&narrow.0[path], wanted);
-            eprintln!("{name}: {path} {r:.1e}");
-            assert!(r <= 10.0 * most, "{name}: {path} {r:.1e}");
+        let rounded = rounded(&model).train();
+        let compare = |what: &str, times: f64, [narrow, near, wide]: [&[f32]; 3]| {
+            let (off, near) = (tiny::ratio(narrow, wide), tiny::ratio(near, wide));
+            let most = times * near.max(ROUNDING);
+            assert!(off <= most, "{name}: {what} is off by {off:.1e}, more than {most:.1e}");
+            off
+        };
+        let sides = [(&model, Compute::Bf16), (&rounded, Compute::F32), (&model, Compute::F32)];
+        let hidden = sides.map(|(model, compute)| hidden(model, compute));
+        let off = compare("hidden", TIMES[0], hidden.each_ref().map(|x| &x[..]));
+        assert!(off > ROUNDING / 2.0, "{name}: {off:.1e}, which is a pass in f32");
+        let passes = sides.map(|(model, compute)| pass(model, &Plain, compute));
+        let losses = passes.each_ref().map(|(_, loss)| [*loss as f32]);
+        compare("loss", TIMES[0], losses.each_ref().map(|x| &x[..]));
+        for path in passes[2].0.keys() {
+            let gradients = passes.each_ref().map(|(gradients, _)| &gradients[path][..]);
+            compare(path, times * TIMES[1], gradients);
         }
     }
 }
@@ -349,11 +341,12 @@ fn a_mixer_that_does_not_know_bf16_computes_in_f32() {
         (pass(&model, &Plain, Compute::Bf16), pass(&model, &Recompute, Compute::Bf16));
     let wide = pass(&model, &Plain, Compute::F32);
     for (path, wanted) in &wide.0 {
-        // Terms in f32 are added in another order, which turns a few roundings over.
+        // What is summed in f32 is so in another order.
         let r = tiny::ratio(&again.0[path], &plain.0[path]);
-        assert!(r <= ROUNDING, "{path}: {r:.1e} between the strategies");
+        assert!(r <= 1e-6, "{path}: {r:.1e} between the strategies");
+        // Measured: 1.8e-2, on a projection of keys.
         let r = tiny::ratio(&plain.0[path], wanted);
-        assert!(r <= ROUNDING * BACKWARD.sqrt() && r > 0.0, "{path}: {r:.1e}");
+        assert!((1e-4..4e-2).contains(&r), "{path}: {r:.1e}");
     }
 }
 
