@@ -93,8 +93,7 @@ impl BlockArgs {
 Examples:
   longburn bench train-step --len 4096 --peer torch
   longburn bench train-step --len 4096 --mask longlora --peer torch --peer torch-dense
-  longburn bench train-step --device cuda --dtype bf16 --len 2048,8192,32768 --layers 12 \
-    --width 768 --heads 12 --vocab 32000 --peer torch")]
+  longburn bench train-step --device cuda --dtype bf16 --width 768 --heads 12 --peer torch")]
 pub struct TrainStepArgs {
     #[command(flatten)]
     sizes: Sizes,
