@@ -18,7 +18,7 @@
 //! [`TokenMeta::ANCHOR`]: longburn_kernels::TokenMeta::ANCHOR
 //! [`TokenMeta::rotary`]: longburn_kernels::TokenMeta::rotary
 
-use super::{AttnProjections, MixContext, MixOutput, SequenceMixer, State, dense};
+use super::{AttnProjections, Compute, MixContext, MixOutput, SequenceMixer, State, dense};
 use crate::{Error, Result};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
@@ -73,6 +73,10 @@ impl SequenceMixer for Anchor {
     }
 
     fn sees_anchor(&self) -> bool {
+        true
+    }
+
+    fn computes_in(&self, _: Compute) -> bool {
         true
     }
 

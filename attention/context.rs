@@ -1,6 +1,6 @@
 //! What a mixer is told beside its input, and what it returns beside its output.
 
-use super::State;
+use super::{Compute, State};
 use crate::positional::{Rope, RopeTable};
 use crate::{Error, Result};
 use burn::tensor::Tensor;
@@ -73,6 +73,8 @@ pub struct MixContext<'a> {
     pub keep_state: bool,
     /// Which attention code runs.
     pub implementation: Implementation,
+    /// What the pass computes in, and so the dtype of the mixer's input and output.
+    pub compute: Compute,
     /// Tensors asked for.
     pub taps: &'a [Tap],
 }

@@ -2,7 +2,7 @@
 //! key heads (2305.13245) and an optional sliding window (Mistral, 2310.06825).
 
 use super::projections::Projected;
-use super::{AttnProjections, KvCache, MixContext, MixOutput, SequenceMixer, State, Taps};
+use super::{AttnProjections, Compute, KvCache, MixContext, MixOutput, SequenceMixer, State, Taps};
 use crate::Result;
 use crate::positional::Positions;
 use burn::module::Module;
@@ -50,6 +50,10 @@ impl SequenceMixer for Dense {
         state: Option<State>,
     ) -> Result<MixOutput> {
         attend(&self.proj, self.window, x_BTD, ctx, state)
+    }
+
+    fn computes_in(&self, _: Compute) -> bool {
+        true
     }
 
     fn explain(&self, ctx: &MixContext<'_>, device: &Device) -> String {
@@ -150,7 +154,7 @@ pub(super) fn output(
 
 /// Which attention code runs on `device`.
 pub(crate) fn code(ctx: &MixContext<'_>, device: &Device) -> String {
-    let probe = Tensor::<4>::zeros([1, 1, 1, 1], device);
+    let probe = Tensor::<4>::zeros([1, 1, 1, 1], (device, ctx.compute.dtype()));
     kernel_on(longburn_kernels::attention::implementation_for(ctx.implementation, &probe), device)
 }
 

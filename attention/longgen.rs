@@ -16,7 +16,9 @@
 
 use super::dense::{self, output, over, project};
 use super::state::indices;
-use super::{AttnProjections, KvCache, MixContext, MixOutput, MixerConfig, SequenceMixer, State};
+use super::{
+    AttnProjections, Compute, KvCache, MixContext, MixOutput, MixerConfig, SequenceMixer, State,
+};
 use crate::error::check_sizes;
 use crate::{Error, Result};
 use burn::module::Module;
@@ -291,6 +293,10 @@ impl SequenceMixer for LongGen {
             false => None,
         };
         Ok(output(&self.proj, mixed, ctx, taps, state))
+    }
+
+    fn computes_in(&self, _: Compute) -> bool {
+        true
     }
 
     fn explain(&self, ctx: &MixContext<'_>, device: &Device) -> String {

@@ -9,7 +9,7 @@
 //! first half group sees the end of the sequence, is [`LongLoraForm::Rolled`]. Groups follow each
 //! document's own length, so that batches with padding and packed rows are right.
 
-use super::{AttnProjections, MixContext, MixOutput, Phase, SequenceMixer, State};
+use super::{AttnProjections, Compute, MixContext, MixOutput, Phase, SequenceMixer, State};
 use crate::attention::dense;
 use crate::{Error, Result};
 use burn::module::Module;
@@ -165,6 +165,10 @@ impl SequenceMixer for LongLora {
             LongLoraForm::Rolled => self.rolled(new.q, new.k, new.v, ctx)?,
         };
         Ok(dense::output(&self.proj, out, ctx, new.taps, None))
+    }
+
+    fn computes_in(&self, _: Compute) -> bool {
+        true
     }
 
     fn explain(&self, ctx: &MixContext<'_>, device: &Device) -> String {

@@ -10,8 +10,9 @@
 //! neither moves the state nor enters the convolution, several tokens may follow a state, and the
 //! last state has a gradient.
 
+use super::compute::wide;
 use super::state_space::{self, Conv1d, Drawing, Past, StepSizes};
-use super::{Linear, MixContext, MixOutput, MixerSite, SequenceMixer, State, Taps};
+use super::{Compute, Linear, MixContext, MixOutput, MixerSite, SequenceMixer, State, Taps};
 use crate::Result;
 use crate::error::check_sizes;
 use crate::streams::Streams;
@@ -211,7 +212,9 @@ impl SequenceMixer for Mamba1 {
         let ([e, n], (rank, _)) = (self.A_log.dims(), self.dt_proj.features());
         let sizes = ([self.conv1d.weight.dims()[2], e], [1, e, n]);
         let past = Past::new("mamba1", &x_BTD, ctx, state, sizes)?;
-        let xz = self.in_proj.forward(x_BTD);
+        // The first and the last product are in the dtype of the input, what lies between in f32.
+        let dtype = x_BTD.dtype();
+        let xz = wide(self.in_proj.forward(x_BTD));
         let (u, z) = (xz.clone().narrow(2, 0, e), xz.narrow(2, e, e));
         let (u, tail) = past.convolve(&self.conv1d, u, ctx.keep_state);
         let dbc = self.x_proj.forward(u.clone());
@@ -234,7 +237,11 @@ impl SequenceMixer for Mamba1 {
         })?;
         let state = past.next(tail, ssm.map(|h| h.unsqueeze_dim(1)));
         let taps = Taps::default().with_mixed(ctx, || y.clone().unsqueeze_dim(1));
-        Ok(MixOutput { y: self.out_proj.forward(y), state, aux: None, taps })
+        Ok(MixOutput { y: self.out_proj.forward(y.cast(dtype)), state, aux: None, taps })
+    }
+
+    fn computes_in(&self, _: Compute) -> bool {
+        true
     }
 
     fn explain(&self, ctx: &MixContext<'_>, device: &Device) -> String {

@@ -9,9 +9,11 @@
 //! Documents of a packed row have states of their own, padding neither moves the state nor enters the
 //! convolution, several tokens may follow a state, and the last state has a gradient.
 
+use super::compute::wide;
 use super::state_space::{self, Conv1d, Drawing, Past, StepSizes};
 use super::{
-    Linear, MixContext, MixOutput, MixerSite, RmsNorm, RmsNormConfig, SequenceMixer, State, Taps,
+    Compute, Linear, MixContext, MixOutput, MixerSite, RmsNorm, RmsNormConfig, SequenceMixer,
+    State, Taps,
 };
 use crate::error::check_sizes;
 use crate::streams::Streams;
@@ -277,10 +279,16 @@ impl SequenceMixer for Mamba2 {
         let heads = self.A_log.dims()[0];
         let [convolved, _, k] = self.conv1d.weight.dims();
         let past = Past::new("mamba2", &x_BTD, ctx, state, ([k, convolved], [heads, p, n]))?;
-        let zxbcdt = self.in_proj.forward(x_BTD);
+        // The first and the last product are in the dtype of the input, what lies between in f32.
+        let dtype = x_BTD.dtype();
+        let zxbcdt = wide(self.in_proj.forward(x_BTD));
         let (y, state) = self.inner(zxbcdt, [heads, p, g, n], past, ctx)?;
         let taps = Taps::default().with_mixed(ctx, || y.clone().unsqueeze_dim(1));
-        Ok(MixOutput { y: self.out_proj.forward(y), state, aux: None, taps })
+        Ok(MixOutput { y: self.out_proj.forward(y.cast(dtype)), state, aux: None, taps })
+    }
+
+    fn computes_in(&self, _: Compute) -> bool {
+        true
     }
 
     fn explain(&self, ctx: &MixContext<'_>, device: &Device) -> String {

@@ -1,6 +1,7 @@
 //! How a sequence becomes a sequence: one file per paper, one trait for all.
 
 pub mod anchor;
+mod compute;
 mod context;
 pub mod dense;
 pub mod lact;
@@ -21,6 +22,7 @@ mod state_space;
 mod weights;
 
 pub use anchor::{Anchor, AnchorConfig};
+pub use compute::Compute;
 pub use context::{MixContext, MixOutput, Phase, Tap, Taps};
 pub use dense::{Dense, DenseConfig};
 pub use lact::{Lact, LactConfig, LactState};
@@ -72,6 +74,12 @@ pub trait SequenceMixer: Module + ModuleDisplay {
     /// have one for a mixer that says no.
     fn sees_anchor(&self) -> bool {
         false
+    }
+
+    /// Whether the mixer takes input of the dtype of `compute` and gives output of it. A decoder hands
+    /// f32 to a mixer that says no, and rounds what comes of it.
+    fn computes_in(&self, compute: Compute) -> bool {
+        compute == Compute::F32
     }
 
     /// One sentence on the code that would run, for `--explain`.
@@ -354,6 +362,10 @@ impl SequenceMixer for Mixer {
             Self::Mamba2(m) => m.forward(x_BTD, ctx, state),
             Self::Seer(m) => m.forward(x_BTD, ctx, state),
         }
+    }
+
+    fn computes_in(&self, _: Compute) -> bool {
+        true
     }
 
     fn explain(&self, ctx: &MixContext<'_>, device: &Device) -> String {

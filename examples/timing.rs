@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each example uses a part")]
 
 use burn::tensor::{Device, Tensor, TensorData};
-use longburn::attention::{MixContext, MixOutput, Phase, SequenceMixer};
+use longburn::attention::{Compute, MixContext, MixOutput, Phase, SequenceMixer};
 use longburn::kernel::{Implementation, TokenMeta};
 use longburn::positional::{Positions, RopeConfig, RopeTable};
 use longburn::streams::{Draw, Purpose, Streams};
@@ -81,6 +81,7 @@ impl Pass {
             phase: if keep_state { Phase::Infer } else { Phase::Train },
             keep_state,
             implementation: Implementation::Auto,
+            compute: Compute::F32,
             taps: &[],
         };
         layer.forward(x, &ctx, None)

@@ -5,8 +5,8 @@ use super::ModelConfig;
 use super::mlp::{Mlp, MlpConfig};
 use super::norm::{Norm, NormConfig};
 use crate::attention::{
-    AttnProjections, Linear, MixContext, MixOutput, Mixer, MixerConfig, MixerSchedule, MixerSite,
-    Phase, SequenceMixer, State, Tap, Taps,
+    AttnProjections, Compute, Linear, MixContext, MixOutput, Mixer, MixerConfig, MixerSchedule,
+    MixerSite, Phase, SequenceMixer, State, Tap, Taps,
 };
 use crate::positional::{Positions, Rope, RopeTable};
 use crate::streams::Streams;
@@ -68,6 +68,8 @@ pub struct ForwardOptions {
     pub unrotated_cache: bool,
     /// Attention code.
     pub implementation: Implementation,
+    /// What matrix products and attention compute in.
+    pub compute: Compute,
     /// Tensors to return from every mixer.
     pub taps: Vec<Tap>,
     /// Return the input of every block and the final hidden states.
@@ -87,6 +89,7 @@ impl ForwardOptions {
             keep_state: false,
             unrotated_cache: false,
             implementation: Implementation::Auto,
+            compute: Compute::F32,
             taps: Vec::new(),
             keep_hidden: false,
         }
@@ -107,6 +110,27 @@ impl ForwardOptions {
     /// Choose the attention code.
     pub fn with_implementation(mut self, implementation: Implementation) -> Self {
         self.implementation = implementation;
+        self
+    }
+
+    /// Choose what matrix products and attention compute in: in bf16, blocks and the final hidden states
+    /// are of it, too, while weights and their gradients stay as they are.
+    ///
+    /// ```
+    /// use burn::tensor::{DType, Device};
+    /// use longburn::attention::{Compute, MixerConfig};
+    /// use longburn::kernel::TokenMeta;
+    /// use longburn::models::{Blocks, Decoder, ForwardOptions, ModelConfig, ids_tensor};
+    /// let device = Device::default();
+    /// let model = Decoder::new(&ModelConfig::llama(256, 32, 2, 4), &MixerConfig::Dense, 0, &device)?;
+    /// let options = ForwardOptions::infer().with_compute(Compute::Bf16);
+    /// let (ids, tokens) = (ids_tensor(&[1, 2, 3], 1, &device), TokenMeta::contiguous(1, 3, 0));
+    /// let hidden = model.forward_ids(ids, &tokens, &options, vec![])?.last;
+    /// assert_eq!((hidden.dtype(), model.head().dtype()), (DType::BF16, DType::F32));
+    /// # Ok::<(), longburn::Error>(())
+    /// ```
+    pub fn with_compute(mut self, compute: Compute) -> Self {
+        self.compute = compute;
         self
     }
 
@@ -158,7 +182,7 @@ pub trait Blocks: Module {
     /// Number of blocks.
     fn num_blocks(&self) -> usize;
 
-    /// Block `index` on `[B, T, D]`.
+    /// Block `index` on `[B, T, D]`, which becomes of the dtype that the options compute in.
     ///
     /// # Errors
     /// What the mixer refuses.
@@ -240,13 +264,14 @@ pub trait Blocks: Module {
         self.forward_embeds(self.embed(ids_BT), tokens, options, states)
     }
 
-    /// Logits of hidden states: `[B, T, D] -> [B, T, V]`. For few tokens at a time; losses over
-    /// long sequences go through `kernel::linear_cross_entropy`.
+    /// Logits of hidden states: `[B, T, D] -> [B, T, V]`, in f32 for those of 16 bits. For few tokens at
+    /// a time; losses over long sequences go through `kernel::linear_cross_entropy`.
     fn logits(&self, last_BTD: Tensor<3>) -> Tensor<3> {
-        let [b, t, d] = last_BTD.dims();
+        let ([b, t, d], dtype) = (last_BTD.dims(), last_BTD.dtype());
         let head = self.head();
-        let v = head.dims()[0];
-        linear(last_BTD.reshape([b * t, d]), head).reshape([b, t, v])
+        let (v, of_head) = (head.dims()[0], head.dtype());
+        let logits = linear(last_BTD.reshape([b * t, d]), head.cast(dtype));
+        logits.cast(of_head).reshape([b, t, v])
     }
 }
 
@@ -449,6 +474,7 @@ impl<M: SequenceMixer> Decoder<M> {
         place: &'a Place,
         options: &'a ForwardOptions,
     ) -> MixContext<'a> {
+        let in_it = self.layers[layer].self_attn.computes_in(options.compute);
         MixContext {
             tokens: &place.tokens,
             rope: self.config.architecture.has_attention().then_some(&place.rope),
@@ -457,6 +483,7 @@ impl<M: SequenceMixer> Decoder<M> {
             phase: options.phase,
             keep_state: options.keep_state,
             implementation: options.implementation,
+            compute: if in_it { options.compute } else { Compute::F32 },
             taps: &options.taps,
         }
     }
@@ -512,9 +539,10 @@ impl<M: SequenceMixer> Blocks for Decoder<M> {
                     .into(),
             });
         }
-        let mixed =
-            block.self_attn.forward(block.input_layernorm.forward(x_BTD.clone()), &ctx, state)?;
-        let x = x_BTD.clone() + mixed.y;
+        let x_BTD = options.compute.of(x_BTD);
+        let normed = block.input_layernorm.forward(x_BTD.clone());
+        let mixed = block.self_attn.forward(ctx.compute.of(normed), &ctx, state)?;
+        let x = x_BTD.clone() + options.compute.of(mixed.y);
         let (Some(norm), Some(mlp)) = (&block.post_attention_layernorm, &block.mlp) else {
             return Ok(MixOutput { y: x, ..mixed });
         };

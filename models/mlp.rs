@@ -5,7 +5,7 @@ use crate::streams::Streams;
 use burn::module::Module;
 use burn::tensor::activation::{gelu, gelu_approximate};
 use burn::tensor::{Device, Tensor};
-use longburn_kernels::fused::swiglu;
+use longburn_kernels::fused::{swiglu, widened};
 
 /// What stands between the projections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,8 +80,8 @@ impl Mlp {
         let up = self.up_proj.forward(x_BTD.clone());
         self.down_proj.forward(match (&self.gate_proj, self.activation) {
             (Some(gate), _) => swiglu(gate.forward(x_BTD), up),
-            (None, Activation::GeluTanh) => gelu_approximate(up),
-            (None, _) => gelu(up),
+            (None, Activation::GeluTanh) => widened(up, gelu_approximate),
+            (None, _) => widened(up, gelu),
         })
     }
 }

@@ -2,11 +2,11 @@
 
 use super::numeric::{host, normal, ratio, tensor};
 use super::{CheckOptions, Outcome};
-use crate::attention::{MixContext, Phase, SequenceMixer, State};
-use crate::models::keymap::{map_params, params, read_params};
+use crate::attention::{Compute, MixContext, Phase, SequenceMixer, State};
+use crate::models::keymap::{ParamInfo, map_params, params, read_params};
 use crate::positional::{Positions, Rope};
 use crate::{Error, Result};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use longburn_kernels::{Implementation, TokenMeta};
 use std::ops::Range;
 
@@ -16,6 +16,12 @@ use std::ops::Range;
 const STEPS: [f64; 2] = [2e-3, 2e-2];
 /// Relative error allowed for them in f32.
 const DIFFERENCE: f64 = 2e-2;
+/// Relative error of values and gradients allowed in bf16. One rounding is wrong by 2⁻⁸ / √6 = 1.6e-3 in the
+/// mean square, a mixer rounds some ten times in a row forward and as often again backward, and gradients
+/// of scores are differences of nearly equal numbers: 2.5e-2 was measured on the norm of queries.
+const BF16: [f64; 2] = [1e-2, 4e-2];
+/// Less than one rounding: the input alone is rounded once.
+const ROUNDED: f64 = 1e-4;
 
 pub(super) struct Runner<'a, M> {
     options: &'a CheckOptions,
@@ -79,6 +85,7 @@ impl<'a, M: SequenceMixer> Runner<'a, M> {
             phase,
             keep_state,
             implementation: Implementation::Auto,
+            compute: if x.dtype() == DType::BF16 { Compute::Bf16 } else { Compute::F32 },
             taps: &[],
         };
         let out = mixer.forward(x, &ctx, state)?;
@@ -183,7 +190,7 @@ impl<'a, M: SequenceMixer> Runner<'a, M> {
                 value(&self.mixer, &moved)
             })?;
             let collected = burn::optim::GradientsParams::from_grads(grads, &self.mixer);
-            let all = grads_by_path(&self.mixer, &collected);
+            let all = grads_by_path(&self.mixer, &collected)?;
             for info in params(&self.mixer).iter().filter(|p| p.trainable) {
                 let Some((_, grad)) = all.iter().find(|(path, _)| *path == info.path) else {
                     return fail(format!("parameter {} gets no gradient", info.path));
@@ -196,6 +203,61 @@ impl<'a, M: SequenceMixer> Runner<'a, M> {
                     value(&map_params(self.mixer.clone(), set, |_| None), &x)
                 };
                 worst = worst.max(self.directional(&info.path, grad, &shifted)?);
+            }
+            Ok(worst)
+        })())
+    }
+
+    /// Output, and gradients of the input and of all parameters, of Σ y·w computed in `compute`.
+    fn gradients_in(&self, compute: Compute) -> Result<Vec<(String, Vec<f32>)>> {
+        let (b, t, d) = (2, 65, self.options.hidden);
+        let tokens = TokenMeta::contiguous(b, t, 0);
+        let device = self.device();
+        let leaf = tensor(self.input(b * t, 50), [b, t, d], &device).require_grad();
+        let x = compute.of(leaf.clone());
+        let (y, _) = self.call(&self.mixer, x, &tokens, Phase::Train, false, None)?;
+        if y.dtype() != compute.dtype() {
+            let reason = format!("output in {:?} of input in {}", y.dtype(), compute.name());
+            return Err(Error::shape("the mixer", reason));
+        }
+        let y = y.cast(DType::F32);
+        let loss = (y.clone() * tensor(self.input(b * t, 51), [b, t, d], &device)).sum();
+        let grads = loss.backward();
+        let mut all = vec![("output".to_string(), host(y))];
+        all.extend(leaf.grad(&grads).map(|dx| ("input".to_string(), host(dx))));
+        let collected = burn::optim::GradientsParams::from_grads(grads, &self.mixer);
+        all.extend(grads_by_path(&self.mixer, &collected)?);
+        Ok(all)
+    }
+
+    pub(super) fn bf16(&self) -> Outcome {
+        if !self.mixer.computes_in(Compute::Bf16) {
+            return Outcome::Skipped("the mixer computes in f32 only");
+        }
+        settle((|| {
+            let [wide, narrow] = [Compute::F32, Compute::Bf16].map(|c| self.gradients_in(c));
+            let (wide, narrow) = (wide?, narrow?);
+            if wide.len() != narrow.len() {
+                return fail(format!("{} gradients, {} in bf16", wide.len(), narrow.len()));
+            }
+            let (mut worst, mut at, mut share) = (0.0f64, "", 0.0);
+            for (i, ((name, wanted), (_, got))) in wide.iter().zip(&narrow).enumerate() {
+                let r = ratio(got, wanted);
+                // A gradient that is nothing but rounding errors has no relative error.
+                let size = wanted.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt();
+                if i == 0 && r < ROUNDED {
+                    return fail(format!(
+                        "{name} differs by {r:.1e} only: it is not computed in bf16"
+                    ));
+                }
+                let of_most = r / (self.options.bf16_tolerance * BF16[usize::from(i > 0)]);
+                if size > 1e-6 && of_most > share {
+                    (worst, at, share) = (r, name, of_most);
+                }
+            }
+            if share > 1.0 {
+                let most = worst / share;
+                return fail(format!("{at} in bf16 differs by {worst:.1e}, more than {most:.0e}"));
             }
             Ok(worst)
         })())
@@ -404,19 +466,32 @@ impl<'a, M: SequenceMixer> Runner<'a, M> {
     }
 }
 
+/// Gradients of parameters, which are in f32 as these are.
 fn grads_by_path<M: SequenceMixer>(
     mixer: &M,
     grads: &burn::optim::GradientsParams,
-) -> Vec<(String, Vec<f32>)> {
-    let of = |info: &crate::models::keymap::ParamInfo| {
+) -> Result<Vec<(String, Vec<f32>)>> {
+    fn of<const D: usize>(
+        info: &ParamInfo,
+        grads: &burn::optim::GradientsParams,
+    ) -> Result<Option<Vec<f32>>> {
+        match grads.get::<D>(info.id) {
+            Some(grad) if grad.dtype() != DType::F32 => {
+                let reason = format!("the gradient of {} is {:?}", info.path, grad.dtype());
+                Err(Error::shape("the mixer", reason))
+            }
+            grad => Ok(grad.map(host)),
+        }
+    }
+    let of = |info: ParamInfo| {
         let data = match info.shape.len() {
-            1 => grads.get::<1>(info.id).map(host),
-            2 => grads.get::<2>(info.id).map(host),
-            3 => grads.get::<3>(info.id).map(host),
-            4 => grads.get::<4>(info.id).map(host),
-            _ => None,
+            1 => of::<1>(&info, grads),
+            2 => of::<2>(&info, grads),
+            3 => of::<3>(&info, grads),
+            4 => of::<4>(&info, grads),
+            _ => Ok(None),
         };
-        data.map(|data| (info.path.clone(), data))
+        data.map(|data| data.map(|data| (info.path, data))).transpose()
     };
-    params(mixer).iter().filter_map(of).collect()
+    params(mixer).into_iter().filter_map(of).collect()
 }

@@ -47,6 +47,9 @@ pub struct CheckOptions {
     pub causal: bool,
     /// Relative error allowed between runs that must agree.
     pub tolerance: f64,
+    /// How much more a run in bf16 may be off than a few roundings, for mixers that enlarge what is wrong
+    /// with their input; 1 by default.
+    pub bf16_tolerance: f64,
     /// How to measure memory; without it that check is skipped, and said so.
     pub peak_bytes: Option<PeakBytes>,
     /// Device, without autodiff.
@@ -62,6 +65,7 @@ impl CheckOptions {
             lengths: vec![1, 2, 63, 100, 257],
             causal: true,
             tolerance: 1e-5,
+            bf16_tolerance: 1.0,
             peak_bytes: None,
             device: Device::default(),
         }
@@ -82,6 +86,12 @@ impl CheckOptions {
     /// The mixer sees both ways.
     pub fn bidirectional(mut self) -> Self {
         self.causal = false;
+        self
+    }
+
+    /// Allow a run in bf16 to be off by so many times a few roundings.
+    pub fn with_bf16_tolerance(mut self, times: f64) -> Self {
+        self.bf16_tolerance = times;
         self
     }
 
@@ -119,6 +129,7 @@ pub fn check_mixer<M: SequenceMixer>(
     report.add(Check::Padding, runner.padding());
     report.add(Check::Cache, runner.cache());
     report.add(Check::Chunks, runner.chunks());
+    report.add(Check::Bf16, runner.bf16());
     report.add(Check::Memory, runner.memory());
     Ok(report)
 }

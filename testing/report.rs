@@ -21,6 +21,9 @@ pub enum Check {
     Cache,
     /// Uneven chunks with a state equal the whole.
     Chunks,
+    /// Input in bf16 gives output, and gradients of the input and of every parameter, within rounding of
+    /// those of f32, and gradients of parameters in f32.
+    Bf16,
     /// Twice the length takes at most 2.2 times the memory.
     Memory,
 }

@@ -4,6 +4,7 @@ use super::adamw::AdamW;
 use super::muon::Muon;
 use super::optim::{Optimizer, ParamGroup};
 use super::{Schedule, Strategy};
+use crate::attention::Compute;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +58,9 @@ pub struct TrainConfig {
     /// How gradients come about.
     #[serde(default)]
     pub strategy: Strategy,
+    /// What matrix products and attention compute in; weights, gradients and optimizer are f32.
+    #[serde(default)]
+    pub compute: Compute,
     /// Seed of the run's random streams.
     #[serde(default)]
     pub seed: u64,
@@ -82,6 +86,7 @@ impl TrainConfig {
             skip_nonfinite: 0,
             empty_step: EmptyStep::default(),
             strategy: Strategy::default(),
+            compute: Compute::default(),
             seed: 0,
         }
     }
@@ -143,6 +148,12 @@ impl TrainConfig {
     /// How gradients come about.
     pub fn with_strategy(mut self, strategy: Strategy) -> Self {
         self.strategy = strategy;
+        self
+    }
+
+    /// What matrix products and attention compute in.
+    pub fn with_compute(mut self, compute: Compute) -> Self {
+        self.compute = compute;
         self
     }
 

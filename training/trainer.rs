@@ -5,6 +5,7 @@ use super::optim::Optimizer;
 use super::state::{Counters, TrainState, trainable};
 use super::window::{Measured, Window, at_once};
 use super::{BatchSource, EmptyStep, GradientSum, Objective, TrainConfig, TrainStrategy};
+use crate::attention::Compute;
 use crate::models::{Blocks, ForwardOptions};
 use crate::{Error, Result};
 use burn::module::Module;
@@ -139,13 +140,14 @@ impl Trainer {
     /// [`Error::Config`] when a setting cannot work.
     pub fn new(config: TrainConfig) -> Result<Self> {
         config.validate()?;
+        let options = ForwardOptions::train().with_compute(config.compute);
         Ok(Self {
             config,
             state: None,
             interrupter: Interrupter::new(),
             terminal_view: false,
             renderer: None,
-            options: ForwardOptions::train(),
+            options,
         })
     }
 
@@ -174,9 +176,14 @@ impl Trainer {
         self
     }
 
-    /// How forward passes run, if not as [`ForwardOptions::train`].
+    /// How forward passes run, if not as [`ForwardOptions::train`]; in bf16 where these or the
+    /// configuration say so.
     pub fn with_options(mut self, options: ForwardOptions) -> Self {
-        self.options = options;
+        let compute = match options.compute {
+            Compute::F32 => self.config.compute,
+            chosen => chosen,
+        };
+        self.options = options.with_compute(compute);
         self
     }
 

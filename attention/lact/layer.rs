@@ -5,9 +5,10 @@ use super::memory::{LactState, within_window};
 use super::plan::Plan;
 use super::scan::{Inputs, scan};
 use super::{FastOptimizer, InitialWeight, LactConfig};
+use crate::attention::compute::wide;
 use crate::attention::projections::{join_heads, split_heads};
 use crate::attention::{
-    KvCache, Linear, MixContext, MixOutput, RmsNorm, SequenceMixer, State, Taps, dense,
+    Compute, KvCache, Linear, MixContext, MixOutput, RmsNorm, SequenceMixer, State, Taps, dense,
 };
 use crate::{Error, Result};
 use burn::module::{Module, Param};
@@ -116,7 +117,7 @@ impl Lact {
         ctx: &MixContext<'_>,
         state: Option<LactState>,
     ) -> Result<Branches> {
-        let [b, t, hidden] = x_BTD.dims();
+        let ([b, t, hidden], dtype) = (x_BTD.dims(), x_BTD.dtype());
         self.check(&x_BTD, ctx, state.as_ref())?;
         let part = |qkv: &Tensor<3>, i: usize| qkv.clone().narrow(2, i * hidden, hidden);
         let qkv = self.qkv.forward(x_BTD.clone());
@@ -124,6 +125,8 @@ impl Lact {
         if let (Some(norm_q), Some(norm_k)) = (&self.norm_q, &self.norm_k) {
             (q, k) = (norm_q.forward(q), norm_k.forward(k));
         }
+        // What learns is in f32, and so is what it learns from.
+        let x_BTD = wide(x_BTD);
         let inputs = Inputs {
             q: self.fast(q.clone(), Some(0), ctx),
             k: self.fast(k.clone(), Some(1), ctx),
@@ -149,7 +152,8 @@ impl Lact {
             fast = fast * silu(proj.forward(x_BTD)).reshape([b * t, heads, 1]);
         }
         let state = memory.map(|memory| LactState { window: cache, memory });
-        Ok(Branches { window, fast: fast.reshape([b, t, hidden]), state, taps })
+        let fast = fast.reshape([b, t, hidden]).cast(dtype);
+        Ok(Branches { window, fast, state, taps })
     }
 
     fn check(&self, x: &Tensor<3>, ctx: &MixContext<'_>, state: Option<&LactState>) -> Result<()> {
@@ -181,7 +185,7 @@ impl Lact {
 
     /// Queries (0), keys (1) or values (none) as the fast weights take them, `[B·T, D]`.
     fn fast(&self, x: Tensor<3>, which: Option<usize>, ctx: &MixContext<'_>) -> Tensor<2> {
-        let [b, t, hidden] = x.dims();
+        let ([b, t, hidden], x) = (x.dims(), wide(x));
         let flat = |x: Tensor<3>| x.reshape([b * t, hidden]);
         let Some(which) = which else {
             return flat(if self.config.silu_v { silu(x) } else { x });
@@ -255,6 +259,10 @@ impl SequenceMixer for Lact {
         let taps = taps.with_mixed(ctx, || self.split(mixed.clone()));
         let state = state.map(|state| State::Lact(Box::new(state)));
         Ok(MixOutput { y: self.out_proj.forward(mixed), state, aux: None, taps })
+    }
+
+    fn computes_in(&self, _: Compute) -> bool {
+        true
     }
 
     fn explain(&self, ctx: &MixContext<'_>, device: &Device) -> String {

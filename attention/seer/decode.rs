@@ -3,6 +3,7 @@
 
 use super::gate::of_width;
 use super::{DecodeGate, RopeAt, Seer, Select};
+use crate::attention::compute::wide;
 use crate::attention::dense;
 use crate::attention::projections::Projected;
 use crate::attention::{KvCache, MixContext, MixOutput, State};
@@ -64,7 +65,7 @@ impl GateCache {
         rope: Option<&Rope>,
     ) -> Result<Self> {
         let [b, kv, t, _] = k_BKTD.dims();
-        let k_BKTD = k_BKTD.detach();
+        let k_BKTD = wide(k_BKTD.detach());
         let at_end = rope_at == RopeAt::CurrentToken && old.is_some() && t == 1;
         let (before, total) = match &old {
             Some(old) => (old.rows.clone(), old.total),
@@ -242,7 +243,7 @@ impl Seer {
     ) -> Result<MixOutput> {
         let rope = ctx.rope.map(|table| table.rope());
         let (block, config) = (self.config.block, &self.config);
-        let (q, sizes) = (new.q.clone().detach(), (block, config.rope_at));
+        let (q, sizes) = (wide(new.q.clone().detach()), (block, config.rope_at));
         let cache = GateCache::append(old, gate, sizes, new.k.clone(), ctx.tokens, rope)?;
         let (rotated, new, taps) = dense::rotated(new, ctx);
         let kv = match kv {

@@ -33,9 +33,10 @@ pub use select::{Select, block_list, choose_blocks};
 pub(crate) use target::PIECE as SCORES_OF_PIECE;
 pub use target::Teacher;
 
+use super::compute::wide;
 use super::dense;
 use super::projections::Projected;
-use super::{AttnProjections, MixContext, MixOutput, Phase, SequenceMixer, State};
+use super::{AttnProjections, Compute, MixContext, MixOutput, Phase, SequenceMixer, State};
 use crate::streams::Streams;
 use crate::{Error, Result};
 use burn::module::Module;
@@ -321,6 +322,10 @@ impl SequenceMixer for Seer {
         }
     }
 
+    fn computes_in(&self, _: Compute) -> bool {
+        true
+    }
+
     fn explain(&self, ctx: &MixContext<'_>, device: &Device) -> String {
         let code = dense::code(ctx, device);
         match (ctx.phase, self.config.select, self.config.gate) {
@@ -387,7 +392,8 @@ impl Seer {
         let mut mixed = dense::output(&self.proj, done.out, ctx, taps, None);
 
         let layout = BlockLayout::of(ctx.tokens, self.config.block)?;
-        let spread = |x: Tensor<4>| layout.spread(x.detach());
+        // The gate learns in f32, whatever the attention that it learns from is in.
+        let spread = |x: Tensor<4>| layout.spread(wide(x.detach()));
         let tokens = layout.tokens().clone();
         let mask = Mask::new(spec, tokens.clone(), tokens, heads)?;
         let teacher = Teacher {
@@ -420,7 +426,7 @@ impl Seer {
         ctx: &MixContext<'_>,
     ) -> Result<MixOutput> {
         let layout = BlockLayout::of(ctx.tokens, self.config.block)?;
-        let [q, k] = [&new.q, &new.k].map(|x| layout.spread(x.clone().detach()));
+        let [q, k] = [&new.q, &new.k].map(|x| layout.spread(wide(x.clone().detach())));
         let logits = gate.logits(q, k, &layout, ctx.rope.map(|table| table.rope()))?;
         let list = block_list(&self.config, select, logits, &layout)?;
         let spec = MaskSpec::causal().with_window(self.window);

@@ -35,12 +35,22 @@ pub struct PlanArgs {
     device_memory: Option<u64>,
 }
 
+/// How gradients come about.
 #[derive(Clone, Copy, ValueEnum)]
-enum StrategyName {
+pub enum StrategyName {
     /// One graph
     Plain,
     /// Block by block
     Recompute,
+}
+
+impl StrategyName {
+    pub fn strategy(self) -> Strategy {
+        match self {
+            Self::Plain => Strategy::Plain,
+            Self::Recompute => Strategy::Recompute,
+        }
+    }
 }
 
 impl PlanArgs {
@@ -50,11 +60,7 @@ impl PlanArgs {
         let mut config = recipe.plan_config()?;
         config.length = self.length.unwrap_or(config.length);
         config.batch = self.batch.unwrap_or(config.batch);
-        config.strategy = match self.strategy {
-            Some(StrategyName::Plain) => Strategy::Plain,
-            Some(StrategyName::Recompute) => Strategy::Recompute,
-            None => config.strategy,
-        };
+        config.strategy = self.strategy.map_or(config.strategy, StrategyName::strategy);
         let budget = self.device_memory.or(recipe.train.device_memory);
         let plan = RecipePlan::new(&config, budget, recipe.model.path.is_some())?;
         match globals.json {

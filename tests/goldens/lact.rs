@@ -10,7 +10,7 @@ use longburn::attention::lact::{
     FastOptimizer, FastWeights, Learner, UpdateRule, WeightNorm, read_and_learn,
 };
 use longburn::attention::newton_schulz::NewtonSchulz;
-use longburn::attention::{AttnShape, Lact, LactConfig, MixContext, Phase, SequenceMixer};
+use longburn::attention::{AttnShape, Compute, Lact, LactConfig, MixContext, Phase, SequenceMixer};
 use longburn::kernel::{Implementation, TokenMeta};
 use longburn::models::keymap::{map_params, params};
 use longburn::positional::{Positions, RopeConfig};
@@ -146,6 +146,7 @@ pub fn layer(golden: &Golden) -> Result<(), Failure> {
         phase: Phase::Train,
         keep_state: false,
         implementation: Implementation::Auto,
+        compute: Compute::F32,
         taps: &[],
     };
     let x = leaf(golden, "in.x", shape)?;

@@ -5,7 +5,9 @@ use crate::golden::Golden;
 use crate::model::values;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Gradients};
-use longburn::attention::{AttnProjections, AttnShape, MixContext, Phase, SequenceMixer, Tap};
+use longburn::attention::{
+    AttnProjections, AttnShape, Compute, MixContext, Phase, SequenceMixer, Tap,
+};
 use longburn::kernel::{Implementation, TokenMeta};
 use longburn::models::keymap::{map_params, params};
 use longburn::positional::RopeTable;
@@ -56,6 +58,7 @@ pub fn context<'a>(
         phase: Phase::Train,
         keep_state: false,
         implementation: Implementation::Auto,
+        compute: Compute::F32,
         taps,
     }
 }

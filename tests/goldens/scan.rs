@@ -6,7 +6,9 @@ use crate::model::values;
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
-use longburn::attention::{Linear, Mamba2, Mamba2Config, MixContext, Phase, SequenceMixer};
+use longburn::attention::{
+    Compute, Linear, Mamba2, Mamba2Config, MixContext, Phase, SequenceMixer,
+};
 use longburn::kernel::fused::{GatedNorm, gated_rms_norm};
 use longburn::kernel::{
     Implementation, SelectiveScan, Ssd, SsdDiscrete, TokenMeta, selective_scan, ssd, ssd_discrete,
@@ -375,6 +377,7 @@ pub fn mixer(golden: &Golden) -> Result<(), Failure> {
         phase: Phase::Train,
         keep_state: false,
         implementation: Implementation::Auto,
+        compute: Compute::F32,
         taps: &[],
     };
     let y = mixer.forward(x.clone(), &ctx, None)?.y;

@@ -111,6 +111,7 @@ fn mixed(config: &LongLoraConfig, x: Tensor<3>, tokens: &TokenMeta) -> longburn:
         phase: Phase::Train,
         keep_state: false,
         implementation: Implementation::Auto,
+        compute: Compute::F32,
         taps: &[Tap::Mixed],
     };
     let out = mixer(config, &x.device()).forward(x, &ctx, None)?;
@@ -279,6 +280,7 @@ fn bad_settings_are_refused() {
         phase: Phase::Train,
         keep_state: true,
         implementation: Implementation::Auto,
+        compute: Compute::F32,
         taps: &[],
     };
     let x = normal([1, 8, 16], 1);

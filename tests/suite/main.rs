@@ -52,6 +52,8 @@ mod mamba2;
 #[cfg(feature = "flex")]
 mod mamba_models;
 #[cfg(feature = "flex")]
+mod mixed_precision;
+#[cfg(feature = "flex")]
 mod mixers;
 #[cfg(feature = "flex")]
 mod plan;

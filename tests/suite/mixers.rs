@@ -39,7 +39,9 @@ fn dense_conforms() {
         })
         .unwrap();
         assert!(report.passed(), "{report}");
-        assert!(matches!(report.of(Check::Cache), Some(Outcome::Passed(_))), "{report}");
+        for check in [Check::Cache, Check::Bf16] {
+            assert!(matches!(report.of(check), Some(Outcome::Passed(_))), "{report}");
+        }
     }
 }
 
@@ -69,6 +71,7 @@ fn a_sliding_window_reaches_as_far_as_it_says() {
             phase: Phase::Infer,
             keep_state: false,
             implementation: Implementation::Auto,
+            compute: Compute::F32,
             taps: &[],
         };
         let x = Tensor::from_data(TensorData::new(x, [1, 40, 16]), &device);
@@ -105,7 +108,14 @@ fn longgen_conforms() {
         let build = |d: &Device| config.init(projections(d, 4, kv_heads), None);
         let report = check_mixer(&options(), build).unwrap();
         assert!(report.passed(), "{config:?}\n{report}");
-        for check in [Check::Segments, Check::Padding, Check::Cache, Check::Chunks, Check::Memory] {
+        for check in [
+            Check::Segments,
+            Check::Padding,
+            Check::Cache,
+            Check::Chunks,
+            Check::Bf16,
+            Check::Memory,
+        ] {
             assert!(matches!(report.of(check), Some(Outcome::Passed(_))), "{config:?}\n{report}");
         }
     }
@@ -117,7 +127,14 @@ fn anchor_conforms() {
         let build = |d: &Device| AnchorConfig::new().init(projections(d, 4, kv_heads), None);
         let report = check_mixer(&options(), build).unwrap();
         assert!(report.passed(), "{report}");
-        for check in [Check::Segments, Check::Padding, Check::Cache, Check::Chunks, Check::Memory] {
+        for check in [
+            Check::Segments,
+            Check::Padding,
+            Check::Cache,
+            Check::Chunks,
+            Check::Bf16,
+            Check::Memory,
+        ] {
             assert!(matches!(report.of(check), Some(Outcome::Passed(_))), "{report}");
         }
     }
@@ -147,7 +164,8 @@ fn lact_conforms() {
         .with_base_lr(0.5)
         .with_qkv_bias(true);
     let sgd = config.clone().with_optimizer(FastOptimizer::Sgd);
-    let options = options().with_rope(RopeConfig::new(10_000.0, 4));
+    // Chunks that learn of what was rounded enlarge it: 7.0e-2 was measured on a first fast weight.
+    let options = options().with_rope(RopeConfig::new(10_000.0, 4)).with_bf16_tolerance(2.5);
     // Not with orthogonalised steps: they lift what is almost nothing, rounding included, and finite
     // differences in f32 say nothing then. The twin and the golden files have those.
     for config in
@@ -155,7 +173,7 @@ fn lact_conforms() {
     {
         let report = check_mixer(&options, |d| lact(d, &config)).unwrap();
         assert!(report.passed(), "{config:?}: {report}");
-        for check in [Check::Segments, Check::Padding, Check::Cache, Check::Memory] {
+        for check in [Check::Segments, Check::Padding, Check::Cache, Check::Bf16, Check::Memory] {
             assert!(matches!(report.of(check), Some(Outcome::Passed(_))), "{config:?}: {report}");
         }
     }

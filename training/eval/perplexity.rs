@@ -3,6 +3,7 @@
 
 use super::position::{Part, PositionBucket, doubling_buckets, pool, weighted_mean, window_means};
 use super::score::{EvalWindow, Targets, WindowNll, score};
+use crate::attention::Compute;
 use crate::models::Blocks;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -55,6 +56,7 @@ pub enum Protocol {
 pub struct Perplexity {
     protocol: Protocol,
     batch_size: usize,
+    compute: Compute,
     buckets: Option<Vec<Range<usize>>>,
 }
 
@@ -85,7 +87,7 @@ pub struct PerplexityReport {
 impl Perplexity {
     /// Under `protocol`, four windows at a time, buckets of doubling width.
     pub fn new(protocol: Protocol) -> Self {
-        Self { protocol, batch_size: 4, buckets: None }
+        Self { protocol, batch_size: 4, compute: Compute::F32, buckets: None }
     }
 
     /// [`Protocol::Strided`]
@@ -101,6 +103,12 @@ impl Perplexity {
     /// How many windows of equal length go through the model at a time.
     pub fn with_batch_size(mut self, windows: usize) -> Self {
         self.batch_size = windows;
+        self
+    }
+
+    /// What matrix products and attention compute in.
+    pub fn with_compute(mut self, compute: Compute) -> Self {
+        self.compute = compute;
         self
     }
 
@@ -185,7 +193,8 @@ impl Perplexity {
             Some(buckets) => buckets.clone(),
             None => doubling_buckets(windows.iter().map(|w| w.ids.len()).max().unwrap_or(0)),
         };
-        let mut windows = score(model, &windows, targets, &buckets, self.batch_size)?;
+        let mut windows =
+            score(model, &windows, targets, &buckets, (self.batch_size, self.compute))?;
         for (window, weight) in windows.iter_mut().zip(weights) {
             window.weight = weight;
         }

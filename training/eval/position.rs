@@ -2,6 +2,7 @@
 
 use super::score::{EvalWindow, WindowNll, score};
 use crate::Result;
+use crate::attention::Compute;
 use crate::models::Blocks;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -53,7 +54,7 @@ pub fn by_position(
     buckets: &[Range<usize>],
     batch_size: usize,
 ) -> Result<PositionReport> {
-    let windows = score(model, windows, None, buckets, batch_size)?;
+    let windows = score(model, windows, None, buckets, (batch_size, Compute::F32))?;
     Ok(PositionReport { buckets: pool(&windows, buckets), windows })
 }
 

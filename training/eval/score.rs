@@ -1,6 +1,7 @@
 //! Losses of the tokens of windows, the part that all protocols share.
 
 use super::position::BucketSum;
+use crate::attention::Compute;
 use crate::models::{Blocks, ForwardOptions, ids_tensor};
 use crate::{Error, Result};
 use longburn_kernels::{TokenMeta, linear_nll};
@@ -70,7 +71,7 @@ pub(super) fn score(
     windows: &[EvalWindow<'_>],
     targets: Targets<'_>,
     buckets: &[Range<usize>],
-    batch_size: usize,
+    (batch_size, compute): (usize, Compute),
 ) -> Result<Vec<WindowNll>> {
     let model = model.valid();
     check(windows, buckets, batch_size, model.head().dims()[0])?;
@@ -81,7 +82,7 @@ pub(super) fn score(
     let mut scored: Vec<(usize, WindowNll)> = Vec::with_capacity(windows.len());
     for members in groups.values() {
         for batch in members.chunks(batch_size) {
-            let losses = batch_losses(&model, windows, batch)?;
+            let losses = batch_losses(&model, windows, batch, compute)?;
             let per_window = windows[batch[0]].ids.len() - windows[batch[0]].first;
             for (&i, losses) in batch.iter().zip(losses.chunks(per_window)) {
                 scored.push((i, summarize(&windows[i], losses, targets, buckets)?));
@@ -133,13 +134,15 @@ fn batch_losses(
     model: &impl Blocks,
     windows: &[EvalWindow<'_>],
     batch: &[usize],
+    compute: Compute,
 ) -> Result<Vec<f32>> {
     let (len, first) = (windows[batch[0]].ids.len(), windows[batch[0]].first);
     let head = model.head();
     let ids: Vec<u32> = batch.iter().flat_map(|i| windows[*i].ids).copied().collect();
     let ids = ids_tensor(&ids, batch.len(), &head.device());
     let tokens = TokenMeta::contiguous(batch.len(), len, 0);
-    let last = model.forward_ids(ids, &tokens, &ForwardOptions::infer(), vec![])?.last;
+    let options = ForwardOptions::infer().with_compute(compute);
+    let last = model.forward_ids(ids, &tokens, &options, vec![])?.last;
     let (count, d) = (len - first, last.dims()[2]);
     // Hidden state t predicts token t + 1.
     let x = last.narrow(1, first - 1, count).reshape([batch.len() * count, d]);

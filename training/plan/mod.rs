@@ -1,7 +1,8 @@
 //! What a training run will hold in memory, computed before it runs and without a device.
 //!
 //! The plan walks through one step of the trainer in the order in which it allocates and frees
-//! (`step`, `block`), and takes the fullest moment. It counts tensors of f32, as the CPU computes;
+//! (`step`, `block`), and takes the fullest moment. It counts tensors of f32, as the CPU computes, and
+//! refuses to plan a run in bf16;
 //! not counted are the program itself, the text, token attributes and masks (some 20 bytes per
 //! token and block), and what the system's allocator keeps of freed memory.
 
@@ -26,7 +27,7 @@ pub use remedy::Remedy;
 pub use resident::Resident;
 pub use text::{bytes, parse_bytes};
 
-use crate::attention::{MixerConfig, MixerSchedule};
+use crate::attention::{Compute, MixerConfig, MixerSchedule};
 use crate::error::check_sizes;
 use crate::models::ModelConfig;
 use crate::models::lora::LoraConfig;
@@ -76,6 +77,8 @@ pub struct PlanConfig {
     pub workers: u32,
     /// How gradients come about.
     pub strategy: Strategy,
+    /// What matrix products and attention compute in.
+    pub compute: Compute,
     /// Threads of the CPU, each of which has working space of its own.
     pub threads: usize,
 }
@@ -93,6 +96,7 @@ impl PlanConfig {
             micro_batches: 1,
             workers: 1,
             strategy: Strategy::Plain,
+            compute: Compute::F32,
             threads: rayon::current_num_threads(),
         }
     }
@@ -139,6 +143,12 @@ impl PlanConfig {
         self
     }
 
+    /// What matrix products and attention compute in.
+    pub fn with_compute(mut self, compute: Compute) -> Self {
+        self.compute = compute;
+        self
+    }
+
     /// Threads of the CPU.
     pub fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads;
@@ -149,8 +159,22 @@ impl PlanConfig {
     ///
     /// # Errors
     /// [`Error::Config`] for a size of 0 or mixers that do not fit the layers;
-    /// [`Error::Unsupported`] for a mixer whose memory is not known here (LongLoRA's rolled form).
+    /// [`Error::Unsupported`] for a mixer whose memory is not known here (LongLoRA's rolled form), and
+    /// for a run in bf16.
     pub fn init(&self) -> Result<MemoryPlan> {
+        if self.compute != Compute::F32 {
+            return Err(Error::Unsupported {
+                what: format!(
+                    "a memory plan of a run that computes in {}, whose activations are not those that \
+                     are counted here",
+                    self.compute.name()
+                ),
+                remedy:
+                    "plan it with train.compute = \"f32\", or train without train.device_memory \
+                         and --device-memory"
+                        .into(),
+            });
+        }
         let sizes = &[
             ("length", self.length),
             ("batch", self.batch),

@@ -79,7 +79,8 @@ impl Recipe {
             .with_muon(train.muon.is_some())
             .with_batch(train.batch)
             .with_micro_batches(train.micro_batches, train.workers)
-            .with_strategy(train.strategy))
+            .with_strategy(train.strategy)
+            .with_compute(train.compute))
     }
 
     /// What the run will take, within `budget` or else the recipe's own `train.device_memory`.
@@ -91,8 +92,8 @@ impl Recipe {
         RecipePlan::new(&self.plan_config()?, budget, self.model.path.is_some())
     }
 
-    /// The plan of a run that is about to begin; none for a mixer whose memory is not known,
-    /// where no budget is set.
+    /// The plan of a run that is about to begin; none for one whose memory is not known, where no
+    /// budget is set.
     pub(in crate::training) fn checked_plan(
         &self,
         budget: Option<u64>,

@@ -53,6 +53,7 @@ impl Recipe {
         let strided = Protocol::Strided { max_len: length, stride: length.div_ceil(2) };
         let documents: Vec<_> = held_out.iter().map(|d| &d.document.ids[..]).collect();
         let perplexity = Perplexity::new(eval.protocol.unwrap_or(strided));
+        let perplexity = perplexity.with_compute(self.train.compute);
         let targets: Option<Vec<_>> = held_out.iter().map(|d| d.targets.clone()).collect();
         let report = match targets {
             Some(targets) => perplexity.eval_targets(model, &documents, &targets)?,

@@ -165,7 +165,8 @@ impl<'a> Run<'a> {
         let trainable = TrainableReport::of(&model);
         self.progress.println(&trainable.to_string());
         if self.options.explain {
-            for line in model.explain(&ForwardOptions::train(), &self.options.device) {
+            let options = ForwardOptions::train().with_compute(self.recipe.train.compute);
+            for line in model.explain(&options, &self.options.device) {
                 self.progress.println(&line);
             }
             self.progress.println(&model.explain_products(&self.options.device));

@@ -1,7 +1,7 @@
 //! The sections of a recipe.
 
 use super::{ChatSection, ExtendSection};
-use crate::attention::MixerSchedule;
+use crate::attention::{Compute, MixerSchedule};
 use crate::datasets::source::{BadLines, SourceOptions};
 use crate::datasets::{AnchorEngine, Pack, PackPositions};
 use crate::models::lora::LoraConfig;
@@ -345,6 +345,10 @@ pub struct TrainSection {
     /// How gradients come about.
     #[serde(default)]
     pub strategy: Strategy,
+    /// What matrix products and attention compute in, in training and in `[eval]`; weights, gradients and
+    /// optimizer are f32 in either. For graphics cards: on the CPU, bf16 is slower than f32.
+    #[serde(default)]
+    pub compute: Compute,
     /// Memory that the run may take, bytes: a number, or a text such as "8GiB". A run whose plan
     /// exceeds it is refused.
     #[serde(default, deserialize_with = "device_memory")]
@@ -398,6 +402,7 @@ impl TrainSection {
             skip_nonfinite: self.skip_nonfinite,
             empty_step: self.empty_step,
             strategy: self.strategy,
+            compute: self.compute,
             seed,
         }
     }

@@ -1,6 +1,7 @@
 //! Small layers as one op each on the CPU, where a chain of elementwise tensor operations costs
-//! more in memory traffic than the matrix products between them. Elsewhere, and in other dtypes
-//! than f32, the same formulas out of tensor operations; linear layers have NVIDIA's library on its cards.
+//! more in memory traffic than the matrix products between them. Elsewhere the same formulas out of
+//! tensor operations; linear layers have NVIDIA's library on its cards. Numbers of 16 bits are widened to
+//! f32, and the result is rounded once.
 
 mod adamw;
 mod conv;
@@ -21,8 +22,24 @@ pub use rms_norm::rms_norm;
 pub use rotate::rotate_half;
 pub use swiglu::swiglu;
 
-#[cfg(feature = "flex")]
 use burn::tensor::{DType, Tensor};
+
+/// What formulas of several operations are computed in: f64 where the input is, else f32.
+pub(crate) fn wide(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+/// `formula` in f32 for an input of 16 bits, and its result rounded once; as it is for others.
+///
+/// # Shapes
+/// Those of `formula`
+pub fn widened<const D: usize>(
+    x: Tensor<D>,
+    formula: impl FnOnce(Tensor<D>) -> Tensor<D>,
+) -> Tensor<D> {
+    let dtype = x.dtype();
+    formula(x.cast(wide(dtype))).cast(dtype)
+}
 
 /// Work below this many elements is not worth a thread.
 #[cfg(feature = "flex")]

@@ -1,14 +1,15 @@
 //! `y = w · x / sqrt(mean(x²) + eps)` over the last dimension.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
-/// Root-mean-square normalisation; statistics in f32 (f64 for f64 input).
+/// Root-mean-square normalisation, in f32 (f64 for f64 input): input of 16 bits is rounded once, behind
+/// the weight, which may be in f32.
 ///
 /// # Shapes
-/// x `[.., D]`, weight `[D]` -> `[.., D]`
+/// x `[.., D]`, weight `[D]` -> like x
 pub fn rms_norm<const N: usize>(x: Tensor<N>, weight: Tensor<1>, eps: f64) -> Tensor<N> {
     #[cfg(feature = "flex")]
-    if super::on_cpu(&x) && weight.dtype() == DType::F32 && !x.shape().is_empty() {
+    if super::on_cpu(&x) && weight.dtype() == x.dtype() && !x.shape().is_empty() {
         use burn::backend::Dispatch;
         let y = <Dispatch as flex::NormOps>::rms_norm_op(
             x.into_dispatch(),
@@ -17,11 +18,13 @@ pub fn rms_norm<const N: usize>(x: Tensor<N>, weight: Tensor<1>, eps: f64) -> Te
         );
         return Tensor::from_dispatch(y);
     }
-    let dtype = x.dtype();
-    let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
-    let x = x.cast(wide);
+    let wide = super::wide(x.dtype());
+    if x.dtype() != wide || weight.dtype() != wide {
+        let weight = weight.cast(wide);
+        return super::widened(x, |x| rms_norm(x, weight, eps));
+    }
     let scale = x.clone().square().mean_dim(N - 1).add_scalar(eps).sqrt().recip();
-    (x * scale).cast(dtype) * weight.unsqueeze()
+    x * scale * weight.unsqueeze()
 }
 
 #[cfg(feature = "flex")]

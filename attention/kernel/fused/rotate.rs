@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 /// `(x1, x2) -> (x1·cos − x2·sin, x2·cos + x1·sin)`; channels behind the tables' width pass
-/// through. The tables carry no gradient.
+/// through. The tables carry no gradient, and are never rounded: input of 16 bits is rotated in f32.
 ///
 /// # Shapes
 /// x `[B, H, T, >= D]`, cos and sin `[B or 1, 1, T, D/2]` in f32 -> like x
@@ -18,11 +18,15 @@ pub fn rotate_half(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
         );
         return Tensor::from_dispatch(y);
     }
+    let wide = super::wide(x.dtype());
+    if x.dtype() != wide {
+        return super::widened(x, |x| rotate_half(x, cos, sin));
+    }
     let half = cos.dims()[3];
     let width = x.dims()[3];
     let x1 = x.clone().narrow(3, 0, half);
     let x2 = x.clone().narrow(3, half, half);
-    let (cos, sin) = (cos.cast(x.dtype()), sin.cast(x.dtype()));
+    let (cos, sin) = (cos.cast(wide), sin.cast(wide));
     let y1 = x1.clone() * cos.clone() - x2.clone() * sin.clone();
     let y2 = x2 * cos + x1 * sin;
     let mut parts = vec![y1, y2];

@@ -13,6 +13,11 @@ pub fn swiglu<const N: usize>(gate: Tensor<N>, up: Tensor<N>) -> Tensor<N> {
         let y = <Dispatch as flex::SwigluOps>::swiglu_op(gate.into_dispatch(), up.into_dispatch());
         return Tensor::from_dispatch(y);
     }
+    let wide = super::wide(gate.dtype());
+    if gate.dtype() != wide {
+        let up = up.cast(wide);
+        return super::widened(gate, |gate| swiglu(gate, up));
+    }
     silu(gate) * up
 }
 

@@ -74,6 +74,51 @@ fn swiglu_equals_the_formula() {
     }
 }
 
+/// What comes of numbers in bf16 is what f64 makes of them, rounded once, output and gradients; tables and
+/// weights are in f32.
+#[test]
+fn numbers_of_16_bits_are_rounded_once() {
+    let rounded_once = |name: &str, run: &dyn Fn(DType, DType) -> Vec<Vec<f64>>| {
+        let (want, got) = (run(DType::F64, DType::F64), run(DType::BF16, DType::F32));
+        for (i, (want, got)) in want.iter().zip(&got).enumerate() {
+            for (want, got) in want.iter().zip(got) {
+                // Half of the last of 8 binary places; sums of f32 may cancel.
+                let most = want.abs() / 256.0 * 1.001 + 1e-5;
+                assert!((got - want).abs() <= most, "{name}, tensor {i}: {got} for {want}");
+            }
+        }
+    };
+    // The same numbers in all dtypes.
+    fn exact<const D: usize>(shape: [usize; D], seed: u64, dtype: DType) -> Tensor<D> {
+        Tensor::from_inner(leaf(shape, seed, DType::BF16).inner().cast(dtype)).require_grad()
+    }
+    let wide = |x: Tensor<3>| x.cast(DType::F64);
+    rounded_once("rms_norm", &|x, w| {
+        let (x, w) = (exact([2, 9, 32], 1, x), leaf([32], 2, DType::F32).inner().cast(w));
+        let w = Tensor::from_inner(w).require_grad();
+        let y = rms_norm(x.clone(), w.clone(), 1e-5);
+        let dy = exact([2, 9, 32], 3, x.dtype()).detach();
+        let grads = (y.clone() * dy).sum().backward();
+        assert_eq!(w.grad(&grads).unwrap().dtype(), w.dtype());
+        vec![host(wide(y)), host(wide(x.grad(&grads).unwrap()))]
+    });
+    rounded_once("swiglu", &|dtype, _| {
+        let (g, u) = (exact([3, 7, 5], 1, dtype), exact([3, 7, 5], 2, dtype));
+        let y = swiglu(g.clone(), u.clone());
+        let grads = (y.clone() * exact([3, 7, 5], 3, dtype).detach()).sum().backward();
+        let grads = [g, u].map(|x| host(wide(x.grad(&grads).unwrap())));
+        let [dg, du] = grads;
+        vec![host(wide(y)), dg, du]
+    });
+    rounded_once("rotate", &|dtype, _| {
+        let x = exact([2, 3, 11, 10], 1, dtype);
+        let angle = |seed| leaf([1, 1, 11, 4], seed, DType::F32).detach();
+        let y = rotate_half(x.clone(), angle(2), angle(3));
+        let grads = (y.clone() * exact([2, 3, 11, 10], 4, dtype).detach()).sum().backward();
+        vec![host(y), host(x.grad(&grads).unwrap())]
+    });
+}
+
 #[test]
 fn linear_equals_the_formula() {
     // One row, few rows, blocks that are cut off, and enough for several threads.

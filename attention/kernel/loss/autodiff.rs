@@ -6,7 +6,9 @@ use burn::backend::autodiff::{
     grads::Gradients,
     ops::{Backward, Ops, OpsKind},
 };
-use burn::backend::{Autodiff, AutodiffBackend, Backend, backend_extension, tensor::FloatTensor};
+use burn::backend::{
+    Autodiff, AutodiffBackend, Backend, TensorMetadata, backend_extension, tensor::FloatTensor,
+};
 use burn::tensor::Tensor;
 
 /// Loss of x `[N, D]` under the head `[V, D]`.
@@ -57,6 +59,16 @@ impl LossOps for burn::backend::Cube {
     }
 }
 
+/// `x · factor` in the factor's dtype, and back in x's.
+fn scaled<B: Backend>(x: FloatTensor<B>, factor: FloatTensor<B>) -> FloatTensor<B> {
+    let (from, wide) = (x.dtype(), factor.dtype());
+    if from == wide {
+        return B::float_mul(x, factor);
+    }
+    let wide = B::float_cast(x, wide.into());
+    B::float_cast(B::float_mul(wide, factor), from.into())
+}
+
 impl<B: Backend + LossOps, C: CheckpointStrategy> LossOps for Autodiff<B, C> {
     fn linear_loss(
         x: FloatTensor<Self>,
@@ -80,7 +92,7 @@ impl<B: Backend + LossOps, C: CheckpointStrategy> LossOps for Autodiff<B, C> {
                 let upstream = B::float_reshape(upstream, [1, 1].into());
                 for (parent, grad) in ops.parents.into_iter().zip(ops.state) {
                     if let Some(parent) = parent {
-                        grads.register::<B>(parent.id, B::float_mul(grad, upstream.clone()));
+                        grads.register::<B>(parent.id, scaled::<B>(grad, upstream.clone()));
                     }
                 }
             }

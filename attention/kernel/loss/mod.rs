@@ -2,6 +2,9 @@
 //!
 //! The logits of a chunk of tokens live long enough to give the loss of the chunk and, while they
 //! are there, its share of the gradients of a *unit* loss; the backward pass only scales those.
+//!
+//! For hidden states of 16 bits the weights may be in f32: they are rounded once for all products, while
+//! softmax, loss, and the sum over chunks that is the weights' gradient stay in f32.
 
 mod autodiff;
 #[cfg(feature = "flex")]
@@ -34,10 +37,20 @@ pub struct LossPlan {
 
 /// Logits of a chunk take about this many floats.
 const CHUNK_FLOATS: usize = 1 << 20;
+/// The same on cards, where a product of few rows costs as much as one of many.
+const CHUNK_FLOATS_ON_CARD: usize = 1 << 26;
 
-/// Tokens per chunk for a vocabulary.
+/// Tokens per chunk for a vocabulary on the CPU.
 pub fn chunk_len(vocabulary: usize) -> usize {
     (CHUNK_FLOATS / vocabulary.max(1)).clamp(16, 1024)
+}
+
+/// Tokens per chunk for a vocabulary where `x` lies.
+fn chunk_on(x: &Tensor<2>, vocabulary: usize) -> usize {
+    if crate::attention::is_flex(&x.device()) {
+        return chunk_len(vocabulary);
+    }
+    (CHUNK_FLOATS_ON_CARD / vocabulary.max(1)).clamp(16, 1 << 14)
 }
 
 /// Whether the CPU form keeps a packed copy of a head of this width.
@@ -54,10 +67,10 @@ pub fn packs_head(width: usize) -> bool {
 /// Sum over labelled tokens of −log softmax(x·Wᵀ) at the label.
 ///
 /// # Shapes
-/// x_ND `[N, D]`, weight_VD `[V, D]`, labels N (−100 = ignored) -> `[1]`, f32
+/// x_ND `[N, D]`, weight_VD `[V, D]`, like x or in f32, labels N (−100 = ignored) -> `[1]`, f32
 ///
 /// # Errors
-/// When shapes or dtypes differ, N or V is 0, or a label is not below V.
+/// When shapes or dtypes do not fit, N or V is 0, or a label is not below V.
 pub fn linear_cross_entropy(
     x_ND: Tensor<2>,
     weight_VD: Tensor<2>,
@@ -101,8 +114,9 @@ pub fn linear_nll(
     labels: &[i64],
 ) -> Result<Vec<f32>, Error> {
     let labels = check(&x_ND, &weight_VD, labels)?;
-    let (n, chunk) = (labels.len(), chunk_len(weight_VD.dims()[0]));
+    let (n, chunk) = (labels.len(), chunk_on(&x_ND, weight_VD.dims()[0]));
     let (x, w) = (x_ND.inner(), weight_VD.inner());
+    let w = w.cast(x.dtype());
     let mut all = Vec::with_capacity(n);
     for start in (0..n).step_by(chunk) {
         let len = chunk.min(n - start);
@@ -123,7 +137,8 @@ fn check(x: &Tensor<2>, weight: &Tensor<2>, labels: &[i64]) -> Result<Vec<i32>, 
             labels.len()
         ));
     }
-    if x.dtype() != weight.dtype() {
+    let narrow = matches!(x.dtype(), DType::BF16 | DType::F16);
+    if x.dtype() != weight.dtype() && !(narrow && weight.dtype() == DType::F32) {
         return fail(format!("x is {:?}, weight {:?}", x.dtype(), weight.dtype()));
     }
     if let Some((i, label)) = labels.iter().enumerate().find(|(_, l)| **l >= v as i64) {

@@ -6,6 +6,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData, activation::log_softmax};
 pub(super) fn loss(x: Tensor<2>, w: Tensor<2>, labels: &[i32]) -> Tensor<1> {
     let wide = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let device = x.device();
+    let w = w.cast(x.dtype());
     let logits = x.matmul(w.transpose()).cast(wide);
     let n = labels.len();
     let index: Vec<i32> = labels.iter().map(|l| (*l).max(0)).collect();

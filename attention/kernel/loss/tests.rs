@@ -58,6 +58,52 @@ fn every_implementation_equals_the_reference() {
     }
 }
 
+/// Hidden states in bf16 with weights in f32: softmax, loss and the weights' gradient, over several
+/// chunks, are those of the rounded numbers in f64 but for roundings of logits and their gradients.
+#[test]
+fn narrow_states_take_weights_in_f32() {
+    const OFF: f64 = 5e-3;
+    let (n, d, v) = (300, 16, 5000);
+    let labels: Vec<i64> =
+        (0..n).map(|i| if i % 3 == 1 { -100 } else { ((i * 7) % v) as i64 }).collect();
+    let leaf = |shape, seed, dtype| Tensor::<2>::from_inner(data(shape, seed, 1.0).cast(dtype));
+    let run = |x: Tensor<2>, w: Tensor<2>, implementation| {
+        let (x, w) = (x.require_grad(), w.require_grad());
+        let loss = linear_cross_entropy_with(x.clone(), w.clone(), &labels, implementation);
+        let loss = loss.unwrap();
+        let grads = loss.clone().mul_scalar(0.3).backward();
+        (loss, x.grad(&grads).unwrap(), w.grad(&grads).unwrap())
+    };
+    let narrow = leaf([n, d], 1, DType::BF16);
+    let exact = run(
+        narrow.clone().cast(DType::F64).detach(),
+        leaf([v, d], 2, DType::BF16).cast(DType::F64).detach(),
+        Reference,
+    );
+    for implementation in [Implementation::Auto, Tiled, Reference] {
+        let got = run(narrow.clone(), leaf([v, d], 2, DType::F32), implementation);
+        assert_eq!((got.0.dtype(), got.1.dtype()), (DType::F32, DType::BF16));
+        assert_eq!(got.2.dtype(), DType::F32, "{implementation:?}");
+        let host =
+            |t: Tensor<2>| t.inner().cast(DType::F64).into_data().iter::<f64>().collect::<Vec<_>>();
+        for (what, got, want) in [
+            ("loss", got.0.reshape([1, 1]), exact.0.clone().reshape([1, 1])),
+            ("dx", got.1, exact.1.clone()),
+            ("dw", got.2, exact.2.clone()),
+        ] {
+            let r = ratio(&host(got), &host(want));
+            assert!(r <= OFF, "{implementation:?}: {what} differs by {r:e}");
+        }
+    }
+    let each = linear_nll(narrow, leaf([v, d], 2, DType::F32), &labels).unwrap();
+    let (each, sum) = (f64::from(each.iter().sum::<f32>()), exact.0.into_scalar::<f64>());
+    assert!((each - sum).abs() <= OFF * sum, "{each} {sum}");
+    // The other way round, and other mixtures, are no case.
+    let refused =
+        linear_cross_entropy(leaf([2, 3], 1, DType::F32), leaf([5, 3], 2, DType::BF16), &[0, 1]);
+    assert!(refused.is_err());
+}
+
 #[test]
 fn a_frozen_head_gets_no_gradient_and_ignored_tokens_give_none() {
     let x = Tensor::<2>::from_inner(data([4, 3], 1, 1.0)).require_grad();

@@ -1,6 +1,6 @@
 //! Chunks of tokens out of tensor operations: any device.
 
-use super::{LossPlan, chunk_len};
+use super::{LossPlan, chunk_on};
 use crate::linear::product_on_card;
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 
@@ -30,21 +30,22 @@ pub(super) fn nll(x: Tensor<2>, w: Tensor<2>, labels: &[i32]) -> Tensor<1> {
     (logp.gather(1, column(labels, &device)) * counted).neg().reshape([n])
 }
 
-/// (loss `[1]`, dx, dw); gradients that are not wanted are one zero.
+/// (loss `[1]`, dx like x, dw like w); gradients that are not wanted are one zero.
 pub(super) fn forward(
     x: Tensor<2>,
     w: Tensor<2>,
     plan: &LossPlan,
 ) -> (Tensor<1>, Tensor<2>, Tensor<2>) {
-    let (device, dtype) = (x.device(), x.dtype());
+    let (device, dtype, of_w) = (x.device(), x.dtype(), w.dtype());
+    let w = w.cast(dtype);
     let [n, d] = x.dims();
     let v = w.dims()[0];
     let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
     let mut loss = Tensor::<1>::zeros([1], (&device, wide));
-    let nothing = || Tensor::<2>::zeros([1, 1], (&device, dtype));
+    let nothing = |dtype| Tensor::<2>::zeros([1, 1], (&device, dtype));
     let mut dx = Vec::new();
     let mut dw = plan.w_grad.then(|| Tensor::<2>::zeros([v, d], (&device, wide)));
-    let chunk = chunk_len(v);
+    let chunk = chunk_on(&x, v);
     for start in (0..n).step_by(chunk) {
         let len = chunk.min(n - start);
         let labels = &plan.labels[start..start + len];
@@ -64,6 +65,6 @@ pub(super) fn forward(
         }
         dw = dw.map(|sum| sum + product_on_card(dlogits.transpose(), part).cast(wide));
     }
-    let dx = if dx.is_empty() { nothing() } else { Tensor::cat(dx, 0) };
-    (loss, dx, dw.map_or_else(nothing, |dw| dw.cast(dtype)))
+    let dx = if dx.is_empty() { nothing(dtype) } else { Tensor::cat(dx, 0) };
+    (loss, dx, dw.map_or_else(|| nothing(of_w), |dw| dw.cast(of_w)))
 }

@@ -134,7 +134,7 @@ fn model(job: &ModelJob, whole: bool) -> Result<Cost> {
         head_dim: config.head_dim,
         mask: job.mask,
         backward: true,
-        dtype: Numbers::F32,
+        dtype: job.dtype,
         code: Code::Auto,
         deterministic: false,
     };
@@ -144,13 +144,18 @@ fn model(job: &ModelJob, whole: bool) -> Result<Cost> {
     let weights = products(&config) + if whole { head } else { 0.0 };
     // Forward, and backward to inputs and to weights.
     let flops = 6.0 * tokens * weights + job.layers as f64 * attention.flops;
+    // Weights are read forward and backward, in 16 bits after they were read once and rounded.
+    let read = match job.dtype {
+        Numbers::F32 => 2.0 * F32,
+        narrow => F32 + 3.0 * narrow.dtype().size() as f64,
+    };
     let bytes = if whole {
-        // Weights are read forward and backward; gradients written and read; the update reads and
-        // writes weights and two moments. The embedding is a table of its own.
-        F32 * (weights * 2.0 + (weights + head) * (2.0 + 6.0))
+        // Gradients written and read; the update reads and writes weights and two moments. The embedding
+        // is a table of its own.
+        read * weights + F32 * (weights + head) * (2.0 + 6.0)
     } else {
-        // Weights read twice, their gradients written; x, y and their gradients.
-        F32 * (3.0 * weights + 4.0 * tokens * job.width as f64)
+        // Gradients of weights written; x, y and their gradients.
+        (read + F32) * weights + F32 * 4.0 * tokens * job.width as f64
     };
     Ok(Cost { flops, bytes, ..attention })
 }

@@ -2,9 +2,10 @@
 
 use super::{inputs, room};
 use burn::tensor::DType;
-use longburn::attention::{LongLoraConfig, MixerConfig};
+use longburn::attention::{Compute, LongLoraConfig, MixerConfig};
 use longburn::kernel::{BlockList, BlockStride, Implementation, Mask, MaskSpec, TokenMeta};
 use longburn::models::ModelConfig;
+use longburn::training::Strategy;
 use longburn::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -194,7 +195,16 @@ pub struct ModelJob {
     pub heads: usize,
     pub kv_heads: usize,
     pub vocab: usize,
+    /// Inner width of the feed-forward layer; 8/3 of the width where none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inner: Option<usize>,
     pub mask: MaskKind,
+    /// What products and attention compute in; weights and optimizer are f32.
+    #[serde(default)]
+    pub dtype: Numbers,
+    /// How gradients come about.
+    #[serde(default)]
+    pub strategy: Strategy,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -235,6 +245,7 @@ impl Job {
         match self {
             Self::Attention(job) => job.dtype,
             Self::Matmul(job) => job.dtype,
+            Self::Block(job) | Self::TrainStep(job) => job.dtype,
             _ => Numbers::F32,
         }
     }
@@ -261,14 +272,17 @@ impl Job {
                 format!("{kind}, forward{}", if job.backward { " + backward" } else { "" })
             }
             Self::Block(job) => format!("{}, forward + backward", job.mask),
-            Self::TrainStep(job) => job.mask.to_string(),
+            Self::TrainStep(job) => match job.strategy {
+                Strategy::Plain => job.mask.to_string(),
+                Strategy::Recompute => format!("{}, recompute", job.mask),
+            },
             Self::Generate(job) => job.name.clone(),
             Self::Growth(job) => format!("{} steps over {}", job.steps, job.early),
         }
     }
 
-    /// Sizes: B batch, H heads, K key heads, D head width, T tokens, L layers, W width, V words,
-    /// N states.
+    /// Sizes: B batch, H heads, K key heads, D head width, T tokens, L layers, W width, I inner width,
+    /// V words, N states.
     pub fn shape(&self) -> String {
         match self {
             Self::Attention(j) => {
@@ -287,10 +301,13 @@ impl Job {
             Self::Block(j) => {
                 format!("B{} T{} W{} H{} K{}", j.batch, j.len, j.width, j.heads, j.kv_heads)
             }
-            Self::TrainStep(j) => format!(
-                "L{} W{} H{} K{} V{} B{} T{}",
-                j.layers, j.width, j.heads, j.kv_heads, j.vocab, j.batch, j.len
-            ),
+            Self::TrainStep(j) => {
+                let inner = j.inner.map(|inner| format!(" I{inner}")).unwrap_or_default();
+                format!(
+                    "L{} W{}{inner} H{} K{} V{} B{} T{}",
+                    j.layers, j.width, j.heads, j.kv_heads, j.vocab, j.batch, j.len
+                )
+            }
             Self::Generate(j) => format!("{} + {} tokens", j.prompt, j.new),
             Self::Growth(j) => format!("W{} up to T{}", j.width, j.longest),
         }
@@ -359,6 +376,7 @@ impl Job {
                     let expected = format!("a divisor of the width {}", job.width);
                     return Err(Error::config("command line", "heads", job.heads, expected));
                 }
+                job.compute()?;
                 job.config().validate()?;
                 job.mask.mixer()?;
                 mask(job.mask, job.batch, job.len, (job.heads, job.kv_heads)).map(drop)
@@ -407,6 +425,7 @@ impl Job {
                 ("heads", j.heads),
                 ("kv-heads", j.kv_heads),
                 ("vocab", j.vocab),
+                ("inner", j.inner.unwrap_or(1)),
             ],
             Self::Generate(j) => vec![("prompt", j.prompt), ("new", j.new)],
             Self::Growth(j) => vec![
@@ -524,9 +543,27 @@ impl std::fmt::Display for MaskKind {
 impl ModelJob {
     /// The decoder: a Llama.
     pub fn config(&self) -> ModelConfig {
-        ModelConfig::llama(self.vocab, self.width, self.layers, self.heads)
+        let config = ModelConfig::llama(self.vocab, self.width, self.layers, self.heads)
             .with_kv_heads(self.kv_heads)
-            .with_max_positions(self.len.max(2048))
+            .with_max_positions(self.len.max(2048));
+        match self.inner {
+            Some(inner) => config.with_intermediate(inner),
+            None => config,
+        }
+    }
+
+    /// What its passes compute in.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for f16.
+    pub fn compute(&self) -> Result<Compute> {
+        match self.dtype {
+            Numbers::F32 => Ok(Compute::F32),
+            Numbers::Bf16 => Ok(Compute::Bf16),
+            Numbers::F16 => {
+                Err(Error::config("command line", "dtype", "f16", "f32 or bf16, as in training"))
+            }
+        }
     }
 }
 

@@ -1,13 +1,15 @@
 //! Verbs that measure models.
 
 use super::args::{MaskArgs, MeasureArgs};
-use super::job::{GenerateJob, GrowthJob, Job, MaskKind, ModelJob};
+use super::job::{GenerateJob, GrowthJob, Job, MaskKind, ModelJob, Numbers};
 use super::table::measure;
 use crate::Globals;
+use crate::plan::StrategyName;
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use longburn::attention::MixerConfig;
 use longburn::models::{Decoder, ModelConfig, SaveOptions};
+use longburn::training::Strategy;
 use longburn::{Error, Result};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -30,12 +32,18 @@ struct Sizes {
     /// Key and value heads; as many as query heads where not given
     #[arg(long, value_name = "N")]
     kv_heads: Option<usize>,
+    /// Inner width of the feed-forward layer; 8/3 of the width where not given
+    #[arg(long, value_name = "N")]
+    inner: Option<usize>,
+    /// What products and attention compute in; weights, gradients and optimizer are f32
+    #[arg(long, default_value = "f32", value_name = "NAME")]
+    dtype: Numbers,
     #[command(flatten)]
     mask: MaskArgs,
 }
 
 impl Sizes {
-    fn jobs(&self, layers: usize, vocab: usize) -> Vec<ModelJob> {
+    fn jobs(&self, layers: usize, vocab: usize, strategy: Strategy) -> Vec<ModelJob> {
         let job = |len: &usize| ModelJob {
             len: *len,
             batch: self.batch,
@@ -44,7 +52,10 @@ impl Sizes {
             heads: self.heads,
             kv_heads: self.kv_heads.unwrap_or(self.heads),
             vocab,
+            inner: self.inner,
             mask: self.mask.kind(),
+            dtype: self.dtype,
+            strategy,
         };
         self.len.iter().map(job).collect()
     }
@@ -68,7 +79,7 @@ pub struct BlockArgs {
 
 impl BlockArgs {
     pub fn run(&self, globals: &Globals) -> Result<()> {
-        let jobs = self.sizes.jobs(1, BLOCK_VOCAB).into_iter().map(Job::Block);
+        let jobs = self.sizes.jobs(1, BLOCK_VOCAB, Strategy::Plain).into_iter().map(Job::Block);
         measure(&jobs.collect::<Vec<_>>(), &self.measure, globals)
     }
 }
@@ -81,7 +92,8 @@ impl BlockArgs {
 #[command(after_help = "\
 Examples:
   longburn bench train-step --len 4096 --peer torch
-  longburn bench train-step --len 4096 --mask longlora --peer torch --peer torch-dense")]
+  longburn bench train-step --len 4096 --mask longlora --peer torch --peer torch-dense
+  longburn bench train-step --device cuda --dtype bf16 --width 768 --heads 12 --peer torch")]
 pub struct TrainStepArgs {
     #[command(flatten)]
     sizes: Sizes,
@@ -91,13 +103,17 @@ pub struct TrainStepArgs {
     /// Words
     #[arg(long, default_value_t = 4096, value_name = "N")]
     vocab: usize,
+    /// How gradients come about, on all sides
+    #[arg(long, default_value = "plain")]
+    strategy: StrategyName,
     #[command(flatten)]
     measure: MeasureArgs,
 }
 
 impl TrainStepArgs {
     pub fn run(&self, globals: &Globals) -> Result<()> {
-        let jobs = self.sizes.jobs(self.layers, self.vocab).into_iter().map(Job::TrainStep);
+        let jobs = self.sizes.jobs(self.layers, self.vocab, self.strategy.strategy());
+        let jobs = jobs.into_iter().map(Job::TrainStep);
         measure(&jobs.collect::<Vec<_>>(), &self.measure, globals)
     }
 }
@@ -221,5 +237,17 @@ pub fn one_block(job: &ModelJob) -> ModelJob {
 /// The training step that targets speak of.
 pub fn two_layers(len: usize, mask: MaskKind) -> ModelJob {
     let (width, heads) = (256, 4);
-    ModelJob { len, batch: 1, layers: 2, width, heads, kv_heads: heads, vocab: 4096, mask }
+    ModelJob {
+        len,
+        batch: 1,
+        layers: 2,
+        width,
+        heads,
+        kv_heads: heads,
+        vocab: 4096,
+        inner: None,
+        mask,
+        dtype: Numbers::F32,
+        strategy: Strategy::Plain,
+    }
 }

@@ -35,6 +35,7 @@ fn unrotated(mixer: &Seer, x: Tensor<3>, tokens: &TokenMeta) -> (Tensor<4>, Tens
         phase: Phase::Infer,
         keep_state: false,
         implementation: Implementation::Auto,
+        compute: Compute::F32,
         taps: &[Tap::QueriesAndKeys],
     };
     let dense = DenseConfig::new().init(mixer.proj.clone());

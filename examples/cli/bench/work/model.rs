@@ -5,7 +5,7 @@ use crate::bench::inputs;
 use crate::bench::job::ModelJob;
 use crate::bench::probe::{Found, Probe};
 use burn::module::Module;
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use longburn::datasets::Side as Pad;
 use longburn::datasets::{Row, TokenBatch};
 use longburn::kernel::TokenMeta;
@@ -33,11 +33,11 @@ pub fn block(job: &ModelJob, device: &Device) -> Result<Box<dyn Work>> {
     let x = inputs::tensor::<3>(shape, 1, 1.0, device);
     let dout = inputs::tensor::<3>(shape, 2, 1.0, device);
     let tokens = TokenMeta::contiguous(job.batch, job.len, 0);
-    let options = ForwardOptions::train();
+    let options = ForwardOptions::train().with_compute(job.compute()?);
     Ok(calls(device, move || {
         let x = x.clone().autodiff().require_grad();
         let place = model.place(&tokens, &x.device());
-        let y = model.block(0, x.clone(), &place, &options, None)?.y;
+        let y = model.block(0, x.clone(), &place, &options, None)?.y.cast(DType::F32);
         let out = y.clone().inner();
         let grads = (y * dout.clone().autodiff()).sum().backward();
         let mut found = vec![lazy("out", out)];
@@ -91,7 +91,8 @@ fn train(
         started.set(Instant::now());
         Ok(Some(batch.clone()))
     };
-    let trainer = Trainer::new(TrainConfig::new(1_000_000_000, RATE))?;
+    let config = TrainConfig::new(1_000_000_000, RATE).with_compute(job.compute()?);
+    let trainer = Trainer::new(config.with_strategy(job.strategy))?;
     trainer.fit(model, &NextToken, &mut data, &mut |step| {
         let _ = tell.send(Ok((started.get().elapsed().as_secs_f64(), step.report.loss)));
         Ok(())
