@@ -125,10 +125,10 @@ fn rows_that_cannot_be_true_and_rows_that_are_there_twice_are_refused() {
         assert!(said.contains("bad.json") && said.contains(field), "{said}");
     }
     let (a, b) = (folder.write("a.json", &[good.clone()]), folder.write("b.json", &[good.clone()]));
-    let said = refused(&["page", "--from", &a, &b]);
-    assert!(said.contains("a.json") && said.contains("b.json"), "{said}");
-    let said = refused(&["compare", &a, &folder.write("c.json", &[good.clone(), good.clone()])]);
-    assert!(said.contains("c.json"), "{said}");
+    let refusal = refused(&["page", "--from", &a, &b]);
+    assert!(refusal.contains("a.json") && refusal.contains("b.json"), "{refusal}");
+    let refusal = refused(&["compare", &a, &folder.write("c.json", &[good.clone(), good.clone()])]);
+    assert!(refusal.contains("c.json"), "{refusal}");
     // Which of two machines would be compared?
     let mut elsewhere = good.clone();
     elsewhere["machine"]["cpu"] = json!("another");
