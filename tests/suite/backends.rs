@@ -39,7 +39,10 @@ use scan::{
     scans_repeat_and_carry_on, scans_run_their_own_code,
     scans_with_every_option_equal_the_reference,
 };
-use ssd::{ssd_does_not_reach_other_documents, ssd_of_documents_equals_the_reference};
+use ssd::{
+    ssd_does_not_reach_other_documents, ssd_of_documents_equals_the_reference,
+    ssd_of_whole_rows_equals_the_reference,
+};
 
 /// Single precision with another order of summation.
 const FORWARD: f64 = 1e-5;
@@ -88,6 +91,7 @@ device_test!(
     hopper_repeats,
     hopper_reads_what_is_seen,
     ssd_of_documents_equals_the_reference,
+    ssd_of_whole_rows_equals_the_reference,
     ssd_does_not_reach_other_documents,
     products_equal_sums_in_f64,
     products_of_frozen_parts,

@@ -156,6 +156,23 @@ pub(super) fn alignment(address: u64) -> u32 {
     1 << address.trailing_zeros().min(ALIGNED.trailing_zeros())
 }
 
+impl Numbers {
+    /// Bytes of one.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
+}
+
+/// What all left and right factors and results of these addresses are aligned by, bytes.
+pub(super) fn aligned(gemm: &Gemm, numbers: Numbers, addresses: [u64; 3]) -> [u32; 3] {
+    let Batch { count, left, right } = gemm.batch;
+    let apart = [left, right, if count == 1 { 0 } else { gemm.m * gemm.n }];
+    std::array::from_fn(|i| alignment(addresses[i] | apart[i] as u64 * numbers.bytes()))
+}
+
 /// All that decides which kernel runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Call {

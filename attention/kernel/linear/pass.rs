@@ -1,6 +1,6 @@
 //! Products of tensors on a card: by cuBLASLt where it does them, else by Burn.
 
-use super::layout::{ALIGNED, Beside, Call, Gemm, Numbers, View, alignment, distance};
+use super::layout::{ALIGNED, Beside, Call, Gemm, Numbers, View, aligned, distance};
 use super::library::{self, Library};
 use super::plan::{At, Plan};
 use crate::card::OnCard;
@@ -138,11 +138,6 @@ impl Factor {
         let x = Cube::lift(self.x);
         if self.turned { turned::<Cube>(x) } else { x }
     }
-
-    /// As far as it is known before its buffer has an address: buffers begin at multiples of 512 bytes.
-    fn alignment(&self) -> u32 {
-        alignment(begins(&self.x))
-    }
 }
 
 /// Bytes from the beginning of its buffer.
@@ -183,7 +178,8 @@ fn run(a: &Factor, b: &Factor, with: With<'_>) -> Result<(CubeTensor, Option<Cub
     };
     let device = a.x.device.clone();
     let library = library::of(device.to_id().index_id.into())?;
-    let aligned = [b.alignment(), a.alignment(), ALIGNED];
+    // As far as it is known before buffers have addresses: they begin at multiples of 512 bytes.
+    let aligned = aligned(&gemm, numbers, [begins(&b.x), begins(&a.x), 0]);
     let call = Call { gemm, numbers, beside, aligned };
     let plan = library.plan(&call)?;
 
@@ -241,7 +237,7 @@ fn plan_for(
     expected: Arc<Plan>,
     at: &At,
 ) -> Result<Arc<Plan>, String> {
-    let aligned = [at.left, at.right, at.out].map(alignment);
+    let aligned = aligned(&call.gemm, call.numbers, [at.left, at.right, at.out]);
     if aligned == call.aligned {
         return Ok(expected);
     }

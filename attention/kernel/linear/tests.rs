@@ -1,6 +1,6 @@
 //! What cuBLASLt is told, read as its documentation has it, against sums over the matrices as they lie.
 
-use super::layout::{ALIGNED, Batch, Factor, Gemm, View, alignment, distance};
+use super::layout::{ALIGNED, Batch, Factor, Gemm, Numbers, View, aligned, alignment, distance};
 
 /// Element (i, j) of a factor as it is multiplied, where the library would read it.
 fn read(x: &[f32], of: Factor, i: usize, j: usize) -> f32 {
@@ -154,6 +154,13 @@ fn addresses_have_alignments() {
     for (address, want) in [(0, ALIGNED), (512, 256), (256, 256), (128, 128), (6, 2), (7, 1)] {
         assert_eq!(alignment(address), want, "{address}");
     }
+    // Many are aligned as the least of them.
+    let rows = |rows, columns| View { rows, columns, strides: [columns, 1] };
+    let one = Gemm::new(rows(8, 6), rows(6, 4)).unwrap();
+    assert_eq!(aligned(&one, Numbers::F32, [512, 8, 256]), [256, 8, 256]);
+    let many = one.times(3, [48, 0]).unwrap();
+    assert_eq!(aligned(&many, Numbers::F32, [512, 512, 256]), [256, 64, 128]);
+    assert_eq!(aligned(&many, Numbers::Bf16, [6, 512, 256]), [2, 32, 64]);
 }
 
 #[test]

@@ -1,7 +1,8 @@
-//! SSD on each device: rows of several documents against the reference there.
+//! SSD on each device: whole rows and rows of several documents against the reference there.
 
 use super::{FORWARD, GRADIENTS, host};
 use burn::tensor::{Device, Tensor, TensorData};
+use longburn::kernel::fused::left_to_burn;
 use longburn::kernel::{Implementation, Ssd, Step, Steps, TokenMeta, ssd};
 use longburn::streams::{Draw, Purpose, Streams};
 use longburn::testing::ratio;
@@ -10,7 +11,21 @@ const ROWS: usize = 2;
 const LEN: usize = 75;
 /// Documents of one token and of several chunks; what is left of a row is padding.
 const LENGTHS: [&[usize]; ROWS] = [&[30, 1, 1, 5, 20, 11], &[3, 40, 2, 30]];
-const CHUNK: usize = 8;
+
+/// Sizes of a pass.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    len: usize,
+    heads: usize,
+    p: usize,
+    groups: usize,
+    n: usize,
+    chunk: usize,
+    /// Whether rows are those of [`LENGTHS`].
+    documents: bool,
+}
+
+const CASE: Case = Case { len: LEN, heads: 4, p: 5, groups: 2, n: 3, chunk: 8, documents: true };
 
 /// Results, and how many tokens or rows each is of.
 type Pass = Vec<(&'static str, usize, Vec<f32>)>;
@@ -22,11 +37,12 @@ fn steps() -> Steps {
 
 /// Where tokens hold `value` for which `bad` is true.
 fn run(
+    case: Case,
     device: &Device,
     implementation: Implementation,
     (bad, value): (&dyn Fn(usize) -> bool, f32),
 ) -> Pass {
-    let (heads, p, groups, n) = (4, 5, 2, 3);
+    let Case { len, heads, p, groups, n, chunk, documents } = case;
     let tensor = |shape: [usize; 4], stream: u64, whole: bool| {
         let mut rng = Streams::new(23).rng(Purpose::Synthetic, stream, 0, 0);
         let mut data: Vec<f32> = (0..shape.iter().product()).map(|_| rng.normal() as f32).collect();
@@ -40,7 +56,7 @@ fn run(
         let data = TensorData::new(data, shape);
         Tensor::<4>::from_inner(Tensor::from_data(data, device)).require_grad()
     };
-    let tokens = |width: [usize; 2], stream| tensor([ROWS, LEN, width[0], width[1]], stream, false);
+    let tokens = |width: [usize; 2], stream| tensor([ROWS, len, width[0], width[1]], stream, false);
     let (x, dt) = (tokens([heads, p], 1), tokens([heads, 1], 2));
     let (b, c) = (tokens([groups, n], 3), tokens([groups, n], 4));
     let a = tensor([1, 1, 1, heads], 5, true);
@@ -51,8 +67,8 @@ fn run(
         d: Some(flat(&d)),
         softplus: true,
         h0: Some(h0.clone()),
-        steps: Some(steps()),
-        chunk: CHUNK,
+        steps: documents.then(steps),
+        chunk,
         keep_state: true,
         implementation,
         ..Ssd::new(x.clone(), dt.clone().squeeze_dim(3), flat(&a).exp().neg(), b.clone(), c.clone())
@@ -63,7 +79,7 @@ fn run(
     let loss = (y.clone() * tokens([heads, p], 8).detach()).sum() + (h.clone() * of_h).sum();
     let grads = loss.backward();
     let of = |x: &Tensor<4>| host(x.grad(&grads).unwrap());
-    let all = ROWS * LEN;
+    let all = ROWS * len;
     vec![
         ("y", all, host(y)),
         ("h", ROWS, host(h)),
@@ -80,25 +96,54 @@ fn run(
 /// Padding may hold anything.
 pub fn ssd_of_documents_equals_the_reference(device: &Device) {
     let padding = |i: usize| steps().row(i / LEN)[i % LEN] == Step::Skip;
-    let got = run(device, Implementation::Auto, (&padding, f32::NAN));
-    let want = run(device, Implementation::Reference, (&padding, 0.0));
-    for ((name, _, got), (_, _, want)) in got.iter().zip(&want) {
+    let got = run(CASE, device, Implementation::Auto, (&padding, f32::NAN));
+    let want = run(CASE, device, Implementation::Reference, (&padding, 0.0));
+    compare(CASE, &got, &want);
+}
+
+fn compare(case: Case, got: &Pass, want: &Pass) {
+    for ((name, _, got), (_, _, want)) in got.iter().zip(want) {
         let r = ratio(got, want);
         let allowed = if name.starts_with('d') { GRADIENTS } else { FORWARD };
-        assert!(r <= allowed, "{name} differs by {r:.1e}");
+        assert!(r <= allowed, "{case:?}: {name} differs by {r:.1e}");
+    }
+}
+
+/// Rows of one document: part of a chunk, chunks of odd sizes with a rest, more chunks than go into one run,
+/// and the sizes of a layer.
+pub fn ssd_of_whole_rows_equals_the_reference(device: &Device) {
+    let whole = Case { documents: false, ..CASE };
+    let cases = [
+        Case { len: 1, ..whole },
+        Case { chunk: 100, ..whole },
+        whole,
+        Case { len: 140, chunk: 1, groups: 1, ..whole },
+        Case { len: 200, heads: 3, p: 64, groups: 1, n: 128, chunk: 64, ..whole },
+        Case { len: 256, heads: 4, p: 64, groups: 2, n: 64, chunk: 128, ..whole },
+    ];
+    let go = |case, implementation| run(case, device, implementation, (&|_| false, 0.0));
+    for case in cases {
+        compare(case, &go(case, Implementation::Auto), &go(case, Implementation::Reference));
+    }
+    for line in left_to_burn() {
+        println!("left to Burn: {line}");
+    }
+    for case in cases {
+        let (once, again) = (go(case, Implementation::Auto), go(case, Implementation::Auto));
+        assert_eq!(once, again, "{case:?}: two runs differ");
     }
 }
 
 /// What one document holds does not reach another, not even what is no number.
 pub fn ssd_does_not_reach_other_documents(device: &Device) {
-    let want = run(device, Implementation::Auto, (&|_| false, 0.0));
+    let want = run(CASE, device, Implementation::Auto, (&|_| false, 0.0));
     for (row, lengths) in LENGTHS.iter().enumerate() {
         let mut end = row * LEN;
         for length in *lengths {
             let tokens = end..end + length;
             end = tokens.end;
             let bad = |i: usize| tokens.contains(&i);
-            let got = run(device, Implementation::Auto, (&bad, f32::NAN));
+            let got = run(CASE, device, Implementation::Auto, (&bad, f32::NAN));
             for ((name, count, got), (_, _, want)) in got.iter().zip(&want) {
                 let width = got.len() / count;
                 let others = (0..*count).filter(|i| match *count {

@@ -2,8 +2,8 @@
 //!
 //! A product of matrices takes all of its tokens, and zero times what is no number is no number:
 //! documents that shared a product would reach each other. So documents lie side by side as rows do,
-//! without padding. Those that are one chunk and have no state are as many at once as have the tokens
-//! of a chunk of the rows, so that short documents do not make many small products.
+//! without padding between them, those of about a length together, so that short ones do not make many
+//! small products; those that are one chunk without a state are apart from the others.
 
 use crate::scan::{Step, Steps};
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
@@ -20,26 +20,35 @@ struct Document {
     leaves: bool,
 }
 
-/// Documents side by side, the longest first, and the chunks that they are cut into.
+/// Documents side by side, the longest first.
 pub(super) struct Group {
     documents: Vec<Document>,
     /// Whether some document has a state before or behind a chunk.
-    states: bool,
-    pub spans: Vec<Span>,
-}
-
-/// One chunk of the documents of a group that go on to it, which are its first ones.
-pub(super) struct Span {
-    /// S
-    pub documents: usize,
-    /// Q, of the longest.
-    pub tokens: usize,
-    /// Tokens of a document before it.
-    from: usize,
+    pub states: bool,
+    /// Places of each: of the longest, and up to the end of its last chunk.
+    tokens: usize,
     /// Places before it in the order of all.
     place: usize,
-    /// Whether some document ends before the longest does.
-    ragged: bool,
+}
+
+/// How documents are cut and how many numbers they take.
+pub(super) struct Limits {
+    /// Tokens per chunk.
+    pub chunk: usize,
+    /// Numbers of the largest tensors.
+    pub most: usize,
+    pub heads: usize,
+    /// Numbers of a state, N·E.
+    pub state: usize,
+}
+
+impl Limits {
+    /// Documents of that length whose chunks are computed at once.
+    pub fn at_once(&self, tokens: usize, states: bool) -> usize {
+        let q = self.chunk.min(tokens);
+        let pairs = self.heads * q * q;
+        (self.most / if states { pairs.max(self.state) } else { pairs }).max(1)
+    }
 }
 
 /// Where documents are not whole rows: how tokens get to their places and back.
@@ -63,30 +72,33 @@ pub(super) struct Documents {
 }
 
 impl Documents {
-    /// In chunks of `chunk` tokens.
-    pub fn new(steps: &Steps, chunk: usize, keep_state: bool, device: &Device) -> Self {
+    /// A row's last state is looked for where `keep_state` says so.
+    pub fn new(steps: &Steps, limits: &Limits, keep_state: bool, device: &Device) -> Self {
         let (batch, len) = (steps.batch(), steps.len());
-        let chunk = chunk.min(len);
-        let mut place = 0;
         let mut groups = Vec::new();
         if steps.is_plain() {
             let documents = (0..batch).flat_map(|row| of_row(steps, row)).collect();
-            groups.push(Group::new(documents, true, chunk, &mut place));
+            groups.push(Group { documents, states: true, tokens: len, place: 0 });
             return Self { batch, len, groups, gather: None };
         }
         let has_state =
-            |d: &Document| d.goes_on || (d.leaves && keep_state) || d.tokens.len() > chunk;
+            |d: &Document| d.goes_on || (d.leaves && keep_state) || d.tokens.len() > limits.chunk;
         let (mut with, mut without): (Vec<_>, Vec<_>) =
             (0..batch).flat_map(|row| of_row(steps, row)).partition(has_state);
         for all in [&mut with, &mut without] {
             all.sort_by_key(|document| Reverse(document.tokens.len()));
         }
+        let mut place = 0;
         for (mut rest, states) in [(with, true), (without, false)] {
-            while let Some(longest) = rest.first() {
-                // No more numbers at once than rows side by side have.
-                let at_once = if states { batch } else { batch * chunk / longest.tokens.len() };
-                let others = rest.split_off(at_once.min(rest.len()));
-                groups.push(Group::new(rest, states, chunk, &mut place));
+            while let Some(longest) = rest.first().map(|document| document.tokens.len()) {
+                // No more tokens at once than the rows have, and not half of them empty places.
+                let at_once = limits.at_once(longest, states).min((batch * len / longest).max(1));
+                let alike = |document: &&Document| document.tokens.len() * 2 >= longest;
+                let count = rest.iter().take(at_once).take_while(alike).count();
+                let others = rest.split_off(count);
+                let tokens = longest.next_multiple_of(limits.chunk.min(longest));
+                groups.push(Group { documents: rest, states, tokens, place });
+                place += count * tokens;
                 rest = others;
             }
         }
@@ -94,61 +106,62 @@ impl Documents {
         Self { batch, len, groups, gather }
     }
 
-    /// Tokens of a span, zeros behind the end of a document: `[B, T, X] -> [S, Q, X]`
-    pub fn take(&self, x: &Tensor<3>, span: &Span) -> Tensor<3> {
+    /// Tokens of a group, zeros behind the end of a document: `[B, T, X] -> [S, t, X]`
+    pub fn take(&self, x: &Tensor<3>, group: &Group) -> Tensor<3> {
         let Some(gather) = &self.gather else {
-            return x.clone().narrow(1, span.from, span.tokens);
+            return x.clone();
         };
         let [batch, len, width] = x.dims();
-        let places = span.documents * span.tokens;
-        let order = gather.order.clone().narrow(0, span.place, places);
+        let documents = group.documents.len();
+        let places = documents * group.tokens;
+        let order = gather.order.clone().narrow(0, group.place, places);
         let x = x.clone().reshape([batch * len, width]).select(0, order);
-        let x = match gather.empty.clone().filter(|_| span.ragged) {
-            Some(empty) => x.mask_fill(empty.narrow(0, span.place, places), 0.0),
+        let x = match &gather.empty {
+            Some(empty) => x.mask_fill(empty.clone().narrow(0, group.place, places), 0.0),
             None => x,
         };
-        x.reshape([span.documents, span.tokens, width])
+        x.reshape([documents, group.tokens, width])
     }
 
-    /// Tokens of all spans, in their order, back in the rows; zeros for padding:
-    /// `[S, Q, X] -> [B, T, X]`, in the precision of `like`, which has that shape.
-    pub fn put(&self, spans: Vec<Tensor<3>>, like: &Tensor<3>) -> Tensor<3> {
+    /// Tokens of all groups, in their order, back in the rows; zeros for padding:
+    /// `[S, t, X] -> [B, T, X]`, in the precision of `like`, which has that shape.
+    pub fn put(&self, groups: Vec<Tensor<3>>, like: &Tensor<3>) -> Tensor<3> {
         let width = like.dims()[2];
-        let spans = spans.into_iter().map(|x| x.cast(like.dtype()));
+        let groups = groups.into_iter().map(|x| x.cast(like.dtype()));
         let Some(gather) = &self.gather else {
-            return Tensor::cat(spans.collect(), 1);
+            return joined(groups.collect(), 1);
         };
         let flat = |x: Tensor<3>| {
             let [documents, tokens, _] = x.dims();
             x.reshape([documents * tokens, width])
         };
-        let mut rows: Vec<Tensor<2>> = spans.map(flat).collect();
+        let mut rows: Vec<Tensor<2>> = groups.map(flat).collect();
         if gather.padding {
             rows.push(Tensor::zeros([1, width], (&like.device(), like.dtype())));
         }
         let places = gather.places.clone();
-        Tensor::cat(rows, 0).select(0, places).reshape([self.batch, self.len, width])
+        joined(rows, 0).select(0, places).reshape([self.batch, self.len, width])
     }
 
     /// States before the documents of a group, of those that the rows are given; none where no
-    /// document has one: `[B, H, N, P] -> [S, H, N, P]`
-    pub fn before(&self, group: &Group, h0: &Tensor<4>) -> Option<Tensor<4>> {
+    /// document has one: `[B, N, E] -> [S, N, E]`
+    pub fn before(&self, group: &Group, h0: &Tensor<3>) -> Option<Tensor<3>> {
         group.states.then(|| self.to_documents(group, h0, |document| document.goes_on))
     }
 
     /// Gradients of the states behind the documents of a group, of those behind the rows.
-    pub fn behind(&self, group: &Group, dh: &Tensor<4>) -> Option<Tensor<4>> {
+    pub fn behind(&self, group: &Group, dh: &Tensor<3>) -> Option<Tensor<3>> {
         group.states.then(|| self.to_documents(group, dh, |document| document.leaves))
     }
 
     /// The state behind each row, of those behind the documents of all groups that have any.
-    pub fn last(&self, ends: Vec<Tensor<4>>, h0: &Tensor<4>) -> Tensor<4> {
+    pub fn last(&self, ends: Vec<Tensor<3>>, h0: &Tensor<3>) -> Tensor<3> {
         self.to_rows(ends, h0, |document| document.leaves)
     }
 
     /// Gradients of the states that rows are given, of those before the documents of all groups that
     /// have any.
-    pub fn first(&self, carries: Vec<Tensor<4>>, dh: &Tensor<4>) -> Tensor<4> {
+    pub fn first(&self, carries: Vec<Tensor<3>>, dh: &Tensor<3>) -> Tensor<3> {
         self.to_rows(carries, dh, |document| document.goes_on)
     }
 
@@ -156,9 +169,9 @@ impl Documents {
     fn to_documents(
         &self,
         group: &Group,
-        of_rows: &Tensor<4>,
+        of_rows: &Tensor<3>,
         has: impl Fn(&Document) -> bool,
-    ) -> Tensor<4> {
+    ) -> Tensor<3> {
         if self.gather.is_none() {
             return of_rows.clone();
         }
@@ -171,12 +184,12 @@ impl Documents {
     /// alone, and nothing passes by a document.
     fn to_rows(
         &self,
-        of_documents: Vec<Tensor<4>>,
-        of_rows: &Tensor<4>,
+        of_documents: Vec<Tensor<3>>,
+        of_rows: &Tensor<3>,
         has: impl Fn(&Document) -> bool,
-    ) -> Tensor<4> {
+    ) -> Tensor<3> {
         if self.gather.is_none() {
-            return Tensor::cat(of_documents, 0);
+            return joined(of_documents, 0);
         }
         let groups = || self.groups.iter().filter(|group| group.states);
         let documents: Vec<&Document> = groups().flat_map(|group| &group.documents).collect();
@@ -195,39 +208,19 @@ impl Documents {
     }
 }
 
-impl Group {
-    /// Of documents whose lengths fall, at `place` and the places behind.
-    fn new(documents: Vec<Document>, states: bool, chunk: usize, place: &mut usize) -> Self {
-        let longest = documents.first().map_or(0, |document| document.tokens.len());
-        let span = |from: usize| {
-            let tokens = chunk.min(longest - from);
-            let lengths = documents.iter().map(|document| document.tokens.len());
-            let reaching: Vec<usize> = lengths.take_while(|length| *length > from).collect();
-            let ragged = reaching.last().is_some_and(|length| *length < from + tokens);
-            let span = Span { documents: reaching.len(), tokens, from, place: *place, ragged };
-            *place += span.documents * tokens;
-            span
-        };
-        let spans = (0..longest).step_by(chunk).map(span).collect();
-        Self { documents, states, spans }
-    }
-}
-
 impl Gather {
     fn new(groups: &[Group], steps: &Steps, size: usize, device: &Device) -> Self {
         let mut places = vec![size; steps.batch() * steps.len()];
         let (mut order, mut empty) = (Vec::with_capacity(size), Vec::with_capacity(size));
         for group in groups {
-            for span in &group.spans {
-                for document in &group.documents[..span.documents] {
-                    for t in span.from..span.from + span.tokens {
-                        let token = document.tokens.get(t).copied();
-                        if let Some(token) = token {
-                            places[token] = order.len();
-                        }
-                        empty.push(token.is_none());
-                        order.push(token.unwrap_or(0));
+            for document in &group.documents {
+                for t in 0..group.tokens {
+                    let token = document.tokens.get(t).copied();
+                    if let Some(token) = token {
+                        places[token] = order.len();
                     }
+                    empty.push(token.is_none());
+                    order.push(token.unwrap_or(0));
                 }
             }
         }
@@ -241,6 +234,11 @@ impl Gather {
             padding: steps.has_padding(),
         }
     }
+}
+
+/// Side by side; one alone is not copied.
+pub(super) fn joined<const D: usize>(mut parts: Vec<Tensor<D>>, dim: usize) -> Tensor<D> {
+    if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, dim) }
 }
 
 /// The documents of a row, in order.
@@ -264,12 +262,12 @@ fn of_row(steps: &Steps, row: usize) -> Vec<Document> {
 }
 
 /// Zeros in the place of those that `mask` names; what is no number would outlive a factor of zero.
-fn replaced(x: Tensor<4>, mask: Vec<bool>) -> Tensor<4> {
+fn replaced(x: Tensor<3>, mask: Vec<bool>) -> Tensor<3> {
     if !mask.contains(&true) {
         return x;
     }
-    let shape = [mask.len(), 1, 1, 1];
-    let mask = Tensor::<4, Bool>::from_data(TensorData::new(mask, shape), &x.device());
+    let shape = [mask.len(), 1, 1];
+    let mask = Tensor::<3, Bool>::from_data(TensorData::new(mask, shape), &x.device());
     x.mask_fill(mask, 0.0)
 }
 

@@ -12,7 +12,6 @@ mod documents;
 pub(super) mod flex;
 mod reference;
 mod tiled;
-mod whole;
 
 use super::{Step, Steps, softplus, unpack, wide};
 use crate::fused::swiglu;

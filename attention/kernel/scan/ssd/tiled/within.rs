@@ -1,10 +1,12 @@
 //! What tokens of a chunk give to each other: `y = ((C Bᵀ) ∘ L)(Δ x)`.
 
-use super::{OfRun, Run, by_matrix, products};
+use super::rows::{OfRun, Run};
+use super::triangle::by_matrix;
+use crate::linear::products_on_card as products;
 use burn::tensor::Tensor;
 
 impl Run<'_> {
-    /// (B Cᵀ) ∘ L, from token j to i at (j, i), `[S·H, Q, Q]`
+    /// (B Cᵀ) ∘ L, from token j to i at (j, i), `[C·H, Q, Q]`
     fn mixed(&self) -> Tensor<3> {
         let scores = products(self.b.clone(), self.c.clone().transpose());
         let (of, q) = (self.many() * self.groups, self.q);
@@ -13,7 +15,7 @@ impl Run<'_> {
         (decay * scores.reshape([of, 1, q * q])).reshape([of / self.groups * self.heads, q, q])
     }
 
-    /// `[S, Q, H, P]`
+    /// `[C, Q, H, P]`
     pub(super) fn within(&self) -> Tensor<4> {
         self.from_heads(products(self.mixed().transpose(), self.by_heads.clone()))
     }
