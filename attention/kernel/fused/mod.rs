@@ -1,6 +1,9 @@
 //! Small layers as one op each on the CPU, where a chain of elementwise tensor operations costs
 //! more in memory traffic than the matrix products between them. Elsewhere, and in other dtypes
 //! than f32, the same formulas out of tensor operations; linear layers have NVIDIA's library on its cards.
+//!
+//! Like the tensor operations that they stand for, they return tensors and no `Result`: shapes that do
+//! not fit panic on every device, with the function's name and both shapes. Empty tensors give empty ones.
 
 mod adamw;
 mod conv;
@@ -23,6 +26,12 @@ pub use swiglu::swiglu;
 
 #[cfg(feature = "flex")]
 use burn::tensor::{DType, Tensor};
+
+/// Shapes are the caller's to keep.
+#[track_caller]
+pub(crate) fn expect(fits: bool, op: &str, found: impl FnOnce() -> String) {
+    assert!(fits, "{op}: {}", found());
+}
 
 /// Work below this many elements is not worth a thread.
 #[cfg(feature = "flex")]

@@ -1,14 +1,25 @@
 //! `y = w · x / sqrt(mean(x²) + eps)` over the last dimension.
 
+use super::expect;
 use burn::tensor::{DType, Tensor};
 
 /// Root-mean-square normalisation; statistics in f32 (f64 for f64 input).
 ///
 /// # Shapes
 /// x `[.., D]`, weight `[D]` -> `[.., D]`
+///
+/// # Panics
+/// When the weight is of another width.
 pub fn rms_norm<const N: usize>(x: Tensor<N>, weight: Tensor<1>, eps: f64) -> Tensor<N> {
+    let (width, [of_weight]) = (x.dims()[N - 1], weight.dims());
+    expect(width == of_weight, "rms_norm", || {
+        format!("x is {:?}, so the weight has {width} channels, not {of_weight}", x.dims())
+    });
+    if width == 0 {
+        return x;
+    }
     #[cfg(feature = "flex")]
-    if super::on_cpu(&x) && weight.dtype() == DType::F32 && !x.shape().is_empty() {
+    if super::on_cpu(&x) && weight.dtype() == DType::F32 {
         use burn::backend::Dispatch;
         let y = <Dispatch as flex::NormOps>::rms_norm_op(
             x.into_dispatch(),
@@ -16,6 +27,9 @@ pub fn rms_norm<const N: usize>(x: Tensor<N>, weight: Tensor<1>, eps: f64) -> Te
             eps,
         );
         return Tensor::from_dispatch(y);
+    }
+    if x.shape().num_elements() == 0 {
+        return x;
     }
     let dtype = x.dtype();
     let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
