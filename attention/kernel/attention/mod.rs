@@ -228,8 +228,9 @@ fn check(
         }
     }
     let scale = options.scale.unwrap_or(1.0 / (d as f64).sqrt());
-    if !scale.is_finite() {
-        return fail(format!("scale is {scale}"));
+    // Kernels compute with it in f32.
+    if !(scale as f32).is_finite() {
+        return fail(format!("scale is {scale}, which f32 does not hold"));
     }
     let implementation = choose(options.implementation, v)?;
     let masks = branches.iter().map(|b| b.mask.clone()).collect();

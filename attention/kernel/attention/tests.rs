@@ -89,6 +89,43 @@ fn run(case: &Case, implementation: Implementation, dtype: DType) -> Outcome {
     Outcome { out: output.out.inner(), lse: output.lse.inner(), grads: grads.collect() }
 }
 
+#[test]
+fn scales_that_f32_does_not_hold_are_refused_and_plans_of_nothing_are_possible() {
+    let tokens = TokenMeta::contiguous(1, 3, 0);
+    let mask = Mask::new(MaskSpec::causal(), tokens.clone(), tokens, 1).unwrap();
+    let x = || random([1, 1, 3, 4], 1);
+    for scale in [1e39, f64::NAN, f64::INFINITY] {
+        let branch = Branch { q: x(), k: x(), mask: mask.clone() };
+        let options = AttentionOptions::default().with_scale(scale);
+        let error = masked_attention(&[branch], x(), &options).err().unwrap().to_string();
+        assert!(error.contains("scale is"), "{error}");
+    }
+    for (kv, s) in [(0, 8), (2, 0), (0, 0)] {
+        crate::attention::scratch([1, 2, 8, 16], kv, s);
+    }
+}
+
+/// Whatever width values have.
+#[test]
+fn scores_are_divided_by_the_root_of_the_width_of_queries() {
+    let tokens = TokenMeta::contiguous(1, 70, 0);
+    let mask = Mask::new(MaskSpec::causal(), tokens.clone(), tokens, 2).unwrap();
+    let attend = |implementation, dtype, scale| {
+        let tensor = |width, seed| random([1, 2, 70, width], seed).cast(dtype);
+        let branch = Branch { q: tensor(16, 2), k: tensor(16, 3), mask: mask.clone() };
+        let options = AttentionOptions { scale, ..AttentionOptions::default() };
+        let options = options.with_implementation(implementation);
+        masked_attention(&[branch], tensor(9, 1), &options).unwrap().out
+    };
+    let want = attend(Implementation::Reference, DType::F64, Some(0.25));
+    for implementation in implementations() {
+        let r = ratio(attend(implementation, DType::F32, None), want.clone());
+        assert!(r <= FORWARD, "{implementation:?}: {r:e}");
+    }
+    let r = ratio(attend(Implementation::Reference, DType::F64, None), want);
+    assert!(r <= FORWARD, "reference: {r:e}");
+}
+
 fn compare(case: &Case, implementation: Implementation) {
     let want = run(case, Implementation::Reference, DType::F64);
     let got = run(case, implementation, DType::F32);
@@ -144,6 +181,15 @@ pub(crate) fn cases() -> Vec<Case> {
         square("257 mqa", (2, 4, 1), 257, 5, causal(), plain(2, 257, 0)),
         // Keys in several parts backward.
         square("900 mqa", (1, 2, 1), 900, 4, causal(), plain(1, 900, 0)),
+        // Values are read where they lie: several tiles of keys, whole panels of two widths.
+        Case {
+            value_dim: 32,
+            ..square("600, values of 32", (2, 4, 2), 600, 64, causal(), plain(2, 600, 0))
+        },
+        Case {
+            value_dim: 96,
+            ..square("300, values of 96", (1, 2, 2), 300, 32, causal(), plain(1, 300, 0))
+        },
         square("bidirectional", (1, 2, 2), 130, 8, MaskSpec::bidirectional(), plain(1, 130, 0)),
         square("window", (1, 4, 2), 150, 8, causal().with_window(Some(17)), plain(1, 150, 0)),
         square("window 1", (1, 2, 2), 70, 8, causal().with_window(Some(1)), plain(1, 70, 0)),

@@ -1,5 +1,6 @@
 //! One step of AdamW (1711.05101).
 
+use super::expect;
 use burn::tensor::Tensor;
 
 /// Numbers of one step.
@@ -15,7 +16,7 @@ pub struct AdamWStep {
     pub eps: f32,
     /// Share of the weight taken off per unit of learning rate.
     pub weight_decay: f32,
-    /// Steps that the moments have seen, this one included.
+    /// Steps that the moments have seen, this one included: at least 1.
     pub time: usize,
 }
 
@@ -33,12 +34,21 @@ impl AdamWStep {
 ///
 /// # Shapes
 /// all of one shape
+///
+/// # Panics
+/// When shapes differ, or at a time of 0, when nothing could be divided by the moments' share.
 pub fn adamw<const N: usize>(
     weight: Tensor<N>,
     grad: Tensor<N>,
     [m, v]: [Tensor<N>; 2],
     step: &AdamWStep,
 ) -> (Tensor<N>, [Tensor<N>; 2]) {
+    let shapes = [&weight, &grad, &m, &v].map(|x| x.dims());
+    expect(shapes.iter().all(|shape| *shape == shapes[0]), "adamw", || {
+        let [weight, grad, m, v] = shapes;
+        format!("weight {weight:?}, gradient {grad:?} and moments {m:?} and {v:?} differ")
+    });
+    expect(step.time > 0, "adamw", || "time is 0; the first step's is 1".into());
     #[cfg(feature = "flex")]
     if [&weight, &grad, &m, &v].into_iter().all(super::on_cpu) {
         return flex::adamw(weight, grad, [m, v], step);

@@ -1,6 +1,7 @@
 //! Causal depthwise convolution followed by silu, as state-space layers have it, over documents and
 //! across calls.
 
+use super::expect;
 use crate::scan::{Step, Steps};
 use burn::tensor::{Int, Tensor, TensorData, activation::silu};
 
@@ -10,6 +11,9 @@ use burn::tensor::{Int, Tensor, TensorData, activation::silu};
 /// # Shapes
 /// x `[B, T, C]`, weight `[C, K]` (the newest input last), bias `[C]`, tail `[B, K, C]` (zeros where
 /// none is given) -> `[B, T, C]`
+///
+/// # Panics
+/// When shapes do not fit each other or the steps, and for a weight without inputs.
 pub fn causal_conv_silu(
     x: Tensor<3>,
     weight: Tensor<2>,
@@ -17,10 +21,25 @@ pub fn causal_conv_silu(
     tail: Option<Tensor<3>>,
     steps: &Steps,
 ) -> Tensor<3> {
-    let ([batch, len, channels], [_, k]) = (x.dims(), weight.dims());
+    let ([batch, len, channels], [of_weight, k]) = (x.dims(), weight.dims());
+    expect(of_weight == channels && k > 0, "causal_conv_silu", || {
+        format!("x is {:?}, the weight {:?}", x.dims(), weight.dims())
+    });
+    let of_bias = bias.as_ref().map_or(channels, |bias| bias.dims()[0]);
+    expect(of_bias == channels, "causal_conv_silu", || {
+        format!("the bias has {of_bias} channels, x {channels}")
+    });
+    check_past("causal_conv_silu", &x, &tail, steps, k);
+    if x.shape().num_elements() == 0 {
+        return x;
+    }
     let options = (&x.device(), x.dtype());
     #[cfg(feature = "flex")]
-    if super::on_cpu(&x) && super::on_cpu(&weight) && !x.shape().is_empty() {
+    if super::on_cpu(&x)
+        && super::on_cpu(&weight)
+        && bias.as_ref().is_none_or(super::on_cpu)
+        && tail.as_ref().is_none_or(super::on_cpu)
+    {
         use burn::backend::Dispatch;
         let bias = bias.unwrap_or_else(|| Tensor::zeros([channels], options));
         let tail = tail.unwrap_or_else(|| Tensor::zeros([batch, k, channels], options));
@@ -54,13 +73,31 @@ pub fn causal_conv_silu(
     }
 }
 
+fn check_past(op: &str, x: &Tensor<3>, tail: &Option<Tensor<3>>, steps: &Steps, k: usize) {
+    let [batch, len, channels] = x.dims();
+    let of_tail = tail.as_ref().map_or([batch, k, channels], |tail| tail.dims());
+    expect(of_tail == [batch, k, channels], op, || {
+        format!("the tail is {of_tail:?}, not [{batch}, {k}, {channels}]")
+    });
+    expect((steps.batch(), steps.len()) == (batch, len), op, || {
+        format!("steps are of {} x {} tokens, x {batch} x {len}", steps.batch(), steps.len())
+    });
+}
+
 /// The last K inputs of every row behind `x`, of the document that the row is in: the next call's
 /// `tail`. Zeros stand for what a document does not have.
 ///
 /// # Shapes
 /// x `[B, T, C]`, tail `[B, K, C]` -> `[B, K, C]`
+///
+/// # Panics
+/// When shapes do not fit each other or the steps.
 pub fn conv_tail(x: Tensor<3>, tail: Option<Tensor<3>>, steps: &Steps, k: usize) -> Tensor<3> {
-    let len = x.dims()[1];
+    check_past("conv_tail", &x, &tail, steps, k);
+    let [batch, len, channels] = x.dims();
+    if batch * k * channels == 0 {
+        return Tensor::zeros([batch, k, channels], (&x.device(), x.dtype()));
+    }
     if steps.is_plain() && len >= k {
         return x.narrow(1, len - k, k);
     }

@@ -2,6 +2,9 @@
 //! more in memory traffic than the matrix products between them. Elsewhere the same formulas out of
 //! tensor operations; linear layers have NVIDIA's library on its cards. Numbers of 16 bits are widened to
 //! f32, and the result is rounded once.
+//!
+//! Like the tensor operations that they stand for, they return tensors and no `Result`: shapes that do
+//! not fit panic on every device, with the function's name and both shapes. Empty tensors give empty ones.
 
 mod adamw;
 mod conv;
@@ -39,6 +42,12 @@ pub fn widened<const D: usize>(
 ) -> Tensor<D> {
     let dtype = x.dtype();
     formula(x.cast(wide(dtype))).cast(dtype)
+}
+
+/// Shapes are the caller's to keep.
+#[track_caller]
+pub(crate) fn expect(fits: bool, op: &str, found: impl FnOnce() -> String) {
+    assert!(fits, "{op}: {}", found());
 }
 
 /// Work below this many elements is not worth a thread.

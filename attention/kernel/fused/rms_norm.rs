@@ -1,5 +1,6 @@
 //! `y = w · x / sqrt(mean(x²) + eps)` over the last dimension.
 
+use super::expect;
 use burn::tensor::Tensor;
 
 /// Root-mean-square normalisation, in f32 (f64 for f64 input): input of 16 bits is rounded once, behind
@@ -7,9 +8,19 @@ use burn::tensor::Tensor;
 ///
 /// # Shapes
 /// x `[.., D]`, weight `[D]` -> like x
+///
+/// # Panics
+/// When the weight is of another width.
 pub fn rms_norm<const N: usize>(x: Tensor<N>, weight: Tensor<1>, eps: f64) -> Tensor<N> {
+    let (width, [of_weight]) = (x.dims()[N - 1], weight.dims());
+    expect(width == of_weight, "rms_norm", || {
+        format!("x is {:?}, so the weight has {width} channels, not {of_weight}", x.dims())
+    });
+    if width == 0 {
+        return x;
+    }
     #[cfg(feature = "flex")]
-    if super::on_cpu(&x) && weight.dtype() == x.dtype() && !x.shape().is_empty() {
+    if super::on_cpu(&x) && weight.dtype() == x.dtype() {
         use burn::backend::Dispatch;
         let y = <Dispatch as flex::NormOps>::rms_norm_op(
             x.into_dispatch(),
@@ -17,6 +28,9 @@ pub fn rms_norm<const N: usize>(x: Tensor<N>, weight: Tensor<1>, eps: f64) -> Te
             eps,
         );
         return Tensor::from_dispatch(y);
+    }
+    if x.shape().num_elements() == 0 {
+        return x;
     }
     let wide = super::wide(x.dtype());
     if x.dtype() != wide || weight.dtype() != wide {

@@ -1,29 +1,44 @@
 //! Rotation of the two halves of each head by angles given as cosines and sines.
 
+use super::expect;
+#[cfg(feature = "flex")]
+use burn::tensor::DType;
 use burn::tensor::Tensor;
 
 /// `(x1, x2) -> (x1·cos − x2·sin, x2·cos + x1·sin)`; channels behind the tables' width pass
 /// through. The tables carry no gradient, and are never rounded: input of 16 bits is rotated in f32.
 ///
 /// # Shapes
-/// x `[B, H, T, >= D]`, cos and sin `[B or 1, 1, T, D/2]` in f32 -> like x
+/// x `[B, H, T, >= D]`, cos and sin `[B or 1, 1, T, D/2]` -> like x
+///
+/// # Panics
+/// When the tables are of other rows, tokens or more channels, or differ from each other.
 pub fn rotate_half(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
+    let ([batch, _, len, width], [rows, one, of_len, half]) = (x.dims(), cos.dims());
+    let fits = (rows == 1 || rows == batch) && one == 1 && of_len == len && 2 * half <= width;
+    expect(fits && sin.dims() == cos.dims(), "rotate_half", || {
+        format!(
+            "x is {:?}, so tables are [{batch} or 1, 1, {len}, up to {}]; cos is {:?}, sin {:?}",
+            x.dims(),
+            width / 2,
+            cos.dims(),
+            sin.dims()
+        )
+    });
+    if half == 0 || x.shape().num_elements() == 0 {
+        return x;
+    }
     #[cfg(feature = "flex")]
-    if super::on_cpu(&x) && !x.shape().is_empty() {
+    if super::on_cpu(&x) {
         use burn::backend::Dispatch;
-        let y = <Dispatch as flex::RotateOps>::rotate_op(
-            x.into_dispatch(),
-            cos.inner().into_dispatch(),
-            sin.inner().into_dispatch(),
-        );
+        let table = |x: Tensor<4>| x.inner().cast(DType::F32).into_dispatch();
+        let y = <Dispatch as flex::RotateOps>::rotate_op(x.into_dispatch(), table(cos), table(sin));
         return Tensor::from_dispatch(y);
     }
     let wide = super::wide(x.dtype());
     if x.dtype() != wide {
         return super::widened(x, |x| rotate_half(x, cos, sin));
     }
-    let half = cos.dims()[3];
-    let width = x.dims()[3];
     let x1 = x.clone().narrow(3, 0, half);
     let x2 = x.clone().narrow(3, half, half);
     let (cos, sin) = (cos.cast(wide), sin.cast(wide));

@@ -1,17 +1,27 @@
 //! `silu(gate) · up`.
 
+use super::expect;
 use burn::tensor::{Tensor, activation::silu};
 
 /// The gated activation of SwiGLU (2002.05202).
 ///
 /// # Shapes
 /// gate and up of one shape -> the same
+///
+/// # Panics
+/// When shapes differ.
 pub fn swiglu<const N: usize>(gate: Tensor<N>, up: Tensor<N>) -> Tensor<N> {
+    expect(gate.dims() == up.dims(), "swiglu", || {
+        format!("gate is {:?}, up {:?}", gate.dims(), up.dims())
+    });
     #[cfg(feature = "flex")]
-    if super::on_cpu(&gate) && gate.dims() == up.dims() && gate.dtype() == up.dtype() {
+    if super::on_cpu(&gate) && super::on_cpu(&up) {
         use burn::backend::Dispatch;
         let y = <Dispatch as flex::SwigluOps>::swiglu_op(gate.into_dispatch(), up.into_dispatch());
         return Tensor::from_dispatch(y);
+    }
+    if gate.shape().num_elements() == 0 {
+        return gate;
     }
     let wide = super::wide(gate.dtype());
     if gate.dtype() != wide {

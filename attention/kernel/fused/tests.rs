@@ -278,3 +278,178 @@ fn gated_norm_equals_the_formula() {
         });
     }
 }
+
+/// What `run` says when it panics.
+fn refusal<T>(run: impl FnOnce() -> T) -> String {
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).err();
+    let said = caught.expect("a refusal").downcast::<String>().expect("a text");
+    *said
+}
+
+/// In both precisions: the ops of the CPU, and the formulas of all other devices.
+const BOTH: [DType; 2] = [DType::F32, DType::F64];
+
+fn of<const D: usize>(shape: [usize; D], dtype: DType) -> Tensor<D> {
+    leaf(shape, 1, dtype).detach()
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_refused_on_every_path() {
+    for dtype in BOTH {
+        let x = || of([2, 3, 8], dtype);
+        for width in [0, 4, 7, 16] {
+            let said = refusal(|| rms_norm(x(), of([width], dtype), 1e-5));
+            assert!(
+                said.starts_with("rms_norm: x is [2, 3, 8]") && said.contains("not "),
+                "{said}"
+            );
+        }
+        let heads = || of([2, 3, 5, 8], dtype);
+        for (cos, sin) in [
+            ([3, 1, 5, 4], [3, 1, 5, 4]),
+            ([2, 3, 5, 4], [2, 3, 5, 4]),
+            ([1, 1, 6, 4], [1, 1, 6, 4]),
+            ([1, 1, 4, 4], [1, 1, 4, 4]),
+            ([1, 1, 5, 5], [1, 1, 5, 5]),
+            ([1, 1, 5, 4], [1, 1, 5, 3]),
+            ([1, 1, 5, 4], [2, 1, 5, 4]),
+        ] {
+            let said = refusal(|| rotate_half(heads(), of(cos, dtype), of(sin, dtype)));
+            assert!(said.starts_with("rotate_half: x is [2, 3, 5, 8]"), "{said}");
+        }
+        let said = refusal(|| swiglu(of([2, 6], dtype), of([2, 3], dtype)));
+        assert_eq!(said, "swiglu: gate is [2, 6], up [2, 3]");
+        // What tensor operations would repeat.
+        refusal(|| swiglu(of([2, 6], dtype), of([1, 6], dtype)));
+        let gated = |z, weight, bias: Option<usize>, groups| {
+            let options = GatedNorm { groups, before_gate: false, eps: 1e-5 };
+            let bias = bias.map(|n| of([n], dtype));
+            gated_rms_norm(x(), of(z, dtype), of([weight], dtype), bias, options)
+        };
+        for said in [
+            refusal(|| gated([2, 3, 4], 8, None, 1)),
+            refusal(|| gated([2, 3, 8], 4, None, 2)),
+            refusal(|| gated([2, 3, 8], 8, Some(4), 1)),
+        ] {
+            assert!(said.starts_with("gated_rms_norm: x is [2, 3, 8]"), "{said}");
+        }
+        for groups in [0, 3, 16] {
+            let said = refusal(|| gated([2, 3, 8], 8, None, groups));
+            assert_eq!(said, format!("gated_rms_norm: {groups} groups do not divide 8 channels"));
+        }
+        for said in [
+            refusal(|| linear(of([2, 3], dtype), of([5, 4], dtype))),
+            refusal(|| linear_bias(of([2, 3], dtype), of([5, 4], dtype), of([5], dtype))),
+            refusal(|| linear_bias(of([2, 3], dtype), of([5, 3], dtype), of([1], dtype))),
+            refusal(|| matmul_detached(of([2, 3], dtype), of([4, 5], dtype))),
+            refusal(|| matmul_detached(of([0, 3], dtype), of([4, 5], dtype))),
+        ] {
+            assert!(said.starts_with("linear") || said.starts_with("matmul_detached: a"), "{said}");
+        }
+    }
+}
+
+#[test]
+fn convolutions_refuse_what_does_not_fit() {
+    for dtype in BOTH {
+        let steps = Steps::plain(2, 3);
+        let run = |weight, bias, tail, steps: &Steps| {
+            let x = of([2, 3, 8], dtype);
+            causal_conv_silu(x, of(weight, dtype), Some(of([bias], dtype)), tail, steps)
+        };
+        for said in [
+            refusal(|| run([4, 4], 8, None, &steps)),
+            refusal(|| run([8, 0], 8, None, &steps)),
+            refusal(|| run([8, 4], 4, None, &steps)),
+            refusal(|| run([8, 4], 8, Some(of([2, 3, 8], dtype)), &steps)),
+            refusal(|| run([8, 4], 8, Some(of([1, 4, 8], dtype)), &steps)),
+            refusal(|| run([8, 4], 8, None, &Steps::plain(2, 4))),
+            refusal(|| run([8, 4], 8, None, &Steps::plain(1, 3))),
+        ] {
+            assert!(said.starts_with("causal_conv_silu: "), "{said}");
+        }
+        let tail = |tail: [usize; 3], steps| {
+            refusal(|| conv_tail(of([2, 3, 8], dtype), Some(of(tail, dtype)), &steps, 4))
+        };
+        assert!(tail([2, 3, 8], Steps::plain(2, 3)).contains("[2, 3, 8], not [2, 4, 8]"));
+        assert!(tail([2, 4, 8], Steps::plain(2, 2)).contains("2 x 2 tokens"));
+    }
+}
+
+#[test]
+fn updates_refuse_other_shapes_and_the_step_before_the_first() {
+    for dtype in BOTH {
+        let step = |time| AdamWStep {
+            lr: 0.1,
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            time,
+        };
+        let run = |grad, m, v, time| {
+            let moments = [of([m], dtype), of([v], dtype)];
+            adamw(of([8], dtype), of([grad], dtype), moments, &step(time))
+        };
+        for said in
+            [refusal(|| run(4, 8, 8, 1)), refusal(|| run(8, 4, 8, 1)), refusal(|| run(8, 8, 1, 1))]
+        {
+            assert!(said.starts_with("adamw: weight [8]"), "{said}");
+        }
+        assert!(refusal(|| run(8, 8, 8, 0)).contains("time is 0"));
+        let (w, [m, v]) = run(8, 8, 8, 1);
+        assert!([w, m, v].iter().all(|x| x.dims() == [8]));
+        let empty = || of([0], dtype);
+        assert_eq!(adamw(empty(), empty(), [empty(), empty()], &step(1)).0.dims(), [0]);
+    }
+}
+
+#[test]
+fn nothing_gives_nothing() {
+    for dtype in BOTH {
+        for shape in [[0, 3, 8], [2, 0, 8], [2, 3, 0]] {
+            let [batch, len, d] = shape;
+            let (x, one) = (|| of(shape, dtype), || of([d], dtype));
+            assert_eq!(rms_norm(x(), one(), 1e-5).dims(), shape);
+            assert_eq!(swiglu(x(), x()).dims(), shape);
+            for before_gate in [false, true] {
+                let options = GatedNorm { groups: 2, before_gate, eps: 1e-5 };
+                let y = gated_rms_norm(x(), x(), one(), Some(one()), options);
+                assert_eq!(y.dims(), shape);
+            }
+            let steps = Steps::plain(batch, len);
+            let weight = of([d, 4], dtype);
+            assert_eq!(causal_conv_silu(x(), weight, None, None, &steps).dims(), shape);
+            assert_eq!(conv_tail(x(), None, &steps, 4).dims(), [batch, 4, d]);
+            let table = || of([1, 1, len, d / 2], dtype);
+            let heads = of([batch, 2, len, d], dtype);
+            assert_eq!(rotate_half(heads, table(), table()).dims(), [batch, 2, len, d]);
+        }
+        for [m, k, n] in [[0, 3, 2], [3, 0, 2], [3, 2, 0], [0, 0, 0]] {
+            let (x, w) = (|| of([m, k], dtype), || of([n, k], dtype));
+            let all_zero = |y: Tensor<2>| {
+                assert_eq!(y.dims(), [m, n]);
+                host(y).iter().all(|y| *y == 0.0)
+            };
+            assert!(all_zero(linear(x(), w())));
+            assert!(all_zero(matmul_detached(x(), w().transpose())));
+            let y = linear_bias(x(), w(), of([n], dtype));
+            assert_eq!(y.dims(), [m, n]);
+            // No products, but the bias.
+            assert_eq!(host(y), host(of([n], dtype)).repeat(m));
+        }
+    }
+}
+
+/// No channel is rotated where tables have none, and tables may be of another type.
+#[test]
+fn tables_may_be_narrow_and_of_any_type() {
+    for dtype in BOTH {
+        let x = of([2, 3, 5, 8], dtype);
+        let none = || of([1, 1, 5, 0], dtype);
+        assert_eq!(host(rotate_half(x.clone(), none(), none())), host(x.clone()));
+        let table = |seed, dtype| leaf([1, 1, 5, 3], seed, DType::BF16).detach().cast(dtype);
+        let of = |dtype| host(rotate_half(x.clone(), table(2, dtype), table(3, dtype)));
+        assert_eq!(of(DType::BF16), of(DType::F32));
+    }
+}

@@ -21,6 +21,7 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
+use crate::fused::expect;
 #[cfg(any(feature = "flex", feature = "cuda"))]
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Tensor};
@@ -31,9 +32,17 @@ use op::LinearOps;
 ///
 /// # Shapes
 /// x `[M, K]`, weight `[N, K]` -> `[M, N]`
+///
+/// # Panics
+/// When the widths K differ.
 pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    let ([m, k], [n, of_weight]) = (x.dims(), weight.dims());
+    expect(k == of_weight, "linear", || format!("x is [{m}, {k}], the weight [{n}, {of_weight}]"));
+    if m * k * n == 0 {
+        return Tensor::zeros([m, n], (&x.device(), x.dtype()));
+    }
     #[cfg(any(feature = "flex", feature = "cuda"))]
-    if has_op(&x, &weight) && x.dims()[1] == weight.dims()[1] {
+    if has_op(&x, &weight) {
         let y = <Dispatch as LinearOps>::linear_op(x.into_dispatch(), weight.into_dispatch());
         return Tensor::from_dispatch(y);
     }
@@ -44,12 +53,21 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
 ///
 /// # Shapes
 /// x `[M, K]`, weight `[N, K]`, bias `[N]` -> `[M, N]`
+///
+/// # Panics
+/// When the widths K differ, or the numbers N.
 pub fn linear_bias(x: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
+    let ([m, k], [n, of_weight], [of_bias]) = (x.dims(), weight.dims(), bias.dims());
+    expect(k == of_weight && n == of_bias, "linear_bias", || {
+        format!("x is [{m}, {k}], the weight [{n}, {of_weight}], the bias [{of_bias}]")
+    });
+    if m * n == 0 {
+        return Tensor::zeros([m, n], (&x.device(), x.dtype()));
+    }
     #[cfg(any(feature = "flex", feature = "cuda"))]
     {
-        let ([n, k], [of_bias]) = (weight.dims(), bias.dims());
         let alike = bias.dtype() == x.dtype() && bias.device().inner() == x.device().inner();
-        if alike && x.dims()[1] == k && of_bias == n && has_op(&x, &weight) {
+        if alike && k > 0 && has_op(&x, &weight) {
             let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
             let y = <Dispatch as LinearOps>::linear_bias_op(x, weight, bias.into_dispatch());
             return Tensor::from_dispatch(y);
@@ -62,9 +80,17 @@ pub fn linear_bias(x: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>) -> Tensor<2
 ///
 /// # Shapes
 /// a `[M, K]`, b `[K, N]` -> `[M, N]`
+///
+/// # Panics
+/// When the widths K differ.
 pub fn matmul_detached(a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
+    let ([m, k], [of_b, n]) = (a.dims(), b.dims());
+    expect(k == of_b, "matmul_detached", || format!("a is [{m}, {k}], b [{of_b}, {n}]"));
+    if m * k * n == 0 {
+        return Tensor::zeros([m, n], (&a.device(), a.dtype()));
+    }
     #[cfg(any(feature = "flex", feature = "cuda"))]
-    if has_op(&a, &b) && a.dims()[1] == b.dims()[0] {
+    if has_op(&a, &b) {
         let c = <Dispatch as LinearOps>::product_op(a.into_dispatch(), b.into_dispatch());
         return Tensor::from_dispatch(c);
     }

@@ -22,8 +22,10 @@ fn run(
     dtype: DType,
     implementation: Implementation,
 ) -> (f64, Vec<Vec<f64>>) {
+    // Logits of wide heads are no larger than those of 16 channels.
+    let scale = 2.0 * (16.0 / d as f32).min(1.0).powf(0.25);
     let leaf =
-        |shape, seed| Tensor::<2>::from_inner(data(shape, seed, 2.0).cast(dtype)).require_grad();
+        |shape, seed| Tensor::<2>::from_inner(data(shape, seed, scale).cast(dtype)).require_grad();
     let (x, w) = (leaf([n, d], 1), leaf([v, d], 2));
     let labels: Vec<i64> =
         (0..n).map(|i| if i % 3 == 1 { -100 } else { ((i * 7) % v) as i64 }).collect();
@@ -43,7 +45,8 @@ fn ratio(a: &[f64], b: &[f64]) -> f64 {
 
 #[test]
 fn every_implementation_equals_the_reference() {
-    for size in [(1, 3, 2), (63, 8, 100), (257, 16, 33), (100, 5, 70_000)] {
+    // The last is wider than heads that are packed.
+    for size in [(1, 3, 2), (63, 8, 100), (257, 16, 33), (100, 5, 70_000), (40, 1100, 300)] {
         let want = run(size, DType::F64, Reference);
         let implementations = if cfg!(feature = "flex") { vec![Tiled, Flex] } else { vec![Tiled] };
         for implementation in implementations {

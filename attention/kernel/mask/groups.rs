@@ -129,7 +129,10 @@ impl Groups {
             for s in documents {
                 let group = self.size_for(length[&s])?;
                 base.insert(s, (next, group));
-                next += (length[&s].div_ceil(group) + 1) as i32;
+                let numbers = i32::try_from(length[&s].div_ceil(group) + 1).ok();
+                next = numbers.and_then(|n| next.checked_add(n)).ok_or_else(|| {
+                    Error::mask("groups", group, "positions are too high to number all groups")
+                })?;
             }
             labels.extend(pos.iter().zip(segment).map(|(&p, &s)| {
                 base.get(&s).map(|&(first, group)| {

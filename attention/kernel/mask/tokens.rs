@@ -24,8 +24,15 @@ impl TokenMeta {
     pub const ANCHOR: i32 = i32::MAX;
 
     /// One document per row, positions `start..start + len`.
+    ///
+    /// # Panics
+    /// When positions would not fit 31 bits: more than two thousand million.
     pub fn contiguous(batch: usize, len: usize, start: usize) -> Self {
-        let row = (start as i32)..(start + len) as i32;
+        let end = start.checked_add(len).and_then(|end| i32::try_from(end).ok());
+        let Some(end) = end else {
+            panic!("TokenMeta::contiguous: {len} positions from {start} on do not fit 31 bits");
+        };
+        let row = (start.min(end as usize) as i32)..end;
         let pos = (0..batch).flat_map(|_| row.clone()).collect();
         let segment = Arc::new(vec![0; batch * len]);
         Self { batch, len, pos: Arc::new(pos), segment, rotary: None }

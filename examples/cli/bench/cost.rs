@@ -179,3 +179,81 @@ fn generate(job: &GenerateJob) -> Result<Cost> {
         ..Cost::default()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::job::{LossJob, MaskKind};
+    use crate::bench::models::RandomLlama;
+    use burn::tensor::Device;
+
+    /// Operations and bytes.
+    fn of(job: &Job) -> (f64, f64) {
+        let cost = Cost::of(job).unwrap();
+        (cost.flops, cost.bytes)
+    }
+
+    #[test]
+    fn attention_counts_two_products_forward_and_five_backward() {
+        let job = |backward| {
+            Job::Attention(AttentionJob {
+                len: 3,
+                batch: 2,
+                heads: 4,
+                kv_heads: 2,
+                head_dim: 8,
+                mask: MaskKind::Dense,
+                backward,
+                dtype: Numbers::F32,
+                code: Code::Auto,
+                deterministic: false,
+            })
+        };
+        // 48 pairs; q and out have 192 values each, k and v 96.
+        assert_eq!(of(&job(false)), (4.0 * 48.0 * 8.0, 4.0 * 576.0));
+        assert_eq!(of(&job(true)), (14.0 * 48.0 * 8.0, 4.0 * (576.0 + 768.0 + 384.0)));
+    }
+
+    #[test]
+    fn a_loss_counts_three_products_and_both_factors_with_their_gradients() {
+        let job = Job::LinearLoss(LossJob { tokens: 3, width: 5, vocab: 7 });
+        assert_eq!(of(&job), (630.0, 400.0));
+    }
+
+    #[test]
+    fn scans_count_per_channel_and_state() {
+        let job = |kind, head_dim, backward| {
+            Job::Scan(ScanJob { kind, batch: 2, len: 3, width: 4, head_dim, states: 5, backward })
+        };
+        // 120 of them; u, z and y have 24 values each, B and C 30.
+        let selective = |backward| of(&job(ScanKind::Selective, 1, backward));
+        assert_eq!(selective(false), (840.0, 4.0 * 156.0));
+        assert_eq!(selective(true), (2520.0, 4.0 * 444.0));
+        let ssd = |backward| of(&job(ScanKind::Ssd, 2, backward));
+        assert_eq!(ssd(false), (600.0, 4.0 * 144.0));
+        assert_eq!(ssd(true), (1920.0, 4.0 * 408.0));
+    }
+
+    #[test]
+    fn a_block_and_a_step_count_weights_three_times_per_token() {
+        let (len, batch, layers, width) = (4, 1, 2, 16);
+        let (heads, kv_heads, vocab, mask) = (2, 2, 40, MaskKind::Dense);
+        let job = ModelJob { len, batch, layers, width, heads, kv_heads, vocab, mask };
+        // 3328 weights per layer, 640 of the head and as many of the table; 20 pairs.
+        let pairs = 14.0 * 20.0 * 8.0;
+        let block = (6.0 * 4.0 * 3328.0 + pairs, 4.0 * (3.0 * 3328.0 + 4.0 * 64.0));
+        assert_eq!(of(&Job::Block(job.clone())), block);
+        let flops = 6.0 * 4.0 * (2.0 * 3328.0 + 640.0) + 2.0 * pairs;
+        assert_eq!(of(&Job::TrainStep(job)), (flops, 4.0 * (2.0 * 7296.0 + 8.0 * 7936.0)));
+    }
+
+    #[test]
+    fn a_text_counts_all_weights_once_per_pass() {
+        let dir = RandomLlama::Small.save(&Device::flex()).unwrap();
+        let (name, folder) = ("x".into(), dir.path().into());
+        let job = Job::Generate(GenerateJob { name, folder, prompt: 3, new: 2 });
+        // 25 088 weights and 2048 of the head; four tokens are fed, the last one looks at four.
+        let flops = 2.0 * 25_088.0 * 4.0 + 2.0 * 2048.0 * 2.0 + 4.0 * 2.0 * 10.0 * 32.0;
+        assert_eq!(of(&job), (flops, 4.0 * (27_136.0 * 2.0 + 2.0 * 2.0 * 32.0 * 4.0)));
+    }
+}

@@ -25,9 +25,7 @@ pub fn child(job: &GrowthJob, globals: &Globals) -> Result<Value> {
     let model = Decoder::new(&config, &MixerConfig::Dense, 0, &device)?;
     let longest = job.longest;
     let mut data = |step: u64, _: u32| {
-        // The longest row comes every seventh step, so that later ones have no reason to take more.
-        let len = longest - (step % 7) as usize * longest / 14;
-        let ids = super::inputs::ids(len, VOCAB, step);
+        let ids = super::inputs::ids(length(longest, step), VOCAB, step);
         TokenBatch::stack(vec![Row::single(ids, None, "bench")], Side::Right, 0).map(Some)
     };
     let mut peaks = Vec::new();
@@ -45,4 +43,24 @@ pub fn child(job: &GrowthJob, globals: &Globals) -> Result<Value> {
     )?;
     let seconds = start.elapsed().as_secs_f64() / job.steps as f64;
     Ok(json!({ "peaks": peaks, "seconds": seconds }))
+}
+
+/// The longest row comes every seventh step, so that later ones have no reason to take more.
+fn length(longest: usize, step: u64) -> usize {
+    longest - (step % 7) as usize * longest / 14
+}
+
+#[cfg(test)]
+mod tests {
+    use super::length;
+    use std::collections::HashSet;
+
+    #[test]
+    fn rows_are_of_seven_lengths_from_half_of_the_longest() {
+        let lengths: HashSet<usize> = (0..300).map(|step| length(512, step)).collect();
+        assert_eq!(lengths.len(), 7);
+        assert_eq!((lengths.iter().min(), lengths.iter().max()), (Some(&293), Some(&512)));
+        assert_eq!((length(512, 0), length(512, 7), length(512, 300)), (512, 512, length(512, 6)));
+        assert!((0..7).all(|step| length(1, step) == 1));
+    }
 }

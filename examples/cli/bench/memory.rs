@@ -87,7 +87,11 @@ pub fn other_process(job: &Job, side: Side, globals: &Globals) -> Result<Value> 
             job.what(),
             job.shape()
         ),
-        remedy: "a smaller case, or --no-memory".into(),
+        // What grows is measured in no other way.
+        remedy: match job.has_memory() {
+            true => "a smaller case, or --no-memory".into(),
+            false => "a smaller case".into(),
+        },
     })
 }
 

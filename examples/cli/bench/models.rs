@@ -118,7 +118,7 @@ impl TrainStepArgs {
     }
 }
 
-/// Greedy generation with a cache: prompt and new tokens, per new token
+/// Greedy generation with a cache: the time of a whole text, prompt and new tokens
 #[derive(Args)]
 #[command(after_help = "\
 Examples:

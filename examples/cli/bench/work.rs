@@ -96,3 +96,39 @@ pub fn work(job: &Job, side: Side, device: &Device) -> Result<Box<dyn Work>> {
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::cases;
+    use crate::bench::job::{MaskKind, ModelJob};
+    use std::time::Duration;
+
+    #[test]
+    fn a_time_is_that_of_one_run() {
+        const RUN: Duration = Duration::from_millis(2);
+        let mut work = calls(&Device::flex(), || {
+            std::thread::sleep(RUN);
+            Ok(vec![])
+        });
+        let start = Instant::now();
+        let seconds = work.run(10).unwrap();
+        assert!(seconds >= RUN.as_secs_f64());
+        assert!(10.0 * seconds <= start.elapsed().as_secs_f64());
+    }
+
+    #[test]
+    fn a_step_takes_the_time_until_it_is_reported() {
+        let job = cases::model(MaskKind::Dense, &|n| n / 16);
+        let mut work = model::train_step(&ModelJob { vocab: 64, ..job }, &Device::flex()).unwrap();
+        work.run(1).unwrap();
+        // Of what passes here nearly all is the step, unless the machine does something else.
+        let share = |_| {
+            let start = Instant::now();
+            let seconds = work.run(2).unwrap();
+            2.0 * seconds / start.elapsed().as_secs_f64()
+        };
+        let most = (0..5).map(share).fold(0.0, f64::max);
+        assert!((0.7..=1.0).contains(&most), "{most}");
+    }
+}

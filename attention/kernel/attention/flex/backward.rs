@@ -118,7 +118,7 @@ pub(in super::super) fn backward(
 /// Parts of the keys, each with a copy of the gradient of the queries.
 pub(super) fn parts_of(key_heads: usize, s: usize) -> usize {
     let runs = s.div_ceil(RUN * TILE.1);
-    JOBS.div_ceil(key_heads).min(runs).min(PARTS)
+    JOBS.div_ceil(key_heads.max(1)).min(runs).clamp(1, PARTS)
 }
 
 /// To and fro, since under a causal mask the first runs cost most.
