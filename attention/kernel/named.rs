@@ -21,7 +21,6 @@ pub fn card_name(device: &Device) -> Option<String> {
 fn on_card(device: &Device) -> Option<String> {
     use burn::backend::{Cube, TensorMetadata};
     use burn::tensor::Tensor;
-    use cubecl::prelude::*;
 
     let x = Tensor::<1>::zeros([1], &device.clone().inner());
     let device = x.try_into_primitive::<Cube>().ok()?.device();

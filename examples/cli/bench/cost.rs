@@ -184,7 +184,7 @@ fn generate(job: &GenerateJob) -> Result<Cost> {
 mod tests {
     use super::*;
     use crate::bench::job::{LossJob, MaskKind};
-    use crate::bench::models::RandomLlama;
+    use crate::bench::models::{RandomLlama, two_layers};
     use burn::tensor::Device;
 
     /// Operations and bytes.
@@ -238,7 +238,8 @@ mod tests {
     fn a_block_and_a_step_count_weights_three_times_per_token() {
         let (len, batch, layers, width) = (4, 1, 2, 16);
         let (heads, kv_heads, vocab, mask) = (2, 2, 40, MaskKind::Dense);
-        let job = ModelJob { len, batch, layers, width, heads, kv_heads, vocab, mask };
+        let sizes = two_layers(len, mask);
+        let job = ModelJob { batch, layers, width, heads, kv_heads, vocab, ..sizes };
         // 3328 weights per layer, 640 of the head and as many of the table; 20 pairs.
         let pairs = 14.0 * 20.0 * 8.0;
         let block = (6.0 * 4.0 * 3328.0 + pairs, 4.0 * (3.0 * 3328.0 + 4.0 * 64.0));
