@@ -121,14 +121,14 @@ fn rows_that_cannot_be_true_and_rows_that_are_there_twice_are_refused() {
         ("samples", json!([])),
         ("flops_per_second", json!(1.0)),
     ] {
-        let said = refused(&["page", "--from", &with(field, value)]);
-        assert!(said.contains("bad.json") && said.contains(field), "{said}");
+        let told = refused(&["page", "--from", &with(field, value)]);
+        assert!(told.contains("bad.json") && told.contains(field), "{told}");
     }
     let (a, b) = (folder.write("a.json", &[good.clone()]), folder.write("b.json", &[good.clone()]));
-    let said = refused(&["page", "--from", &a, &b]);
-    assert!(said.contains("a.json") && said.contains("b.json"), "{said}");
-    let said = refused(&["compare", &a, &folder.write("c.json", &[good.clone(), good.clone()])]);
-    assert!(said.contains("c.json"), "{said}");
+    let told = refused(&["page", "--from", &a, &b]);
+    assert!(told.contains("a.json") && told.contains("b.json"), "{told}");
+    let told = refused(&["compare", &a, &folder.write("c.json", &[good.clone(), good.clone()])]);
+    assert!(told.contains("c.json"), "{told}");
     // Which of two machines would be compared?
     let mut elsewhere = good.clone();
     elsewhere["machine"]["cpu"] = json!("another");
