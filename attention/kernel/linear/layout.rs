@@ -170,7 +170,7 @@ impl Numbers {
 pub(super) fn aligned(gemm: &Gemm, numbers: Numbers, addresses: [u64; 3]) -> [u32; 3] {
     let Batch { count, left, right } = gemm.batch;
     let apart = [left, right, if count == 1 { 0 } else { gemm.m * gemm.n }];
-    std::array::from_fn(|i| alignment(addresses[i] | apart[i] as u64 * numbers.bytes()))
+    std::array::from_fn(|i| alignment(addresses[i] | (apart[i] as u64 * numbers.bytes())))
 }
 
 /// All that decides which kernel runs.

@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn other_work_and_other_threads_are_not_compared() {
         let a = row(&[1.0]);
-        let found = comparison(&[a.clone()], &[Row { threads: 4, ..a.clone() }]);
+        let found = comparison(std::slice::from_ref(&a), &[Row { threads: 4, ..a.clone() }]);
         assert!(found.changes.is_empty());
         assert_eq!((found.only_before.len(), found.only_after.len()), (1, 1));
         for other in [
@@ -186,7 +186,7 @@ mod tests {
             Row { device: "cuda".into(), ..a.clone() },
             Row { shape: "1 x 1 x 1".into(), ..a.clone() },
         ] {
-            assert!(comparison(&[a.clone()], &[other]).changes.is_empty());
+            assert!(comparison(std::slice::from_ref(&a), &[other]).changes.is_empty());
         }
     }
 
@@ -194,7 +194,7 @@ mod tests {
     fn another_machine_is_told() {
         let a = row(&[1.0]);
         let told = |b: Row| {
-            let found = comparison(&[a.clone()], &[b]);
+            let found = comparison(std::slice::from_ref(&a), &[b]);
             assert_eq!(found.other_machine, text(&found).contains("processors or builds differ"));
             found.other_machine
         };

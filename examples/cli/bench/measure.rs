@@ -367,7 +367,7 @@ mod tests {
     fn python_is_asked_for_what_the_cases_need() {
         let attention = (cases::attention(8, 8, MaskKind::Dense, false), vec![PeerName::Torch]);
         let step = Job::TrainStep(cases::model(MaskKind::Dense, &|n| n));
-        assert!(libraries(&[attention.clone()]).is_empty());
+        assert!(libraries(std::slice::from_ref(&attention)).is_empty());
         let all = [attention, (step.clone(), vec![PeerName::Torch])];
         assert_eq!(libraries(&all), ["safetensors.torch"]);
         assert!(libraries(&[(step, vec![PeerName::Dense])]).is_empty());

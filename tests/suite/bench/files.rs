@@ -124,7 +124,8 @@ fn rows_that_cannot_be_true_and_rows_that_are_there_twice_are_refused() {
         let said = refused(&["page", "--from", &with(field, value)]);
         assert!(said.contains("bad.json") && said.contains(field), "{said}");
     }
-    let (a, b) = (folder.write("a.json", &[good.clone()]), folder.write("b.json", &[good.clone()]));
+    let one = std::slice::from_ref(&good);
+    let (a, b) = (folder.write("a.json", one), folder.write("b.json", one));
     let refusal = refused(&["page", "--from", &a, &b]);
     assert!(refusal.contains("a.json") && refusal.contains("b.json"), "{refusal}");
     let refusal = refused(&["compare", &a, &folder.write("c.json", &[good.clone(), good.clone()])]);

@@ -111,7 +111,7 @@ impl Run<'_> {
 
     /// `[C·G, Q, H/G·P] -> [C, Q, H, P]`
     fn apart(&self, x: Tensor<3>) -> Tensor<4> {
-        self.from_groups(x).reshape([self.many(), self.q, self.heads, self.p])
+        self.groups_inside(x).reshape([self.many(), self.q, self.heads, self.p])
     }
 
     /// `[C·G, N, H/G·P] -> [S·H, M, N·P]`

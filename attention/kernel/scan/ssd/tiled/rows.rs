@@ -110,7 +110,7 @@ impl<'a> Rows<'a> {
                 });
             }
             let dweight = (of.input * run.x.clone()).sum_dim(3);
-            let (b, c) = (run.from_groups(of.b), run.from_groups(of.c));
+            let (b, c) = (run.groups_inside(of.b), run.groups_inside(of.c));
             for (part, x) in found.iter_mut().zip([dx, dweight, of.log_decay, b, c]) {
                 part.push(run.rows(x));
             }
@@ -240,19 +240,19 @@ impl<'a> Run<'a> {
     }
 
     /// `[C·H, Q, X] -> [C, Q, H, X]`
-    pub fn from_heads(&self, x: Tensor<3>) -> Tensor<4> {
+    pub fn heads_inside(&self, x: Tensor<3>) -> Tensor<4> {
         let width = x.dims()[2];
         x.reshape([self.many(), self.heads, self.q, width]).swap_dims(1, 2)
     }
 
     /// `[C, Q, H, X] -> [C·H, Q, X]`
-    pub fn to_heads(&self, x: Tensor<4>) -> Tensor<3> {
+    pub fn heads_outside(&self, x: Tensor<4>) -> Tensor<3> {
         let width = x.dims()[3];
         x.swap_dims(1, 2).reshape([self.many() * self.heads, self.q, width])
     }
 
     /// `[C·G, Q, X] -> [C, Q, G, X]`
-    pub fn from_groups(&self, x: Tensor<3>) -> Tensor<4> {
+    pub fn groups_inside(&self, x: Tensor<3>) -> Tensor<4> {
         let width = x.dims()[2];
         x.reshape([self.many(), self.groups, self.q, width]).swap_dims(1, 2)
     }

@@ -17,13 +17,13 @@ impl Run<'_> {
 
     /// `[C, Q, H, P]`
     pub(super) fn within(&self) -> Tensor<4> {
-        self.from_heads(products(self.mixed().transpose(), self.by_heads.clone()))
+        self.heads_inside(products(self.mixed().transpose(), self.by_heads.clone()))
     }
 
     pub(super) fn within_gradients(&self, dy: &Tensor<4>) -> OfRun {
         let (mixed, ones, q) = (self.mixed(), &self.of.ones, self.q);
-        let dy = self.to_heads(dy.clone());
-        let input = self.from_heads(products(mixed.clone(), dy.clone()));
+        let dy = self.heads_outside(dy.clone());
+        let input = self.heads_inside(products(mixed.clone(), dy.clone()));
         let dmixed = products(self.by_heads.clone(), dy.transpose());
         let of = self.many() * self.groups;
         let dscores = (dmixed.clone() * self.decay.clone())
@@ -37,7 +37,7 @@ impl Run<'_> {
         let crossing = (by_matrix(pairs, ones.up_to.clone().transpose()) * before).sum_dim(1);
         OfRun {
             input,
-            log_decay: self.from_heads(crossing.transpose()),
+            log_decay: self.heads_inside(crossing.transpose()),
             b: products(dscores.clone(), self.c.clone()),
             c: products(dscores.transpose(), self.b.clone()),
         }
