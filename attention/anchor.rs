@@ -81,6 +81,9 @@ impl SequenceMixer for Anchor {
     }
 
     fn explain(&self, ctx: &MixContext<'_>, device: &Device) -> String {
-        format!("causal attention with a shared anchor: {}", dense::code(ctx, device))
+        format!(
+            "causal attention with a shared anchor: {}",
+            dense::code(ctx, self.proj.head_dim(), device)
+        )
     }
 }

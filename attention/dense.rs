@@ -61,7 +61,7 @@ impl SequenceMixer for Dense {
             Some(window) => format!("causal attention, window {window}"),
             None => "causal attention".into(),
         };
-        format!("{what}: {}", code(ctx, device))
+        format!("{what}: {}", code(ctx, self.proj.head_dim(), device))
     }
 }
 
@@ -152,9 +152,9 @@ pub(super) fn output(
     MixOutput { y: proj.output(mixed_BHTD), state, aux: None, taps }
 }
 
-/// Which attention code runs on `device`.
-pub(crate) fn code(ctx: &MixContext<'_>, device: &Device) -> String {
-    let probe = Tensor::<4>::zeros([1, 1, 1, 1], (device, ctx.compute.dtype()));
+/// Which attention code runs on `device` for heads of so many channels.
+pub(crate) fn code(ctx: &MixContext<'_>, head_dim: usize, device: &Device) -> String {
+    let probe = Tensor::<4>::zeros([1, 1, 1, head_dim], (device, ctx.compute.dtype()));
     kernel_on(longburn_kernels::attention::implementation_for(ctx.implementation, &probe), device)
 }
 

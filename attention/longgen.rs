@@ -309,7 +309,7 @@ impl SequenceMixer for LongGen {
                 format!(", the first {sinks} and one in {stride} per key head")
             }
         };
-        let code = dense::code(ctx, device);
+        let code = dense::code(ctx, self.proj.head_dim(), device);
         format!("the {local_blocks} nearest blocks of {block}{far}: {code}")
     }
 }

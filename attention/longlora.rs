@@ -172,7 +172,7 @@ impl SequenceMixer for LongLora {
     }
 
     fn explain(&self, ctx: &MixContext<'_>, device: &Device) -> String {
-        let code = dense::code(ctx, device);
+        let code = dense::code(ctx, self.proj.head_dim(), device);
         match ctx.phase {
             Phase::Train => format!("shifted sparse attention (training): {code}"),
             Phase::Infer => format!("causal attention (inference): {code}"),

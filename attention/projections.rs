@@ -113,6 +113,11 @@ pub struct Projected {
 }
 
 impl AttnProjections {
+    /// Channels of a head.
+    pub fn head_dim(&self) -> usize {
+        self.q_proj.features().1 / self.heads
+    }
+
     /// Query heads.
     pub fn heads(&self) -> usize {
         self.heads

@@ -499,8 +499,11 @@ impl<M: SequenceMixer> Decoder<M> {
     }
 
     /// Whose products linear layers run on a device, one line for `--explain`.
-    pub fn explain_products(&self, device: &Device) -> String {
-        let dtype = self.embed_tokens.val().dtype();
+    pub fn explain_products(&self, options: &ForwardOptions, device: &Device) -> String {
+        let dtype = match options.compute {
+            Compute::F32 => self.embed_tokens.val().dtype(),
+            compute => compute.dtype(),
+        };
         format!("linear layers: {} in {dtype:?}", products_on(device, dtype))
     }
 }

@@ -271,7 +271,7 @@ impl SequenceMixer for Lact {
             FastOptimizer::Sgd => "gradient steps",
             FastOptimizer::Muon => "orthogonalised steps",
         };
-        let code = dense::code(ctx, device);
+        let code = dense::code(ctx, self.out_proj.features().0 / self.heads, device);
         format!(
             "fast weights, {how} by chunks of {chunk}, on {device:?}, beside attention over a \
              window of {window}: {code}"

@@ -327,7 +327,7 @@ impl SequenceMixer for Seer {
     }
 
     fn explain(&self, ctx: &MixContext<'_>, device: &Device) -> String {
-        let code = dense::code(ctx, device);
+        let code = dense::code(ctx, self.proj.head_dim(), device);
         match (ctx.phase, self.config.select, self.config.gate) {
             (Phase::Train, ..) => format!("causal attention that the gate learns from: {code}"),
             (_, None, _) => format!("causal attention: {code}"),

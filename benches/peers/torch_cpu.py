@@ -617,7 +617,7 @@ class LinearLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         of_x, of_head = ctx.saved_tensors
-        return of_x * upstream.to(of_x.dtype), of_head * upstream, None, None
+        return (of_x.float() * upstream).to(of_x.dtype), of_head * upstream, None, None
 
 
 def weights(job, folder):

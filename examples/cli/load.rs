@@ -36,10 +36,11 @@ pub fn model(dir: &Path, adapter: Option<&Path>, globals: &Globals) -> Result<De
         };
     }
     if globals.explain {
-        for line in model.explain(&ForwardOptions::infer(), &device) {
+        let options = ForwardOptions::infer();
+        for line in model.explain(&options, &device) {
             output::note(format_args!("{line}"));
         }
-        output::note(format_args!("{}", model.explain_products(&device)));
+        output::note(format_args!("{}", model.explain_products(&options, &device)));
     }
     Ok(model)
 }

@@ -10,9 +10,9 @@ mod ssd;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use hopper::{
-    hopper_equals_the_reference_at_every_width, hopper_equals_the_reference_behind_a_cache,
-    hopper_equals_the_reference_with_heads_of_64, hopper_equals_the_reference_with_heads_of_128,
-    hopper_reads_what_is_seen, hopper_repeats,
+    auto_takes_hopper_where_it_runs, hopper_equals_the_reference_at_every_width,
+    hopper_equals_the_reference_behind_a_cache, hopper_equals_the_reference_with_heads_of_64,
+    hopper_equals_the_reference_with_heads_of_128, hopper_reads_what_is_seen, hopper_repeats,
 };
 use longburn::attention::{AttnShape, LongGenConfig, LongLoraConfig, MixerConfig};
 use longburn::datasets::{Side, TokenBatch};
@@ -88,6 +88,7 @@ device_test!(
     hopper_equals_the_reference_with_heads_of_64,
     hopper_equals_the_reference_with_heads_of_128,
     hopper_equals_the_reference_behind_a_cache,
+    auto_takes_hopper_where_it_runs,
     hopper_repeats,
     hopper_reads_what_is_seen,
     ssd_of_documents_equals_the_reference,

@@ -169,7 +169,7 @@ impl<'a> Run<'a> {
             for line in model.explain(&options, &self.options.device) {
                 self.progress.println(&line);
             }
-            self.progress.println(&model.explain_products(&self.options.device));
+            self.progress.println(&model.explain_products(&options, &self.options.device));
         }
         let place = match place {
             Some(place) => place,

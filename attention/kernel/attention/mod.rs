@@ -328,7 +328,8 @@ pub(crate) fn is_flex(_: &Device) -> bool {
     false
 }
 
-/// The implementation that [`masked_attention`] would run for tensors like `v`, for reports.
+/// The implementation that [`masked_attention`] would run for tensors like `v`, for reports. A call whose
+/// masks, branches or kernels [`Implementation::Hopper`] refuses runs `Tiled` under `Auto`.
 ///
 /// # Errors
 /// As [`masked_attention`] for an implementation that is not there.

@@ -47,6 +47,10 @@ pub(crate) fn refusal(v: &Tensor<4>) -> Option<String> {
     if numbers(v.dtype()).is_none() {
         return Some(format!("`Hopper` computes in bf16 and f16, not in {:?}", v.dtype()));
     }
+    if v.dims()[3] > WIDEST {
+        let width = v.dims()[3];
+        return Some(format!("`Hopper` has heads of up to {WIDEST} channels, not {width}"));
+    }
     cubin::version().err()
 }
 

@@ -38,7 +38,7 @@ pub struct LossPlan {
 /// Logits of a chunk take about this many floats.
 const CHUNK_FLOATS: usize = 1 << 20;
 /// The same on cards, where a product of few rows costs as much as one of many.
-const CHUNK_FLOATS_ON_CARD: usize = 1 << 26;
+const CHUNK_FLOATS_ON_CARD: usize = 1 << 24;
 
 /// Tokens per chunk for a vocabulary on the CPU.
 pub fn chunk_len(vocabulary: usize) -> usize {

@@ -91,7 +91,7 @@ pub enum PeerName {
     Torch,
     /// PyTorch without the mask's gaps (attention, block, train-step)
     TorchDense,
-    /// PyTorch's compiled FlexAttention (attention, forward)
+    /// PyTorch's compiled FlexAttention (attention; in f32 forward alone)
     TorchFlex,
     /// transformers' generate with a cache (generate)
     Transformers,

@@ -299,7 +299,9 @@ impl Job {
                 format!("B{} T{} W{}{heads} N{}", j.batch, j.len, j.width, j.states)
             }
             Self::Block(j) => {
-                format!("B{} T{} W{} H{} K{}", j.batch, j.len, j.width, j.heads, j.kv_heads)
+                let inner = j.inner.map(|inner| format!(" I{inner}")).unwrap_or_default();
+                let (batch, len, width) = (j.batch, j.len, j.width);
+                format!("B{batch} T{len} W{width}{inner} H{} K{}", j.heads, j.kv_heads)
             }
             Self::TrainStep(j) => {
                 let inner = j.inner.map(|inner| format!(" I{inner}")).unwrap_or_default();

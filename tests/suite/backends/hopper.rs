@@ -223,6 +223,34 @@ pub fn hopper_equals_the_reference_behind_a_cache(device: &Device) {
     equal(device, others);
 }
 
+/// And what it does not run, something else does.
+pub fn auto_takes_hopper_where_it_runs(device: &Device) {
+    if !there(device) {
+        return;
+    }
+    let chosen = |dtype, d| {
+        let v = random([1, 1, 8, d], 1, device).cast(dtype);
+        implementation_for(Implementation::Auto, &v).unwrap()
+    };
+    assert_eq!(chosen(DType::BF16, 64), Implementation::Hopper);
+    assert_eq!(chosen(DType::F16, 128), Implementation::Hopper);
+    assert_eq!(chosen(DType::F32, 64), Implementation::Tiled);
+    assert_eq!(chosen(DType::BF16, 160), Implementation::Tiled);
+    let case = |e| Case {
+        name: format!("values of {e} channels"),
+        sizes: [1, 2, 1, 70, 70, 160, e],
+        masks: vec![Mask::causal(1, 70, 2)],
+    };
+    let auto = AttentionOptions::default();
+    let exact = auto.clone().with_implementation(Implementation::Reference);
+    // Keys that are too wide are seen only by the call itself.
+    for e in [160, 64] {
+        let case = case(e);
+        let want = run(&case, &reference(device), DType::BF16, &exact);
+        compare(&case, &run(&case, device, DType::BF16, &auto), &want);
+    }
+}
+
 pub fn hopper_repeats(device: &Device) {
     if !there(device) {
         return;

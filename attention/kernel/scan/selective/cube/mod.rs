@@ -53,7 +53,7 @@ pub(super) fn refusal(u: &Tensor<3>) -> Option<String> {
         .then(|| format!("`Cube` binds {BINDINGS} buffers, and the device has {bindings}"))
 }
 
-/// A call: its tensors in f32 without gaps, B and C by states, and how it is divided.
+/// A call: its tensors in f32 without gaps, and how it is divided.
 struct Call {
     x: ScanTensors<CubeBackend>,
     steps: Vec<u32>,

@@ -18,7 +18,7 @@ use burn::tensor::Tensor;
 use rows::Rows;
 
 /// Numbers of the largest tensors.
-const MOST: usize = 1 << 25;
+const MOST: usize = 1 << 24;
 /// Tokens of a chunk: with more, pairs of tokens are more numbers than states.
 const TOKENS: usize = 128;
 
