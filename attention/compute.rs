@@ -10,7 +10,7 @@
 //! training, and not f32 as under PyTorch's autocast: what lies between products is then half as many
 //! bytes forward, backward and in memory, for a rounding error of at most 2⁻⁸ per addition.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 /// What matrix products and attention compute in.
@@ -39,6 +39,11 @@ impl Compute {
             Self::F32 => DType::F32,
             Self::Bf16 => DType::BF16,
         }
+    }
+
+    /// Whether a device computes in it; WGPU has no products in bf16.
+    pub fn runs_on(self, device: &Device) -> bool {
+        self == Self::F32 || device.supports_dtype(self.dtype())
     }
 
     /// `x` as a pass goes on with it; `F32` leaves what is wider as it is.

@@ -234,6 +234,9 @@ impl<'a, M: SequenceMixer> Runner<'a, M> {
         if !self.mixer.computes_in(Compute::Bf16) {
             return Outcome::Skipped("the mixer computes in f32 only");
         }
+        if !Compute::Bf16.runs_on(&self.device()) {
+            return Outcome::Skipped("the device does not compute in bf16");
+        }
         settle((|| {
             let [wide, narrow] = [Compute::F32, Compute::Bf16].map(|c| self.gradients_in(c));
             let (wide, narrow) = (wide?, narrow?);

@@ -161,6 +161,13 @@ impl<'a> Run<'a> {
     ) -> Result<RunSummary> {
         let Start { mut data, place, origin, plan } = start;
         let memory = Resident::read();
+        let compute = self.recipe.train.compute;
+        if !compute.runs_on(&self.options.device) {
+            return Err(Error::Unsupported {
+                what: format!("{} on {:?}", compute.name(), self.options.device),
+                remedy: "leave out `compute` of [train], or choose a device that has it".into(),
+            });
+        }
         let model = self.model(origin.as_ref(), mixer)?;
         let trainable = TrainableReport::of(&model);
         self.progress.println(&trainable.to_string());
