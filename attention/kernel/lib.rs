@@ -33,6 +33,7 @@ pub mod mask;
 mod named;
 #[cfg(feature = "flex")]
 mod panels;
+mod precision;
 #[cfg(feature = "flex")]
 mod product;
 #[cfg(feature = "flex")]

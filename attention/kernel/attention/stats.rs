@@ -10,7 +10,7 @@ mod tests;
 
 use super::{check, check_lse, reference, tiled};
 use crate::{AttentionOptions, Branch, Error, Implementation};
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 
 const OP: &str = "attention_stats";
 
@@ -87,7 +87,7 @@ pub fn attention_stats(
         ));
     }
     let fold = Fold::new(reduce, (t, s))?;
-    let float = if q.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let float = crate::precision::wide(q.dtype());
     let [q, k] = [q, k].map(|x| x.clone().inner().cast(float));
     let lse = lse.inner();
     Ok(match plan.0.implementation {

@@ -200,7 +200,7 @@ fn scores(q: Tensor<4>, k: Tensor<4>, scale: f64, hidden: Option<&Tensor<4, Bool
     let [b, h, t, _] = q.dims();
     let s = k.dims()[2];
     let x = grouped(q, k.dims()[1]).matmul(k.transpose()).reshape([b, h, t, s]);
-    let float = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let float = crate::precision::wide(x.dtype());
     let x = x.cast(float).mul_scalar(scale);
     match hidden {
         Some(hidden) => x.mask_fill(hidden.clone().expand([b, h, t, s]), LOW),
@@ -309,7 +309,7 @@ pub(super) fn backward(
     let [stacked, heads, t, d] = q.dims();
     let [batch, kv, s, e] = v.dims();
     let (branches, device, dtype) = (stacked / batch, v.device(), q.dtype());
-    let float = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let float = crate::precision::wide(dtype);
     let sides: Vec<Side> = plan.0.masks.iter().map(|m| Side::new(m, &device)).collect();
     // Σ_e dout·out, [B, H, T, 1], and lse with +LOW's negative where nothing is seen: exp gives 0.
     let delta = (dout.clone().cast(float) * out.cast(float)).sum_dim(3);

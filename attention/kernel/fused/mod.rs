@@ -27,11 +27,6 @@ pub use swiglu::swiglu;
 
 use burn::tensor::{DType, Tensor};
 
-/// What formulas of several operations are computed in: f64 where the input is, else f32.
-pub(crate) fn wide(dtype: DType) -> DType {
-    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
-}
-
 /// `formula` in f32 for an input of 16 bits, and its result rounded once; as it is for others.
 ///
 /// # Shapes
@@ -41,7 +36,7 @@ pub fn widened<const D: usize>(
     formula: impl FnOnce(Tensor<D>) -> Tensor<D>,
 ) -> Tensor<D> {
     let dtype = x.dtype();
-    formula(x.cast(wide(dtype))).cast(dtype)
+    formula(x.cast(crate::precision::wide(dtype))).cast(dtype)
 }
 
 /// Shapes are the caller's to keep.

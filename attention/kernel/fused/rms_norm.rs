@@ -32,7 +32,7 @@ pub fn rms_norm<const N: usize>(x: Tensor<N>, weight: Tensor<1>, eps: f64) -> Te
     if x.shape().num_elements() == 0 {
         return x;
     }
-    let wide = super::wide(x.dtype());
+    let wide = crate::precision::wide(x.dtype());
     if x.dtype() != wide || weight.dtype() != wide {
         let weight = weight.cast(wide);
         return super::widened(x, |x| rms_norm(x, weight, eps));

@@ -35,7 +35,7 @@ pub fn rotate_half(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
         let y = <Dispatch as flex::RotateOps>::rotate_op(x.into_dispatch(), table(cos), table(sin));
         return Tensor::from_dispatch(y);
     }
-    let wide = super::wide(x.dtype());
+    let wide = crate::precision::wide(x.dtype());
     if x.dtype() != wide {
         return super::widened(x, |x| rotate_half(x, cos, sin));
     }

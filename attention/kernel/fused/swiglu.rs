@@ -23,7 +23,7 @@ pub fn swiglu<const N: usize>(gate: Tensor<N>, up: Tensor<N>) -> Tensor<N> {
     if gate.shape().num_elements() == 0 {
         return gate;
     }
-    let wide = super::wide(gate.dtype());
+    let wide = crate::precision::wide(gate.dtype());
     if gate.dtype() != wide {
         let up = up.cast(wide);
         return super::widened(gate, |gate| swiglu(gate, up));

@@ -99,13 +99,13 @@ impl LinearOps for burn::backend::Cube {
     }
 }
 
-fn turned<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+pub(super) fn turned<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     B::float_transpose(x)
 }
 
-#[cfg(feature = "flex")]
+/// Burn's own.
 #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
-fn products<B: Backend>(a: FloatTensor<B>, b: FloatTensor<B>) -> FloatTensor<B> {
+pub(super) fn products<B: Backend>(a: FloatTensor<B>, b: FloatTensor<B>) -> FloatTensor<B> {
     B::float_matmul(a, b)
 }
 

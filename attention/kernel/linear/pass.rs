@@ -2,10 +2,11 @@
 
 use super::layout::{ALIGNED, Beside, Call, Gemm, Numbers, View, aligned, distance};
 use super::library::{self, Library};
+use super::op::{products, turned};
 use super::plan::{At, Plan};
 use crate::card::OnCard;
 use crate::stream::submit;
-use burn::backend::{Backend, Cube, TensorMetadata, tensor::FloatTensor};
+use burn::backend::{Cube, TensorMetadata, tensor::FloatTensor};
 use burn::tensor::{DType, Shape, Tensor};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
@@ -47,7 +48,7 @@ pub(super) fn product(a: FloatTensor<Cube>, b: FloatTensor<Cube>) -> FloatTensor
     let (a, b) = (Factor::new(a), Factor::new(b));
     match run(&a, &b, With::Nothing) {
         Ok((c, _)) => Cube::lift(c),
-        Err(_) => by_burn::<Cube>(a.lift(), b.lift()),
+        Err(_) => products::<Cube>(a.lift(), b.lift()),
     }
 }
 
@@ -56,7 +57,7 @@ pub(super) fn linear(x: FloatTensor<Cube>, weight: FloatTensor<Cube>) -> FloatTe
     let (x, weight) = (Factor::new(x), Factor::new(weight).turned());
     match run(&x, &weight, With::Nothing) {
         Ok((y, _)) => Cube::lift(y),
-        Err(_) => by_burn::<Cube>(x.lift(), weight.lift()),
+        Err(_) => products::<Cube>(x.lift(), weight.lift()),
     }
 }
 
@@ -79,14 +80,6 @@ pub(super) fn parameter_gradients(
     let (dy, x) = (Factor::new(dy).turned(), Factor::new(x));
     let (dw, db) = run(&dy, &x, With::RowSums).ok()?;
     Some((Cube::lift(dw), Cube::lift(db?)))
-}
-
-fn by_burn<B: Backend>(a: FloatTensor<B>, b: FloatTensor<B>) -> FloatTensor<B> {
-    B::float_matmul(a, b)
-}
-
-fn turned<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
-    B::float_transpose(x)
 }
 
 /// Matrices as they lie on the card, in the last two dimensions, or their transposes.

@@ -4,7 +4,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData, activation::log_softmax};
 
 /// `[1]`
 pub(super) fn loss(x: Tensor<2>, w: Tensor<2>, labels: &[i32]) -> Tensor<1> {
-    let wide = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let wide = crate::precision::wide(x.dtype());
     let device = x.device();
     let w = w.cast(x.dtype());
     let logits = x.matmul(w.transpose()).cast(wide);

@@ -17,7 +17,7 @@ fn counted(labels: &[i32], device: &Device) -> Tensor<2> {
 
 /// Log-probabilities out of logits `[n, V]`, in f32 or f64.
 fn log_probabilities(logits: Tensor<2>) -> Tensor<2> {
-    let wide = if logits.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let wide = crate::precision::wide(logits.dtype());
     burn::tensor::activation::log_softmax(logits.cast(wide), 1)
 }
 
@@ -40,7 +40,7 @@ pub(super) fn forward(
     let w = w.cast(dtype);
     let [n, d] = x.dims();
     let v = w.dims()[0];
-    let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let wide = crate::precision::wide(dtype);
     let mut loss = Tensor::<1>::zeros([1], (&device, wide));
     let nothing = |dtype| Tensor::<2>::zeros([1, 1], (&device, dtype));
     let mut dx = Vec::new();

@@ -28,7 +28,7 @@ pub use ssd::{Ssd, SsdDiscrete, ssd, ssd_discrete};
 pub use steps::{Step, Steps};
 
 use crate::{Error, Implementation};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
 /// What a node of the graph returns: y `[B, T, E]`, and behind it, where it is wanted, the state
 /// `[B, N, E]` as N more tokens. A node has one output, and both need a gradient.
@@ -78,11 +78,6 @@ pub fn ssd_memory(x: [usize; 4], b: [usize; 2], chunk: usize, threads: usize) ->
         let _ = (x, b, chunk, threads);
         0
     }
-}
-
-/// f64 stays, everything else is computed in f32.
-fn wide(dtype: DType) -> DType {
-    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
 /// ln(1 + e^x) without overflow.

@@ -281,6 +281,11 @@ impl Job {
         }
     }
 
+    /// As people find it, and as rows have it.
+    pub fn line(&self) -> String {
+        format!("{}, {}, {}", self.what(), self.case(), self.shape())
+    }
+
     /// Sizes: B batch, H heads, K key heads, D head width, T tokens, L layers, W width, I inner width,
     /// V words, N states.
     pub fn shape(&self) -> String {

@@ -36,11 +36,6 @@ pub struct SuiteArgs {
     measure: MeasureArgs,
 }
 
-/// As `--only` sees a job.
-fn line(job: &Job) -> String {
-    format!("{}, {}, {}", job.what(), job.case(), job.shape())
-}
-
 impl SuiteArgs {
     pub fn run(&self, globals: &Globals) -> Result<()> {
         let start = Instant::now();
@@ -48,9 +43,9 @@ impl SuiteArgs {
         let size = if self.quick { RandomLlama::Small } else { RandomLlama::Large };
         let llama = size.save(&device)?;
         let wanted =
-            |(job, _): &Case| self.only.as_ref().is_none_or(|text| line(job).contains(text));
+            |(job, _): &Case| self.only.as_ref().is_none_or(|text| job.line().contains(text));
         let all = self.cases(size, &llama);
-        let lines: Vec<String> = all.iter().map(|(job, _)| line(job)).collect();
+        let lines: Vec<String> = all.iter().map(|(job, _)| job.line()).collect();
         let cases: Vec<Case> = all.into_iter().filter(wanted).map(|c| self.asked(c)).collect();
         if cases.is_empty() {
             let expected = format!("part of one of these lines:\n{}", lines.join("\n"));

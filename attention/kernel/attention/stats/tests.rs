@@ -3,6 +3,7 @@
 use super::*;
 use crate::attention::tests::{Case, FORWARD, cases, implementations, random, ratio, values};
 use crate::{Mask, MaskSpec, TokenMeta, masked_attention};
+use burn::tensor::DType;
 
 fn options(implementation: Implementation) -> AttentionOptions {
     AttentionOptions::default().with_implementation(implementation)

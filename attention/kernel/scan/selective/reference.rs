@@ -1,7 +1,8 @@
 //! Token by token out of tensor operations, differentiated by Burn: slow, for tests.
 
 use super::{Inputs, Plan};
-use crate::scan::{Step, softplus, wide};
+use crate::precision::wide;
+use crate::scan::{Step, softplus};
 use burn::tensor::{Tensor, activation::silu};
 
 /// y `[B, T, E]` and the state `[B, N, E]`.

@@ -2,7 +2,8 @@
 //! doubling, `[B, span, N, E]`, and from span to span the last one.
 
 use super::{Inputs, Plan};
-use crate::scan::{Step, softplus, wide};
+use crate::precision::wide;
+use crate::scan::{Step, softplus};
 use burn::tensor::activation::sigmoid;
 use burn::tensor::{Bool, DType, Tensor};
 

@@ -13,8 +13,9 @@ pub(super) mod flex;
 mod reference;
 mod tiled;
 
-use super::{Step, Steps, softplus, unpack, wide};
+use super::{Step, Steps, softplus, unpack};
 use crate::fused::swiglu;
+use crate::precision::wide;
 use crate::{Error, Implementation};
 use autodiff::{Inputs, SsdOps};
 use burn::backend::Dispatch;

@@ -1,7 +1,7 @@
 //! Token by token out of tensor operations, differentiated by Burn: slow, for tests.
 
 use super::{Inputs, Plan};
-use crate::scan::wide;
+use crate::precision::wide;
 use burn::tensor::Tensor;
 
 /// y `[B, T, E]` and the state `[B, N, E]`.

@@ -1,6 +1,6 @@
 //! What was to be reached on a graphics card.
 
-use super::targets::{Bound, Target, dense, figures, ratio, size};
+use super::targets::{Bound, Target, dense, figures, of_pairs, ratio, size};
 use crate::bench::row::Row;
 
 /// Lengths of attention.
@@ -32,10 +32,6 @@ fn sparse(row: &Row, backward: bool) -> bool {
 
 fn long(row: &Row, backward: bool, width: usize) -> bool {
     on_card(row) && dense(row, backward, width) && is_long(row)
-}
-
-fn of_pairs(row: &Row) -> Option<f64> {
-    Some(row.peer("dense")?.ratio * row.causal_share?)
 }
 
 /// A share of what bytes over bandwidth allow.
@@ -105,7 +101,6 @@ pub const TARGETS: [Target; 12] = [
             let wanted = |row: &Row| {
                 [false, true].into_iter().any(|backward| masked(row, "", backward))
                     && !row.case.starts_with("dense")
-                    && row.causal_share.is_some_and(|share| share >= 0.05)
             };
             figures(rows, wanted, of_pairs)
         },

@@ -77,6 +77,12 @@ pub fn ratio(name: &'static str) -> impl Fn(&Row) -> Option<f64> {
     move |row| row.peer(name).map(|peer| peer.ratio)
 }
 
+/// What gaps save, times the share of pairs that is left, from a twentieth on.
+pub fn of_pairs(row: &Row) -> Option<f64> {
+    let share = row.causal_share.filter(|share| *share >= 0.05)?;
+    Some(row.peer("dense")?.ratio * share)
+}
+
 /// The number behind a letter of a row's sizes.
 pub fn size(row: &Row, letter: char) -> Option<usize> {
     row.shape.split_whitespace().find_map(|part| part.strip_prefix(letter)?.parse().ok())
@@ -94,8 +100,7 @@ fn of_jobs(
     jobs: &[Job],
     figure: impl Fn(&Row) -> Option<f64>,
 ) -> Vec<(String, f64)> {
-    let name = |job: &Job| format!("{}, {}, {}", job.what(), job.case(), job.shape());
-    let wanted: HashSet<String> = jobs.iter().map(name).collect();
+    let wanted: HashSet<String> = jobs.iter().map(Job::line).collect();
     let on_cpu = |row: &Row| row.device == "flex" && row.dtype == "f32";
     figures(rows, |row| on_cpu(row) && wanted.contains(&row.line()), figure)
 }
@@ -162,12 +167,7 @@ pub const TARGETS: [Target; 13] = [
         text: "block-sparse attention over dense, times its share d of the causal pairs, d ≥ 0.05, T ≥ 8 k",
         bound: Bound::AtLeast(0.8),
         cases: 32,
-        found: |rows| {
-            of_jobs(rows, &sparse(), |row| {
-                let share = row.causal_share.filter(|share| *share >= 0.05)?;
-                Some(row.peer("dense")?.ratio * share)
-            })
-        },
+        found: |rows| of_jobs(rows, &sparse(), of_pairs),
     },
     Target {
         text: "training step, 2 layers, width 256, T 4096, dense, against PyTorch",

@@ -29,6 +29,7 @@ use burn_cubecl::kernel::{cast, into_contiguous};
 use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros_client};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
+use cubecl::server::Handle;
 use span::{FIRST, Form, NEXT, SKIP, SPAN, STATES, SizesLaunch, UNITS};
 
 /// Buffers that the largest kernel binds.
@@ -56,7 +57,8 @@ pub(super) fn refusal(u: &Tensor<3>) -> Option<String> {
 /// A call: its tensors in f32 without gaps, and how it is divided.
 struct Call {
     x: ScanTensors<CubeBackend>,
-    steps: Vec<u32>,
+    /// What each token does, and how many numbers these are.
+    steps: (Handle, usize),
     form: Form,
     batch: usize,
     len: usize,
@@ -220,6 +222,28 @@ pub(super) fn gradients(
     }
 }
 
+/// `out` with the numbers of `x`, B or C, in the order of a kernel in `sums`.
+macro_rules! arranged {
+    ($kernel:ident, $call:expr, $x:expr, $out:expr) => {{
+        let (call, x, out) = ($call, $x, $out);
+        // Safe: a thread per number of `out`, which reads within `x`.
+        unsafe {
+            sums::$kernel::launch_unchecked(
+                &x.client,
+                small(&out),
+                CubeDim::new_1d(SMALL),
+                call.addresses(),
+                buffer(x),
+                call.steps(),
+                buffer(&out),
+                call.sizes(),
+                call.form.plain,
+            );
+        }
+        out
+    }};
+}
+
 impl Call {
     fn new(x: ScanTensors<CubeBackend>, plan: &Plan) -> Self {
         let [batch, len, channels] = x.u.meta.shape().dims();
@@ -229,9 +253,11 @@ impl Call {
         let per_chunk = spans.div_ceil(wanted);
         let plain_steps = plan.steps.is_plain();
         let ptx = cfg!(feature = "cuda-nvrtc") && x.u.client.name() == "cuda";
+        let steps = if plain_steps { vec![NEXT] } else { steps(plan, spans * SPAN) };
+        let on_card = x.u.client.create_from_slice(u32::as_bytes(&steps));
         Self {
             x: x.map(plain),
-            steps: if plain_steps { vec![NEXT] } else { steps(plan, spans * SPAN) },
+            steps: (on_card, steps.len()),
             form: Form {
                 plain: plain_steps,
                 softplus: plan.softplus,
@@ -281,9 +307,9 @@ impl Call {
     }
 
     fn steps(&self) -> BufferArg {
-        let handle = self.x.u.client.create_from_slice(u32::as_bytes(&self.steps));
+        let (handle, len) = self.steps.clone();
         // Safe: it has as many numbers.
-        unsafe { BufferArg::from_raw_parts(handle, self.steps.len()) }
+        unsafe { BufferArg::from_raw_parts(handle, len) }
     }
 
     /// Wide enough for the largest buffer.
@@ -315,40 +341,12 @@ impl Call {
     fn by_token(&self, x: &CubeTensor) -> CubeTensor {
         let width = self.n.next_multiple_of(STATES);
         let out = self.empty([self.batch, self.groups, self.spans * SPAN, width]);
-        // Safe: a thread per number of `out`, which reads within `x`.
-        unsafe {
-            sums::by_token::launch_unchecked(
-                &x.client,
-                small(&out),
-                CubeDim::new_1d(SMALL),
-                self.addresses(),
-                buffer(x),
-                self.steps(),
-                buffer(&out),
-                self.sizes(),
-                self.form.plain,
-            );
-        }
-        out
+        arranged!(by_token, self, x, out)
     }
 
     fn by_state(&self, x: &CubeTensor) -> CubeTensor {
         let out = self.empty([self.batch, self.groups * self.n, self.spans * SPAN]);
-        // Safe: a thread per number of `out`, which reads within `x`.
-        unsafe {
-            sums::by_state::launch_unchecked(
-                &x.client,
-                small(&out),
-                CubeDim::new_1d(SMALL),
-                self.addresses(),
-                buffer(x),
-                self.steps(),
-                buffer(&out),
-                self.sizes(),
-                self.form.plain,
-            );
-        }
-        out
+        arranged!(by_state, self, x, out)
     }
 
     /// States, or their gradients, from chunk to chunk. `first` is the tensor that has those before

@@ -13,7 +13,7 @@ mod within;
 
 use super::documents::{Documents, Group, Limits, joined};
 use super::{Inputs, Plan};
-use crate::scan::wide;
+use crate::precision::wide;
 use burn::tensor::Tensor;
 use rows::Rows;
 
