@@ -109,14 +109,15 @@ impl Linear {
     pub fn forward(&self, x_BTD: Tensor<3>) -> Tensor<3> {
         let ([b, t, d], dtype) = (x_BTD.dims(), x_BTD.dtype());
         let x = x_BTD.reshape([b * t, d]);
-        let matrix = |of: &Param<Tensor<2>>| of.val().cast(dtype);
         let mut y = match &self.bias {
-            Some(bias) => linear_bias(x.clone(), matrix(&self.weight), bias.val().cast(dtype)),
-            None => linear(x.clone(), matrix(&self.weight)),
+            Some(bias) => {
+                linear_bias(x.clone(), self.weight.val().cast(dtype), bias.val().cast(dtype))
+            }
+            None => linear(x.clone(), self.weight.val()),
         };
         if let Some(lora) = &self.lora {
-            let low = linear(x, matrix(&lora.a));
-            y = y + linear(low, matrix(&lora.b)).mul_scalar(lora.scale());
+            let low = linear(x, lora.a.val());
+            y = y + linear(low, lora.b.val()).mul_scalar(lora.scale());
         }
         let out = y.dims()[1];
         y.reshape([b, t, out])

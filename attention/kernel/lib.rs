@@ -45,6 +45,7 @@ mod simd;
 mod stream;
 #[cfg(feature = "flex")]
 mod threads;
+mod trace;
 
 pub use attention::{Reduce, attention_backward, attention_stats, masked_attention};
 pub use branch::{AttentionGrads, AttentionOptions, AttentionOutput, Branch, Implementation};
@@ -53,6 +54,7 @@ pub use host::keep_freed_memory;
 pub use loss::{linear_cross_entropy, linear_nll};
 pub use named::card_name;
 pub use scan::{SelectiveScan, Ssd, SsdDiscrete, Step, Steps, selective_scan, ssd, ssd_discrete};
+pub use trace::{Launch, traced};
 
 pub use mask::{
     BlockKind, BlockList, BlockMap, BlockStride, GroupSize, Groups, Mask, MaskSpec, TokenMeta,

@@ -33,3 +33,14 @@ fn on_card(device: &Device) -> Option<String> {
     }
     Some(client.properties().identity.fingerprint.clone()).filter(|name| !name.is_empty())
 }
+
+/// The number of an NVIDIA card under CUDA.
+#[cfg(feature = "cuda")]
+pub(crate) fn cuda_number(device: &Device) -> Option<i32> {
+    use burn::backend::{Cube, TensorMetadata};
+    use burn::tensor::Tensor;
+
+    let x = Tensor::<1>::zeros([1], &device.clone().inner());
+    let device = x.try_into_primitive::<Cube>().ok()?.device();
+    (device.client().name() == "cuda").then(|| device.to_id().index_id.into())
+}

@@ -14,6 +14,7 @@ mod memory;
 mod models;
 mod page;
 mod probe;
+mod profile;
 mod recall;
 mod room;
 mod row;

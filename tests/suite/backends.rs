@@ -31,7 +31,7 @@ use longburn::testing::{CheckOptions, check_mixer, ratio};
 use longburn::training::{NextToken, TrainConfig, Trainer};
 use products::{
     products_equal_sums_in_f64, products_keep_their_place, products_of_frozen_parts,
-    products_run_their_own_code,
+    products_run_their_own_code, products_with_wide_weights,
 };
 use scan::{
     scans_do_not_reach_other_documents, scans_of_documents_equal_the_reference,
@@ -95,6 +95,7 @@ device_test!(
     ssd_of_whole_rows_equals_the_reference,
     ssd_does_not_reach_other_documents,
     products_equal_sums_in_f64,
+    products_with_wide_weights,
     products_of_frozen_parts,
     products_run_their_own_code,
     products_keep_their_place,

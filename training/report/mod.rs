@@ -20,7 +20,7 @@ pub use mask::{MaskDrawing, MaskSummary};
 pub use metrics::{
     EvalRecord, Metrics, MetricsLog, NoteRecord, Record, TornLine, TrainRecord, read_metrics,
 };
-pub use plot::{Heatmap, Plot, Series};
+pub use plot::{Bars, Heatmap, Plot, Series};
 pub use progress::{Progress, Stage};
 pub use stats::{Estimate, mean_se, paired_difference};
 pub use table::{Cell, Table};

@@ -1,11 +1,13 @@
 //! Plots as SVG that follow the reader's light or dark theme and can be read without colour.
 
+mod bars;
 mod draw;
 mod heatmap;
 mod legend;
 mod style;
 mod ticks;
 
+pub use bars::Bars;
 pub use heatmap::Heatmap;
 
 use std::path::Path;

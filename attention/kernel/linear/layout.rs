@@ -140,7 +140,7 @@ pub(super) enum Beside {
     RowSums,
 }
 
-/// The numbers of all matrices; sums are in f32.
+/// The numbers of a matrix; sums are in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Numbers {
     F32,
@@ -167,17 +167,21 @@ impl Numbers {
 }
 
 /// What all left and right factors and results of these addresses are aligned by, bytes.
-pub(super) fn aligned(gemm: &Gemm, numbers: Numbers, addresses: [u64; 3]) -> [u32; 3] {
+pub(super) fn aligned(gemm: &Gemm, [numbers, out]: [Numbers; 2], addresses: [u64; 3]) -> [u32; 3] {
     let Batch { count, left, right } = gemm.batch;
     let apart = [left, right, if count == 1 { 0 } else { gemm.m * gemm.n }];
-    std::array::from_fn(|i| alignment(addresses[i] | (apart[i] as u64 * numbers.bytes())))
+    let bytes = [numbers, numbers, out].map(Numbers::bytes);
+    std::array::from_fn(|i| alignment(addresses[i] | (apart[i] as u64 * bytes[i])))
 }
 
 /// All that decides which kernel runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Call {
     pub gemm: Gemm,
+    /// Of both factors.
     pub numbers: Numbers,
+    /// Of D.
+    pub out: Numbers,
     pub beside: Beside,
     /// Of the left and the right factor and of D, bytes.
     pub aligned: [u32; 3],
@@ -191,6 +195,9 @@ impl std::fmt::Display for Call {
         }
         let order = |of: Factor| if of.turned { "turned " } else { "" };
         write!(f, "[{n}, {k}] x [{k}, {m}] in {:?}", self.numbers)?;
+        if self.out != self.numbers {
+            write!(f, " to {:?}", self.out)?;
+        }
         let beside = match self.beside {
             Beside::Nothing => "",
             Beside::Bias => ", with a bias",

@@ -30,8 +30,11 @@ use op::LinearOps;
 
 /// A linear layer without a bias.
 ///
+/// For x in 16 bits the weight may be in f32: it is rounded for the products, and its gradient is in f32,
+/// where a product of our own is there, that of its sums.
+///
 /// # Shapes
-/// x `[M, K]`, weight `[N, K]` -> `[M, N]`
+/// x `[M, K]`, weight `[N, K]` -> `[M, N]`, like x
 ///
 /// # Panics
 /// When the widths K differ.
@@ -40,6 +43,15 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     expect(k == of_weight, "linear", || format!("x is [{m}, {k}], the weight [{n}, {of_weight}]"));
     if m * k * n == 0 {
         return Tensor::zeros([m, n], (&x.device(), x.dtype()));
+    }
+    if x.dtype() != weight.dtype() {
+        #[cfg(any(feature = "flex", feature = "cuda"))]
+        if narrow(&x) && weight.dtype() == DType::F32 && has_narrow_op(&x, &weight) {
+            let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+            return Tensor::from_dispatch(<Dispatch as LinearOps>::narrow_linear_op(x, weight));
+        }
+        let weight = weight.cast(x.dtype());
+        return linear(x, weight);
     }
     #[cfg(any(feature = "flex", feature = "cuda"))]
     if has_op(&x, &weight) {
@@ -121,6 +133,31 @@ pub(crate) fn products_on_card<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Te
         return Tensor::from_dispatch(c);
     }
     a.matmul(b)
+}
+
+/// `a·b` of factors in 16 bits, in f32: on NVIDIA cards the sums as they are.
+///
+/// # Shapes
+/// a `[M, K]`, b `[K, N]` -> `[M, N]`, f32
+pub(crate) fn wide_product_on_card(a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
+    #[cfg(feature = "cuda")]
+    if a.dims()[1] == b.dims()[0] && narrow(&a) && on_card(&a, &b) {
+        let c = <Dispatch as LinearOps>::wide_product_op(a.into_dispatch(), b.into_dispatch());
+        return Tensor::from_dispatch(c);
+    }
+    product_on_card(a, b).cast(DType::F32)
+}
+
+#[cfg(any(feature = "flex", feature = "cuda"))]
+fn has_narrow_op(x: &Tensor<2>, weight: &Tensor<2>) -> bool {
+    let on_cpu = |x: &Tensor<2>| crate::attention::is_flex(&x.device());
+    let same = x.device().inner() == weight.device().inner();
+    (cfg!(feature = "flex") && on_cpu(x) && on_cpu(weight)) || (same && on_card(x, x))
+}
+
+#[cfg(any(feature = "flex", feature = "cuda"))]
+fn narrow(x: &Tensor<2>) -> bool {
+    matches!(x.dtype(), DType::BF16 | DType::F16)
 }
 
 #[cfg(any(feature = "flex", feature = "cuda"))]

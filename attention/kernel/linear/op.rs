@@ -5,6 +5,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::{Autodiff, AutodiffBackend, Backend, TensorMetadata};
 use burn::backend::{backend_extension, tensor::FloatTensor};
+use burn::tensor::{DType, FloatDType};
 
 /// x `[M, K]`, weight `[N, K]`, bias `[N]`, y and dy `[M, N]`.
 #[backend_extension(
@@ -25,6 +26,13 @@ pub trait LinearOps: Backend {
 
     /// `a·b`, without a graph.
     fn product_op(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// `x·Wᵀ` for x in 16 bits and a weight in f32, which is rounded for the product; its gradient is the
+    /// product's own sums in f32.
+    fn narrow_linear_op(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// `a·b` of factors in 16 bits, in f32 and without a graph.
+    fn wide_product_op(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
 
     /// `a·b` of matrices in the last two dimensions, `[.., M, K]` and `[.., K, N]`, without a graph.
     #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
@@ -52,7 +60,20 @@ impl LinearOps for burn::backend::Flex {
     }
 
     fn product_op(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
-        super::flex::product(a, b)
+        if a.dtype() == DType::F32 {
+            return super::flex::product(a, b);
+        }
+        let like = FloatDType::from(a.dtype());
+        cast::<Self>(Self::wide_product_op(a, b), like)
+    }
+
+    fn narrow_linear_op(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        let weight = rounded::<Self>(weight, &x);
+        Self::product_op(x, turned::<Self>(weight))
+    }
+
+    fn wide_product_op(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        super::flex::product(widened::<Self>(a), widened::<Self>(b))
     }
 
     fn products_op(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -86,6 +107,15 @@ impl LinearOps for burn::backend::Cube {
         super::pass::product(a, b)
     }
 
+    fn narrow_linear_op(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        let weight = rounded::<Self>(weight, &x);
+        super::pass::linear(x, weight)
+    }
+
+    fn wide_product_op(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        super::pass::wide_product(a, b)
+    }
+
     fn products_op(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
         super::pass::product(a, b)
     }
@@ -101,6 +131,19 @@ impl LinearOps for burn::backend::Cube {
 
 pub(super) fn turned<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     B::float_transpose(x)
+}
+
+/// `weight` in the dtype of `x`.
+fn rounded<B: Backend>(weight: FloatTensor<B>, x: &FloatTensor<B>) -> FloatTensor<B> {
+    cast::<B>(weight, FloatDType::from(x.dtype()))
+}
+
+pub(super) fn widened<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    cast::<B>(x, FloatDType::F32)
+}
+
+fn cast<B: Backend>(x: FloatTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
+    B::float_cast(x, dtype)
 }
 
 /// Burn's own.
@@ -217,6 +260,47 @@ impl<B: Backend + LinearOps, C: CheckpointStrategy> LinearOps for Autodiff<B, C>
     fn product_op(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
         let p = |t: FloatTensor<Self>| t.primitive().clone();
         Self::from_inner(B::product_op(p(a), p(b)))
+    }
+
+    fn narrow_linear_op(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct NarrowLinear;
+
+        impl<B: Backend + LinearOps> Backward<B, 2> for NarrowLinear {
+            type State = Kept<B>;
+
+            fn backward(
+                self,
+                ops: Ops<Self::State, 2>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
+                let dy = grads.consume::<B>(&ops.node);
+                let ([x, weight], [of_x, of_weight]) = (ops.state, ops.parents);
+                if let (Some(parent), Some(weight)) = (of_x, weight) {
+                    grads.register::<B>(parent.id, B::product_op(dy.clone(), weight));
+                }
+                if let (Some(parent), Some(x)) = (of_weight, x) {
+                    grads.register::<B>(parent.id, B::wide_product_op(turned::<B>(dy), x));
+                }
+            }
+        }
+
+        let xp = x.primitive().clone();
+        // Rounded once, for both passes.
+        let narrow = rounded::<B>(weight.primitive().clone(), &xp);
+        let kept =
+            [weight.is_tracked().then(|| xp.clone()), x.is_tracked().then(|| narrow.clone())];
+        let y = B::narrow_linear_op(xp, narrow);
+        match NarrowLinear.prepare::<C>([x.node(), weight.node()]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(kept, y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn wide_product_op(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        let p = |t: FloatTensor<Self>| t.primitive().clone();
+        Self::from_inner(B::wide_product_op(p(a), p(b)))
     }
 
     fn products_op(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {

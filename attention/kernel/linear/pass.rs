@@ -2,7 +2,7 @@
 
 use super::layout::{ALIGNED, Beside, Call, Gemm, Numbers, View, aligned, distance};
 use super::library::{self, Library};
-use super::op::{products, turned};
+use super::op::{products, turned, widened};
 use super::plan::{At, Plan};
 use crate::card::OnCard;
 use crate::stream::submit;
@@ -46,16 +46,25 @@ fn numbers(dtype: DType) -> Option<Numbers> {
 /// `a·b` of matrices in the last two dimensions, the same number of both.
 pub(super) fn product(a: FloatTensor<Cube>, b: FloatTensor<Cube>) -> FloatTensor<Cube> {
     let (a, b) = (Factor::new(a), Factor::new(b));
-    match run(&a, &b, With::Nothing) {
+    match run(&a, &b, With::Nothing, a.x.dtype) {
         Ok((c, _)) => Cube::lift(c),
         Err(_) => products::<Cube>(a.lift(), b.lift()),
+    }
+}
+
+/// The same in f32, whatever the factors are in: sums are not rounded to 16 bits.
+pub(super) fn wide_product(a: FloatTensor<Cube>, b: FloatTensor<Cube>) -> FloatTensor<Cube> {
+    let (a, b) = (Factor::new(a), Factor::new(b));
+    match run(&a, &b, With::Nothing, DType::F32) {
+        Ok((c, _)) => Cube::lift(c),
+        Err(_) => widened::<Cube>(products::<Cube>(a.lift(), b.lift())),
     }
 }
 
 /// `x·Wᵀ`
 pub(super) fn linear(x: FloatTensor<Cube>, weight: FloatTensor<Cube>) -> FloatTensor<Cube> {
     let (x, weight) = (Factor::new(x), Factor::new(weight).turned());
-    match run(&x, &weight, With::Nothing) {
+    match run(&x, &weight, With::Nothing, x.x.dtype) {
         Ok((y, _)) => Cube::lift(y),
         Err(_) => products::<Cube>(x.lift(), weight.lift()),
     }
@@ -69,7 +78,7 @@ pub(super) fn linear_bias(
 ) -> Option<FloatTensor<Cube>> {
     let (x, weight) = (Factor::new(x), Factor::new(weight).turned());
     let bias = into_contiguous(Cube::lower(bias));
-    run(&x, &weight, With::Bias(&bias)).ok().map(|(y, _)| Cube::lift(y))
+    run(&x, &weight, With::Bias(&bias), x.x.dtype).ok().map(|(y, _)| Cube::lift(y))
 }
 
 /// (dyᵀ·x, sums of dy's columns); none where the two do not go together.
@@ -78,7 +87,7 @@ pub(super) fn parameter_gradients(
     x: FloatTensor<Cube>,
 ) -> Option<(FloatTensor<Cube>, FloatTensor<Cube>)> {
     let (dy, x) = (Factor::new(dy).turned(), Factor::new(x));
-    let (dw, db) = run(&dy, &x, With::RowSums).ok()?;
+    let (dw, db) = run(&dy, &x, With::RowSums, x.x.dtype).ok()?;
     Some((Cube::lift(dw), Cube::lift(db?)))
 }
 
@@ -144,14 +153,20 @@ enum With<'a> {
     RowSums,
 }
 
-/// C and, where they were asked for, the sums of A's rows.
+/// C in `out` and, where they were asked for, the sums of A's rows.
 ///
 /// # Errors
 /// Why the library does not do it. Nothing has been queued then.
-fn run(a: &Factor, b: &Factor, with: With<'_>) -> Result<(CubeTensor, Option<CubeTensor>), String> {
+fn run(
+    a: &Factor,
+    b: &Factor,
+    with: With<'_>,
+    out: DType,
+) -> Result<(CubeTensor, Option<CubeTensor>), String> {
     let dtype = a.x.dtype;
-    let numbers = numbers(dtype).filter(|_| b.x.dtype == dtype);
-    let numbers = numbers.ok_or("factors of several kinds of numbers")?;
+    let of_factors = numbers(dtype).filter(|_| b.x.dtype == dtype);
+    let of_factors = of_factors.ok_or("factors of several kinds of numbers")?;
+    let of_out = numbers(out).ok_or("a result that is no product's")?;
     let many = a.many();
     let product = Gemm::new(a.view(), b.view()).filter(|_| b.many() == many);
     let gemm = product
@@ -172,16 +187,16 @@ fn run(a: &Factor, b: &Factor, with: With<'_>) -> Result<(CubeTensor, Option<Cub
     let device = a.x.device.clone();
     let library = library::of(device.to_id().index_id.into())?;
     // As far as it is known before buffers have addresses: they begin at multiples of 512 bytes.
-    let aligned = aligned(&gemm, numbers, [begins(&b.x), begins(&a.x), 0]);
-    let call = Call { gemm, numbers, beside, aligned };
+    let aligned = aligned(&gemm, [of_factors, of_out], [begins(&b.x), begins(&a.x), 0]);
+    let call = Call { gemm, numbers: of_factors, out: of_out, beside, aligned };
     let plan = library.plan(&call)?;
 
     let empty = |shape: &[usize], dtype| {
         let client = a.x.client.clone();
         empty_device_contiguous_dtype(client, device.clone(), Shape::from(shape.to_vec()), dtype)
     };
-    let c = empty(&[many, &[gemm.n, gemm.m]].concat(), dtype);
-    let sums = (beside == Beside::RowSums).then(|| empty(&[gemm.n], dtype));
+    let c = empty(&[many, &[gemm.n, gemm.m]].concat(), out);
+    let sums = (beside == Beside::RowSums).then(|| empty(&[gemm.n], out));
     let room = plan.workspace();
     // With what its address is rounded up by.
     let workspace = (room > 0).then(|| empty(&[(room + ALIGNED as usize).div_ceil(4)], DType::F32));
@@ -230,7 +245,7 @@ fn plan_for(
     expected: Arc<Plan>,
     at: &At,
 ) -> Result<Arc<Plan>, String> {
-    let aligned = aligned(&call.gemm, call.numbers, [at.left, at.right, at.out]);
+    let aligned = aligned(&call.gemm, [call.numbers, call.out], [at.left, at.right, at.out]);
     if aligned == call.aligned {
         return Ok(expected);
     }

@@ -63,10 +63,9 @@ impl Plan {
             // The true address comes with the launch; here its alignment is looked at, if anything.
             desc.set(Of::CUBLASLT_MATMUL_DESC_BIAS_POINTER, u64::from(ALIGNED))?;
         }
-        let numbers = numbers(call.numbers);
-        let stored = |of: Factor| Matrix::new(numbers, of.rows, of.columns, of.ld);
+        let stored = |of: Factor| Matrix::new(numbers(call.numbers), of.rows, of.columns, of.ld);
         let (left, right) = (stored(gemm.left)?, stored(gemm.right)?);
-        let out = Matrix::new(numbers, gemm.m, gemm.n, gemm.m)?;
+        let out = Matrix::new(numbers(call.out), gemm.m, gemm.n, gemm.m)?;
         let batch = gemm.batch;
         if batch.count > 1 {
             left.many(batch.count, batch.left)?;

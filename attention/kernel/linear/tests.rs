@@ -157,10 +157,12 @@ fn addresses_have_alignments() {
     // Many are aligned as the least of them.
     let rows = |rows, columns| View { rows, columns, strides: [columns, 1] };
     let one = Gemm::new(rows(8, 6), rows(6, 4)).unwrap();
-    assert_eq!(aligned(&one, Numbers::F32, [512, 8, 256]), [256, 8, 256]);
+    assert_eq!(aligned(&one, [Numbers::F32; 2], [512, 8, 256]), [256, 8, 256]);
     let many = one.times(3, [48, 0]).unwrap();
-    assert_eq!(aligned(&many, Numbers::F32, [512, 512, 256]), [256, 64, 128]);
-    assert_eq!(aligned(&many, Numbers::Bf16, [6, 512, 256]), [2, 32, 64]);
+    assert_eq!(aligned(&many, [Numbers::F32; 2], [512, 512, 256]), [256, 64, 128]);
+    assert_eq!(aligned(&many, [Numbers::Bf16; 2], [6, 512, 256]), [2, 32, 64]);
+    let mixed = [Numbers::Bf16, Numbers::F32];
+    assert_eq!(aligned(&many, mixed, [6, 512, 256]), [2, 32, 128]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Chunks of tokens out of tensor operations: any device.
 
 use super::{LossPlan, chunk_on};
-use crate::linear::product_on_card;
+use crate::linear::{product_on_card, wide_product_on_card};
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
 
 fn column(labels: &[i32], device: &Device) -> Tensor<2, Int> {
@@ -63,7 +63,13 @@ pub(super) fn forward(
         if plan.x_grad {
             dx.push(product_on_card(dlogits.clone(), w.clone()));
         }
-        dw = dw.map(|sum| sum + product_on_card(dlogits.transpose(), part).cast(wide));
+        dw = dw.map(|sum| {
+            let (left, right) = (dlogits.transpose(), part);
+            sum + match wide {
+                DType::F32 => wide_product_on_card(left, right),
+                _ => product_on_card(left, right),
+            }
+        });
     }
     let dx = if dx.is_empty() { nothing(dtype) } else { Tensor::cat(dx, 0) };
     (loss, dx, dw.map_or_else(|| nothing(of_w), |dw| dw.cast(of_w)))

@@ -29,6 +29,9 @@ pub struct MeasureArgs {
     /// Write the rows to this file, too
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Name every kernel of one more run with its time: a table, and a drawing as SVG (CUDA)
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "profile.svg")]
+    pub profile: Option<PathBuf>,
     /// Rows and columns of the product that the ceiling is taken from
     #[arg(long, default_value_t = 2048, value_name = "N", hide = true)]
     pub ceiling_side: usize,
@@ -36,15 +39,15 @@ pub struct MeasureArgs {
 
 impl MeasureArgs {
     /// # Errors
-    /// [`Error::Config`]; [`Error::Io`] where rows could not be written to the file.
+    /// [`Error::Config`]; [`Error::Io`] where rows or a drawing could not be written to the file.
     pub fn check(&self) -> Result<()> {
         let most = 1 << 20;
         if !(1..=most).contains(&self.peer_timeout) {
             let expected = format!("from 1 to {most}");
             return Err(Error::config("command line", "peer-timeout", self.peer_timeout, expected));
         }
-        if let Some(out) = &self.out {
-            writable(out)?;
+        for file in [&self.out, &self.profile].into_iter().flatten() {
+            writable(file)?;
         }
         for (field, value) in [("repeats", self.repeats), ("ceiling-side", self.ceiling_side)] {
             if value == 0 || value > 1 << 14 {

@@ -4,6 +4,7 @@ use super::args::{MeasureArgs, PeerName};
 use super::cost::Cost;
 use super::job::{Job, Numbers};
 use super::probe::{Probe, same};
+use super::profile::Profile;
 use super::row::{Ceiling, Machine, Peer, Row, median};
 use super::torch::{Torch, TorchPeer};
 use super::work::{Side, Work, work};
@@ -85,6 +86,12 @@ impl<'a> Bench<'a> {
                 peer.check(job)?;
             }
         }
+        if args.profile.is_some() && !matches!(globals.device, DeviceName::Cuda(_)) {
+            return Err(Error::Unsupported {
+                what: format!("--profile on {}", globals.device),
+                remedy: "only NVIDIA cards name their kernels; add --device cuda".into(),
+            });
+        }
         let device = globals.device.open()?;
         let torch = args.torch(globals.device);
         let in_python = cases.iter().any(|(_, peers)| peers.iter().any(|peer| peer.in_python()));
@@ -116,11 +123,16 @@ impl<'a> Bench<'a> {
             rivals.push(self.rival(*name, job, folder, &found)?);
         }
         let samples = take_turns(&mut *ours, &mut rivals, self.args.repeats)?;
+        let profile = match self.args.profile {
+            Some(_) => Some(Profile::of(&mut *ours, &self.device)?),
+            None => None,
+        };
         // What all hold is not needed while other processes are measured.
         drop(ours);
         let timed: Vec<Timed> = rivals.into_iter().map(|rival| rival.timed).collect();
         let peak = self.peak(job, None, folder)?;
         let mut row = self.summary(job, &cost, samples, peak);
+        row.profile = profile;
         for peer in timed {
             let peak = self.peak(job, Some(peer.name), folder)?;
             row.peers.push(peer.summary(row.seconds, row.peak_bytes, peak));
@@ -233,6 +245,7 @@ impl<'a> Bench<'a> {
             share: computes.then(|| speed / roof()),
             tokens_per_second: tokens.map(|tokens| tokens as f64 / seconds),
             growth: None,
+            profile: None,
             peers: Vec::new(),
         }
     }

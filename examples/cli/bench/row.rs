@@ -1,5 +1,6 @@
 //! The one form of a result, in files and on standard output.
 
+use super::profile::Profile;
 use longburn::models::weights::write_atomic;
 use longburn::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -62,6 +63,9 @@ pub struct Row {
     pub tokens_per_second: Option<f64>,
     /// Of `growth`: peak at the end over the peak early in the run.
     pub growth: Option<f64>,
+    /// Where the time of one run on a card goes, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<Profile>,
     /// Who else did the same, in turn with Longburn.
     pub peers: Vec<Peer>,
 }
@@ -298,6 +302,7 @@ pub mod tests {
             share: Some(0.9),
             tokens_per_second: None,
             growth: Some(1.0),
+            profile: None,
             peers: peers.into(),
         }
     }

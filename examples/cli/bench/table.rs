@@ -7,6 +7,7 @@ use super::row::{Results, Row};
 use crate::{Globals, output};
 use longburn::Result;
 use longburn::training::plan::bytes;
+use std::path::{Path, PathBuf};
 
 /// Measure jobs one after another with the peers that were asked for, as [`run`] does.
 ///
@@ -34,6 +35,13 @@ pub fn run(
         let row = bench.row(case)?;
         if !globals.json {
             output::print(&text(&row))?;
+            if let Some(profile) = &row.profile {
+                output::print(&profile.text())?;
+            }
+        }
+        if let (Some(profile), Some(file)) = (&row.profile, &args.profile) {
+            let title = format!("{}, {}, {}", row.what, row.case, row.shape);
+            profile.draw(&title, &numbered(file, i))?;
         }
         results.rows.push(row);
         if let Some(out) = &args.out {
@@ -42,6 +50,19 @@ pub fn run(
         done(i + 1);
     }
     if globals.json { output::json(&output::value(&results)) } else { Ok(()) }
+}
+
+/// A file of its own for every row: `step.svg`, `step-2.svg`, and so on.
+fn numbered(file: &Path, row: usize) -> PathBuf {
+    if row == 0 {
+        return file.into();
+    }
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+    let name = match file.extension() {
+        Some(ending) => format!("{stem}-{}.{}", row + 1, ending.to_string_lossy()),
+        None => format!("{stem}-{}", row + 1),
+    };
+    file.with_file_name(name)
 }
 
 /// A row in lines.

@@ -180,6 +180,42 @@ pub fn products_equal_sums_in_f64(device: &Device) {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// A weight in f32 beside x in 16 bits is rounded, its gradient is not.
+pub fn products_with_wide_weights(device: &Device) {
+    if let Products::Burn { reason } = products_on(device, DType::F32) {
+        println!("skipped: {reason}");
+        return;
+    }
+    let mut wrong = Wrong::new();
+    for dtype in [DType::BF16, DType::F16] {
+        for size in SIZES {
+            let [m, k, n] = size;
+            let name = |what: &str| format!("{what} of {size:?} in {dtype:?}");
+            let x = Tensor::from_inner(random::<2>([m, k], 1, device).cast(dtype)).require_grad();
+            let w = Tensor::from_inner(random::<2>([n, k], 2, device)).require_grad();
+            let dy = random::<2>([m, n], 4, device).cast(dtype);
+            let (of_x, of_dy) = (host(x.clone()), host(dy.clone()));
+            let of_w = host(w.clone().cast(dtype));
+            poison(size, dtype, device);
+            poison(size, DType::F32, device);
+            let y = linear(x.clone(), w.clone());
+            assert_eq!(y.dtype(), dtype);
+            let grads = (y.clone() * Tensor::from_inner(dy)).sum().backward();
+            let (dx, dw) = (x.grad(&grads).unwrap(), w.grad(&grads).unwrap());
+            assert_eq!((dx.dtype(), dw.dtype()), (dtype, DType::F32));
+            let want = sums([m, n, k], |i, l| of_x[i * k + l], |l, j| of_w[j * k + l]);
+            compare(&mut wrong, name("y"), &host(y), &want, allowed(dtype));
+            let want = sums([m, k, n], |i, j| of_dy[i * n + j], |j, l| of_w[j * k + l]);
+            compare(&mut wrong, name("dx"), &host(dx), &want, allowed(dtype));
+            let want = sums([n, k, m], |j, i| of_dy[i * n + j], |i, l| of_x[i * k + l]);
+            compare(&mut wrong, name("dw"), &host(dw), &want, super::FORWARD);
+        }
+    }
+    let left: Wrong = left_to_burn().into_iter().filter(|line| line.contains(" to F32")).collect();
+    assert!(left.is_empty(), "left to Burn: {left:?}");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 /// What is frozen has no gradient, and the others are the same.
 pub fn products_of_frozen_parts(device: &Device) {
     if !exact(device) {
