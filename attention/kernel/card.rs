@@ -1,6 +1,10 @@
 //! Tensors of graphics cards as kernels in CubeCL take them, with and without Burn's fusion.
 
-use burn::backend::{Backend, tensor::FloatTensor};
+pub(crate) mod launch;
+pub(crate) mod team;
+
+use burn::backend::{Backend, Cube, tensor::FloatTensor};
+use burn::tensor::{DType, Tensor};
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 
 /// A backend whose tensors lie in buffers of CubeCL.
@@ -20,6 +24,12 @@ impl OnCard for CubeBackend {
     fn lift(x: CubeTensor) -> FloatTensor<Self> {
         x
     }
+}
+
+/// Whether kernels of ours run for this tensor, which read f32, bf16 and f16.
+pub(crate) fn floats_on_card<const D: usize>(x: &Tensor<D>) -> bool {
+    let float = matches!(x.dtype(), DType::F32 | DType::BF16 | DType::F16);
+    float && x.clone().inner().try_into_primitive::<Cube>().is_ok()
 }
 
 #[cfg(feature = "fusion")]

@@ -4,6 +4,7 @@
 //! can run them.
 
 mod hopper;
+mod layers;
 mod products;
 mod scan;
 mod ssd;
@@ -13,6 +14,11 @@ use hopper::{
     auto_takes_hopper_where_it_runs, hopper_equals_the_reference_at_every_width,
     hopper_equals_the_reference_behind_a_cache, hopper_equals_the_reference_with_heads_of_64,
     hopper_equals_the_reference_with_heads_of_128, hopper_reads_what_is_seen, hopper_repeats,
+};
+use layers::{
+    empty_layers_are_empty, gated_activations_equal_the_formula, norms_do_not_reach_other_rows,
+    norms_equal_the_formula, norms_repeat, rotations_equal_the_formula,
+    steps_of_adamw_equal_the_formula,
 };
 use longburn::attention::{AttnShape, LongGenConfig, LongLoraConfig, MixerConfig};
 use longburn::datasets::{Side, TokenBatch};
@@ -99,6 +105,13 @@ device_test!(
     products_of_frozen_parts,
     products_run_their_own_code,
     products_keep_their_place,
+    empty_layers_are_empty,
+    gated_activations_equal_the_formula,
+    norms_do_not_reach_other_rows,
+    norms_equal_the_formula,
+    norms_repeat,
+    rotations_equal_the_formula,
+    steps_of_adamw_equal_the_formula,
 );
 
 fn random<const D: usize>(shape: [usize; D], stream: u64, device: &Device) -> Tensor<D> {

@@ -22,7 +22,7 @@ pub struct AdamWStep {
 
 impl AdamWStep {
     /// What the moments are divided by, because they began at zero.
-    fn corrections(&self) -> (f32, f32) {
+    pub(super) fn corrections(&self) -> (f32, f32) {
         let correction = |beta: f32| {
             (1.0 - f64::from(beta).powi(self.time.min(i32::MAX as usize) as i32)) as f32
         };
@@ -52,6 +52,14 @@ pub fn adamw<const N: usize>(
     #[cfg(feature = "flex")]
     if [&weight, &grad, &m, &v].into_iter().all(super::on_cpu) {
         return flex::adamw(weight, grad, [m, v], step);
+    }
+    #[cfg(feature = "cube")]
+    if weight.shape().num_elements() > 0
+        && [&grad, &m, &v].into_iter().all(|x| x.dtype() == weight.dtype())
+        && [&weight, &grad, &m, &v].into_iter().all(crate::card::floats_on_card)
+    {
+        let (weight, grad) = (weight.inner(), grad.inner());
+        return super::cube::adamw(weight, grad, [m.inner(), v.inner()], step);
     }
     let (c1, c2) = step.corrections();
     let m = m.mul_scalar(step.beta1) + grad.clone().mul_scalar(1.0 - step.beta1);

@@ -8,6 +8,8 @@
 
 mod adamw;
 mod conv;
+#[cfg(feature = "cube")]
+mod cube;
 mod gated_norm;
 mod rms_norm;
 mod rotate;

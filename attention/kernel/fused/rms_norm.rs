@@ -22,15 +22,19 @@ pub fn rms_norm<const N: usize>(x: Tensor<N>, weight: Tensor<1>, eps: f64) -> Te
     #[cfg(feature = "flex")]
     if super::on_cpu(&x) && weight.dtype() == x.dtype() {
         use burn::backend::Dispatch;
-        let y = <Dispatch as flex::NormOps>::rms_norm_op(
-            x.into_dispatch(),
-            weight.into_dispatch(),
-            eps,
-        );
+        let y =
+            <Dispatch as op::NormOps>::rms_norm_op(x.into_dispatch(), weight.into_dispatch(), eps);
         return Tensor::from_dispatch(y);
     }
     if x.shape().num_elements() == 0 {
         return x;
+    }
+    #[cfg(feature = "cube")]
+    if crate::card::floats_on_card(&x) && crate::card::floats_on_card(&weight) {
+        use burn::backend::Dispatch;
+        let y =
+            <Dispatch as op::NormOps>::rms_norm_op(x.into_dispatch(), weight.into_dispatch(), eps);
+        return Tensor::from_dispatch(y);
     }
     let wide = crate::precision::wide(x.dtype());
     if x.dtype() != wide || weight.dtype() != wide {
@@ -41,27 +45,27 @@ pub fn rms_norm<const N: usize>(x: Tensor<N>, weight: Tensor<1>, eps: f64) -> Te
     x * scale * weight.unsqueeze()
 }
 
-#[cfg(feature = "flex")]
-mod flex {
-    use crate::fused::rows;
-    use crate::simd::vectorized;
-    use crate::threads;
+#[cfg(any(feature = "flex", feature = "cube"))]
+pub(super) mod op {
     use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
     use burn::backend::autodiff::grads::Gradients;
     use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-    use burn::backend::{Autodiff, Backend, Flex, backend_extension, tensor::FloatTensor};
-    use burn::tensor::TensorData;
-    use burn_flex::FlexTensor;
+    use burn::backend::{Autodiff, Backend, backend_extension, tensor::FloatTensor};
 
-    #[backend_extension(Autodiff, Flex)]
+    #[backend_extension(
+        Autodiff,
+        Flex: cfg(feature = "flex"),
+        Cube: cfg(feature = "cube")
+    )]
     pub trait NormOps: Backend {
+        /// Like x, which on cards may be in 16 bits beside a weight in f32.
         fn rms_norm_op(
             x: FloatTensor<Self>,
             weight: FloatTensor<Self>,
             eps: f64,
         ) -> FloatTensor<Self>;
 
-        /// (dx, dw)
+        /// (dx like x, dw like the weight)
         fn rms_norm_gradients(
             x: FloatTensor<Self>,
             weight: FloatTensor<Self>,
@@ -69,6 +73,61 @@ mod flex {
             eps: f64,
         ) -> (FloatTensor<Self>, FloatTensor<Self>);
     }
+
+    impl<B: Backend + NormOps, C: CheckpointStrategy> NormOps for Autodiff<B, C> {
+        fn rms_norm_op(
+            x: FloatTensor<Self>,
+            weight: FloatTensor<Self>,
+            eps: f64,
+        ) -> FloatTensor<Self> {
+            #[derive(Debug)]
+            struct RmsNorm;
+            impl<B: Backend + NormOps> Backward<B, 2> for RmsNorm {
+                type State = ([FloatTensor<B>; 2], f64);
+                fn backward(
+                    self,
+                    ops: Ops<Self::State, 2>,
+                    grads: &mut Gradients,
+                    _: &mut Checkpointer,
+                ) {
+                    let dy = grads.consume::<B>(&ops.node);
+                    let ([x, w], eps) = ops.state;
+                    let (dx, dw) = B::rms_norm_gradients(x, w, dy, eps);
+                    register!(B, grads, ops.parents, [dx, dw]);
+                }
+            }
+            let (xp, wp) = (x.primitive().clone(), weight.primitive().clone());
+            let y = B::rms_norm_op(xp.clone(), wp.clone(), eps);
+            let node = RmsNorm.prepare::<C>([x.node(), weight.node()]).compute_bound().stateful();
+            match node {
+                OpsKind::Tracked(prep) => prep.finish(([xp, wp], eps), y),
+                OpsKind::UnTracked(prep) => prep.finish(y),
+            }
+        }
+
+        fn rms_norm_gradients(
+            x: FloatTensor<Self>,
+            weight: FloatTensor<Self>,
+            dy: FloatTensor<Self>,
+            eps: f64,
+        ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+            use burn::backend::AutodiffBackend;
+            let p = |t: FloatTensor<Self>| t.primitive().clone();
+            let (dx, dw) = B::rms_norm_gradients(p(x), p(weight), p(dy), eps);
+            (Self::from_inner(dx), Self::from_inner(dw))
+        }
+    }
+}
+
+#[cfg(feature = "flex")]
+mod flex {
+    use super::op::NormOps;
+    use crate::fused::rows;
+    use crate::simd::vectorized;
+    use crate::threads;
+    use burn::backend::Flex;
+    use burn::tensor::TensorData;
+    use burn_flex::FlexTensor;
 
     impl NormOps for Flex {
         fn rms_norm_op(x: FlexTensor, weight: FlexTensor, eps: f64) -> FlexTensor {
@@ -169,49 +228,5 @@ mod flex {
         }
         let sum = lanes.iter().sum::<f32>() + rest.iter().map(|x| x * x).sum::<f32>();
         1.0 / (sum / x.len() as f32 + eps as f32).sqrt()
-    }
-
-    impl<B: Backend + NormOps, C: CheckpointStrategy> NormOps for Autodiff<B, C> {
-        fn rms_norm_op(
-            x: FloatTensor<Self>,
-            weight: FloatTensor<Self>,
-            eps: f64,
-        ) -> FloatTensor<Self> {
-            #[derive(Debug)]
-            struct RmsNorm;
-            impl<B: Backend + NormOps> Backward<B, 2> for RmsNorm {
-                type State = ([FloatTensor<B>; 2], f64);
-                fn backward(
-                    self,
-                    ops: Ops<Self::State, 2>,
-                    grads: &mut Gradients,
-                    _: &mut Checkpointer,
-                ) {
-                    let dy = grads.consume::<B>(&ops.node);
-                    let ([x, w], eps) = ops.state;
-                    let (dx, dw) = B::rms_norm_gradients(x, w, dy, eps);
-                    register!(B, grads, ops.parents, [dx, dw]);
-                }
-            }
-            let (xp, wp) = (x.primitive().clone(), weight.primitive().clone());
-            let y = B::rms_norm_op(xp.clone(), wp.clone(), eps);
-            let node = RmsNorm.prepare::<C>([x.node(), weight.node()]).compute_bound().stateful();
-            match node {
-                OpsKind::Tracked(prep) => prep.finish(([xp, wp], eps), y),
-                OpsKind::UnTracked(prep) => prep.finish(y),
-            }
-        }
-
-        fn rms_norm_gradients(
-            x: FloatTensor<Self>,
-            weight: FloatTensor<Self>,
-            dy: FloatTensor<Self>,
-            eps: f64,
-        ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-            use burn::backend::AutodiffBackend;
-            let p = |t: FloatTensor<Self>| t.primitive().clone();
-            let (dx, dw) = B::rms_norm_gradients(p(x), p(weight), p(dy), eps);
-            (Self::from_inner(dx), Self::from_inner(dw))
-        }
     }
 }

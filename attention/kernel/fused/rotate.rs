@@ -1,7 +1,7 @@
 //! Rotation of the two halves of each head by angles given as cosines and sines.
 
 use super::expect;
-#[cfg(feature = "flex")]
+#[cfg(any(feature = "flex", feature = "cube"))]
 use burn::tensor::DType;
 use burn::tensor::Tensor;
 
@@ -30,10 +30,11 @@ pub fn rotate_half(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
     }
     #[cfg(feature = "flex")]
     if super::on_cpu(&x) {
-        use burn::backend::Dispatch;
-        let table = |x: Tensor<4>| x.inner().cast(DType::F32).into_dispatch();
-        let y = <Dispatch as flex::RotateOps>::rotate_op(x.into_dispatch(), table(cos), table(sin));
-        return Tensor::from_dispatch(y);
+        return by_op(x, cos, sin);
+    }
+    #[cfg(feature = "cube")]
+    if [&x, &cos, &sin].into_iter().all(crate::card::floats_on_card) {
+        return by_op(x, cos, sin);
     }
     let wide = crate::precision::wide(x.dtype());
     if x.dtype() != wide {
@@ -51,28 +52,83 @@ pub fn rotate_half(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
     Tensor::cat(parts, 3)
 }
 
-#[cfg(feature = "flex")]
-mod flex {
-    use crate::fused::rows;
-    use crate::simd::vectorized;
+#[cfg(any(feature = "flex", feature = "cube"))]
+fn by_op(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
+    use burn::backend::Dispatch;
+    let table = |x: Tensor<4>| x.inner().cast(DType::F32).into_dispatch();
+    let (x, cos, sin) = (x.into_dispatch(), table(cos), table(sin));
+    Tensor::from_dispatch(<Dispatch as op::RotateOps>::rotate_op(x, cos, sin, false))
+}
+
+#[cfg(any(feature = "flex", feature = "cube"))]
+pub(super) mod op {
     use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
     use burn::backend::autodiff::grads::Gradients;
     use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-    use burn::backend::{Autodiff, Backend, Flex, backend_extension, tensor::FloatTensor};
-    use burn::tensor::TensorData;
-    use burn_flex::FlexTensor;
+    use burn::backend::{Autodiff, Backend, backend_extension, tensor::FloatTensor};
 
-    #[backend_extension(Autodiff, Flex)]
+    #[backend_extension(
+        Autodiff,
+        Flex: cfg(feature = "flex"),
+        Cube: cfg(feature = "cube")
+    )]
     pub trait RotateOps: Backend {
+        /// By the angles, or back by them.
         fn rotate_op(
             x: FloatTensor<Self>,
             cos: FloatTensor<Self>,
             sin: FloatTensor<Self>,
+            back: bool,
         ) -> FloatTensor<Self>;
     }
 
+    impl<B: Backend + RotateOps, C: CheckpointStrategy> RotateOps for Autodiff<B, C> {
+        fn rotate_op(
+            x: FloatTensor<Self>,
+            cos: FloatTensor<Self>,
+            sin: FloatTensor<Self>,
+            back: bool,
+        ) -> FloatTensor<Self> {
+            #[derive(Debug)]
+            struct Rotate;
+            impl<B: Backend + RotateOps> Backward<B, 1> for Rotate {
+                /// cos, sin, and which way the forward pass went.
+                type State = ([FloatTensor<B>; 2], bool);
+                fn backward(
+                    self,
+                    ops: Ops<Self::State, 1>,
+                    grads: &mut Gradients,
+                    _: &mut Checkpointer,
+                ) {
+                    let dy = grads.consume::<B>(&ops.node);
+                    let ([cos, sin], back) = ops.state;
+                    let dx = B::rotate_op(dy, cos, sin, !back);
+                    register!(B, grads, ops.parents, [dx]);
+                }
+            }
+            let tables = [cos.primitive().clone(), sin.primitive().clone()];
+            let [c, s] = tables.clone();
+            let y = B::rotate_op(x.primitive().clone(), c, s, back);
+            match Rotate.prepare::<C>([x.node()]).compute_bound().stateful() {
+                OpsKind::Tracked(prep) => prep.finish((tables, back), y),
+                OpsKind::UnTracked(prep) => prep.finish(y),
+            }
+        }
+    }
+}
+
+#[cfg(feature = "flex")]
+mod flex {
+    use super::op::RotateOps;
+    use crate::fused::rows;
+    use crate::simd::vectorized;
+    use burn::backend::{Flex, FloatTensorOps};
+    use burn::tensor::TensorData;
+    use burn_flex::FlexTensor;
+
     impl RotateOps for Flex {
-        fn rotate_op(x: FlexTensor, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
+        fn rotate_op(x: FlexTensor, cos: FlexTensor, sin: FlexTensor, back: bool) -> FlexTensor {
+            let sin = if back { Self::float_neg(sin) } else { sin };
             // Heads are usually a view of [B, T, H, D]: read through the strides.
             let x = if x.layout().strides()[3] == 1 { x } else { x.to_contiguous() };
             let (cos, sin) = (cos.to_contiguous(), sin.to_contiguous());
@@ -109,39 +165,6 @@ mod flex {
                 )
             });
             FlexTensor::from_data(TensorData::new(y, shape))
-        }
-    }
-
-    impl<B: Backend + RotateOps, C: CheckpointStrategy> RotateOps for Autodiff<B, C> {
-        fn rotate_op(
-            x: FloatTensor<Self>,
-            cos: FloatTensor<Self>,
-            sin: FloatTensor<Self>,
-        ) -> FloatTensor<Self> {
-            #[derive(Debug)]
-            struct Rotate;
-            impl<B: Backend + RotateOps> Backward<B, 1> for Rotate {
-                /// cos, sin
-                type State = [FloatTensor<B>; 2];
-                fn backward(
-                    self,
-                    ops: Ops<Self::State, 1>,
-                    grads: &mut Gradients,
-                    _: &mut Checkpointer,
-                ) {
-                    let dy = grads.consume::<B>(&ops.node);
-                    let [cos, sin] = ops.state;
-                    let dx = B::rotate_op(dy, cos, B::float_neg(sin));
-                    register!(B, grads, ops.parents, [dx]);
-                }
-            }
-            let tables = [cos.primitive().clone(), sin.primitive().clone()];
-            let [c, s] = tables.clone();
-            let y = B::rotate_op(x.primitive().clone(), c, s);
-            match Rotate.prepare::<C>([x.node()]).compute_bound().stateful() {
-                OpsKind::Tracked(prep) => prep.finish(tables, y),
-                OpsKind::UnTracked(prep) => prep.finish(y),
-            }
         }
     }
 }

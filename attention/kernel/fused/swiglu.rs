@@ -17,11 +17,20 @@ pub fn swiglu<const N: usize>(gate: Tensor<N>, up: Tensor<N>) -> Tensor<N> {
     #[cfg(feature = "flex")]
     if super::on_cpu(&gate) && super::on_cpu(&up) {
         use burn::backend::Dispatch;
-        let y = <Dispatch as flex::SwigluOps>::swiglu_op(gate.into_dispatch(), up.into_dispatch());
+        let y = <Dispatch as op::SwigluOps>::swiglu_op(gate.into_dispatch(), up.into_dispatch());
         return Tensor::from_dispatch(y);
     }
     if gate.shape().num_elements() == 0 {
         return gate;
+    }
+    #[cfg(feature = "cube")]
+    if gate.dtype() == up.dtype()
+        && crate::card::floats_on_card(&gate)
+        && crate::card::floats_on_card(&up)
+    {
+        use burn::backend::Dispatch;
+        let y = <Dispatch as op::SwigluOps>::swiglu_op(gate.into_dispatch(), up.into_dispatch());
+        return Tensor::from_dispatch(y);
     }
     let wide = crate::precision::wide(gate.dtype());
     if gate.dtype() != wide {
@@ -31,18 +40,18 @@ pub fn swiglu<const N: usize>(gate: Tensor<N>, up: Tensor<N>) -> Tensor<N> {
     silu(gate) * up
 }
 
-#[cfg(feature = "flex")]
-mod flex {
-    use crate::fused::rows;
-    use crate::simd::{sigmoid, vectorized};
+#[cfg(any(feature = "flex", feature = "cube"))]
+pub(super) mod op {
     use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
     use burn::backend::autodiff::grads::Gradients;
     use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-    use burn::backend::{Autodiff, Backend, Flex, backend_extension, tensor::FloatTensor};
-    use burn::tensor::TensorData;
-    use burn_flex::FlexTensor;
+    use burn::backend::{Autodiff, Backend, backend_extension, tensor::FloatTensor};
 
-    #[backend_extension(Autodiff, Flex)]
+    #[backend_extension(
+        Autodiff,
+        Flex: cfg(feature = "flex"),
+        Cube: cfg(feature = "cube")
+    )]
     pub trait SwigluOps: Backend {
         fn swiglu_op(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
 
@@ -53,6 +62,54 @@ mod flex {
             dy: FloatTensor<Self>,
         ) -> (FloatTensor<Self>, FloatTensor<Self>);
     }
+
+    impl<B: Backend + SwigluOps, C: CheckpointStrategy> SwigluOps for Autodiff<B, C> {
+        fn swiglu_op(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+            #[derive(Debug)]
+            struct Swiglu;
+            impl<B: Backend + SwigluOps> Backward<B, 2> for Swiglu {
+                type State = [FloatTensor<B>; 2];
+                fn backward(
+                    self,
+                    ops: Ops<Self::State, 2>,
+                    grads: &mut Gradients,
+                    _: &mut Checkpointer,
+                ) {
+                    let dy = grads.consume::<B>(&ops.node);
+                    let [gate, up] = ops.state;
+                    let (dgate, dup) = B::swiglu_gradients(gate, up, dy);
+                    register!(B, grads, ops.parents, [dgate, dup]);
+                }
+            }
+            let (gp, up_) = (gate.primitive().clone(), up.primitive().clone());
+            let y = B::swiglu_op(gp.clone(), up_.clone());
+            match Swiglu.prepare::<C>([gate.node(), up.node()]).compute_bound().stateful() {
+                OpsKind::Tracked(prep) => prep.finish([gp, up_], y),
+                OpsKind::UnTracked(prep) => prep.finish(y),
+            }
+        }
+
+        fn swiglu_gradients(
+            gate: FloatTensor<Self>,
+            up: FloatTensor<Self>,
+            dy: FloatTensor<Self>,
+        ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+            use burn::backend::AutodiffBackend;
+            let p = |t: FloatTensor<Self>| t.primitive().clone();
+            let (dgate, dup) = B::swiglu_gradients(p(gate), p(up), p(dy));
+            (Self::from_inner(dgate), Self::from_inner(dup))
+        }
+    }
+}
+
+#[cfg(feature = "flex")]
+mod flex {
+    use super::op::SwigluOps;
+    use crate::fused::rows;
+    use crate::simd::{sigmoid, vectorized};
+    use burn::backend::Flex;
+    use burn::tensor::TensorData;
+    use burn_flex::FlexTensor;
 
     impl SwigluOps for Flex {
         fn swiglu_op(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
@@ -106,43 +163,5 @@ mod flex {
 
     fn like(data: Vec<f32>, of: &FlexTensor) -> FlexTensor {
         FlexTensor::from_data(TensorData::new(data, of.layout().shape().clone()))
-    }
-
-    impl<B: Backend + SwigluOps, C: CheckpointStrategy> SwigluOps for Autodiff<B, C> {
-        fn swiglu_op(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-            #[derive(Debug)]
-            struct Swiglu;
-            impl<B: Backend + SwigluOps> Backward<B, 2> for Swiglu {
-                type State = [FloatTensor<B>; 2];
-                fn backward(
-                    self,
-                    ops: Ops<Self::State, 2>,
-                    grads: &mut Gradients,
-                    _: &mut Checkpointer,
-                ) {
-                    let dy = grads.consume::<B>(&ops.node);
-                    let [gate, up] = ops.state;
-                    let (dgate, dup) = B::swiglu_gradients(gate, up, dy);
-                    register!(B, grads, ops.parents, [dgate, dup]);
-                }
-            }
-            let (gp, up_) = (gate.primitive().clone(), up.primitive().clone());
-            let y = B::swiglu_op(gp.clone(), up_.clone());
-            match Swiglu.prepare::<C>([gate.node(), up.node()]).compute_bound().stateful() {
-                OpsKind::Tracked(prep) => prep.finish([gp, up_], y),
-                OpsKind::UnTracked(prep) => prep.finish(y),
-            }
-        }
-
-        fn swiglu_gradients(
-            gate: FloatTensor<Self>,
-            up: FloatTensor<Self>,
-            dy: FloatTensor<Self>,
-        ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-            use burn::backend::AutodiffBackend;
-            let p = |t: FloatTensor<Self>| t.primitive().clone();
-            let (dgate, dup) = B::swiglu_gradients(p(gate), p(up), p(dy));
-            (Self::from_inner(dgate), Self::from_inner(dup))
-        }
     }
 }
