@@ -624,7 +624,7 @@ def weights(job, folder):
     if folder:
         from safetensors.torch import load_file
 
-        return load_file(f"{folder}/model.safetensors")
+        return load_file(f"{folder}/model.safetensors", str(torch.get_default_device()))
     width, vocab = job["width"], job["vocab"]
     inner = job.get("inner") or -(-(width * 8 // 3) // 8) * 8
     of_keys = width // job["heads"] * job["kv_heads"]
