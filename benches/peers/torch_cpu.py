@@ -680,9 +680,30 @@ class TrainStep:
             eps=1e-8,
             weight_decay=0.0,
             fused=True,
+            capturable=self.rows.device.type == "cuda",
         )
+        self.graph, self.result = None, None
 
     def __call__(self):
+        if self.graph is None:
+            return self.step()
+        self.graph.replay()
+        return self.result
+
+    def capture(self):
+        """The whole step as one graph, so that no kernel waits for Python."""
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            self.step()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.result = self.step()
+        self.graph = graph
+        self.version += ", as one graph"
+
+    def step(self):
         loss = self.model.loss(self.rows)
         loss.backward()
         self.optimizer.step()
@@ -691,6 +712,8 @@ class TrainStep:
 
     def probe(self):
         losses = [self()[0][1].item() for _ in range(3)]
+        if self.rows.device.type == "cuda":
+            self.capture()
         return probe([("losses", torch.tensor(losses))])
 
 
