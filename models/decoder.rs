@@ -13,7 +13,7 @@ use crate::streams::Streams;
 use crate::{Error, Result};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use longburn_kernels::fused::{linear, products_on};
+use longburn_kernels::fused::{embed, linear, products_on};
 use longburn_kernels::{Implementation, TokenMeta};
 use std::collections::BTreeSet;
 
@@ -511,7 +511,7 @@ impl<M: SequenceMixer> Decoder<M> {
 impl<M: SequenceMixer> Blocks for Decoder<M> {
     fn embed(&self, ids_BT: Tensor<2, Int>) -> Tensor<3> {
         let [b, t] = ids_BT.dims();
-        let rows = self.embed_tokens.val().select(0, ids_BT.reshape([b * t]));
+        let rows = embed(self.embed_tokens.val(), ids_BT.reshape([b * t]));
         let d = rows.dims()[1];
         rows.reshape([b, t, d])
     }

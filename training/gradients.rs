@@ -1,9 +1,10 @@
 //! Gradients of all parameters, summed over graphs and micro-batches.
 
+use crate::kernel::fused::sums_of_squares;
 use crate::models::keymap::PathStack;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, GradientCheckpointingStrategy, Gradients, Tensor};
+use burn::tensor::{GradientCheckpointingStrategy, Gradients, Tensor};
 
 /// A running sum of gradients, one per parameter.
 ///
@@ -70,20 +71,21 @@ impl GradientSum {
         model.visit(&mut Walk(&mut self.grads, found));
     }
 
-    /// Path and squared norm (`[1]`, f32, still on the device) of every gradient, in the
-    /// module's order.
-    pub(super) fn squares<M: Module>(&self, model: &M) -> (Vec<String>, Vec<Tensor<1>>) {
+    /// Path of every gradient in the module's order, and their squared norms (f32, still on the
+    /// device), if there are any.
+    pub(super) fn squares<M: Module>(&self, model: &M) -> (Vec<String>, Option<Tensor<1>>) {
         struct Walk<'a> {
             stack: PathStack,
             grads: &'a GradientsParams,
             paths: Vec<String>,
-            squares: Vec<Tensor<1>>,
+            all: Vec<Tensor<1>>,
         }
         impl ModuleVisitor for Walk<'_> {
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
                 if let Some(grad) = self.grads.get::<D>(param.id) {
                     self.paths.push(self.stack.path());
-                    self.squares.push(grad.cast(DType::F32).square().sum());
+                    let len = grad.shape().num_elements();
+                    self.all.push(grad.reshape([len]));
                 }
             }
             fn enter_module(&mut self, name: &str, container: &str) {
@@ -94,9 +96,10 @@ impl GradientSum {
             }
         }
         let stack = PathStack::default();
-        let mut walk = Walk { stack, grads: &self.grads, paths: vec![], squares: vec![] };
+        let mut walk = Walk { stack, grads: &self.grads, paths: vec![], all: vec![] };
         model.visit(&mut walk);
-        (walk.paths, walk.squares)
+        let squares = (!walk.all.is_empty()).then(|| sums_of_squares(walk.all));
+        (walk.paths, squares)
     }
 
     /// The first NaN or infinite value in the gradient at `place` in the order of

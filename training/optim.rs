@@ -84,6 +84,15 @@ struct Rule {
     roles: Vec<Role>,
     lr_factor: f64,
     update: Box<dyn DynOptimizer>,
+    /// What `update` is, where it scales gradients by itself.
+    adamw: Option<AdamW>,
+}
+
+impl Rule {
+    fn adamw(adamw: AdamW) -> Result<Self> {
+        let update = adamw.rule()?;
+        Ok(Self { roles: vec![], lr_factor: 1.0, update, adamw: Some(adamw) })
+    }
 }
 
 impl Optimizer {
@@ -92,7 +101,7 @@ impl Optimizer {
     /// # Errors
     /// Settings that cannot work, or a role in two groups.
     pub fn new(adamw: &AdamW, muon: Option<&Muon>, groups: &[ParamGroup]) -> Result<Self> {
-        let mut rules = vec![Rule { roles: vec![], lr_factor: 1.0, update: adamw.rule()? }];
+        let mut rules = vec![Rule::adamw(*adamw)?];
         for (i, group) in groups.iter().enumerate() {
             let at = |field: &str| format!("groups[{i}].{field}");
             let bad = |field: &str, value: String, expected: &str| {
@@ -112,11 +121,11 @@ impl Optimizer {
             rules.push(Rule {
                 roles: group.roles.clone(),
                 lr_factor: group.lr_factor,
-                update: AdamW { weight_decay, ..*adamw }.rule()?,
+                ..Rule::adamw(AdamW { weight_decay, ..*adamw })?
             });
         }
         let rule = |muon: &Muon| -> Result<Rule> {
-            Ok(Rule { roles: vec![], lr_factor: 1.0, update: muon.rule()? })
+            Ok(Rule { roles: vec![], lr_factor: 1.0, update: muon.rule()?, adamw: None })
         };
         let matrices = muon.map(rule).transpose()?;
         Ok(Self { rules, matrices, states: HashMap::new() })
@@ -227,22 +236,21 @@ struct Walk<'a> {
 impl ModuleMapper for Walk<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let Some(grad) = self.grads.remove::<D>(param.id) else { return param };
-        let grad = grad.mul_scalar(self.scale);
         let path = self.stack.path();
         let state = self.optimizer.states.remove(&path);
         let rule = self.optimizer.rule(&path, D);
         let state = state.map(|state| rule.update.to_device_dyn(state, &grad.device()));
+        let scaled = rule.adamw.map(|adamw| adamw.scaled(self.scale));
+        let (update, grad): (&dyn DynOptimizer, _) = match &scaled {
+            Some(scaled) => (scaled, grad),
+            None => (&*rule.update, grad.mul_scalar(self.scale)),
+        };
         let lr = self.lr * rule.lr_factor;
         let mut kept = None;
         let param = param.map(|weight| {
             let strategy = weight.gradient_checkpointing_strategy();
-            let (new, state) = rule.update.step_dyn(
-                D,
-                lr,
-                weight.inner().into_bridge(),
-                grad.into_bridge(),
-                state,
-            );
+            let (new, state) =
+                update.step_dyn(D, lr, weight.inner().into_bridge(), grad.into_bridge(), state);
             kept = state;
             leaf(Tensor::<D>::from_bridge(new), strategy, true)
         });

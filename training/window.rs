@@ -96,13 +96,13 @@ pub(super) struct Measured {
 impl Measured {
     pub(super) fn read<M: Module>(window: &Window, model: &M) -> Result<Self> {
         let (paths, squares) = window.gradients.squares(model);
-        if squares.is_empty() {
+        let Some(squares) = squares else {
             return Err(Error::Training(
                 "the loss does not depend on any trainable parameter".into(),
             ));
-        }
+        };
         let losses = [&window.sum, &window.aux].into_iter().flatten().cloned();
-        let scalars: Vec<_> = losses.map(|x| x.cast(DType::F32)).chain(squares).collect();
+        let scalars: Vec<_> = losses.map(|x| x.cast(DType::F32)).chain([squares]).collect();
         let values = Tensor::cat(scalars, 0).into_data();
         let mut values = values.iter::<f32>().map(f64::from);
         let mut mean = |_: &Tensor<1>| values.next().map(|sum| sum / window.weight);

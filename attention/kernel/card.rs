@@ -3,7 +3,8 @@
 pub(crate) mod launch;
 pub(crate) mod team;
 
-use burn::backend::{Backend, Cube, tensor::FloatTensor};
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Backend, Cube};
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 
@@ -12,12 +13,19 @@ pub(crate) trait OnCard: Backend {
     /// What a kernel reads; operations that were put off are run first.
     fn lower(x: FloatTensor<Self>) -> CubeTensor;
 
+    /// The same of whole numbers.
+    fn lower_int(x: IntTensor<Self>) -> CubeTensor;
+
     /// What a kernel wrote.
     fn lift(x: CubeTensor) -> FloatTensor<Self>;
 }
 
 impl OnCard for CubeBackend {
     fn lower(x: FloatTensor<Self>) -> CubeTensor {
+        x
+    }
+
+    fn lower_int(x: IntTensor<Self>) -> CubeTensor {
         x
     }
 
@@ -34,7 +42,7 @@ pub(crate) fn floats_on_card<const D: usize>(x: &Tensor<D>) -> bool {
 
 #[cfg(feature = "fusion")]
 mod fused {
-    use super::{CubeTensor, FloatTensor, OnCard};
+    use super::{CubeTensor, FloatTensor, IntTensor, OnCard};
     use burn::backend::TensorMetadata;
     use burn_fusion::custom::{OperationIr, OperationOutput, StreamId};
     use burn_fusion::{Fusion, FusionBackend, NoOp, get_client};
@@ -44,6 +52,11 @@ mod fused {
         fn lower(x: FloatTensor<Self>) -> CubeTensor {
             let client = x.client.clone();
             B::lower(client.resolve_tensor_float::<B>(x))
+        }
+
+        fn lower_int(x: IntTensor<Self>) -> CubeTensor {
+            let client = x.client.clone();
+            B::lower_int(client.resolve_tensor_int::<B>(x))
         }
 
         fn lift(x: CubeTensor) -> FloatTensor<Self> {

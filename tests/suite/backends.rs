@@ -3,6 +3,7 @@
 //! Each compares with the reference form on the device itself, so that a build for a GPU alone
 //! can run them.
 
+mod convolution;
 mod hopper;
 mod layers;
 mod products;
@@ -10,15 +11,17 @@ mod scan;
 mod ssd;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use convolution::convolutions_equal_the_formula;
 use hopper::{
     auto_takes_hopper_where_it_runs, hopper_equals_the_reference_at_every_width,
     hopper_equals_the_reference_behind_a_cache, hopper_equals_the_reference_with_heads_of_64,
     hopper_equals_the_reference_with_heads_of_128, hopper_reads_what_is_seen, hopper_repeats,
 };
 use layers::{
-    empty_layers_are_empty, gated_activations_equal_the_formula, norms_do_not_reach_other_rows,
-    norms_equal_the_formula, norms_repeat, rotations_equal_the_formula,
-    steps_of_adamw_equal_the_formula,
+    embeddings_equal_the_formula, empty_layers_are_empty, gated_activations_equal_the_formula,
+    losses_equal_the_formula, losses_pass_over_tokens_without_a_label,
+    norms_do_not_reach_other_rows, norms_equal_the_formula, norms_repeat,
+    rotations_equal_the_formula, steps_of_adamw_equal_the_formula, sums_of_squares_equal_sums,
 };
 use longburn::attention::{AttnShape, LongGenConfig, LongLoraConfig, MixerConfig};
 use longburn::datasets::{Side, TokenBatch};
@@ -112,6 +115,11 @@ device_test!(
     norms_repeat,
     rotations_equal_the_formula,
     steps_of_adamw_equal_the_formula,
+    embeddings_equal_the_formula,
+    sums_of_squares_equal_sums,
+    losses_equal_the_formula,
+    losses_pass_over_tokens_without_a_label,
+    convolutions_equal_the_formula,
 );
 
 fn random<const D: usize>(shape: [usize; D], stream: u64, device: &Device) -> Tensor<D> {

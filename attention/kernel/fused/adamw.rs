@@ -40,8 +40,25 @@ impl AdamWStep {
 pub fn adamw<const N: usize>(
     weight: Tensor<N>,
     grad: Tensor<N>,
+    moments: [Tensor<N>; 2],
+    step: &AdamWStep,
+) -> (Tensor<N>, [Tensor<N>; 2]) {
+    adamw_scaled(weight, grad, moments, step, 1.0)
+}
+
+/// [`adamw`] by `scale` times the gradient, in the same pass.
+///
+/// # Shapes
+/// As [`adamw`]
+///
+/// # Panics
+/// As [`adamw`].
+pub fn adamw_scaled<const N: usize>(
+    weight: Tensor<N>,
+    grad: Tensor<N>,
     [m, v]: [Tensor<N>; 2],
     step: &AdamWStep,
+    scale: f32,
 ) -> (Tensor<N>, [Tensor<N>; 2]) {
     let shapes = [&weight, &grad, &m, &v].map(|x| x.dims());
     expect(shapes.iter().all(|shape| *shape == shapes[0]), "adamw", || {
@@ -51,7 +68,7 @@ pub fn adamw<const N: usize>(
     expect(step.time > 0, "adamw", || "time is 0; the first step's is 1".into());
     #[cfg(feature = "flex")]
     if [&weight, &grad, &m, &v].into_iter().all(super::on_cpu) {
-        return flex::adamw(weight, grad, [m, v], step);
+        return flex::adamw(weight, grad, [m, v], step, scale);
     }
     #[cfg(feature = "cube")]
     if weight.shape().num_elements() > 0
@@ -59,8 +76,9 @@ pub fn adamw<const N: usize>(
         && [&weight, &grad, &m, &v].into_iter().all(crate::card::floats_on_card)
     {
         let (weight, grad) = (weight.inner(), grad.inner());
-        return super::cube::adamw(weight, grad, [m.inner(), v.inner()], step);
+        return super::cube::adamw(weight, grad, [m.inner(), v.inner()], step, scale);
     }
+    let grad = if scale == 1.0 { grad } else { grad.mul_scalar(scale) };
     let (c1, c2) = step.corrections();
     let m = m.mul_scalar(step.beta1) + grad.clone().mul_scalar(1.0 - step.beta1);
     let v = v.mul_scalar(step.beta2) + grad.square().mul_scalar(1.0 - step.beta2);
@@ -84,6 +102,7 @@ mod flex {
         grad: Tensor<N>,
         [m, v]: [Tensor<N>; 2],
         step: &AdamWStep,
+        scale: f32,
     ) -> (Tensor<N>, [Tensor<N>; 2]) {
         let device = weight.device();
         let [mut w, mut m, mut v] = [weight, m, v].map(Tensor::into_data);
@@ -91,24 +110,27 @@ mod flex {
         if let (Ok(w), Ok(g), Ok(m), Ok(v)) =
             (w.as_mut_slice(), grad.as_slice(), m.as_mut_slice(), v.as_mut_slice())
         {
-            update(w, g, m, v, step);
+            update(w, g, m, v, (step, scale));
         }
         let back = |data| Tensor::from_data(data, &device);
         (back(w), [back(m), back(v)])
     }
 
-    fn update(w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], step: &AdamWStep) {
+    /// A step, and what the gradient is multiplied by.
+    type By<'a> = (&'a AdamWStep, f32);
+
+    fn update(w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], by: By<'_>) {
         if w.len() < PARALLEL_FROM {
-            return part(w, g, m, v, step);
+            return part(w, g, m, v, by);
         }
         const LEN: usize = PARALLEL_FROM / 2;
         let parts =
             w.chunks_mut(LEN).zip(g.chunks(LEN)).zip(m.chunks_mut(LEN).zip(v.chunks_mut(LEN)));
         let parts = parts.collect();
-        threads::each_of(parts, |((w, g), (m, v))| part(w, g, m, v, step));
+        threads::each_of(parts, |((w, g), (m, v))| part(w, g, m, v, by));
     }
 
-    fn part(w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], step: &AdamWStep) {
+    fn part(w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], (step, scale): By<'_>) {
         let AdamWStep { lr, beta1, beta2, eps, weight_decay, .. } = *step;
         let (c1, c2) = step.corrections();
         let keep = 1.0 - lr * weight_decay;
@@ -116,6 +138,7 @@ mod flex {
             #[inline(always)]
             || {
                 for (((w, g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
+                    let g = g * scale;
                     *m = *m * beta1 + g * (1.0 - beta1);
                     *v = *v * beta2 + g * g * (1.0 - beta2);
                     *w = *w * keep - *m / c1 / ((*v / c2).sqrt() + eps) * lr;

@@ -34,16 +34,12 @@ pub fn causal_conv_silu(
         return x;
     }
     let options = (&x.device(), x.dtype());
-    #[cfg(feature = "flex")]
-    if super::on_cpu(&x)
-        && super::on_cpu(&weight)
-        && bias.as_ref().is_none_or(super::on_cpu)
-        && tail.as_ref().is_none_or(super::on_cpu)
-    {
+    #[cfg(any(feature = "flex", feature = "cube"))]
+    if has_op(&x, &weight, &bias, &tail) {
         use burn::backend::Dispatch;
         let bias = bias.unwrap_or_else(|| Tensor::zeros([channels], options));
         let tail = tail.unwrap_or_else(|| Tensor::zeros([batch, k, channels], options));
-        let y = <Dispatch as flex::ConvOps>::conv_op(
+        let y = <Dispatch as op::ConvOps>::conv_op(
             x.into_dispatch(),
             weight.transpose().into_dispatch(),
             bias.into_dispatch(),
@@ -71,6 +67,35 @@ pub fn causal_conv_silu(
         true => y.clone() * steps.but(Step::Skip, &y.device()).cast(y.dtype()),
         false => y,
     }
+}
+
+#[cfg(any(feature = "flex", feature = "cube"))]
+fn has_op(
+    x: &Tensor<3>,
+    weight: &Tensor<2>,
+    bias: &Option<Tensor<1>>,
+    tail: &Option<Tensor<3>>,
+) -> bool {
+    let (bias, tail) = (bias.as_ref(), tail.as_ref());
+    #[cfg(feature = "flex")]
+    {
+        use super::on_cpu;
+        let past = bias.is_none_or(on_cpu) && tail.is_none_or(on_cpu);
+        if past && on_cpu(x) && on_cpu(weight) {
+            return true;
+        }
+    }
+    #[cfg(feature = "cube")]
+    {
+        use crate::card::floats_on_card;
+        let alike = weight.dtype() == x.dtype()
+            && bias.is_none_or(|bias| bias.dtype() == x.dtype() && floats_on_card(bias))
+            && tail.is_none_or(|tail| tail.dtype() == x.dtype() && floats_on_card(tail));
+        if alike && floats_on_card(x) && floats_on_card(weight) {
+            return true;
+        }
+    }
+    false
 }
 
 fn check_past(op: &str, x: &Tensor<3>, tail: &Option<Tensor<3>>, steps: &Steps, k: usize) {
@@ -128,26 +153,19 @@ impl Known {
     }
 }
 
-#[cfg(feature = "flex")]
-mod flex {
-    use crate::fused::PARALLEL_FROM;
+#[cfg(any(feature = "flex", feature = "cube"))]
+pub(super) mod op {
     use crate::scan::Steps;
-    use crate::scan::rows::{Columns, Rows};
-    use crate::simd::{sigmoid, vectorized};
-    use crate::threads;
     use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
     use burn::backend::autodiff::grads::Gradients;
     use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-    use burn::backend::{Autodiff, Backend, Flex, backend_extension, tensor::FloatTensor};
-    use burn::tensor::TensorData;
-    use burn_flex::FlexTensor;
+    use burn::backend::{Autodiff, Backend, backend_extension, tensor::FloatTensor};
 
-    /// Channels of a job.
-    const BLOCK: usize = 128;
-    /// Tokens whose share of a weight's gradient is added up by itself.
-    const SPAN: usize = 64;
-
-    #[backend_extension(Autodiff, Flex)]
+    #[backend_extension(
+        Autodiff,
+        Flex: cfg(feature = "flex"),
+        Cube: cfg(feature = "cube")
+    )]
     pub trait ConvOps: Backend {
         /// `weight` is `[K, C]` here.
         fn conv_op(
@@ -168,6 +186,74 @@ mod flex {
             steps: Steps,
         ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
     }
+
+    impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
+        fn conv_op(
+            x: FloatTensor<Self>,
+            weight: FloatTensor<Self>,
+            bias: FloatTensor<Self>,
+            tail: FloatTensor<Self>,
+            steps: Steps,
+        ) -> FloatTensor<Self> {
+            #[derive(Debug)]
+            struct Conv;
+            impl<B: Backend + ConvOps> Backward<B, 4> for Conv {
+                type State = ([FloatTensor<B>; 4], Steps);
+                fn backward(
+                    self,
+                    ops: Ops<Self::State, 4>,
+                    grads: &mut Gradients,
+                    _: &mut Checkpointer,
+                ) {
+                    let dy = grads.consume::<B>(&ops.node);
+                    let ([x, weight, bias, tail], steps) = ops.state;
+                    let (dx, dw, db, dt) = B::conv_gradients(x, weight, bias, tail, dy, steps);
+                    register!(B, grads, ops.parents, [dx, dw, db, dt]);
+                }
+            }
+            let all = [x, weight, bias, tail];
+            let inner = all.each_ref().map(|x| x.primitive().clone());
+            let [xp, wp, bp, tp] = inner.clone();
+            let y = B::conv_op(xp, wp, bp, tp, steps.clone());
+            match Conv.prepare::<C>(all.map(|x| x.node())).compute_bound().stateful() {
+                OpsKind::Tracked(prep) => prep.finish((inner, steps), y),
+                OpsKind::UnTracked(prep) => prep.finish(y),
+            }
+        }
+
+        fn conv_gradients(
+            x: FloatTensor<Self>,
+            weight: FloatTensor<Self>,
+            bias: FloatTensor<Self>,
+            tail: FloatTensor<Self>,
+            dy: FloatTensor<Self>,
+            steps: Steps,
+        ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+            use burn::backend::AutodiffBackend;
+            let p = |t: FloatTensor<Self>| t.primitive().clone();
+            let lift = Self::from_inner;
+            let (dx, dw, db, dt) =
+                B::conv_gradients(p(x), p(weight), p(bias), p(tail), p(dy), steps);
+            (lift(dx), lift(dw), lift(db), lift(dt))
+        }
+    }
+}
+
+#[cfg(feature = "flex")]
+mod flex {
+    use super::op::ConvOps;
+    use crate::fused::PARALLEL_FROM;
+    use crate::scan::Steps;
+    use crate::scan::rows::{Columns, Rows};
+    use crate::simd::{sigmoid, vectorized};
+    use crate::threads;
+    use burn::backend::Flex;
+    use burn::tensor::TensorData;
+    use burn_flex::FlexTensor;
+    /// Channels of a job.
+    const BLOCK: usize = 128;
+    /// Tokens whose share of a weight's gradient is added up by itself.
+    const SPAN: usize = 64;
 
     /// A call's tensors.
     struct Call {
@@ -370,56 +456,5 @@ mod flex {
             }
         }
         all
-    }
-
-    impl<B: Backend + ConvOps, C: CheckpointStrategy> ConvOps for Autodiff<B, C> {
-        fn conv_op(
-            x: FloatTensor<Self>,
-            weight: FloatTensor<Self>,
-            bias: FloatTensor<Self>,
-            tail: FloatTensor<Self>,
-            steps: Steps,
-        ) -> FloatTensor<Self> {
-            #[derive(Debug)]
-            struct Conv;
-            impl<B: Backend + ConvOps> Backward<B, 4> for Conv {
-                type State = ([FloatTensor<B>; 4], Steps);
-                fn backward(
-                    self,
-                    ops: Ops<Self::State, 4>,
-                    grads: &mut Gradients,
-                    _: &mut Checkpointer,
-                ) {
-                    let dy = grads.consume::<B>(&ops.node);
-                    let ([x, weight, bias, tail], steps) = ops.state;
-                    let (dx, dw, db, dt) = B::conv_gradients(x, weight, bias, tail, dy, steps);
-                    register!(B, grads, ops.parents, [dx, dw, db, dt]);
-                }
-            }
-            let all = [x, weight, bias, tail];
-            let inner = all.each_ref().map(|x| x.primitive().clone());
-            let [xp, wp, bp, tp] = inner.clone();
-            let y = B::conv_op(xp, wp, bp, tp, steps.clone());
-            match Conv.prepare::<C>(all.map(|x| x.node())).compute_bound().stateful() {
-                OpsKind::Tracked(prep) => prep.finish((inner, steps), y),
-                OpsKind::UnTracked(prep) => prep.finish(y),
-            }
-        }
-
-        fn conv_gradients(
-            x: FloatTensor<Self>,
-            weight: FloatTensor<Self>,
-            bias: FloatTensor<Self>,
-            tail: FloatTensor<Self>,
-            dy: FloatTensor<Self>,
-            steps: Steps,
-        ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-            use burn::backend::AutodiffBackend;
-            let p = |t: FloatTensor<Self>| t.primitive().clone();
-            let lift = Self::from_inner;
-            let (dx, dw, db, dt) =
-                B::conv_gradients(p(x), p(weight), p(bias), p(tail), p(dy), steps);
-            (lift(dx), lift(dw), lift(db), lift(dt))
-        }
     }
 }

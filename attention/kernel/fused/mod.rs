@@ -1,7 +1,7 @@
-//! Small layers as one op each on the CPU, where a chain of elementwise tensor operations costs
-//! more in memory traffic than the matrix products between them. Elsewhere the same formulas out of
-//! tensor operations; linear layers have NVIDIA's library on its cards. Numbers of 16 bits are widened to
-//! f32, and the result is rounded once.
+//! Small layers as one op each on the CPU and on graphics cards, where a chain of elementwise tensor
+//! operations costs more in memory traffic than the matrix products between them. Elsewhere, and for the
+//! convolution on cards, the same formulas out of tensor operations; linear layers have NVIDIA's library on
+//! its cards. Numbers of 16 bits are widened to f32, and the result is rounded once.
 //!
 //! Like the tensor operations that they stand for, they return tensors and no `Result`: shapes that do
 //! not fit panic on every device, with the function's name and both shapes. Empty tensors give empty ones.
@@ -10,9 +10,11 @@ mod adamw;
 mod conv;
 #[cfg(feature = "cube")]
 mod cube;
+mod embed;
 mod gated_norm;
 mod rms_norm;
 mod rotate;
+mod squares;
 mod swiglu;
 #[cfg(test)]
 mod tests;
@@ -20,11 +22,13 @@ mod tests;
 pub use crate::linear::{
     Products, left_to_burn, linear, linear_bias, matmul_detached, products_on,
 };
-pub use adamw::{AdamWStep, adamw};
+pub use adamw::{AdamWStep, adamw, adamw_scaled};
 pub use conv::{causal_conv_silu, conv_tail};
+pub use embed::embed;
 pub use gated_norm::{GatedNorm, gated_rms_norm};
 pub use rms_norm::rms_norm;
 pub use rotate::rotate_half;
+pub use squares::sums_of_squares;
 pub use swiglu::swiglu;
 
 use burn::tensor::{DType, Tensor};

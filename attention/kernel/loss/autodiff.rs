@@ -55,6 +55,10 @@ impl LossOps for burn::backend::Cube {
         w: FloatTensor<Self>,
         plan: LossPlan,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        #[cfg(feature = "cube")]
+        if plan.implementation == crate::Implementation::Cube {
+            return super::cube::forward(x, w, &plan);
+        }
         through_tiled!(burn::backend::Cube, x, w, plan)
     }
 }

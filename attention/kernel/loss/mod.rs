@@ -7,6 +7,8 @@
 //! softmax, loss, and the sum over chunks that is the weights' gradient stay in f32.
 
 mod autodiff;
+#[cfg(feature = "cube")]
+mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 mod reference;
@@ -30,15 +32,16 @@ pub struct LossPlan {
     pub(crate) labels: Arc<Vec<i32>>,
     pub(crate) x_grad: bool,
     pub(crate) w_grad: bool,
-    /// Only the CPU has a choice.
-    #[cfg_attr(not(feature = "flex"), allow(dead_code))]
+    #[cfg_attr(not(any(feature = "flex", feature = "cube")), allow(dead_code))]
     pub(crate) implementation: Implementation,
 }
 
 /// Logits of a chunk take about this many floats.
 const CHUNK_FLOATS: usize = 1 << 20;
-/// The same on cards, where a product of few rows costs as much as one of many.
-const CHUNK_FLOATS_ON_CARD: usize = 1 << 24;
+/// The same on cards, where a product of few rows costs as much as one of many, bytes.
+const CHUNK_ON_CARD: usize = 1 << 26;
+/// Rows of a tile of a product there.
+const TILE: usize = 128;
 
 /// Tokens per chunk for a vocabulary on the CPU.
 pub fn chunk_len(vocabulary: usize) -> usize {
@@ -50,7 +53,11 @@ fn chunk_on(x: &Tensor<2>, vocabulary: usize) -> usize {
     if crate::attention::is_flex(&x.device()) {
         return chunk_len(vocabulary);
     }
-    (CHUNK_FLOATS_ON_CARD / vocabulary.max(1)).clamp(16, 1 << 14)
+    let rows = CHUNK_ON_CARD / x.dtype().size() / vocabulary.max(1);
+    match rows / TILE * TILE {
+        0 => rows.max(16),
+        whole => whole.min(1 << 14),
+    }
 }
 
 /// Whether the CPU form keeps a packed copy of a head of this width.
@@ -90,7 +97,15 @@ pub fn linear_cross_entropy_with(
     implementation: Implementation,
 ) -> Result<Tensor<1>, Error> {
     let labels = check(&x_ND, &weight_VD, labels)?;
-    let implementation = implementation.in_f32("linear_cross_entropy", &x_ND)?;
+    let implementation = match implementation {
+        #[cfg(feature = "cube")]
+        Implementation::Auto | Implementation::Cube
+            if [&x_ND, &weight_VD].into_iter().all(crate::card::floats_on_card) =>
+        {
+            Implementation::Cube
+        }
+        other => other.in_f32("linear_cross_entropy", &x_ND)?,
+    };
     if implementation == Implementation::Reference {
         return Ok(reference::loss(x_ND, weight_VD, &labels));
     }

@@ -2,18 +2,21 @@
 //! gradients, in every dtype that the device computes in.
 
 use super::{host, random};
-use burn::tensor::{DType, Device, Tensor};
-use longburn::kernel::fused::{AdamWStep, adamw, rms_norm, rotate_half, swiglu};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use longburn::kernel::fused::{
+    AdamWStep, adamw_scaled, embed, rms_norm, rotate_half, sums_of_squares, swiglu,
+};
+use longburn::kernel::linear_cross_entropy;
 use longburn::testing::ratio;
 
 /// f32, and those of 16 bits that the device computes in.
-fn dtypes(device: &Device) -> Vec<DType> {
+pub(super) fn dtypes(device: &Device) -> Vec<DType> {
     let all = [DType::F32, DType::BF16, DType::F16];
     all.into_iter().filter(|dtype| *dtype == DType::F32 || device.supports_dtype(*dtype)).collect()
 }
 
 /// What comes of numbers in 16 bits is rounded once, and sums are those of f32.
-fn compare(name: &str, dtype: DType, got: &[f32], want: &[f64]) {
+pub(super) fn compare(name: &str, dtype: DType, got: &[f32], want: &[f64]) {
     assert_eq!(got.len(), want.len(), "{name} in {dtype:?}");
     let places = match dtype {
         DType::BF16 => 256.0,
@@ -33,7 +36,7 @@ fn compare(name: &str, dtype: DType, got: &[f32], want: &[f64]) {
 }
 
 /// What results are written over.
-fn poison(device: &Device, dtype: DType, lengths: &[usize]) {
+pub(super) fn poison(device: &Device, dtype: DType, lengths: &[usize]) {
     let made: Vec<_> = lengths
         .iter()
         .flat_map(|len| [*len, *len, *len])
@@ -58,15 +61,15 @@ fn lying(
     wide.narrow(0, 1, rows).narrow(1, 1, width)
 }
 
-fn leaf<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+pub(super) fn leaf<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     Tensor::from_inner(x).require_grad()
 }
 
-fn wide(x: &[f32]) -> Vec<f64> {
+pub(super) fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|x| f64::from(*x)).collect()
 }
 
-fn grad<const D: usize>(x: &Tensor<D>, grads: &burn::tensor::Gradients) -> Vec<f32> {
+pub(super) fn grad<const D: usize>(x: &Tensor<D>, grads: &burn::tensor::Gradients) -> Vec<f32> {
     let grad = x.grad(grads).expect("a gradient");
     assert_eq!(grad.dtype(), x.dtype());
     host(grad)
@@ -287,11 +290,12 @@ pub fn steps_of_adamw_equal_the_formula(device: &Device) {
             let held = (time % 2 == 0).then(|| (w.clone(), moments.clone(), g.clone()));
             let before = held.clone().map(|(w, [m, v], g)| [w, m, v, g].map(host));
             let of_g = wide(&host(g.clone()));
-            (w, moments) = adamw(w, g, moments, &step);
+            (w, moments) = adamw_scaled(w, g, moments, &step, 0.25);
             let numbers = [step.lr, step.beta1, step.beta2, step.eps, step.weight_decay];
             let [lr, beta1, beta2, eps, decay] = numbers.map(f64::from);
             let (c1, c2) = (1.0 - beta1.powi(time as i32), 1.0 - beta2.powi(time as i32));
             for ([w, m, v], g) in want.iter_mut().zip(of_g) {
+                let g = 0.25 * g;
                 *m = beta1 * *m + (1.0 - beta1) * g;
                 *v = beta2 * *v + (1.0 - beta2) * g * g;
                 *w -= lr * decay * *w + lr * (*m / c1) / ((*v / c2).sqrt() + eps);
@@ -323,4 +327,149 @@ pub fn empty_layers_are_empty(device: &Device) {
     let heads = Tensor::<4>::zeros([1, 2, 0, 8], device);
     let table = || Tensor::<4>::ones([1, 1, 0, 4], device);
     assert_eq!(rotate_half(leaf(heads), table(), table()).dims(), [1, 2, 0, 8]);
+}
+
+/// One token, one id again and again, ids that meet in a workgroup and far apart, rows that none names.
+pub fn embeddings_equal_the_formula(device: &Device) {
+    for dtype in dtypes(device) {
+        for (n, v, d) in [(1, 1, 1), (5, 3, 4), (33, 1, 5), (300, 40, 8), (700, 900, 17)] {
+            let ids: Vec<i32> = (0..n).map(|i| (i * i + 7 * i / 3) % v).collect();
+            let w = leaf(random::<2>([v as usize, d], 1, device).cast(dtype));
+            let dy = random::<2>([n as usize, d], 2, device).cast(dtype);
+            let (of_w, of_dy) = (host(w.clone()), wide(&host(dy.clone())));
+            poison(device, dtype, &[v as usize * d, n as usize * d]);
+            let index =
+                Tensor::<1, Int>::from_data(TensorData::new(ids.clone(), [ids.len()]), device);
+            let y = embed(w.clone(), index);
+            assert_eq!(y.dtype(), dtype);
+            let grads = (y.clone() * Tensor::from_inner(dy)).sum().backward();
+            let (mut want, mut dw) = (vec![], vec![0.0; v as usize * d]);
+            for (id, dy) in ids.iter().zip(of_dy.chunks(d)) {
+                let at = *id as usize * d;
+                want.extend_from_slice(&of_w[at..at + d]);
+                dw[at..at + d].iter_mut().zip(dy).for_each(|(dw, dy)| *dw += dy);
+            }
+            assert_eq!(host(y), want, "{n} of {v} rows in {dtype:?}");
+            compare(&format!("dw of {n} of [{v}, {d}]"), dtype, &grad(&w, &grads), &dw);
+        }
+    }
+    let none = embed(leaf(Tensor::ones([3, 4], device)), Tensor::<1, Int>::zeros([0], device));
+    assert_eq!(none.dims(), [0, 4]);
+}
+
+/// One number and many, in one workgroup's part and in several.
+pub fn sums_of_squares_equal_sums(device: &Device) {
+    for dtype in dtypes(device) {
+        let lengths = [1, 3, 8, 1000, 4099, 70_000];
+        let tensors = lengths.map(|len| random::<1>([len], len as u64, device).cast(dtype));
+        let want = tensors.clone().map(|x| host(x).iter().map(|x| f64::from(*x).powi(2)).sum());
+        poison(device, DType::F32, &[6, 40]);
+        let got = sums_of_squares(tensors.to_vec());
+        assert_eq!(got.dtype(), DType::F32);
+        // Squares of 16 bits are those of f32, but where a device has no kernel.
+        compare(&format!("squares of {dtype:?}"), DType::F32, &host(got), &want);
+    }
+    let bad = Tensor::<1>::full([5], f32::NAN, device);
+    let got =
+        host(sums_of_squares(vec![Tensor::ones([3], device), bad, Tensor::ones([2], device)]));
+    assert!(got[0] == 3.0 && got[1].is_nan() && got[2] == 2.0, "{got:?}");
+    let none = Tensor::<1>::zeros([0], device);
+    assert_eq!(host(sums_of_squares(vec![none, Tensor::ones([4], device)])), [0.0, 4.0]);
+}
+
+/// Several chunks and one, tokens without a label, one token, widths that runs do not divide, weights in
+/// f32 beside activations of 16 bits, parts that are frozen.
+pub fn losses_equal_the_formula(device: &Device) {
+    for dtype in dtypes(device) {
+        for (n, d, v) in
+            [(1, 1, 1), (1, 8, 5), (7, 4, 2), (37, 8, 90), (20, 16, 1030), (300, 2, 640)]
+        {
+            for (of_weight, frozen) in [(dtype, 0), (DType::F32, 0), (dtype, 1), (dtype, 2)] {
+                loss_equals_the_formula([n, d, v], [dtype, of_weight], frozen, device);
+            }
+        }
+    }
+    // A vocabulary so large that a chunk is a few tokens.
+    loss_equals_the_formula([40, 2, 600_000], [DType::F32; 2], 0, device);
+}
+
+fn loss_equals_the_formula(
+    [n, d, v]: [usize; 3],
+    [dtype, of_weight]: [DType; 2],
+    frozen: usize,
+    device: &Device,
+) {
+    let labels: Vec<i64> =
+        (0..n).map(|i| if i % 5 == 2 { -100 } else { ((i * 7919) % v) as i64 }).collect();
+    let make = |shape, stream, dtype, frozen: bool| {
+        let x = Tensor::<2>::from_inner(random(shape, stream, device).cast(dtype));
+        if frozen { x } else { x.require_grad() }
+    };
+    let x = make([n, d], 1, dtype, frozen == 1);
+    let w = make([v, d], 2, of_weight, frozen == 2);
+    // What the products are given.
+    let (of_x, of_w) = (host(x.clone()), host(w.clone().inner().cast(dtype)));
+    poison(device, dtype, &[n * v, n * d, v * d, n, 1]);
+    let loss = linear_cross_entropy(x.clone(), w.clone(), &labels).unwrap();
+    assert_eq!(loss.dtype(), DType::F32);
+    let grads = loss.clone().mul_scalar(0.5).backward();
+
+    let (mut want, mut dx, mut dw) = (0.0f64, vec![0.0f64; n * d], vec![0.0f64; v * d]);
+    for (i, label) in labels.iter().enumerate().filter(|(_, label)| **label >= 0) {
+        let dot = |w: &[f32]| -> f64 {
+            of_x[i * d..][..d].iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
+        };
+        let logits: Vec<f64> = of_w.chunks(d).map(dot).collect();
+        let top = logits.iter().copied().fold(f64::MIN, f64::max);
+        let sum: f64 = logits.iter().map(|x| (x - top).exp()).sum();
+        want += sum.ln() + top - logits[*label as usize];
+        for (j, logit) in logits.iter().enumerate() {
+            let p = (logit - top).exp() / sum - f64::from(u8::from(j as i64 == *label));
+            for k in 0..d {
+                dx[i * d + k] += 0.5 * p * f64::from(of_w[j * d + k]);
+                dw[j * d + k] += 0.5 * p * f64::from(of_x[i * d + k]);
+            }
+        }
+    }
+    let name = |what: &str| {
+        format!("{what} of {n} x {d} x {v} in {dtype:?} by {of_weight:?}, frozen {frozen}")
+    };
+    // Logits and their gradients are rounded, and products of them summed.
+    let allowed = match dtype {
+        DType::BF16 => 2e-2,
+        DType::F16 => 3e-3,
+        _ => 1e-5,
+    };
+    let near = |what: &str, got: Vec<f32>, want: &[f64]| {
+        let want: Vec<f32> = want.iter().map(|x| *x as f32).collect();
+        let r = ratio(&got, &want);
+        assert!(r <= allowed, "{} differs by {r:.1e}", name(what));
+    };
+    near("loss", host(loss), &[want]);
+    assert_eq!((x.grad(&grads).is_none(), w.grad(&grads).is_none()), (frozen == 1, frozen == 2));
+    if frozen != 1 && v > 1 {
+        near("dx", grad(&x, &grads), &dx);
+    }
+    if frozen != 2 && v > 1 {
+        near("dw", grad(&w, &grads), &dw);
+    }
+}
+
+/// Tokens without a label may hold anything, and change nothing.
+pub fn losses_pass_over_tokens_without_a_label(device: &Device) {
+    let go = |value: f32| {
+        let (n, d, v) = (9, 4, 33);
+        let x = random::<2>([n, d], 1, device);
+        let x = x.slice_assign([3..5, 0..d], Tensor::full([2, d], value, device));
+        let labels: Vec<i64> =
+            (0..9).map(|i| if i == 3 || i == 4 { -100 } else { 3 * i }).collect();
+        let x = leaf(x);
+        let w = Tensor::from_inner(random::<2>([v, d], 2, device));
+        let loss = linear_cross_entropy(x.clone(), w, &labels).unwrap();
+        let grads = loss.clone().backward();
+        (host(loss), grad(&x, &grads))
+    };
+    let (loss, dx) = go(0.5);
+    assert!(dx[12..20].iter().all(|x| *x == 0.0) && loss[0].is_finite());
+    assert_eq!(go(f32::NAN), (loss, dx));
 }

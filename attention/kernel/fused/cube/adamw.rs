@@ -16,6 +16,7 @@ pub fn adamw<const N: usize>(
     grad: Tensor<N>,
     [m, v]: [Tensor<N>; 2],
     step: &AdamWStep,
+    scale: f32,
 ) -> (Tensor<N>, [Tensor<N>; 2]) {
     let lower = |x: Tensor<N>| into_contiguous(Cube::lower(primitive!(Cube, x)));
     let grad = lower(grad);
@@ -38,6 +39,7 @@ pub fn adamw<const N: usize>(
             buffer(&m),
             buffer(&v),
             NumbersLaunch::new(
+                scale,
                 step.lr,
                 step.beta1,
                 step.beta2,
@@ -60,6 +62,7 @@ fn owned(x: CubeTensor) -> CubeTensor {
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 #[expand(derive(Clone, Copy))]
 struct Numbers {
+    scale: f32,
     lr: f32,
     beta1: f32,
     beta2: f32,
@@ -84,7 +87,7 @@ fn update<F: Float, N: Size>(
     }
     let one = Vector::<f32, N>::new(1.0);
     let (beta1, beta2) = (Vector::new(by.beta1), Vector::new(by.beta2));
-    let g = Vector::<f32, N>::cast_from(grad[ABSOLUTE_POS]);
+    let g = Vector::<f32, N>::cast_from(grad[ABSOLUTE_POS]) * Vector::new(by.scale);
     let mean = Vector::<f32, N>::cast_from(m[ABSOLUTE_POS]) * beta1 + g * (one - beta1);
     let square = Vector::<f32, N>::cast_from(v[ABSOLUTE_POS]) * beta2 + g * g * (one - beta2);
     let root = (square / Vector::new(by.c2)).sqrt() + Vector::new(by.eps);

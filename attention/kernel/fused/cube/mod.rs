@@ -8,11 +8,16 @@
 #![allow(clippy::too_many_arguments, clippy::needless_range_loop)]
 
 mod adamw;
+mod conv;
+mod embed;
+mod parts;
 mod rms_norm;
 mod rotate;
+mod squares;
 mod swiglu;
 
 pub(super) use adamw::adamw;
+pub(super) use squares::sums_of_squares;
 
 use cubecl::prelude::*;
 

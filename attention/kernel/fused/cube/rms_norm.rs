@@ -4,6 +4,7 @@
 //! square again from the row that it needs anyway. A thread meets the same channels in all of its rows and
 //! keeps their sums, so that the gradient of the weight costs a row per workgroup.
 
+use super::parts::add_parts;
 use crate::card::OnCard;
 use crate::card::launch::{
     UNITS, addresses, buffer, element, empty, empty_like, lanes, plain, threads,
@@ -19,9 +20,7 @@ use cubecl::prelude::*;
 /// Runs of a row that a thread has, as long as a workgroup has threads.
 const PER_UNIT: usize = 4;
 /// Workgroups that keep a card busy with rows; the weight's gradient has as many parts at most.
-const GROUPS: usize = 512;
-/// Channels of a workgroup that adds up parts: as many as memory hands out together.
-const COLUMNS: usize = 8;
+const GROUPS: usize = 256;
 
 /// How rows are given to threads.
 struct Rows {
@@ -108,17 +107,8 @@ impl NormOps for Cube {
                 rows.team,
                 [element(&x), element(&weight)],
             );
-            add_parts::launch_unchecked(
-                &x.client,
-                CubeCount::Static(channels.div_ceil(COLUMNS) as u32, 1, 1),
-                CubeDim::new_1d(UNITS as u32),
-                addresses(&[&parts]),
-                buffer(&parts),
-                buffer(&dw),
-                groups,
-                element(&dw),
-            );
         }
+        add_parts(&parts, &dw);
         (Self::lift(dx), Self::lift(dw))
     }
 }
@@ -236,33 +226,6 @@ fn gradients<X: Float, W: Float, N: Size>(
             }
             parts[CUBE_POS * width + at] = sum;
         }
-    }
-}
-
-/// Sums of the columns of `parts`.
-#[cube(launch_unchecked, address_type = "dynamic")]
-fn add_parts<W: Float>(parts: &[f32], out: &mut [W], rows: usize, #[define(W)] _dtype: ElemType) {
-    let unit = UNIT_POS as usize;
-    let width = out.len();
-    let column = CUBE_POS * COLUMNS + unit % COLUMNS;
-    let within = min(column, width - 1);
-    let mut table = Shared::<[f32]>::new_slice(UNITS);
-    let mut sum = 0.0f32;
-    let turns = rows.div_ceil(UNITS / COLUMNS);
-    for turn in 0..turns {
-        let row = turn * (UNITS / COLUMNS) + unit / COLUMNS;
-        if row < rows {
-            sum += parts[row * width + within];
-        }
-    }
-    table[unit] = sum;
-    sync_cube();
-    if unit < COLUMNS && column < width {
-        let mut all = 0.0f32;
-        for i in 0..UNITS / COLUMNS {
-            all += table[i * COLUMNS + unit];
-        }
-        out[column] = W::cast_from(all);
     }
 }
 
