@@ -5,7 +5,7 @@ use super::{LossPlan, chunk_on};
 use crate::card::OnCard;
 use crate::card::launch::{UNITS, addresses, buffer, element, empty, lanes, plain, threads};
 use crate::card::team::{across, largest, team_sums};
-use crate::linear::product_on_card;
+use crate::linear::{product_on_card, wide_product_on_card};
 use burn::backend::{Cube, tensor::FloatTensor};
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
@@ -42,17 +42,11 @@ pub(super) fn forward(
             dx.push(product_on_card(dlogits.clone(), w.clone()));
         }
         if plan.w_grad {
-            let part = product_on_card(dlogits.transpose(), part);
+            let part = wide_product_on_card(dlogits.transpose(), part);
             let part = plain::<Cube>(primitive!(Cube, part));
             match &dw {
-                // A sum of one, as it is.
-                None if n <= chunk || dtype == DType::F32 => dw = Some(owned(part)),
-                None => {
-                    let sum = empty(&[v, d], DType::F32, &part);
-                    add(&part, &sum, false);
-                    dw = Some(sum);
-                }
-                Some(sum) => add(&part, sum, true),
+                None => dw = Some(owned(part)),
+                Some(sum) => add(&part, sum),
             }
         }
     }
@@ -100,8 +94,8 @@ fn differentiate(
     }
 }
 
-/// `sum + part`, or `part` alone, in the place of `sum`, which is in f32.
-fn add(part: &CubeTensor, sum: &CubeTensor, more: bool) {
+/// `sum + part` in the place of `sum`, both in f32.
+fn add(part: &CubeTensor, sum: &CubeTensor) {
     let len = part.meta.num_elements();
     let lanes = lanes(&[part, sum], &[len]);
     let (cubes, dim) = threads(&part.client, len / lanes);
@@ -115,8 +109,6 @@ fn add(part: &CubeTensor, sum: &CubeTensor, more: bool) {
             lanes,
             buffer(part),
             buffer(sum),
-            more,
-            element(part),
         );
     }
 }
@@ -143,7 +135,7 @@ fn of_rows<F: Float, N: Size>(
     let end = select(counts, width, 0);
     let of_label = f32::cast_from(logits[start + label / lanes].extract_dynamic(label % lanes));
     let turns = end.div_ceil(UNITS);
-    let mut top = f32::MIN;
+    let mut top = f32::MIN.runtime();
     let mut sum = 0.0f32;
     for turn in 0..turns {
         let at = turn * UNITS + unit;
@@ -195,19 +187,9 @@ fn of_rows<F: Float, N: Size>(
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn add_to<F: Float, N: Size>(
-    part: &[Vector<F, N>],
-    sum: &mut [Vector<f32, N>],
-    #[comptime] more: bool,
-    #[define(F)] _dtype: ElemType,
-) {
+fn add_to<N: Size>(part: &[Vector<f32, N>], sum: &mut [Vector<f32, N>]) {
     if ABSOLUTE_POS >= sum.len() {
         terminate!();
     }
-    let x = Vector::<f32, N>::cast_from(part[ABSOLUTE_POS]);
-    if comptime!(more) {
-        sum[ABSOLUTE_POS] += x;
-    } else {
-        sum[ABSOLUTE_POS] = x;
-    }
+    sum[ABSOLUTE_POS] += part[ABSOLUTE_POS];
 }
