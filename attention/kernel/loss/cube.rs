@@ -23,7 +23,7 @@ pub(super) fn forward(
     let (x, w) = (tensor(x), tensor(w));
     let (device, dtype, of_w) = (x.device(), x.dtype(), w.dtype());
     let w = w.cast(dtype);
-    let ([n, _], [v, d]) = (x.dims(), w.dims());
+    let (n, v) = (x.dims()[0], w.dims()[0]);
     let nothing = |dtype| Tensor::<2>::zeros([1, 1], (&device, dtype));
     let beside = plain::<Cube>(primitive!(Cube, x.clone()));
     let losses = empty(&[n], DType::F32, &beside);

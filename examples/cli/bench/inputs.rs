@@ -1,5 +1,5 @@
 //! Inputs that every side of a comparison makes for itself, to the last bit: a hash of the
-//! element's number. `benches/peers/torch_cpu.py` holds the same formula.
+//! element's number. `benches/peers/torch_peer/inputs.py` holds the same formula.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use rayon::prelude::*;

@@ -26,7 +26,7 @@ pub struct Found {
 }
 
 /// Places in a flat tensor of `len` elements: all of a small one, else as a hash has it, so that no
-/// axis of the tensor is in step with them. `benches/peers/torch_cpu.py` holds the same formula.
+/// axis of the tensor is in step with them. `benches/peers/torch_peer/inputs.py` holds the same formula.
 pub fn places(len: usize) -> Vec<usize> {
     if len <= PROBED {
         return (0..len).collect();
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn the_places_are_those_of_the_script() {
-        // From `places(1000)[:6]` of benches/peers/torch_cpu.py.
+        // From `places(1000)[:6]` of benches/peers/torch_peer/inputs.py.
         assert_eq!(places(1000)[..6], SCRIPTS);
     }
 

@@ -9,9 +9,25 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
-/// The script, which can be run by hand, too.
-const SCRIPT: &str = include_str!("../../../benches/peers/torch_cpu.py");
+macro_rules! program {
+    ($($file:literal),+) => {
+        [$(($file, include_str!(concat!("../../../benches/peers/torch_peer/", $file)))),+]
+    };
+}
+
+/// The program, a folder that can be run by hand, too.
+const PROGRAM: [(&str, &str); 8] = program!(
+    "__main__.py",
+    "attention.py",
+    "generation.py",
+    "inputs.py",
+    "layers.py",
+    "llama.py",
+    "masks.py",
+    "scans.py"
+);
 
 /// How long a peer may take to end, once it has been told to.
 const GRACE: Duration = Duration::from_secs(2);
@@ -29,6 +45,8 @@ pub struct Torch {
 
 /// A running peer.
 pub struct TorchPeer {
+    /// The program.
+    _folder: TempDir,
     child: Child,
     input: Option<ChildStdin>,
     /// Lines that it has said; an error is the last.
@@ -84,8 +102,9 @@ impl Torch {
     }
 
     fn spawn(&self, memory: bool) -> Result<TorchPeer> {
+        let folder = written()?;
         let mut command = Command::new(&self.python);
-        command.args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.arg(folder.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
         if memory {
             command.envs(super::memory::ALLOCATOR);
         }
@@ -104,6 +123,7 @@ impl Torch {
             }
         });
         Ok(TorchPeer {
+            _folder: folder,
             child,
             input: Some(input),
             output: said,
@@ -117,6 +137,16 @@ impl Torch {
     fn missing(&self, reason: &str) -> Error {
         unusable(&self.python, reason)
     }
+}
+
+/// The program, for as long as it runs.
+fn written() -> Result<TempDir> {
+    let failed = |e| Error::io(std::env::temp_dir(), e);
+    let folder = tempfile::tempdir().map_err(failed)?;
+    for (name, text) in PROGRAM {
+        std::fs::write(folder.path().join(name), text).map_err(failed)?;
+    }
+    Ok(folder)
 }
 
 fn unusable(python: &Path, reason: &str) -> Error {
@@ -200,7 +230,6 @@ mod tests {
     use crate::bench::cases;
     use std::os::unix::fs::PermissionsExt;
     use std::sync::{Mutex, MutexGuard, PoisonError};
-    use tempfile::TempDir;
 
     /// A process that starts while a program is written holds it open, and it cannot run.
     static ALONE: Mutex<()> = Mutex::new(());

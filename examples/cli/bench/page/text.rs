@@ -54,7 +54,7 @@ const METHOD: &str = "
   over states that it has made at once, or computes all chunks at once.
 - *Sparse masks.* `dense` is Longburn itself without the gaps; its ratio is what sparsity saves. Choosing
   blocks is no part of it: they are known beforehand, those of lists at random.
-- The peers' code is `benches/peers/torch_cpu.py`, which can also be run by hand.
+- The peers' code is `benches/peers/torch_peer`, which can also be run by hand.
 ";
 
 const SECTIONS: [(&str, &str); 8] = [
