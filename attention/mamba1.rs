@@ -18,7 +18,7 @@ use crate::error::check_sizes;
 use crate::streams::Streams;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
-use longburn_kernels::scan::selective_implementation_for;
+use longburn_kernels::scan::{selective_implementation_for, selective_in_cuda};
 use longburn_kernels::{SelectiveScan, selective_scan};
 use serde::{Deserialize, Serialize};
 
@@ -246,7 +246,12 @@ impl SequenceMixer for Mamba1 {
 
     fn explain(&self, ctx: &MixContext<'_>, device: &Device) -> String {
         let [e, n] = self.A_log.dims();
-        let code = state_space::code(selective_implementation_for, ctx, device);
+        let code = state_space::code(
+            selective_implementation_for,
+            |u| selective_in_cuda(u, n),
+            ctx,
+            device,
+        );
         format!("selective scan of {e} channels with {n} states each: {code}")
     }
 }

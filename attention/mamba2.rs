@@ -21,7 +21,7 @@ use crate::{Error, Result};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use longburn_kernels::fused::{GatedNorm, gated_rms_norm, swiglu};
-use longburn_kernels::scan::ssd_implementation_for;
+use longburn_kernels::scan::{ssd_implementation_for, ssd_in_cuda};
 use longburn_kernels::{Ssd, ssd};
 use serde::{Deserialize, Serialize};
 
@@ -294,7 +294,12 @@ impl SequenceMixer for Mamba2 {
     fn explain(&self, ctx: &MixContext<'_>, device: &Device) -> String {
         let Mamba2Config { d_state, head_dim, chunk, .. } = self.config;
         let heads = self.A_log.dims()[0];
-        let code = state_space::code(ssd_implementation_for, ctx, device);
+        let code = state_space::code(
+            ssd_implementation_for,
+            |x| ssd_in_cuda(x, head_dim, d_state),
+            ctx,
+            device,
+        );
         format!(
             "state-space duality of {heads} heads with {head_dim} x {d_state} states each, chunks of \
              {chunk}: {code}"

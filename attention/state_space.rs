@@ -247,8 +247,13 @@ impl Past {
 /// Which code of an op runs on `device`; `choice` is the op's own function for reports.
 pub(crate) fn code(
     choice: fn(Implementation, &Tensor<3>) -> std::result::Result<Implementation, KernelError>,
+    in_cuda: impl Fn(&Tensor<3>) -> bool,
     ctx: &MixContext<'_>,
     device: &Device,
 ) -> String {
-    kernel_on(choice(ctx.implementation, &Tensor::zeros([1, 1, 1], device)), device)
+    let like = Tensor::zeros([1, 1, 1], device);
+    let chosen = choice(ctx.implementation, &like);
+    let own =
+        chosen.as_ref().is_ok_and(|chosen| *chosen != Implementation::Reference) && in_cuda(&like);
+    kernel_on(chosen, device) + if own { ", in CUDA C++" } else { "" }
 }

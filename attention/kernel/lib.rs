@@ -20,6 +20,8 @@ pub mod attention;
 mod branch;
 #[cfg(feature = "cube")]
 mod card;
+#[cfg(any(test, feature = "cuda-nvrtc"))]
+mod cuda;
 #[cfg(feature = "flex")]
 mod deep;
 mod error;

@@ -1,26 +1,13 @@
-//! Kernels on a card: loaded once per device, launched on CubeCL's own stream.
+//! Kernels on a card, loaded once per device, and tensors as they read them.
 
-use super::cubin;
-use super::launch::{Call, Map};
+use super::OPTIONS;
+use super::launch::Map;
 use super::source::{Numbers, Variant};
-use crate::stream::within;
-use cudarc::driver::{result, sys};
+use crate::cuda::kernel::{Loaded, load};
+use cudarc::driver::sys;
 use std::collections::HashMap;
-use std::ffi::{CString, c_void};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
-
-/// What can be launched.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Entry {
-    function: sys::CUfunction,
-    shared: u32,
-}
-
-// Safe: a function is a name that the driver gave out, for all threads.
-unsafe impl Send for Entry {}
-unsafe impl Sync for Entry {}
-
-type Loaded = Result<Arc<[Entry]>, String>;
+use std::ffi::c_void;
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 /// Modules belong to a context, so that each device has its own.
 static LOADED: LazyLock<Mutex<HashMap<(i32, Variant), Loaded>>> = LazyLock::new(Mutex::default);
@@ -28,58 +15,12 @@ static LOADED: LazyLock<Mutex<HashMap<(i32, Variant), Loaded>>> = LazyLock::new(
 /// The entries of a variant on a device, compiled and loaded where they are not yet.
 pub(super) fn ready(device: i32, variant: &Variant) -> Loaded {
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-    loaded.entry((device, *variant)).or_insert_with(|| load(device, variant)).clone()
-}
-
-fn load(device: i32, variant: &Variant) -> Loaded {
-    let source = variant.source();
-    let loaded = |fresh: bool| -> Loaded {
-        let image = cubin::cubin(&source, fresh)?;
-        within(device, || module(&image, variant)).map_err(|e| format!("the driver: {e}"))?
+    let of_variant = || {
+        let entries: Vec<_> =
+            variant.entries().iter().map(|name| (*name, variant.shared())).collect();
+        load(device, &variant.source(), &OPTIONS, &entries)
     };
-    // A file of the cache may have been damaged.
-    loaded(false).or_else(|_| loaded(true))
-}
-
-fn module(image: &[u8], variant: &Variant) -> Loaded {
-    let failed = |e: result::DriverError| format!("a kernel does not load: {e}");
-    let shared = variant.shared() as u32;
-    let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-    // Safe: the image is a whole cubin, and a module is never unloaded.
-    unsafe {
-        let module = result::module::load_data(image.as_ptr().cast()).map_err(failed)?;
-        let entry = |name: &&str| {
-            let name = CString::new(*name).expect("names have no zero in them");
-            let function = result::module::get_function(module, name).map_err(failed)?;
-            if shared > 0 {
-                result::function::set_function_attribute(function, most, shared as i32)
-                    .map_err(failed)?;
-            }
-            Ok(Entry { function, shared })
-        };
-        variant.entries().iter().map(entry).collect()
-    }
-}
-
-impl Entry {
-    /// # Safety
-    /// On CubeCL's thread for the device, with buffers as large as `call` says.
-    pub unsafe fn launch(
-        self,
-        stream: sys::CUstream,
-        grid: (u32, u32),
-        threads: u32,
-        call: &Call,
-    ) -> Result<(), String> {
-        let mut arguments = [std::ptr::from_ref(call).cast_mut().cast::<c_void>()];
-        let (grid, block) = ((grid.0, grid.1, 1), (threads, 1, 1));
-        // Safe: as above; the driver copies the argument.
-        unsafe {
-            let to = &mut arguments;
-            result::launch_kernel(self.function, grid, block, self.shared, stream, to)
-        }
-        .map_err(|e| format!("a launch of attention: {e}"))
-    }
+    loaded.entry((device, *variant)).or_insert_with(of_variant).clone()
 }
 
 /// A tensor as TMA reads it.

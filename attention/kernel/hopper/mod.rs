@@ -8,13 +8,11 @@
 //! 128 channels, any number of tokens into whole tiles: TMA fills up with zeros. Queries of one key head
 //! read it where it lies. Scores, softmax and sums are in f32.
 //!
-//! `source` puts a kernel's text together from the files here, `cubin` compiles and keeps it, `card` loads
-//! and launches it.
+//! `source` puts a kernel's text together from the files here, `card` has it compiled and loaded.
 #![cfg_attr(not(feature = "cuda-nvrtc"), allow(dead_code))]
 
 #[cfg(feature = "cuda-nvrtc")]
 mod card;
-mod cubin;
 mod launch;
 mod lists;
 #[cfg(feature = "cuda-nvrtc")]
@@ -24,6 +22,9 @@ mod source;
 #[cfg(test)]
 mod tests;
 mod wgmma;
+
+/// Instructions of Hopper that no later card has.
+const OPTIONS: [&str; 1] = ["--gpu-architecture=sm_90a"];
 
 #[cfg(feature = "cuda-nvrtc")]
 pub(crate) use pass::{backward, forward, prepare, refusal};

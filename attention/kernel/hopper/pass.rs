@@ -1,7 +1,6 @@
 //! Forward and backward: what runs here, buffers, and the launches of a call.
 
-use super::card::{Entry, Layout, ready};
-use super::cubin;
+use super::card::{Layout, ready};
 use super::launch::{Call, Side, Steps};
 use super::lists::Lists;
 use super::rules::{ROUND, Rules, Tokens};
@@ -9,6 +8,8 @@ use super::source::{Kernel, MOST_BRANCHES, Numbers, Variant};
 use crate::Mask;
 use crate::attention::Plan;
 use crate::card::OnCard;
+use crate::cuda::cubin;
+use crate::cuda::kernel::{Entry, Loaded, capability};
 use crate::stream::submit;
 use burn::backend::{Cube, TensorMetadata, tensor::FloatTensor};
 use burn::tensor::{DType, Shape, Tensor};
@@ -39,9 +40,8 @@ pub(crate) fn refusal(v: &Tensor<4>) -> Option<String> {
     if client.name() != "cuda" {
         return Some(format!("`Hopper` runs through CUDA, not on {:?}", v.device()));
     }
-    // As CubeCL's CUDA runtime writes compute capability 9.0.
-    let said = &client.properties().identity.fingerprint;
-    if said != "ptx_sm90" {
+    if capability(&x.device()) != Some(90) {
+        let said = &client.properties().identity.fingerprint;
         return Some(format!("`Hopper` runs on compute capability 9.0; this card says {said}"));
     }
     if numbers(v.dtype()).is_none() {
@@ -157,7 +157,7 @@ impl Form {
         Ok(Self { device: device.clone(), index: index.into(), variant, masks })
     }
 
-    fn ready(&self, kernel: Kernel) -> Result<Arc<[Entry]>, String> {
+    fn ready(&self, kernel: Kernel) -> Loaded {
         let mut variant = Variant { kernel, ..self.variant };
         // What does not look at masks is the same for all, and only the backward pass has an order.
         if kernel == Kernel::Around {
@@ -356,7 +356,7 @@ pub(crate) fn forward(
         lent.put(&at[3..at.len() - 2], &mut call);
         (call.out, call.lse) = (at[at.len() - 2], at[at.len() - 1]);
         // Safe: all buffers have the sizes that the call tells.
-        unsafe { entries[0].launch(stream, (lent.groups, 1), THREADS, &call) }
+        unsafe { entries[0].launch(stream, (lent.groups, 1, 1), THREADS, &call) }
     });
     (cut(out, x.widths.1), Cube::lift(lse))
 }
@@ -426,18 +426,18 @@ pub(crate) fn backward(
         // Safe: all buffers have the sizes that the call tells.
         unsafe {
             let rows = (batch * heads * tall) as u32;
-            around[0].launch(stream, (rows.div_ceil(SMALL / 32), 1), SMALL, &call)?;
+            around[0].launch(stream, (rows.div_ceil(SMALL / 32), 1, 1), SMALL, &call)?;
             of_tiles(&mut call, tile)?;
             of_keys.put(&from[inputs..inputs + masks], &mut call);
-            keys[0].launch(stream, (of_keys.groups, 1), THREADS, &call)?;
+            keys[0].launch(stream, (of_keys.groups, 1, 1), THREADS, &call)?;
             if let (Some(alone), Some(lent)) = (alone, of_queries) {
                 of_tiles(&mut call, ROUND as u32)?;
                 lent.put(&from[inputs + masks..], &mut call);
-                return alone[0].launch(stream, (lent.groups, branches as u32), THREADS, &call);
+                return alone[0].launch(stream, (lent.groups, branches as u32, 1), THREADS, &call);
             }
             let pairs = branches * batch * heads * tall * head / 2;
             let groups = pairs.div_ceil(SMALL as usize) as u32;
-            around[1].launch(stream, (groups, 1), SMALL, &call)
+            around[1].launch(stream, (groups, 1, 1), SMALL, &call)
         }
     });
     let (d, e) = x.widths;

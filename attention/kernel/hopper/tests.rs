@@ -7,12 +7,13 @@ mod compiled;
 mod emulated;
 mod seen;
 
-use super::cubin;
+use super::OPTIONS;
 use super::launch::Call;
 use super::lists::Lists;
 use super::rules::{Rules, Tokens};
 use super::source::{Kernel, MOST_BRANCHES, Numbers, Variant};
 use crate::attention::tests::cases;
+use crate::cuda::cubin;
 use crate::{BlockList, Mask, MaskSpec, TokenMeta};
 use std::path::PathBuf;
 
@@ -201,7 +202,7 @@ fn a_cubins_name_tells_all_that_it_depends_on() {
         for kernel in [Kernel::Forward, Kernel::Keys, Kernel::Queries, Kernel::Around] {
             for (numbers, ordered) in [(Numbers::Bf16, false), (Numbers::F16, true)] {
                 let variant = Variant { numbers, ordered, ..variant(kernel, head) };
-                names.push(name(&variant.source(), &cubin::OPTIONS, (13, 0)));
+                names.push(name(&variant.source(), &OPTIONS, (13, 0)));
             }
         }
     }

@@ -23,8 +23,10 @@ mod steps;
 #[cfg(test)]
 mod tests;
 
-pub use selective::{SelectiveScan, selective_implementation_for, selective_scan};
-pub use ssd::{Ssd, SsdDiscrete, ssd, ssd_discrete};
+pub use selective::{
+    SelectiveScan, selective_implementation_for, selective_in_cuda, selective_scan,
+};
+pub use ssd::{Ssd, SsdDiscrete, ssd, ssd_discrete, ssd_in_cuda};
 pub use steps::{Step, Steps};
 
 use crate::{Error, Implementation};

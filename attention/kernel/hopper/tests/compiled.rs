@@ -1,10 +1,11 @@
 //! Every kind of kernel through NVRTC: no number may leave its register, and products may not wait for
 //! each other.
 
-use super::super::cubin;
+use super::super::OPTIONS;
 use super::super::rules::Rules;
 use super::super::source::{Kernel, MOST_BRANCHES, Numbers, Variant};
 use super::variant;
+use crate::cuda::cubin;
 
 /// What masks look at, from nothing to all that goes together.
 fn rules() -> Vec<Rules> {
@@ -59,7 +60,7 @@ fn every_kernel_compiles_without_spills() {
     if let Err(reason) = cubin::version() {
         return println!("skipped: {reason}");
     }
-    let options = [cubin::OPTIONS[0], "--ptxas-options=-v"];
+    let options = [OPTIONS[0], "--ptxas-options=-v"];
     let variants = variants();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     std::thread::scope(|scope| {

@@ -3,6 +3,9 @@
 mod autodiff;
 #[cfg(feature = "cube")]
 mod cube;
+#[cfg(any(test, feature = "cuda-nvrtc"))]
+#[cfg_attr(not(feature = "cuda-nvrtc"), allow(dead_code))]
+mod cuda;
 #[cfg(feature = "flex")]
 pub(super) mod flex;
 mod reference;
@@ -158,6 +161,18 @@ pub fn selective_implementation_for(
         }
     }
     wanted.in_f32("selective_scan", u)
+}
+
+/// Whether kernels in CUDA C++ run for tensors like `u` and N states, where [`Implementation::Cube`] does,
+/// for reports.
+pub fn selective_in_cuda(u: &Tensor<3>, n: usize) -> bool {
+    #[cfg(feature = "cuda-nvrtc")]
+    return cuda::run_for(u, n);
+    #[cfg(not(feature = "cuda-nvrtc"))]
+    {
+        let _ = (u, n);
+        false
+    }
 }
 
 /// G and N.

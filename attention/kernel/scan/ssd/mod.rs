@@ -7,6 +7,9 @@
 //! tokens outside of i and j.
 
 mod autodiff;
+#[cfg(any(test, feature = "cuda-nvrtc"))]
+#[cfg_attr(not(feature = "cuda-nvrtc"), allow(dead_code))]
+mod cuda;
 mod documents;
 #[cfg(feature = "flex")]
 pub(super) mod flex;
@@ -251,6 +254,18 @@ pub fn ssd_discrete(input: SsdDiscrete) -> Result<(Tensor<4>, Option<Tensor<4>>)
     };
     let y = y.reshape([batch, len, heads, p]);
     Ok((y, h.map(|h| h.swap_dims(1, 2).reshape([batch, heads, p, n]))))
+}
+
+/// Whether kernels in CUDA C++ run for tensors like `x`, heads of P channels and N numbers of state, where
+/// [`Implementation::Tiled`] does, for reports.
+pub fn ssd_in_cuda(x: &Tensor<3>, p: usize, n: usize) -> bool {
+    #[cfg(feature = "cuda-nvrtc")]
+    return cuda::run_for(x, p, n);
+    #[cfg(not(feature = "cuda-nvrtc"))]
+    {
+        let _ = (x, p, n);
+        false
+    }
 }
 
 /// G and N.

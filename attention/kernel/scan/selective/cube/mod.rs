@@ -73,6 +73,10 @@ struct Call {
 /// (y and the state behind it `[B, T (+ N), E]`, the state before each span `[B, spans, N, E]`).
 pub(super) fn forward(x: ScanTensors<Cube>, plan: &Plan) -> (FloatTensor<Cube>, FloatTensor<Cube>) {
     let x: ScanTensors<CubeBackend> = x.map(Cube::lower);
+    #[cfg(feature = "cuda-nvrtc")]
+    if let Some(kernels) = super::cuda::kernels(&x, plan) {
+        return super::cuda::forward(x, plan, kernels);
+    }
     let dtype = x.u.dtype;
     let call = Call::new(x, plan);
     let Call { batch, spans, chunks, n, channels, .. } = call;
@@ -137,6 +141,11 @@ pub(super) fn gradients(
     plan: &Plan,
 ) -> ScanTensors<Cube> {
     let x: ScanTensors<CubeBackend> = x.map(Cube::lower);
+    #[cfg(feature = "cuda-nvrtc")]
+    if let Some(kernels) = super::cuda::kernels(&x, plan) {
+        let (states, dout) = (Cube::lower(states), Cube::lower(dout));
+        return super::cuda::gradients(x, states, dout, plan, kernels);
+    }
     let like = x.clone();
     let call = Call::new(x, plan);
     let Call { batch, len, chunks, n, channels, groups, .. } = call;
@@ -421,7 +430,7 @@ impl Call {
 }
 
 /// What each token does, `[B, padded]`; nothing behind the end of a row.
-fn steps(plan: &Plan, padded: usize) -> Vec<u32> {
+pub(super) fn steps(plan: &Plan, padded: usize) -> Vec<u32> {
     let mut steps = vec![SKIP; plan.steps.batch() * padded];
     for (row, to) in steps.chunks_mut(padded).enumerate() {
         for (to, step) in to.iter_mut().zip(plan.steps.row(row)) {
@@ -436,7 +445,7 @@ fn steps(plan: &Plan, padded: usize) -> Vec<u32> {
 }
 
 /// In f32 and without gaps.
-fn plain(x: CubeTensor) -> CubeTensor {
+pub(super) fn plain(x: CubeTensor) -> CubeTensor {
     into_contiguous(cast(x, DType::F32))
 }
 

@@ -1,7 +1,7 @@
 //! What chunks give to later ones through the state.
 
 use super::rows::{OfRun, Rows, Run, sums};
-use super::triangle::{Triangle, matrix_by};
+use super::triangle::{Triangle, matrix_by, sums_of_last};
 use crate::linear::products_on_card as products;
 use burn::tensor::Tensor;
 
@@ -79,13 +79,15 @@ impl Run<'_> {
         // behind it.
         let carries = products(between.passed.clone(), Tensor::cat(vec![read, carry], 1));
         let behind = carries.clone().narrow(1, 1, self.chunks);
-        let of_chunks =
-            (behind.clone() * states.narrow(1, 0, self.chunks)).sum_dim(2) * between.whole.clone();
+        let of_chunks = behind.clone() * states.narrow(1, 0, self.chunks);
+        let of_chunks = sums_of_last(of_chunks.unsqueeze_dim(0)).squeeze_dim::<3>(0);
+        let of_chunks = of_chunks * between.whole.clone();
         let behind = self.by_chunks(behind);
 
         let through = self.apart(products(self.b.clone(), behind.clone())) * between.left.clone();
-        let ends = (dy.clone() * self.of_before(between, &before)).sum_dim(3).squeeze_dim::<3>(3);
-        let passed = (through.clone() * self.input.clone()).sum_dim(3).squeeze_dim::<3>(3);
+        let over_channels = |x: Tensor<4>| sums_of_last(x).squeeze_dim::<3>(3);
+        let ends = over_channels(dy.clone() * self.of_before(between, &before));
+        let passed = over_channels(through.clone() * self.input.clone());
         let late = self.side_by_side(self.input.clone() * between.left.clone());
         let ones = &self.of.ones;
         // A token's decay is passed by what ends at it or later, and by what comes from before it.

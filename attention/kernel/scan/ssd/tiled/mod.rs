@@ -11,10 +11,14 @@ mod rows;
 mod triangle;
 mod within;
 
-use super::documents::{Documents, Group, Limits, joined};
+#[cfg(feature = "cuda-nvrtc")]
+use super::cuda::Kernels;
+pub(super) use super::documents::joined;
+use super::documents::{Documents, Group, Limits};
 use super::{Inputs, Plan};
 use crate::precision::wide;
 use burn::tensor::Tensor;
+pub(super) use rows::OfRows;
 use rows::Rows;
 
 /// Numbers of the largest tensors.
@@ -27,7 +31,7 @@ pub(super) fn forward(x: Inputs, plan: &Plan) -> Tensor<3> {
     let call = Call::new(x, plan);
     let (mut out, mut ends) = (Vec::new(), Vec::new());
     for group in &call.documents.groups {
-        let (y, h) = call.rows(group).forward();
+        let (y, h) = call.forward(group);
         out.push(y);
         ends.extend(h);
     }
@@ -54,7 +58,7 @@ pub(super) fn gradients(x: Inputs, dout: Tensor<3>, plan: &Plan) -> Inputs {
     let mut carries = Vec::new();
     for group in &documents.groups {
         let carry = documents.behind(group, &dh);
-        let of = call.rows(group).gradients(documents.take(&dy, group), carry);
+        let of = call.gradients(group, documents.take(&dy, group), carry);
         for (part, of_group) in parts.iter_mut().zip(of.tokens) {
             part.push(of_group);
         }
@@ -83,6 +87,9 @@ struct Call<'a> {
     limits: Limits,
     /// `[B, N, E]`, in f32 or f64
     h0: Tensor<3>,
+    /// Kernels of the card's own, where there are any for these sizes.
+    #[cfg(feature = "cuda-nvrtc")]
+    kernels: Option<Kernels>,
 }
 
 impl<'a> Call<'a> {
@@ -96,12 +103,64 @@ impl<'a> Call<'a> {
             state: h0.dims()[1] * channels,
         };
         let documents = Documents::new(&plan.steps, &limits, plan.keep_state, &h0.device());
-        Self { x, plan, documents, limits, h0 }
+        #[cfg(feature = "cuda-nvrtc")]
+        let kernels = Kernels::new(&x, plan.heads, plan.groups, plan.skip);
+        Self {
+            x,
+            plan,
+            documents,
+            limits,
+            h0,
+            #[cfg(feature = "cuda-nvrtc")]
+            kernels,
+        }
+    }
+
+    /// y `[S, t, E]` of a group's documents and, where they have states, those behind them, `[S, N, E]`.
+    fn forward(&self, group: &Group) -> (Tensor<3>, Option<Tensor<3>>) {
+        #[cfg(feature = "cuda-nvrtc")]
+        if let Some(kernels) = &self.kernels {
+            let x = self.inputs(group);
+            let before = self.documents.before(group, &self.h0);
+            let states = before.is_some();
+            let (y, h) = kernels.forward(&x, self.or_zeros(before, &x));
+            return (y, states.then_some(h));
+        }
+        self.rows(group).forward()
+    }
+
+    /// Of dy and the gradients of states behind the documents.
+    fn gradients(&self, group: &Group, dy: Tensor<3>, carry: Option<Tensor<3>>) -> OfRows {
+        #[cfg(feature = "cuda-nvrtc")]
+        if let Some(kernels) = &self.kernels {
+            let x = self.inputs(group);
+            let before = self.documents.before(group, &self.h0);
+            let states = before.is_some();
+            let (before, carry) = (self.or_zeros(before, &x), self.or_zeros(carry, &x));
+            let of = kernels.gradients(&x, before, dy, carry);
+            return OfRows { h0: of.h0.filter(|_| states), ..of };
+        }
+        self.rows(group).gradients(dy, carry)
+    }
+
+    /// States of a group's documents, `[S, N, E]`.
+    #[cfg(feature = "cuda-nvrtc")]
+    fn or_zeros(&self, h: Option<Tensor<3>>, x: &Inputs) -> Tensor<3> {
+        let [_, n, channels] = self.h0.dims();
+        let zeros =
+            || Tensor::zeros([x.x.dims()[0], n, channels], (&self.h0.device(), self.h0.dtype()));
+        h.unwrap_or_else(zeros)
     }
 
     fn rows(&self, group: &Group) -> Rows<'_> {
+        let x = self.inputs(group);
+        Rows::new(x, self.documents.before(group, &self.h0), self.plan, &self.limits)
+    }
+
+    /// A group's tensors in f32 or f64.
+    fn inputs(&self, group: &Group) -> Inputs {
         let take = |x: &Tensor<3>| self.documents.take(x, group).cast(self.h0.dtype());
-        let x = Inputs {
+        Inputs {
             x: take(&self.x.x),
             weight: take(&self.x.weight),
             log_decay: take(&self.x.log_decay),
@@ -109,7 +168,6 @@ impl<'a> Call<'a> {
             c: take(&self.x.c),
             d: self.x.d.clone().cast(self.h0.dtype()),
             h0: self.h0.clone(),
-        };
-        Rows::new(x, self.documents.before(group, &self.h0), self.plan, &self.limits)
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! from the one before.
 
 use super::across::Between;
-use super::triangle::{Triangle, matrix_by};
+use super::triangle::{Triangle, matrix_by, sums_of_last, sums_of_rows};
 use super::{Inputs, Limits, Plan, joined};
 use burn::tensor::Tensor;
 
@@ -32,7 +32,7 @@ pub(super) struct Rows<'a> {
 }
 
 /// Gradients of a group's tensors.
-pub(super) struct OfRows {
+pub(in crate::scan::ssd) struct OfRows {
     /// Of x, weight, logarithms of decays, B and C, `[S, t, X]`
     pub tokens: [Tensor<3>; 5],
     /// `[E]`
@@ -92,7 +92,7 @@ impl<'a> Rows<'a> {
         let dy = dy.cast(self.x.x.dtype());
         let mut carry = carry.map(|carry| self.of_states(carry));
         let mut found: [Vec<Tensor<3>>; 5] = Default::default();
-        let mut dd: Option<Tensor<4>> = None;
+        let mut dd: Option<Tensor<3>> = None;
         for ((first, tokens), h) in runs.into_iter().zip(before).rev() {
             let run = Run::new(&self, first, tokens);
             let dy = run.cut(&dy, first).reshape([run.many(), run.q, run.heads, run.p]);
@@ -103,13 +103,14 @@ impl<'a> Rows<'a> {
             let mut dx = of.input.clone() * run.weight.clone();
             if let Some(d) = self.skip() {
                 dx = dx + dy.clone() * d;
-                let of_run = (dy * run.x.clone()).sum_dim(1).sum_dim(0);
+                let all = [1, run.many() * run.q, run.heads * run.p];
+                let of_run = sums_of_rows((dy * run.x.clone()).reshape(all));
                 dd = Some(match dd {
                     Some(sum) => sum + of_run,
                     None => of_run,
                 });
             }
-            let dweight = (of.input * run.x.clone()).sum_dim(3);
+            let dweight = sums_of_last(of.input * run.x.clone());
             let (b, c) = (run.groups_inside(of.b), run.groups_inside(of.c));
             for (part, x) in found.iter_mut().zip([dx, dweight, of.log_decay, b, c]) {
                 part.push(run.rows(x));

@@ -35,6 +35,20 @@ impl Triangle {
     }
 }
 
+/// Sums over the last dimension, `[C, Q, H, X] -> [C, Q, H, 1]`, as a product with ones: cards' own sums over
+/// short rows take several times as long.
+pub(super) fn sums_of_last(x: Tensor<4>) -> Tensor<4> {
+    let [c, q, h, width] = x.dims();
+    let ones = Tensor::ones([width, 1], (&x.device(), x.dtype()));
+    products(x.reshape([c * q * h, width]), ones).reshape([c, q, h, 1])
+}
+
+/// Sums over the second dimension, `[S, Q, X] -> [S, 1, X]`, as a product with ones.
+pub(super) fn sums_of_rows(x: Tensor<3>) -> Tensor<3> {
+    let [s, q, _] = x.dims();
+    products(Tensor::ones([s, 1, q], (&x.device(), x.dtype())), x)
+}
+
 /// Each row of the last dimension times a matrix: `[S, Q, K] -> [S, Q, X]`
 pub(super) fn by_matrix(x: Tensor<3>, matrix: Tensor<2>) -> Tensor<3> {
     let ([s, q, k], n) = (x.dims(), matrix.dims()[1]);

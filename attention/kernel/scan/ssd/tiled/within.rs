@@ -1,7 +1,7 @@
 //! What tokens of a chunk give to each other: `y = ((C Bᵀ) ∘ L)(Δ x)`.
 
 use super::rows::{OfRun, Run};
-use super::triangle::by_matrix;
+use super::triangle::{by_matrix, sums_of_rows};
 use crate::linear::products_on_card as products;
 use burn::tensor::Tensor;
 
@@ -26,15 +26,14 @@ impl Run<'_> {
         let input = self.heads_inside(products(mixed.clone(), dy.clone()));
         let dmixed = products(self.by_heads.clone(), dy.transpose());
         let of = self.many() * self.groups;
-        let dscores = (dmixed.clone() * self.decay.clone())
-            .reshape([of, self.heads / self.groups, q * q])
-            .sum_dim(1)
-            .reshape([of, q, q]);
+        let dscores =
+            (dmixed.clone() * self.decay.clone()).reshape([of, self.heads / self.groups, q * q]);
+        let dscores = sums_of_rows(dscores).reshape([of, q, q]);
         // A pair of tokens (j, i) passes the decays of j + 1 ..= i. Sums of pairs, never differences
         // of sums, which would lose what is small.
         let before: Tensor<3> = ones.before.clone().unsqueeze();
         let pairs = dmixed * mixed * before.clone();
-        let crossing = (by_matrix(pairs, ones.up_to.clone().transpose()) * before).sum_dim(1);
+        let crossing = sums_of_rows(by_matrix(pairs, ones.up_to.clone().transpose()) * before);
         OfRun {
             input,
             log_decay: self.heads_inside(crossing.transpose()),

@@ -3,14 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-/// Instructions of Hopper that no later card has.
-pub(super) const OPTIONS: [&str; 1] = ["--gpu-architecture=sm_90a"];
-
 /// How a cubin begins: it is an ELF file.
 const MAGIC: &[u8] = b"\x7fELF";
 
 /// The name of a cubin: a hash of all that it depends on. Architecture is among the options.
-pub(super) fn key(source: &str, options: &[&str], version: (i32, i32)) -> String {
+pub(crate) fn key(source: &str, options: &[&str], version: (i32, i32)) -> String {
     let version = format!("{}.{}", version.0, version.1);
     let parts = [version.as_str(), source].into_iter().chain(options.iter().copied());
     // FNV-1a: it tells our own texts apart, and nobody else's are looked up.
@@ -25,7 +22,7 @@ pub(super) fn key(source: &str, options: &[&str], version: (i32, i32)) -> String
 }
 
 /// Where cubins are kept; none where the user has no such place.
-pub(super) fn folder() -> Option<PathBuf> {
+pub(crate) fn folder() -> Option<PathBuf> {
     let of = |name: &str| std::env::var_os(name).filter(|x| !x.is_empty()).map(PathBuf::from);
     let cache = of("XDG_CACHE_HOME")
         .or_else(|| of("LOCALAPPDATA"))
@@ -34,13 +31,13 @@ pub(super) fn folder() -> Option<PathBuf> {
 }
 
 /// The cubin of that name, if it is there and whole.
-pub(super) fn kept(folder: &Path, key: &str) -> Option<Vec<u8>> {
+pub(crate) fn kept(folder: &Path, key: &str) -> Option<Vec<u8>> {
     let cubin = std::fs::read(folder.join(format!("{key}.cubin"))).ok()?;
     cubin.starts_with(MAGIC).then_some(cubin)
 }
 
 /// Keeps a cubin, or does not: without it, the next program compiles once more.
-pub(super) fn keep(folder: &Path, key: &str, cubin: &[u8]) {
+pub(crate) fn keep(folder: &Path, key: &str, cubin: &[u8]) {
     let _ = write(folder, key, cubin);
 }
 
@@ -57,26 +54,26 @@ fn write(folder: &Path, key: &str, cubin: &[u8]) -> std::io::Result<()> {
 }
 
 #[cfg(all(feature = "cuda-nvrtc", test))]
-pub(super) use nvrtc::compile;
+pub(crate) use nvrtc::compile;
 #[cfg(feature = "cuda-nvrtc")]
-pub(super) use nvrtc::{cubin, version};
+pub(crate) use nvrtc::{cubin, version};
 
 #[cfg(feature = "cuda-nvrtc")]
 mod nvrtc {
-    use super::{OPTIONS, folder, keep, kept, key};
+    use super::{folder, keep, kept, key};
     use cudarc::nvrtc::{result, sys};
     use std::ffi::{CString, c_char};
     use std::sync::LazyLock;
 
     /// The cubin of a source, from the cache folder where it has it and `fresh` does not forbid that.
-    pub fn cubin(source: &str, fresh: bool) -> Result<Vec<u8>, String> {
-        let key = key(source, &OPTIONS, version()?);
+    pub fn cubin(source: &str, options: &[&str], fresh: bool) -> Result<Vec<u8>, String> {
+        let key = key(source, options, version()?);
         let folder = folder();
         let found = folder.as_ref().filter(|_| !fresh).and_then(|folder| kept(folder, &key));
         if let Some(cubin) = found {
             return Ok(cubin);
         }
-        let (cubin, _) = compile(source, &OPTIONS)?;
+        let (cubin, _) = compile(source, options)?;
         if let Some(folder) = folder {
             keep(&folder, &key, &cubin);
         }

@@ -1,0 +1,94 @@
+//! Kernels on a card: loaded into a device's context, launched with one argument.
+
+use super::cubin;
+use crate::stream::within;
+use burn_cubecl::CubeDevice;
+use cudarc::driver::{result, sys};
+use std::ffi::{CString, c_void};
+use std::sync::Arc;
+
+/// What can be launched.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    function: sys::CUfunction,
+    shared: u32,
+}
+
+// Safe: a function is a name that the driver gave out, for all threads.
+unsafe impl Send for Entry {}
+unsafe impl Sync for Entry {}
+
+/// The entries of a source, or why there are none.
+pub(crate) type Loaded = Result<Arc<[Entry]>, String>;
+
+/// Compiles a source, unless its cubin is kept, and loads it: `entries` are names, and the most bytes of
+/// shared memory that a workgroup of each has. A module is never unloaded: callers ask once per device.
+pub(crate) fn load(
+    device: i32,
+    source: &str,
+    options: &[&str],
+    entries: &[(&str, usize)],
+) -> Loaded {
+    let loaded = |fresh: bool| -> Loaded {
+        let image = cubin::cubin(source, options, fresh)?;
+        within(device, || module(&image, entries)).map_err(|e| format!("the driver: {e}"))?
+    };
+    // A file of the cache may have been damaged.
+    loaded(false).or_else(|_| loaded(true))
+}
+
+fn module(image: &[u8], entries: &[(&str, usize)]) -> Loaded {
+    let failed = |e: result::DriverError| format!("a kernel does not load: {e}");
+    let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    // Safe: the image is a whole cubin, and a module is never unloaded.
+    unsafe {
+        let module = result::module::load_data(image.as_ptr().cast()).map_err(failed)?;
+        let entry = |(name, shared): &(&str, usize)| {
+            let name = CString::new(*name).expect("names have no zero in them");
+            let function = result::module::get_function(module, name).map_err(failed)?;
+            let shared = *shared as u32;
+            if shared > 0 {
+                result::function::set_function_attribute(function, most, shared as i32)
+                    .map_err(failed)?;
+            }
+            Ok(Entry { function, shared })
+        };
+        entries.iter().map(entry).collect()
+    }
+}
+
+impl Entry {
+    /// With less shared memory than the entry may have.
+    pub fn with_shared(self, bytes: usize) -> Self {
+        Self { shared: bytes as u32, ..self }
+    }
+
+    /// # Safety
+    /// On CubeCL's thread for the device, with buffers as large as `call` says. `C` is what the kernel
+    /// takes.
+    pub unsafe fn launch<C: Copy>(
+        self,
+        stream: sys::CUstream,
+        grid: (u32, u32, u32),
+        threads: u32,
+        call: &C,
+    ) -> Result<(), String> {
+        let mut arguments = [std::ptr::from_ref(call).cast_mut().cast::<c_void>()];
+        // Safe: as above; the driver copies the argument.
+        unsafe {
+            let to = &mut arguments;
+            result::launch_kernel(self.function, grid, (threads, 1, 1), self.shared, stream, to)
+        }
+        .map_err(|e| format!("a launch of a kernel in CUDA C++: {e}"))
+    }
+}
+
+/// The compute capability of a CUDA device, nine for 9.0 as 90; none on others.
+pub(crate) fn capability(device: &CubeDevice) -> Option<u32> {
+    let client = device.client();
+    if client.name() != "cuda" {
+        return None;
+    }
+    // As CubeCL's CUDA runtime writes it.
+    client.properties().identity.fingerprint.strip_prefix("ptx_sm")?.parse().ok()
+}

@@ -1,0 +1,153 @@
+// Outputs, the last state, and the states at the ends of spans: a thread per channel and chunk, which has all
+// states in registers.
+
+// What each chunk but the last leaves in a state of zeros, in its slot of `states`.
+extern "C" __global__ void __launch_bounds__(WIDE) ends(const __grid_constant__ Call k) {
+  extern __shared__ float4 tile[];
+  Place p(k, blockIdx.y);
+  lay_out(k, p, k.b, (float *)tile);
+  __syncthreads();
+  int channel;
+  if (!p.channel(k, threadIdx.x, channel)) return;
+  const float *u = k.u + p.token(k, k.len) + channel, *delta = k.delta + p.token(k, k.len) + channel;
+  float h[STATES], rates[STATES];
+#pragma unroll
+  for (int n = 0; n < STATES; ++n) h[n] = 0.0f, rates[n] = rate(k, n, channel);
+  float total = 0.0f;
+  bool cut = false;
+  float next_u[AHEAD], next_delta[AHEAD];
+  read(k, p, u, 0, next_u);
+  read(k, p, delta, 0, next_delta);
+  for (int t = 0; t < p.count; t += AHEAD) {
+    float of_u[AHEAD], of_delta[AHEAD];
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i) of_u[i] = next_u[i], of_delta[i] = next_delta[i];
+    read(k, p, u, t + AHEAD, next_u);
+    read(k, p, delta, t + AHEAD, next_delta);
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i) {
+      int step = what(k, p, t + i);
+      int live = bits(step != SKIP);
+      float dt = where(live, step_of(of_delta[i])), x = where(live, dt * of_u[i]);
+#if !PLAIN
+      if (step == FIRST) {
+        cut = true;
+#pragma unroll
+        for (int n = 0; n < STATES; ++n) h[n] = 0.0f;
+      }
+#endif
+      total += dt;
+#pragma unroll
+      for (int q = 0; q < STATES / 4; ++q) {
+        float4 b = tile[(t + i) * (STATES / 4) + q];
+        h[4 * q] = fmaf(x, b.x, ex2(dt * rates[4 * q]) * h[4 * q]);
+        h[4 * q + 1] = fmaf(x, b.y, ex2(dt * rates[4 * q + 1]) * h[4 * q + 1]);
+        h[4 * q + 2] = fmaf(x, b.z, ex2(dt * rates[4 * q + 2]) * h[4 * q + 2]);
+        h[4 * q + 3] = fmaf(x, b.w, ex2(dt * rates[4 * q + 3]) * h[4 * q + 3]);
+      }
+    }
+  }
+  float *to = k.states + ((long long)p.row * k.slots + p.chunk * k.per_chunk) * k.states_n * k.channels + channel;
+#pragma unroll
+  for (int n = 0; n < STATES; ++n)
+    if (n < k.states_n) to[n * k.channels] = h[n];
+  long long chunk = (long long)p.row * k.chunks + p.chunk;
+  k.totals[chunk * k.channels + channel] = total;
+  if (threadIdx.x == 0) k.cuts[chunk] = cut;
+}
+
+// Outputs of each chunk from the state before it, which is in its slot of `states`.
+extern "C" __global__ void __launch_bounds__(WIDE) outputs(const __grid_constant__ Call k) {
+  extern __shared__ float4 tile[];
+  Place p(k, blockIdx.y);
+  float4 *tile_c = tile + k.chunk * (STATES / 4);
+  lay_out(k, p, k.b, (float *)tile);
+  lay_out(k, p, k.c, (float *)tile_c);
+  __syncthreads();
+  int channel;
+  if (!p.channel(k, threadIdx.x, channel)) return;
+  const float *u = k.u + p.token(k, k.len) + channel, *delta = k.delta + p.token(k, k.len) + channel;
+#if GATE
+  const float *z = k.z + p.token(k, k.len) + channel;
+#endif
+  float *out = k.out + p.token(k, k.rows) + channel;
+  float *state = k.states + ((long long)p.row * k.slots + p.chunk * k.per_chunk) * k.states_n * k.channels + channel;
+  float h[STATES], rates[STATES];
+#pragma unroll
+  for (int n = 0; n < STATES; ++n) {
+    h[n] = where(bits(n < k.states_n), state[min(n, k.states_n - 1) * k.channels]);
+    rates[n] = rate(k, n, channel);
+  }
+#if SKIP_D
+  float d = k.d[channel];
+#endif
+  float next_u[AHEAD], next_delta[AHEAD];
+  read(k, p, u, 0, next_u);
+  read(k, p, delta, 0, next_delta);
+#if GATE
+  float next_z[AHEAD];
+  read(k, p, z, 0, next_z);
+#endif
+  for (int t = 0; t < p.count; t += AHEAD) {
+    float of_u[AHEAD], of_delta[AHEAD];
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i) of_u[i] = next_u[i], of_delta[i] = next_delta[i];
+    read(k, p, u, t + AHEAD, next_u);
+    read(k, p, delta, t + AHEAD, next_delta);
+#if GATE
+    float of_z[AHEAD];
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i) of_z[i] = next_z[i];
+    read(k, p, z, t + AHEAD, next_z);
+#endif
+#if TRACKED
+    if (t % SPAN == 0 && t > 0) {
+      state += (long long)k.states_n * k.channels;
+#pragma unroll
+      for (int n = 0; n < STATES; ++n)
+        if (n < k.states_n) state[n * k.channels] = h[n];
+    }
+#endif
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i) {
+      int step = what(k, p, t + i);
+      int live = bits(step != SKIP);
+      float dt = where(live, step_of(of_delta[i])), x = where(live, dt * of_u[i]);
+#if !PLAIN
+      if (step == FIRST) {
+#pragma unroll
+        for (int n = 0; n < STATES; ++n) h[n] = 0.0f;
+      }
+#endif
+      float y[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+      for (int q = 0; q < STATES / 4; ++q) {
+        float4 b = tile[(t + i) * (STATES / 4) + q], c = tile_c[(t + i) * (STATES / 4) + q];
+        h[4 * q] = fmaf(x, b.x, ex2(dt * rates[4 * q]) * h[4 * q]);
+        h[4 * q + 1] = fmaf(x, b.y, ex2(dt * rates[4 * q + 1]) * h[4 * q + 1]);
+        h[4 * q + 2] = fmaf(x, b.z, ex2(dt * rates[4 * q + 2]) * h[4 * q + 2]);
+        h[4 * q + 3] = fmaf(x, b.w, ex2(dt * rates[4 * q + 3]) * h[4 * q + 3]);
+        y[0] = fmaf(h[4 * q], c.x, y[0]);
+        y[1] = fmaf(h[4 * q + 1], c.y, y[1]);
+        y[2] = fmaf(h[4 * q + 2], c.z, y[2]);
+        y[3] = fmaf(h[4 * q + 3], c.w, y[3]);
+      }
+      float value = (y[0] + y[1]) + (y[2] + y[3]);
+#if SKIP_D
+      value = fmaf(d, of_u[i], value);
+#endif
+#if GATE
+      value *= of_z[i] * sigmoid(of_z[i]);
+#endif
+      if (t + i < p.count) out[(long long)(t + i) * k.channels] = where(live, value);
+    }
+  }
+#if KEEP_STATE
+  if (p.first + p.count == k.len) {
+    float *to = k.out + ((long long)p.row * k.rows + k.len) * k.channels + channel;
+#pragma unroll
+    for (int n = 0; n < STATES; ++n)
+      if (n < k.states_n) to[n * k.channels] = h[n];
+  }
+#endif
+}

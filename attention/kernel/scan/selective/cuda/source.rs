@@ -1,0 +1,134 @@
+//! The kernels' text, and what a launch hands over.
+
+use std::fmt::Write;
+
+/// Tokens between states that are kept for the backward pass, as in the kernels in CubeCL.
+pub(super) const SPAN: usize = 16;
+/// Most states of a channel.
+pub(super) const STATES: usize = 16;
+/// Channels of a workgroup.
+pub(super) const WIDE: usize = 128;
+
+/// What is known when kernels are compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Form {
+    /// One document per row and no padding.
+    pub plain: bool,
+    pub softplus: bool,
+    /// Whether D and z are there.
+    pub skip: bool,
+    pub gate: bool,
+    /// Whether the state at the end of every span is kept, not just those at the ends of chunks.
+    pub tracked: bool,
+    /// Whether the state behind the last token is asked for.
+    pub keep_state: bool,
+}
+
+/// Entries in the order of [`Form::entries`].
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kernel {
+    Ends,
+    Combine,
+    Outputs,
+    Starts,
+    CombineBack,
+    Gradients,
+    Sums,
+}
+
+impl Form {
+    /// CUDA C++ without includes; the backward pass alone where there will be one.
+    pub fn source(self) -> String {
+        let mut text = String::new();
+        for (name, value) in [
+            ("PLAIN", self.plain as usize),
+            ("SOFTPLUS", self.softplus as usize),
+            ("SKIP_D", self.skip as usize),
+            ("GATE", self.gate as usize),
+            ("TRACKED", self.tracked as usize),
+            ("KEEP_STATE", self.keep_state as usize),
+            ("SPAN", SPAN),
+            ("STATES", STATES),
+            ("WIDE", WIDE),
+            ("WARPS", WARPS),
+            ("CALL_BYTES", size_of::<Call>()),
+        ] {
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "#define {name} {value}");
+        }
+        text += include_str!("base.cuh");
+        text += include_str!("forward.cu");
+        text += include_str!("around.cu");
+        if self.tracked {
+            text += include_str!("backward.cu");
+        }
+        text
+    }
+
+    /// Names of what is launched, and most bytes of shared memory.
+    pub fn entries(self) -> Vec<(&'static str, usize)> {
+        let tile = LONGEST * STATES * 4;
+        let mut entries = vec![("ends", tile), ("combine", 0), ("outputs", 2 * tile)];
+        if self.tracked {
+            entries.push(("starts", tile));
+            entries.extend([("combine_back", 0), ("gradients", ROOM), ("sums", 0)]);
+        }
+        entries
+    }
+}
+
+/// Warps of a workgroup of the gradients.
+pub(super) const WARPS: usize = 8;
+/// Most tokens of a chunk.
+pub(super) const LONGEST: usize = 256;
+/// Bytes of shared memory of a workgroup of the gradients: `Room` in backward.cu.
+pub(super) const ROOM: usize = {
+    let (warps, pairs) = (WARPS, SPAN / 2);
+    let tokens = 4 * SPAN * WIDE;
+    let states = warps * (pairs - 1) * 8 * 32;
+    4 * (tokens + states + 2 * SPAN * STATES + warps * SPAN * 2 * STATES)
+};
+
+/// The argument of every kernel, as base.cuh has it; what a kernel does not read stays 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Call {
+    pub u: u64,
+    pub delta: u64,
+    pub z: u64,
+    pub a: u64,
+    pub d: u64,
+    pub b: u64,
+    pub c: u64,
+    pub first: u64,
+    pub dout: u64,
+    pub steps: u64,
+    pub states: u64,
+    pub carry: u64,
+    pub totals: u64,
+    pub cuts: u64,
+    pub out: u64,
+    pub du: u64,
+    pub ddelta: u64,
+    pub dz: u64,
+    pub dh0: u64,
+    pub da: u64,
+    pub dd: u64,
+    pub shared: u64,
+    pub sum_a: u64,
+    pub sum_d: u64,
+    pub sum_b: u64,
+    pub sum_c: u64,
+    pub of_row: i64,
+    pub batch: i32,
+    pub len: i32,
+    pub channels: i32,
+    pub states_n: i32,
+    pub groups: i32,
+    pub blocks: i32,
+    pub chunk: i32,
+    pub chunks: i32,
+    pub slots: i32,
+    pub per_chunk: i32,
+    pub rows: i32,
+}
