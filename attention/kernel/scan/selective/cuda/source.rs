@@ -145,6 +145,7 @@ pub(super) struct Call {
 }
 
 /// Words of a call that are addresses, which come first.
+#[cfg(test)]
 pub(super) const ADDRESSES: usize = 26;
 
 impl Call {

@@ -114,6 +114,7 @@ pub(super) struct Call {
 }
 
 /// Words of a call that are addresses, which come first.
+#[cfg(test)]
 pub(super) const ADDRESSES: usize = 25;
 
 impl Call {
