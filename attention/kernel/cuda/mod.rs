@@ -3,5 +3,7 @@
 #![cfg_attr(not(feature = "cuda-nvrtc"), allow(dead_code))]
 
 pub(crate) mod cubin;
+#[cfg(test)]
+pub(crate) mod emulated;
 #[cfg(feature = "cuda-nvrtc")]
 pub(crate) mod kernel;

@@ -14,8 +14,8 @@ use super::rules::{Rules, Tokens};
 use super::source::{Kernel, MOST_BRANCHES, Numbers, Variant};
 use crate::attention::tests::cases;
 use crate::cuda::cubin;
+use crate::cuda::emulated::Scratch;
 use crate::{BlockList, Mask, MaskSpec, TokenMeta};
-use std::path::PathBuf;
 
 /// Bytes of shared memory that a workgroup may have.
 const SHARED: usize = 227 << 10;
@@ -210,23 +210,6 @@ fn a_cubins_name_tells_all_that_it_depends_on() {
     names.sort();
     names.dedup();
     assert_eq!(names.len(), count);
-}
-
-/// A folder of a test's own, which is gone with it.
-pub(super) struct Scratch(pub PathBuf);
-
-impl Scratch {
-    pub fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("longburn-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 #[test]

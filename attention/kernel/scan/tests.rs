@@ -9,7 +9,12 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use std::ops::Range;
 
 /// Numbers of about the size of `scale`, the same in both precisions.
-fn leaf<const D: usize>(shape: [usize; D], seed: u64, scale: f32, dtype: DType) -> Tensor<D> {
+pub(in crate::scan) fn leaf<const D: usize>(
+    shape: [usize; D],
+    seed: u64,
+    scale: f32,
+    dtype: DType,
+) -> Tensor<D> {
     let value = |i: u64| {
         let x =
             (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ seed.wrapping_mul(0xD1B5_4A32_D192_ED03);
@@ -22,12 +27,12 @@ fn leaf<const D: usize>(shape: [usize; D], seed: u64, scale: f32, dtype: DType) 
     Tensor::from_inner(x.cast(dtype)).require_grad()
 }
 
-fn host<const D: usize>(x: Tensor<D>) -> Vec<f64> {
+pub(in crate::scan) fn host<const D: usize>(x: Tensor<D>) -> Vec<f64> {
     x.inner().cast(DType::F64).into_data().iter::<f64>().collect()
 }
 
 /// RMS(a − b) / RMS(b)
-fn ratio(a: &[f64], b: &[f64]) -> f64 {
+pub(in crate::scan) fn ratio(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     let square = |x: f64| x * x;
     let diff: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
@@ -38,9 +43,9 @@ fn ratio(a: &[f64], b: &[f64]) -> f64 {
 }
 
 /// Named results of a pass: outputs within 2e-6, gradients within 1e-5.
-type Pass = Vec<(&'static str, Vec<f64>)>;
+pub(in crate::scan) type Pass = Vec<(&'static str, Vec<f64>)>;
 
-fn compare(case: &str, got: &Pass, want: &Pass) {
+pub(in crate::scan) fn compare(case: &str, got: &Pass, want: &Pass) {
     for ((name, got), (_, want)) in got.iter().zip(want) {
         let allowed = if name.starts_with('d') { 1e-5 } else { 2e-6 };
         let r = ratio(got, want);
@@ -50,7 +55,7 @@ fn compare(case: &str, got: &Pass, want: &Pass) {
 
 /// Two rows that begin and end in all ways: documents, one of a single token, padding before,
 /// between and behind.
-fn broken(len: usize) -> Steps {
+pub(in crate::scan) fn broken(len: usize) -> Steps {
     let segment = |i: usize| match i * 8 / len {
         0 => -1,
         1 | 2 => 0,

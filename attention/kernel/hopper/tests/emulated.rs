@@ -7,8 +7,8 @@ use super::super::lists::Lists;
 use super::super::rules::{ROUND, Rules, Tokens};
 use super::super::source::{Kernel, MOST_BRANCHES, Numbers, Variant};
 use super::super::wgmma::Left;
-use super::Scratch;
 use crate::attention::tests::{Case, cases, device, random, ratio, values};
+use crate::cuda::emulated::Scratch;
 use crate::{
     AttentionOptions, Branch, Implementation, Mask, MaskSpec, TokenMeta, masked_attention,
 };

@@ -2,7 +2,8 @@
 
 // Gradient that each chunk but the first hands to the state before it when none comes from behind, in `carry`.
 extern "C" __global__ void __launch_bounds__(WIDE) starts(const __grid_constant__ Call k) {
-  extern __shared__ float4 tile[];
+  extern __shared__ float4 space[];
+  float4 *tile = space;
   Place p(k, blockIdx.y + 1);
   lay_out(k, p, k.c, (float *)tile);
   __syncthreads();

@@ -44,24 +44,10 @@ struct Call {
 
 static_assert(sizeof(Call) == CALL_BYTES, "a call as the host lays it out");
 
-__device__ __forceinline__ float ex2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-__device__ __forceinline__ float reciprocal(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 // All bits or none. The compiler may not know which of two numbers that is: it would put what leads to a number
 // that does not always count behind a branch, and keep what comes next waiting for it.
 __device__ __forceinline__ int bits(bool counts) {
-  int all = counts ? -1 : 0;
-  asm("" : "+r"(all));
-  return all;
+  return unknown(counts ? -1 : 0);
 }
 
 // `x` where it counts, otherwise 0.

@@ -3,7 +3,8 @@
 
 // What each chunk but the last leaves in a state of zeros, in its slot of `states`.
 extern "C" __global__ void __launch_bounds__(WIDE) ends(const __grid_constant__ Call k) {
-  extern __shared__ float4 tile[];
+  extern __shared__ float4 space[];
+  float4 *tile = space;
   Place p(k, blockIdx.y);
   lay_out(k, p, k.b, (float *)tile);
   __syncthreads();
@@ -58,7 +59,8 @@ extern "C" __global__ void __launch_bounds__(WIDE) ends(const __grid_constant__ 
 
 // Outputs of each chunk from the state before it, which is in its slot of `states`.
 extern "C" __global__ void __launch_bounds__(WIDE) outputs(const __grid_constant__ Call k) {
-  extern __shared__ float4 tile[];
+  extern __shared__ float4 space[];
+  float4 *tile = space;
   Place p(k, blockIdx.y);
   float4 *tile_c = tile + k.chunk * (STATES / 4);
   lay_out(k, p, k.b, (float *)tile);

@@ -1,6 +1,6 @@
 //! Which kernels a call has, its buffers, and its launches.
 
-use super::source::{Call, Form, Kernel, LONGEST, ROOM, SPAN, STATES, WARPS, WIDE};
+use super::source::{BACKWARD, Call, FORWARD, Form, Kernel, LONGEST, ROOM, SPAN, STATES, WIDE};
 use crate::card::OnCard;
 use crate::cuda::cubin;
 use crate::cuda::kernel::{Entry, Loaded, capability, load};
@@ -15,6 +15,7 @@ use burn_cubecl::ops::numeric::{empty_device_contiguous_dtype, zeros_client};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeDevice};
 use cubecl::server::Handle;
+use cudarc::driver::sys;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
@@ -24,8 +25,8 @@ const OLDEST: u32 = 80;
 const SHORTEST: usize = 32;
 /// Most workgroups in the second and third dimension.
 const MOST: usize = 65535;
-/// Workgroups that a multiprocessor has at a time, forward and backward.
-const AT_ONCE: (usize, usize) = (4, 2);
+/// Workgroups that a multiprocessor has at a time, or one after the other where they are large.
+const AT_ONCE: usize = 4;
 
 /// Modules belong to a context, so that each device has its own.
 static LOADED: LazyLock<Mutex<HashMap<(i32, Form), Loaded>>> = LazyLock::new(Mutex::default);
@@ -84,33 +85,19 @@ struct Pass {
 }
 
 impl Pass {
-    fn new(x: ScanTensors<CubeBackend>, plan: &Plan, at_once: usize) -> Self {
+    fn new(x: ScanTensors<CubeBackend>, plan: &Plan) -> Self {
         let [batch, len, channels] = x.u.meta.shape().dims();
         let [n, _] = x.a.meta.shape().dims();
         let client = &x.u.client;
         let cores = client.properties().hardware.num_streaming_multiprocessors.unwrap_or(64);
         let blocks = (channels / plan.groups).div_ceil(WIDE);
-        let chunks = (at_once * cores as usize / (batch * plan.groups * blocks)).max(1);
+        let chunks = (AT_ONCE * cores as usize / (batch * plan.groups * blocks)).max(1);
         let chunk = len.div_ceil(chunks).next_multiple_of(SPAN).clamp(SHORTEST, LONGEST);
         let steps = match plan.steps.is_plain() {
             true => vec![0],
             false => steps(plan, len).into_iter().map(|step| step as u8).collect(),
         };
-        let small = |x: usize| x as i32;
-        let call = Call {
-            batch: small(batch),
-            len: small(len),
-            channels: small(channels),
-            states_n: small(n),
-            groups: small(plan.groups),
-            blocks: small(blocks),
-            chunk: small(chunk),
-            chunks: small(len.div_ceil(chunk)),
-            slots: small(len.div_ceil(if plan.tracked { SPAN } else { chunk })),
-            per_chunk: small(if plan.tracked { chunk / SPAN } else { 1 }),
-            rows: small(len + if plan.keep_state { n } else { 0 }),
-            ..Call::default()
-        };
+        let call = Call::new([batch, len, channels], n, plan.groups, chunk, form(plan));
         let steps = client.create_from_slice(&steps);
         Self { x: x.map(plain), steps, call }
     }
@@ -136,17 +123,6 @@ impl Pass {
         let all = [&x.u, &x.delta, &x.z, &x.a, &x.d, &x.b, &x.c].map(|x| x.handle.clone());
         all.into_iter().chain([self.steps.clone()]).collect()
     }
-
-    /// Workgroups by channels, for a count of chunks.
-    fn grid(call: &Call, chunks: i32) -> (u32, u32, u32) {
-        ((call.groups * call.blocks) as u32, chunks as u32, call.batch as u32)
-    }
-
-    /// Workgroups of those that hand on states.
-    fn small(call: &Call) -> (u32, u32, u32) {
-        let numbers = (call.states_n * call.channels) as usize;
-        (numbers.div_ceil(WIDE) as u32, call.batch as u32, 1)
-    }
 }
 
 impl Call {
@@ -155,9 +131,23 @@ impl Call {
             std::array::from_fn(|i| at[i]);
     }
 
-    /// Bytes of B or C of a chunk.
-    fn tile(&self) -> usize {
-        self.chunk as usize * STATES * 4
+    /// # Safety
+    /// On CubeCL's thread for the device, with buffers as large as the call says.
+    unsafe fn launch(
+        &self,
+        entries: &[Entry],
+        kernels: &[Kernel],
+        stream: sys::CUstream,
+    ) -> Result<(), String> {
+        for kernel in kernels {
+            let (grid, threads, shared) = self.grid(*kernel);
+            if grid.1 > 0 {
+                let entry = entries[*kernel as usize].with_shared(shared);
+                // Safe: as above.
+                unsafe { entry.launch(stream, grid, threads, self)? };
+            }
+        }
+        Ok(())
     }
 }
 
@@ -168,7 +158,7 @@ pub(in crate::scan::selective) fn forward(
     kernels: Arc<[Entry]>,
 ) -> (FloatTensor<Cube>, FloatTensor<Cube>) {
     let dtype = x.u.dtype;
-    let pass = Pass::new(x, plan, AT_ONCE.0);
+    let pass = Pass::new(x, plan);
     let mut call = pass.call;
     let Call { batch, channels, states_n, chunks, slots, rows, .. } = call;
     let out = pass.empty([batch, rows, channels]);
@@ -183,17 +173,8 @@ pub(in crate::scan::selective) fn forward(
         call.first = at[8];
         call.of_row = i64::from(states_n) * i64::from(channels);
         [call.out, call.states, call.totals, call.cuts] = std::array::from_fn(|i| at[9 + i]);
-        let (of, threads) = (|kernel: Kernel| kernels[kernel as usize], WIDE as u32);
         // Safe: all buffers have the sizes that the call tells.
-        unsafe {
-            if chunks > 1 {
-                let ends = of(Kernel::Ends).with_shared(call.tile());
-                ends.launch(stream, Pass::grid(&call, chunks - 1), threads, &call)?;
-            }
-            of(Kernel::Combine).launch(stream, Pass::small(&call), threads, &call)?;
-            let outputs = of(Kernel::Outputs).with_shared(2 * call.tile());
-            outputs.launch(stream, Pass::grid(&call, chunks), threads, &call)
-        }
+        unsafe { call.launch(&kernels, &FORWARD, stream) }
     });
     (Cube::lift(cast(out, dtype)), Cube::lift(states))
 }
@@ -207,7 +188,7 @@ pub(in crate::scan::selective) fn gradients(
     kernels: Arc<[Entry]>,
 ) -> ScanTensors<Cube> {
     let like = x.clone();
-    let pass = Pass::new(x, plan, AT_ONCE.1);
+    let pass = Pass::new(x, plan);
     let mut call = pass.call;
     let Call { batch, len, channels, states_n, groups, blocks, chunks, .. } = call;
     let dout = plain(dout);
@@ -243,21 +224,8 @@ pub(in crate::scan::selective) fn gradients(
         // Behind the tokens.
         call.first = call.dout + 4 * len as u64 * channels as u64;
         call.of_row = i64::from(call.rows) * i64::from(channels);
-        let (of, threads) = (|kernel: Kernel| kernels[kernel as usize], WIDE as u32);
         // Safe: all buffers have the sizes that the call tells.
-        unsafe {
-            if chunks > 1 {
-                let starts = of(Kernel::Starts).with_shared(call.tile());
-                starts.launch(stream, Pass::grid(&call, chunks - 1), threads, &call)?;
-            }
-            of(Kernel::CombineBack).launch(stream, Pass::small(&call), threads, &call)?;
-            let grid = Pass::grid(&call, chunks);
-            of(Kernel::Gradients).launch(stream, grid, 32 * WARPS as u32, &call)?;
-            let lines = batch as usize * groups as usize * len as usize * 2 * STATES;
-            let sums = lines + (states_n as usize + 1) * channels as usize;
-            let grid = (sums.div_ceil(WIDE) as u32, 1, 1);
-            of(Kernel::Sums).launch(stream, grid, threads, &call)
-        }
+        unsafe { call.launch(&kernels, &BACKWARD, stream) }
     });
     let of = |x: CubeTensor, like: &CubeTensor| Cube::lift(cast(x, like.dtype));
     ScanTensors {

@@ -25,7 +25,7 @@ pub(super) struct Form {
 }
 
 /// Entries in the order of [`Form::entries`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kernel {
     Ends,
     Combine,
@@ -36,9 +36,19 @@ pub(super) enum Kernel {
     Sums,
 }
 
+/// What is launched forward and backward, in this order.
+pub(super) const FORWARD: [Kernel; 3] = [Kernel::Ends, Kernel::Combine, Kernel::Outputs];
+pub(super) const BACKWARD: [Kernel; 4] =
+    [Kernel::Starts, Kernel::CombineBack, Kernel::Gradients, Kernel::Sums];
+
 impl Form {
-    /// CUDA C++ without includes; the backward pass alone where there will be one.
+    /// CUDA C++ without includes; the backward pass only where there will be one.
     pub fn source(self) -> String {
+        self.text(include_str!("instructions.cuh"))
+    }
+
+    /// Kernels with other instructions.
+    pub fn text(self, instructions: &str) -> String {
         let mut text = String::new();
         for (name, value) in [
             ("PLAIN", self.plain as usize),
@@ -56,6 +66,7 @@ impl Form {
             // Writing to a string does not fail.
             let _ = writeln!(text, "#define {name} {value}");
         }
+        text += instructions;
         text += include_str!("base.cuh");
         text += include_str!("forward.cu");
         text += include_str!("around.cu");
@@ -131,4 +142,61 @@ pub(super) struct Call {
     pub slots: i32,
     pub per_chunk: i32,
     pub rows: i32,
+}
+
+/// Words of a call that are addresses, which come first.
+#[cfg(test)]
+pub(super) const ADDRESSES: usize = 26;
+
+impl Call {
+    /// Sizes alone.
+    ///
+    /// # Shapes
+    /// u `[B, T, E]`, A `[N, E]`
+    pub fn new(
+        [batch, len, channels]: [usize; 3],
+        n: usize,
+        groups: usize,
+        chunk: usize,
+        form: Form,
+    ) -> Self {
+        let small = |x: usize| x as i32;
+        Self {
+            batch: small(batch),
+            len: small(len),
+            channels: small(channels),
+            states_n: small(n),
+            groups: small(groups),
+            blocks: small((channels / groups).div_ceil(WIDE)),
+            chunk: small(chunk),
+            chunks: small(len.div_ceil(chunk)),
+            slots: small(len.div_ceil(if form.tracked { SPAN } else { chunk })),
+            per_chunk: small(if form.tracked { chunk / SPAN } else { 1 }),
+            rows: small(len + if form.keep_state { n } else { 0 }),
+            ..Self::default()
+        }
+    }
+
+    /// Workgroups of a kernel, which may be none, their threads, and bytes of shared memory.
+    pub fn grid(&self, kernel: Kernel) -> ((u32, u32, u32), u32, usize) {
+        let tile = self.chunk as usize * STATES * 4;
+        let small = |numbers: usize| numbers.div_ceil(WIDE) as u32;
+        let numbers = (self.states_n * self.channels) as usize;
+        let batch = self.batch as u32;
+        let of_chunks = |chunks: i32| ((self.groups * self.blocks) as u32, chunks as u32, batch);
+        let (grid, shared) = match kernel {
+            // The last chunk, or the first, hands nothing on.
+            Kernel::Ends | Kernel::Starts => (of_chunks(self.chunks - 1), tile),
+            Kernel::Combine | Kernel::CombineBack => ((small(numbers), batch, 1), 0),
+            Kernel::Outputs => (of_chunks(self.chunks), 2 * tile),
+            Kernel::Gradients => (of_chunks(self.chunks), ROOM),
+            Kernel::Sums => {
+                let lines = self.batch as usize * self.groups as usize * self.len as usize;
+                let sums = lines * 2 * STATES + numbers + self.channels as usize;
+                ((small(sums), 1, 1), 0)
+            }
+        };
+        let threads = if kernel == Kernel::Gradients { 32 * WARPS } else { WIDE };
+        (grid, threads as u32, shared)
+    }
 }

@@ -38,14 +38,9 @@ __device__ __forceinline__ void multiply(float (&x)[4], const float (&a)[4], con
   for (int i = 0; i < 4; ++i) ah[i] = low(a[i]), al[i] = __float_as_int(a[i] - __int_as_float(ah[i]));
 #pragma unroll
   for (int i = 0; i < 2; ++i) bh[i] = low(b[i]), bl[i] = __float_as_int(b[i] - __int_as_float(bh[i]));
-#define MMA(a, b)                                                                                               \
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "      \
-      "{%0, %1, %2, %3};"                                                                                       \
-      : "+f"(x[0]), "+f"(x[1]), "+f"(x[2]), "+f"(x[3])                                                          \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
-  MMA(al, bh);
-  MMA(ah, bl);
-  MMA(ah, bh);
+  add_product(x, al, bh);
+  add_product(x, ah, bl);
+  add_product(x, ah, bh);
 }
 
 // A warp's part of a product, 16 rows from m on and 8 T columns from n on, summed over k: a is [m, k], or [k, m]

@@ -2,8 +2,8 @@
 
 // C Bt of each chunk and group.
 extern "C" __global__ void __launch_bounds__(THREADS) scores(const __grid_constant__ Call k) {
-  extern __shared__ float space[];
-  float *b = space, *c = b + Q * ALONG(N);
+  extern __shared__ float4 space[];
+  float *b = (float *)space, *c = b + Q * ALONG(N);
   Place p(k);
   int group = blockIdx.x, warp = threadIdx.x / 32;
   long long stride = (long long)k.groups * k.n, from = p.first * stride + group * k.n;
@@ -20,7 +20,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) scores(const __grid_consta
 // [N, P] of a head and chunk from tokens' [Q, N] and [Q, P], the second scaled.
 __device__ __forceinline__ void add(const Call &k, const Place &p, int head, const float *of_tokens, const float *x,
                                     float *to, float *space, bool back) {
-  float *a = space, *b = a + Q * ACROSS(N), *log = b + Q * ACROSS(P), *entered = log + Q, *left = entered + Q;
+  float *a = (float *)space, *b = a + Q * ACROSS(N), *log = b + Q * ACROSS(P), *entered = log + Q, *left = entered + Q;
   int group = head / (k.heads / k.groups), warp = threadIdx.x / 32, tid = threadIdx.x;
   long long stride = (long long)k.groups * k.n, width = (long long)k.heads * k.p;
   if (tid < Q) {
@@ -50,14 +50,14 @@ __device__ __forceinline__ void add(const Call &k, const Place &p, int head, con
 
 // What each chunk adds to the state.
 extern "C" __global__ void __launch_bounds__(THREADS) added(const __grid_constant__ Call k) {
-  extern __shared__ float space[];
-  add(k, Place(k), blockIdx.x, k.b, k.x, k.states, space, false);
+  extern __shared__ float4 space[];
+  add(k, Place(k), blockIdx.x, k.b, k.x, k.states, (float *)space, false);
 }
 
 // What each chunk adds to the gradient of the state before it.
 extern "C" __global__ void __launch_bounds__(THREADS) reads(const __grid_constant__ Call k) {
-  extern __shared__ float space[];
-  add(k, Place(k), blockIdx.x, k.c, k.dy, k.carries, space, true);
+  extern __shared__ float4 space[];
+  add(k, Place(k), blockIdx.x, k.c, k.dy, k.carries, (float *)space, true);
 }
 
 // Chunks whose numbers a thread asks for together.
@@ -100,8 +100,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) pass_back(const __grid_con
 
 // y of a chunk and head: what its tokens give to each other, and what they read of the state before.
 extern "C" __global__ void __launch_bounds__(THREADS) outputs(const __grid_constant__ Call k) {
-  extern __shared__ float space[];
-  float *mixed = space, *x = mixed + Q * ALONG(Q), *c = x + Q * ACROSS(P), *h = c + Q * ALONG(N);
+  extern __shared__ float4 space[];
+  float *mixed = (float *)space, *x = mixed + Q * ALONG(Q), *c = x + Q * ACROSS(P), *h = c + Q * ALONG(N);
   float *log = h + N * ACROSS(P), *entered = log + Q, *left = entered + Q, *weight = left + Q;
   Place p(k);
   int head = blockIdx.x, group = head / (k.heads / k.groups), warp = threadIdx.x / 32, tid = threadIdx.x;
@@ -150,8 +150,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) outputs(const __grid_const
 
 // All gradients of a chunk, for some heads of a group one after the other.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) gradients(const __grid_constant__ Call k) {
-  extern __shared__ float space[];
-  float *x = space, *dy = x + Q * ALONG(P), *mixed = dy + Q * ALONG(P), *pairs = mixed + Q * ACROSS(Q);
+  extern __shared__ float4 space[];
+  float *x = (float *)space, *dy = x + Q * ALONG(P), *mixed = dy + Q * ALONG(P), *pairs = mixed + Q * ACROSS(Q);
   float *b = pairs + Q * (Q + 1), *c = b + Q * ALONG(N), *h = c + Q * ALONG(N), *carry = h + N * ALONG(P);
   float *log = carry + N * ACROSS(P), *entered = log + Q, *left = entered + Q, *weight = left + Q;
   float *ends = weight + Q, *passed = ends + 2 * Q, *of_weight = passed + 2 * Q, *crossing = of_weight + 2 * Q;

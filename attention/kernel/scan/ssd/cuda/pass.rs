@@ -1,6 +1,6 @@
 //! Which kernels a call has, its buffers, and its launches.
 
-use super::source::{self, Call, Kernel, N, P, Q, THREADS};
+use super::source::{self, BACKWARD, BEHIND, Call, FORWARD, Kernel, N, P, Q, THREADS};
 use crate::card::OnCard;
 use crate::cuda::cubin;
 use crate::cuda::kernel::{Entry, Loaded, capability, load};
@@ -14,6 +14,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::server::Handle;
+use cudarc::driver::sys;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
@@ -209,10 +210,7 @@ impl Run<'_> {
             let to = call.put(at);
             [call.states, call.whole, call.behind] = std::array::from_fn(|i| to[i]);
             // Safe: all buffers have the sizes that the call tells.
-            unsafe {
-                call.launch(&entries, Kernel::Added, stream)?;
-                call.launch(&entries, Kernel::Pass, stream)
-            }
+            unsafe { call.launch(&entries, &BEHIND, stream) }
         });
         tensor(behind)
     }
@@ -228,12 +226,7 @@ impl Run<'_> {
             [call.scores, call.states, call.whole, call.behind, call.y] =
                 std::array::from_fn(|i| to[i]);
             // Safe: all buffers have the sizes that the call tells.
-            unsafe {
-                for kernel in [Kernel::Scores, Kernel::Added, Kernel::Pass, Kernel::Outputs] {
-                    call.launch(&entries, kernel, stream)?;
-                }
-            }
-            Ok(())
+            unsafe { call.launch(&entries, &FORWARD, stream) }
         });
         (tensor(y), tensor(behind))
     }
@@ -266,15 +259,8 @@ impl Run<'_> {
                 std::array::from_fn(|i| to[5 + i]);
             [call.dd, call.dh0, call.sum_b, call.sum_c, call.sum_d] =
                 std::array::from_fn(|i| to[10 + i]);
-            let before = [Kernel::Scores, Kernel::Added, Kernel::Pass];
-            let back = [Kernel::Reads, Kernel::PassBack, Kernel::Gradients, Kernel::Sums];
             // Safe: all buffers have the sizes that the call tells.
-            unsafe {
-                for kernel in before.into_iter().chain(back) {
-                    call.launch(&entries, kernel, stream)?;
-                }
-            }
-            Ok(())
+            unsafe { call.launch(&entries, &BACKWARD, stream) }
         });
         OfRows {
             tokens: [dx, dweight, dlog, sum_b, sum_c].map(tensor),
@@ -297,24 +283,14 @@ impl Call {
     unsafe fn launch(
         &self,
         entries: &[Entry],
-        kernel: Kernel,
-        stream: cudarc::driver::sys::CUstream,
+        kernels: &[Kernel],
+        stream: sys::CUstream,
     ) -> Result<(), String> {
-        let [rows, chunks, heads, groups] =
-            [self.rows, self.chunks, self.heads, self.groups].map(|x| x as u32);
-        let blocks = |numbers: usize| numbers.div_ceil(THREADS) as u32;
-        let grid = match kernel {
-            Kernel::Scores => (groups, chunks, rows),
-            Kernel::Added | Kernel::Outputs | Kernel::Reads => (heads, chunks, rows),
-            Kernel::Pass | Kernel::PassBack => (blocks((self.n * self.p) as usize), heads, rows),
-            Kernel::Gradients => (groups * self.parts as u32, chunks, rows),
-            Kernel::Sums => {
-                let lines = self.rows as usize * self.len as usize;
-                let shared = lines * (self.groups * self.n) as usize;
-                (blocks(shared + (self.heads * self.p) as usize), 1, 1)
-            }
-        };
-        // Safe: as above.
-        unsafe { entries[kernel as usize].launch(stream, grid, THREADS as u32, self) }
+        for kernel in kernels {
+            let (entry, threads) = (entries[*kernel as usize], THREADS as u32);
+            // Safe: as above.
+            unsafe { entry.launch(stream, self.grid(*kernel), threads, self)? };
+        }
+        Ok(())
     }
 }

@@ -23,8 +23,27 @@ pub(super) enum Kernel {
     Sums,
 }
 
+/// What is launched for y, for the states behind rows alone, and backward, in this order.
+pub(super) const FORWARD: [Kernel; 4] =
+    [Kernel::Scores, Kernel::Added, Kernel::Pass, Kernel::Outputs];
+pub(super) const BEHIND: [Kernel; 2] = [Kernel::Added, Kernel::Pass];
+pub(super) const BACKWARD: [Kernel; 7] = [
+    Kernel::Scores,
+    Kernel::Added,
+    Kernel::Pass,
+    Kernel::Reads,
+    Kernel::PassBack,
+    Kernel::Gradients,
+    Kernel::Sums,
+];
+
 /// CUDA C++ without includes, with D or without.
 pub(super) fn source(skip: bool) -> String {
+    text(skip, include_str!("instructions.cuh"))
+}
+
+/// Kernels with other instructions.
+pub(super) fn text(skip: bool, instructions: &str) -> String {
     let mut text = String::new();
     let sizes = [("Q", Q), ("P", P), ("N", N), ("THREADS", THREADS)];
     for (name, value) in
@@ -33,7 +52,7 @@ pub(super) fn source(skip: bool) -> String {
         // Writing to a string does not fail.
         let _ = writeln!(text, "#define {name} {value}");
     }
-    text + include_str!("base.cuh") + include_str!("kernels.cu")
+    text + instructions + include_str!("base.cuh") + include_str!("kernels.cu")
 }
 
 /// Names of what is launched, and bytes of shared memory, as kernels.cu lays it out.
@@ -92,4 +111,28 @@ pub(super) struct Call {
     pub p: i32,
     pub chunks: i32,
     pub parts: i32,
+}
+
+/// Words of a call that are addresses, which come first.
+#[cfg(test)]
+pub(super) const ADDRESSES: usize = 25;
+
+impl Call {
+    /// Workgroups of a kernel.
+    pub fn grid(&self, kernel: Kernel) -> (u32, u32, u32) {
+        let [rows, chunks, heads, groups] =
+            [self.rows, self.chunks, self.heads, self.groups].map(|x| x as u32);
+        let blocks = |numbers: usize| numbers.div_ceil(THREADS) as u32;
+        match kernel {
+            Kernel::Scores => (groups, chunks, rows),
+            Kernel::Added | Kernel::Outputs | Kernel::Reads => (heads, chunks, rows),
+            Kernel::Pass | Kernel::PassBack => (blocks((self.n * self.p) as usize), heads, rows),
+            Kernel::Gradients => (groups * self.parts as u32, chunks, rows),
+            Kernel::Sums => {
+                let lines = self.rows as usize * self.len as usize;
+                let shared = lines * (self.groups * self.n) as usize;
+                (blocks(shared + (self.heads * self.p) as usize), 1, 1)
+            }
+        }
+    }
 }
