@@ -31,7 +31,9 @@ pub use rotate::rotate_half;
 pub use squares::sums_of_squares;
 pub use swiglu::swiglu;
 
-use burn::tensor::{DType, Tensor};
+#[cfg(feature = "flex")]
+use burn::tensor::DType;
+use burn::tensor::Tensor;
 
 /// `formula` in f32 for an input of 16 bits, and its result rounded once; as it is for others.
 ///

@@ -122,7 +122,7 @@ mod flex {
     use super::op::RotateOps;
     use crate::fused::rows;
     use crate::simd::vectorized;
-    use burn::backend::{Flex, FloatTensorOps};
+    use burn::backend::{Flex, ops::FloatTensorOps};
     use burn::tensor::TensorData;
     use burn_flex::FlexTensor;
 

@@ -35,7 +35,8 @@ pub(super) fn forward(
         let len = chunk.min(n - start);
         let part = x.clone().narrow(0, start, len);
         let logits = product_on_card(part.clone(), w.clone().transpose());
-        let logits = owned(plain::<Cube>(primitive!(Cube, logits)));
+        // The product has made them for this pass alone.
+        let logits = plain::<Cube>(primitive!(Cube, logits));
         differentiate(&logits, (&labels, n), &losses, start, plan.x_grad || plan.w_grad);
         let dlogits = tensor(Cube::lift(logits));
         if plan.x_grad {
@@ -143,7 +144,7 @@ fn of_rows<F: Float, N: Size>(
     let end = select(counts, width, 0);
     let of_label = f32::cast_from(logits[start + label / lanes].extract_dynamic(label % lanes));
     let turns = end.div_ceil(UNITS);
-    let mut top = f32::MIN;
+    let mut top = f32::MIN.runtime();
     let mut sum = 0.0f32;
     for turn in 0..turns {
         let at = turn * UNITS + unit;

@@ -5,7 +5,7 @@ use crate::card::OnCard;
 use crate::card::launch::{UNITS, addresses, buffer, element, empty, lanes, plain, threads};
 use crate::fused::embed::op::EmbedOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Backend, Cube};
+use burn::backend::{Cube, ops::FloatTensorOps};
 use burn::tensor::DType;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::zeros_client;
@@ -74,7 +74,7 @@ fn link(ids: &[i32], links: &mut [u32], n: usize) {
     let token = CUBE_POS * (UNITS / TEAM) + unit / TEAM;
     let within = min(token, n - 1);
     let id = ids[within];
-    let mut next = LAST;
+    let mut next = LAST.runtime();
     let mut earlier = 0u32;
     let turns = n.div_ceil(TEAM);
     for turn in 0..turns {
@@ -94,7 +94,7 @@ fn link(ids: &[i32], links: &mut [u32], n: usize) {
     before[unit] = earlier;
     sync_cube();
     if unit % TEAM == 0 && token < n {
-        let mut next = LAST;
+        let mut next = LAST.runtime();
         let mut earlier = 0u32;
         for i in 0..TEAM {
             next = min(next, nexts[unit + i]);
