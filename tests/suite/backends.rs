@@ -20,8 +20,8 @@ use hopper::{
 use layers::{
     embeddings_equal_the_formula, empty_layers_are_empty, gated_activations_equal_the_formula,
     losses_equal_the_formula, losses_pass_over_tokens_without_a_label,
-    norms_do_not_reach_other_rows, norms_equal_the_formula, norms_repeat,
-    rotations_equal_the_formula, steps_of_adamw_equal_the_formula, sums_of_squares_equal_sums,
+    norms_do_not_reach_other_rows, norms_equal_the_formula, rotations_equal_the_formula,
+    steps_of_adamw_equal_the_formula, sums_of_squares_equal_sums,
 };
 use longburn::attention::{AttnShape, LongGenConfig, LongLoraConfig, MixerConfig};
 use longburn::datasets::{Side, TokenBatch};
@@ -112,7 +112,6 @@ device_test!(
     gated_activations_equal_the_formula,
     norms_do_not_reach_other_rows,
     norms_equal_the_formula,
-    norms_repeat,
     rotations_equal_the_formula,
     steps_of_adamw_equal_the_formula,
     embeddings_equal_the_formula,

@@ -45,7 +45,7 @@ pub(crate) fn team_sums(
             sum += table[first + i];
         }
         values[k] = sum;
-        if unit % NEAR == 0 {
+        if unit == unit / NEAR * NEAR {
             sums[k * (UNITS / NEAR) + unit / NEAR] = sum;
         }
     }
@@ -77,7 +77,7 @@ pub(crate) fn largest(value: f32) -> f32 {
     for i in 1..NEAR {
         near = near.max(table[unit / NEAR * NEAR + i]);
     }
-    if unit % NEAR == 0 {
+    if unit == unit / NEAR * NEAR {
         tops[unit / NEAR] = near;
     }
     sync_cube();

@@ -1,7 +1,7 @@
 //! Small layers as one op each on the CPU and on graphics cards, where a chain of elementwise tensor
-//! operations costs more in memory traffic than the matrix products between them. Elsewhere, and for the
-//! convolution on cards, the same formulas out of tensor operations; linear layers have NVIDIA's library on
-//! its cards. Numbers of 16 bits are widened to f32, and the result is rounded once.
+//! operations costs more in memory traffic than the matrix products between them. Elsewhere the
+//! same formulas out of tensor operations; linear layers have NVIDIA's library on its cards. Numbers of 16
+//! bits are widened to f32, and the result is rounded once.
 //!
 //! Like the tensor operations that they stand for, they return tensors and no `Result`: shapes that do
 //! not fit panic on every device, with the function's name and both shapes. Empty tensors give empty ones.
@@ -31,7 +31,9 @@ pub use rotate::rotate_half;
 pub use squares::sums_of_squares;
 pub use swiglu::swiglu;
 
-use burn::tensor::{DType, Tensor};
+#[cfg(feature = "flex")]
+use burn::tensor::DType;
+use burn::tensor::Tensor;
 
 /// `formula` in f32 for an input of 16 bits, and its result rounded once; as it is for others.
 ///

@@ -8,6 +8,7 @@ use crate::card::team::{across, largest, team_sums};
 use crate::linear::{product_on_card, wide_product_on_card};
 use burn::backend::{Cube, tensor::FloatTensor};
 use burn::tensor::{DType, Tensor};
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -35,7 +36,8 @@ pub(super) fn forward(
         let len = chunk.min(n - start);
         let part = x.clone().narrow(0, start, len);
         let logits = product_on_card(part.clone(), w.clone().transpose());
-        let logits = owned(plain::<Cube>(primitive!(Cube, logits)));
+        // The product has made them for this pass alone.
+        let logits = plain::<Cube>(primitive!(Cube, logits));
         differentiate(&logits, (&labels, n), &losses, start, plan.x_grad || plan.w_grad);
         let dlogits = tensor(Cube::lift(logits));
         if plan.x_grad {
@@ -60,8 +62,9 @@ pub(super) fn forward(
     (primitive!(Cube, loss), primitive!(Cube, dx), primitive!(Cube, dw))
 }
 
+/// A copy's rows may lie apart on cards of NVIDIA.
 fn owned(x: CubeTensor) -> CubeTensor {
-    if x.can_mut() { x } else { x.copy() }
+    if x.can_mut() { x } else { into_contiguous(x.copy()) }
 }
 
 /// Logits `[n, V]` of the tokens from `first` on, of which there are `labels.1` in all, become their own

@@ -1,16 +1,16 @@
 //! One step of AdamW in place.
 
 use crate::card::OnCard;
-use crate::card::launch::{addresses, buffer, element, lanes, threads};
+use crate::card::launch::{addresses, buffer, element, empty_like, lanes, threads};
 use crate::fused::AdamWStep;
 use burn::backend::Cube;
 use burn::tensor::Tensor;
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-/// All four on a card, of one shape and dtype. What nobody else holds is written over.
+/// All four on a card, of one shape and dtype. What nobody else holds is written over; what somebody does is
+/// left alone, without a copy of it.
 pub fn adamw<const N: usize>(
     weight: Tensor<N>,
     grad: Tensor<N>,
@@ -20,13 +20,20 @@ pub fn adamw<const N: usize>(
 ) -> (Tensor<N>, [Tensor<N>; 2]) {
     let lower = |x: Tensor<N>| into_contiguous(Cube::lower(primitive!(Cube, x)));
     let grad = lower(grad);
-    let [weight, m, v] = [weight, m, v].map(|x| owned(lower(x)));
+    let [weight, m, v] = [weight, m, v].map(lower);
     let all = [&weight, &grad, &m, &v];
     let len = weight.meta.num_elements();
     let lanes = lanes(&all, &[len]);
     let (cubes, dim) = threads(&weight.client, len / lanes);
     let (c1, c2) = step.corrections();
-    // Safe: a thread per run of numbers that all four have.
+    // With where each is among the buffers of the kernel.
+    let [new_weight, new_m, new_v] = [(&weight, 0), (&m, 2), (&v, 3)].map(|(x, place)| {
+        let over = x.can_mut();
+        let out = if over { x.clone() } else { empty_like(x) };
+        let alias = x.as_tensor_alias(place).into_buffer_arg();
+        (if over { alias } else { buffer(&out) }, out)
+    });
+    // Safe: a thread per run of numbers that all have, which it reads before it writes.
     unsafe {
         update::launch_unchecked(
             &weight.client,
@@ -38,6 +45,9 @@ pub fn adamw<const N: usize>(
             buffer(&grad),
             buffer(&m),
             buffer(&v),
+            new_weight.0,
+            new_m.0,
+            new_v.0,
             NumbersLaunch::new(
                 scale,
                 step.lr,
@@ -52,11 +62,7 @@ pub fn adamw<const N: usize>(
         );
     }
     let lift = |x| Tensor::from_primitive::<Cube>(Cube::lift(x));
-    (lift(weight), [lift(m), lift(v)])
-}
-
-fn owned(x: CubeTensor) -> CubeTensor {
-    if x.can_mut() { x } else { x.copy() }
+    (lift(new_weight.1), [lift(new_m.1), lift(new_v.1)])
 }
 
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
@@ -75,10 +81,13 @@ struct Numbers {
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn update<F: Float, N: Size>(
-    weight: &mut [Vector<F, N>],
+    weight: &[Vector<F, N>],
     grad: &[Vector<F, N>],
-    m: &mut [Vector<F, N>],
-    v: &mut [Vector<F, N>],
+    m: &[Vector<F, N>],
+    v: &[Vector<F, N>],
+    new_weight: &mut [Vector<F, N>],
+    new_m: &mut [Vector<F, N>],
+    new_v: &mut [Vector<F, N>],
     by: Numbers,
     #[define(F)] _dtype: ElemType,
 ) {
@@ -93,7 +102,7 @@ fn update<F: Float, N: Size>(
     let root = (square / Vector::new(by.c2)).sqrt() + Vector::new(by.eps);
     let delta = mean / Vector::new(by.c1) / root * Vector::new(by.lr);
     let kept = Vector::<f32, N>::cast_from(weight[ABSOLUTE_POS]) * Vector::new(by.keep);
-    m[ABSOLUTE_POS] = Vector::cast_from(mean);
-    v[ABSOLUTE_POS] = Vector::cast_from(square);
-    weight[ABSOLUTE_POS] = Vector::cast_from(kept - delta);
+    new_m[ABSOLUTE_POS] = Vector::cast_from(mean);
+    new_v[ABSOLUTE_POS] = Vector::cast_from(square);
+    new_weight[ABSOLUTE_POS] = Vector::cast_from(kept - delta);
 }

@@ -9,6 +9,7 @@ use burn::backend::{Cube, ops::FloatTensorOps};
 use burn::tensor::DType;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::zeros_client;
+use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
@@ -32,8 +33,11 @@ impl EmbedOps for Cube {
         let (ids, dy) = (into_contiguous(Self::lower_int(ids)), plain::<Self>(dy));
         let [n, width]: [usize; 2] = dy.meta.shape().dims();
         let links = empty(&[2, n], DType::U32, &dy);
-        let shape = burn::tensor::Shape::new([rows, width]);
-        let dw = zeros_client(dy.client.clone(), dy.device.clone(), shape, dy.dtype);
+        // Burn lays the rows of matrices apart on cards of NVIDIA.
+        let (client, device) = (dy.client.clone(), dy.device.clone());
+        let zeros = zeros_client(client.clone(), device.clone(), [rows * width].into(), dy.dtype);
+        let shape = [rows, width].into();
+        let dw = CubeTensor::new_contiguous(client, device, shape, zeros.handle, dy.dtype);
         let lanes = lanes(&[&dy], &[width]);
         let (cubes, dim) = threads(&dy.client, n.div_ceil(UNITS / TEAM) * UNITS);
         // Safe: ids are below the number of rows, as the forward pass has them, and links below that of tokens.
@@ -93,7 +97,7 @@ fn link(ids: &[i32], links: &mut [u32], n: usize) {
     nexts[unit] = next;
     before[unit] = earlier;
     sync_cube();
-    if unit % TEAM == 0 && token < n {
+    if unit == unit / TEAM * TEAM && token < n {
         let mut next = LAST.runtime();
         let mut earlier = 0u32;
         for i in 0..TEAM {
@@ -111,15 +115,15 @@ fn add_rows<F: Float, N: Size>(
     links: &[u32],
     dy: &[Vector<F, N>],
     dw: &mut [Vector<F, N>],
-    n: usize,
+    tokens: usize,
     width: usize,
     #[define(F)] _dtype: ElemType,
 ) {
     let token = ABSOLUTE_POS / width;
-    if token >= n {
+    if token >= tokens {
         terminate!();
     }
-    if links[n + token] == LATER {
+    if links[tokens + token] == LATER {
         terminate!();
     }
     let at = ABSOLUTE_POS % width;
