@@ -208,7 +208,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) keys(const __grid_const
           pin(dq);
           pin(dv);
           // The tile before must have left shared memory.
-          if (thread == 0) sums_read();
+          if (thread == 0) stores_read();
           meet(2 + half, 128);
           u32 sum = base + AT_DQ + half * 16384;
 #pragma unroll
@@ -234,6 +234,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) keys(const __grid_const
   }
   store(call.dv, bk, call.keys, key, call.e, dv, 1.f, 1.f);
 #if !ORDERED
-  if (thread == 0) sums_written();
+  if (thread == 0) stores_written();
 #endif
 }

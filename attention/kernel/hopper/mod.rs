@@ -12,6 +12,7 @@
 //! and launches it.
 #![cfg_attr(not(feature = "cuda-nvrtc"), allow(dead_code))]
 
+mod arrange;
 #[cfg(feature = "cuda-nvrtc")]
 mod card;
 mod cubin;

@@ -16,6 +16,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_co
   u32 q = base, dout = q + TILE, k = dout + TILE, v = k + STAGES * TILE, bars = v + STAGES * TILE;
   u32 q_full = bars, full = bars + 8, unused = full + 8 * STAGES;
   int bh = __ldg(call.order + 2 * blockIdx.x), tile = __ldg(call.order + 2 * blockIdx.x + 1), branch = blockIdx.y;
+  if (bh < 0) return;
   int b = bh / call.heads, h = bh % call.heads, kv = h / (call.heads / call.kv);
   int group = threadIdx.x >> 7;
   if (threadIdx.x == 0) {
