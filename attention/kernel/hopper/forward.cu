@@ -177,7 +177,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
           count++;
         }
         for (int n = 0; n < lists.total; n++, i++) {
-          int e = entry(lists, n, branch), token = (e & 0x7fffffff) * TALL, stage = i % STAGES;
+          int e = entry(lists, n, branch), token = tile_of(e) * TALL, stage = i % STAGES;
           u32 phase = ((i / STAGES) & 1) ^ 1;
           wait(k_free + 8 * stage, phase);
           store_ints(whats + 16 * stage, e, bh, tile, branch | (n == 0 ? FIRST : 0) | (n == lists.total - 1 ? LAST : 0));
@@ -259,7 +259,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
     pin(s);
     if (lane == 0) arrive(k_free + 8 * stage);
     if (what.x < 0)
-      hide(s, call, what.w & BRANCH, what.y / call.heads, what.y % call.heads, what.z * TALL + row, (what.x & 0x7fffffff) * TALL + column);
+      hide(s, call, what.x, what.w & BRANCH, what.y / call.heads, what.y % call.heads, what.z * TALL + row, tile_of(what.x) * TALL + column);
     softmax(s, first, second, keep_first, keep_second, call.scale_log2);
   };
   auto begin = [&](int4 what) {

@@ -1,11 +1,14 @@
 //! Which tiles the kernels go through, and in which order workgroups take them up.
 
 use super::arrange::{Item, arranged};
+use super::later::Later;
 use super::rules::ROUND;
 use crate::{BlockKind, Mask};
 
 /// Set where a tile is seen in part.
 const PART: i32 = i32::MIN;
+/// Set, too, where the part is what does not come later.
+pub(super) const LATER: i32 = 1 << 30;
 
 /// What a list costs beside its tiles, in tiles: queries that are loaded, results that are stored.
 const START_BY_QUERIES: f64 = 0.6;
@@ -16,7 +19,7 @@ const START_BY_KEYS: f64 = 2.0;
 pub(super) struct Lists {
     /// Where the list of each (row, class of heads, tile) begins, and the end of the last.
     pub starts: Vec<i32>,
-    /// Tiles of the other side; negative where a part is seen.
+    /// Tiles of the other side; negative where a part is seen, with [`LATER`] where later keys alone are hidden.
     pub tiles: Vec<i32>,
     /// (row and head, tile) of every workgroup as they are taken up, or of every place of the turns.
     pub order: Vec<i32>,
@@ -31,11 +34,13 @@ impl Lists {
     pub fn by_queries(mask: &Mask, tile: (usize, usize), kv: usize, groups: usize) -> Self {
         let map = mask.blocks(tile.0, tile.1);
         let (rows, columns) = map.tiles();
+        let later = Later::new(mask, tile);
         let mut lists = Self::new(mask, rows, |b, class, q, tiles| {
             let seen = map.keys_of(b, class, q).iter().rev();
             tiles.extend(seen.map(|&k| {
                 let whole = map.kind(b, class, q, k as usize) == BlockKind::Full;
-                entry(k, whole && !is_ragged(mask, k as usize, columns))
+                let whole = whole && !is_ragged(mask, k as usize, columns);
+                entry(k, whole, || later.hides(b, class, q, k as usize))
             }));
         });
         let heads = mask.heads();
@@ -50,11 +55,13 @@ impl Lists {
     pub fn by_keys(mask: &Mask, tile: (usize, usize), kv: usize, groups: usize) -> Self {
         let map = mask.blocks(tile.0, tile.1);
         let columns = map.tiles().1;
+        let later = Later::new(mask, tile);
         let mut lists = Self::new(mask, columns, |b, class, k, tiles| {
             let seen = map.queries_of(b, class, k).iter();
             tiles.extend(seen.map(|&q| {
                 let whole = map.kind(b, class, q as usize, k) == BlockKind::Full;
-                entry(q, whole && !is_ragged(mask, k, columns))
+                let whole = whole && !is_ragged(mask, k, columns);
+                entry(q, whole, || later.hides(b, class, q as usize, k))
             }));
         });
         let work = lists.work(mask, columns, kv, 1);
@@ -108,6 +115,10 @@ fn is_ragged(mask: &Mask, k: usize, columns: usize) -> bool {
     k + 1 == columns && !mask.keys().len().is_multiple_of(ROUND)
 }
 
-fn entry(tile: u32, whole: bool) -> i32 {
-    if whole { tile as i32 } else { tile as i32 | PART }
+fn entry(tile: u32, whole: bool, later: impl FnOnce() -> bool) -> i32 {
+    match whole {
+        true => tile as i32,
+        false if later() => tile as i32 | PART | LATER,
+        false => tile as i32 | PART,
+    }
 }

@@ -16,6 +16,7 @@ mod arrange;
 #[cfg(feature = "cuda-nvrtc")]
 mod card;
 mod cubin;
+mod later;
 mod launch;
 mod lists;
 #[cfg(feature = "cuda-nvrtc")]
