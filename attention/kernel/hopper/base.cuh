@@ -8,9 +8,11 @@
 struct Steps { long long row, head, token; };
 
 struct Call {
-  Map q, k, v, dout;
+  // o: where the forward pass puts out, 64 queries at a time.
+  Map q, k, v, dout, o;
   Side sides[3];
-  // Pairs (row and head, tile), the longest work first.
+  // Pairs (row and head, tile) in the order in which they are taken up; by queries in turns, with as many
+  // places in each as the forward pass has workgroups. Negative where a place is empty.
   const int* order;
   // Forward and, read by `before`, backward.
   void* out;
@@ -29,6 +31,7 @@ struct Call {
   int batch, heads, kv, queries, keys;
   // Queries rounded up to whole tiles.
   int tall;
+  int turns;
   float scale, scale_log2;
 };
 

@@ -1,11 +1,16 @@
-// Attention forward: a workgroup per tile of 128 queries of a head. One warpgroup loads tiles of keys and
-// values, two compute, 64 queries each; while one of them does its softmax the other has the tensor cores.
+// Attention forward: every workgroup goes through a list of tiles of 128 queries of a head. One warpgroup
+// loads tiles of keys and values, two compute, 64 queries each; while one of them does its softmax the other
+// has the tensor cores. The tiles of keys of all tiles of queries are one sequence: scores of the next tile of
+// queries are computed beside the last values of the one before, which then leaves through shared memory.
 //
 // Matrix products: scores [64, 128] by channels, out [64, HEAD] by keys.
 
 #define TALL 128
 #define TILE (TALL * HEAD * 2)
 #define STAGES 2
+// Tiles of queries at a time: where they have several branches, there is room for one.
+#define Q_STAGES (BRANCHES == 1 ? 2 : 1)
+#define Q_TILES (Q_STAGES * BRANCHES)
 
 // The tiles of all branches, one after another.
 struct Lists {
@@ -94,129 +99,262 @@ __device__ __forceinline__ void softmax(float (&s)[64], Line& a, Line& b, float&
   b.sum = b.sum * keep_b + sum_b;
 }
 
+// With every stage of keys come four numbers for those who compute: an entry of a list, the row and head and
+// the tile of queries that it is for, and marks: which branch it is of, whether it is the tile's first or last, and
+// whether there is nothing more.
+#define BRANCH 3
+#define FIRST 4
+#define LAST 8
+#define END 16
+
+// The item of a turn, or a negative number where there is none.
+__device__ __forceinline__ int item(const Call& call, int turn, int& tile) {
+  const int* at = call.order + 2 * (turn * (int)gridDim.x + (int)blockIdx.x);
+  tile = __ldg(at + 1);
+  return __ldg(at);
+}
+
+// Zeros, and -inf as the logarithm of 0, for tiles of queries that see nothing: by all who compute, before
+// there is anything to compute with.
+__device__ __forceinline__ void blind(const Call& call) {
+  int lane = threadIdx.x & 31, tile;
+  for (int first = (threadIdx.x & ~31) - 128; first < call.turns; first += 256) {
+    bool nothing = false;
+    if (first + lane < call.turns) {
+      int bh = item(call, first + lane, tile);
+      nothing = bh >= 0 && lists_of(call, bh / call.heads, bh % call.heads, tile).total == 0;
+    }
+    for (u32 left = __ballot_sync(~0u, nothing); left != 0; left &= left - 1) {
+      int bh = item(call, first + __ffs(left) - 1, tile), token = tile * TALL;
+      int end = token + TALL < call.queries ? token + TALL : call.queries;
+      for (; token < end; token++) {
+        long long row = (long long)bh * call.queries + token;
+        for (int c = 2 * lane; c < call.e; c += 64) *(u32*)((unsigned short*)call.out + row * call.e + c) = 0;
+        if (lane == 0) call.lse[row] = -INFINITE;
+      }
+    }
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_constant__ Call call) {
   extern __shared__ __align__(1024) unsigned char memory[];
   u32 base = (shared_address(memory) + ATOM - 1) & ~(ATOM - 1);
-  u32 q = base, k = q + BRANCHES * TILE, v = k + STAGES * TILE, bars = v + STAGES * TILE;
-  u32 q_full = bars, k_full = bars + 8, k_free = k_full + 8 * STAGES, v_full = k_free + 8 * STAGES,
-      v_free = v_full + 8 * STAGES;
-  int bh = __ldg(call.order + 2 * blockIdx.x), tile = __ldg(call.order + 2 * blockIdx.x + 1);
-  int b = bh / call.heads, h = bh % call.heads, kv = h / (call.heads / call.kv);
+  u32 q = base, k = q + Q_TILES * TILE, v = k + STAGES * TILE, bars = v + STAGES * TILE;
+  u32 k_full = bars, k_free = k_full + 8 * STAGES, v_full = k_free + 8 * STAGES, v_free = v_full + 8 * STAGES,
+      q_full = v_free + 8 * STAGES, q_free = q_full + 8 * Q_STAGES, whats = bars + 128;
   int group = threadIdx.x >> 7;
   if (threadIdx.x == 0) {
-    barrier_init(q_full, 1);
     for (int i = 0; i < STAGES; i++) {
       barrier_init(k_full + 8 * i, 1);
       barrier_init(v_full + 8 * i, 1);
       barrier_init(k_free + 8 * i, READERS);
       barrier_init(v_free + 8 * i, READERS);
     }
+    for (int i = 0; i < Q_STAGES; i++) {
+      barrier_init(q_full + 8 * i, 1);
+      barrier_init(q_free + 8 * i, 2);
+    }
     barriers_ready();
   }
   __syncthreads();
-  Lists lists = lists_of(call, b, h, tile);
-  int total = lists.total, branch;
 
   if (group == 0) {
     FEWER_REGISTERS;
-    if (threadIdx.x == 0 && total > 0) {
-      expect(q_full, BRANCHES * TILE);
-      for (int i = 0; i < BRANCHES; i++)
-        load_tile<TALL>(q + i * TILE, &call.q, q_full, tile * TALL, h, i * call.batch + b);
-      for (int i = 0; i < total; i++) {
-        int token = (entry(lists, i, branch) & 0x7fffffff) * TALL, stage = i % STAGES;
-        u32 phase = ((i / STAGES) & 1) ^ 1;
-        wait(k_free + 8 * stage, phase);
-        expect(k_full + 8 * stage, TILE);
-        load_tile<TALL>(k + stage * TILE, &call.k, k_full + 8 * stage, token, kv, branch * call.batch + b);
-        wait(v_free + 8 * stage, phase);
-        expect(v_full + 8 * stage, TILE);
-        load_tile<TALL>(v + stage * TILE, &call.v, v_full + 8 * stage, token, kv, b);
+    if (threadIdx.x == 0) {
+      int i = 0, count = 0, tile, branch, bh = item(call, 0, tile);
+      for (int turn = 0; turn < call.turns; turn++) {
+        int next_tile = 0, next = turn + 1 < call.turns ? item(call, turn + 1, next_tile) : -1;
+        int b = bh / call.heads, h = bh % call.heads, kv = h / (call.heads / call.kv);
+        Lists lists;
+        lists.total = 0;
+        if (bh >= 0) lists = lists_of(call, b, h, tile);
+        if (lists.total > 0) {
+          int at = count % Q_STAGES;
+          wait(q_free + 8 * at, ((count / Q_STAGES) & 1) ^ 1);
+          expect(q_full + 8 * at, BRANCHES * TILE);
+          for (int n = 0; n < BRANCHES; n++)
+            load_tile<TALL>(q + (at * BRANCHES + n) * TILE, &call.q, q_full + 8 * at, tile * TALL, h, n * call.batch + b);
+          count++;
+        }
+        for (int n = 0; n < lists.total; n++, i++) {
+          int e = entry(lists, n, branch), token = tile_of(e) * TALL, stage = i % STAGES;
+          u32 phase = ((i / STAGES) & 1) ^ 1;
+          wait(k_free + 8 * stage, phase);
+          store_ints(whats + 16 * stage, e, bh, tile, branch | (n == 0 ? FIRST : 0) | (n == lists.total - 1 ? LAST : 0));
+          expect(k_full + 8 * stage, TILE);
+          load_tile<TALL>(k + stage * TILE, &call.k, k_full + 8 * stage, token, kv, branch * call.batch + b);
+          wait(v_free + 8 * stage, phase);
+          expect(v_full + 8 * stage, TILE);
+          load_tile<TALL>(v + stage * TILE, &call.v, v_full + 8 * stage, token, kv, b);
+        }
+        bh = next;
+        tile = next_tile;
       }
+      int stage = i % STAGES;
+      wait(k_free + 8 * stage, ((i / STAGES) & 1) ^ 1);
+      store_ints(whats + 16 * stage, 0, 0, 0, END);
+      arrive(k_full + 8 * stage);
     }
     return;
   }
 
   MORE_REGISTERS;
+  blind(call);
   int half = group - 1, thread = threadIdx.x & 127, lane = thread & 31, warp = thread >> 5;
-  // 64 queries of each branch's tile.
-  u32 mine = q + half * 64 * ROW_BYTES;
   float o[HEAD / 2], s[64];
   u32 p[32];
   Line first = {-INFINITE, 0.f}, second = first;
   float keep_first, keep_second;
+  int row = half * 64 + warp * 16 + (lane >> 2), column = 2 * (lane & 3);
+  // The tile of queries under way, and how many there were before it.
+  int bh = 0, tile = 0, count = -1;
+  // Whether the tile before it may still be on its way out of shared memory.
+  bool owed = false;
 #pragma unroll
   for (int i = 0; i < HEAD / 2; i++) o[i] = 0.f;
-  int token = tile * TALL + half * 64 + warp * 16 + (lane >> 2), column = 2 * (lane & 3);
+
+  // What has been handed over last has left: its place is free.
+  auto settle = [&](int of) {
+    if (thread == 0 && owed) {
+      stores_read();
+      arrive(q_free + 8 * (of % Q_STAGES));
+    }
+    owed = false;
+  };
+  // A tile of queries leaves, in the place of its queries, which nobody reads any more.
+  auto finish = [&](Line a, Line b) {
+#pragma unroll
+    for (int other = 1; other < 4; other *= 2) {
+      a.sum += __shfl_xor_sync(~0u, a.sum, other);
+      b.sum += __shfl_xor_sync(~0u, b.sum, other);
+    }
+    // A query that sees nothing: zeros, and -inf as the logarithm of 0.
+    float one = a.sum == 0.f ? 0.f : 1.f / a.sum, other = b.sum == 0.f ? 0.f : 1.f / b.sum;
+    int token = tile * TALL + row;
+    if ((lane & 3) == 0) {
+      const float LN_2 = 0.6931471805599453f;
+      float* line = call.lse + (long long)bh * call.queries + token;
+      if (token < call.queries) line[0] = (a.top + __log2f(a.sum)) * LN_2;
+      if (token + 8 < call.queries) line[8] = (b.top + __log2f(b.sum)) * LN_2;
+    }
+    u32 mine = q + (count % Q_STAGES) * BRANCHES * TILE + half * 64 * ROW_BYTES, me = fresh(thread);
+    u32 line = mine + ((me >> 5) * 16 + (me & 15)) * ROW_BYTES;
+#pragma unroll
+    for (int step = 0; step < HEAD / 16; step++)
+      store_matrices(line + (step >> 2) * TALL * ROW_BYTES + ((((step & 3) * 2 + ((me >> 4) & 1)) ^ (me & 7)) << 4),
+                     pack(o[8 * step] * one, o[8 * step + 1] * one), pack(o[8 * step + 2] * other, o[8 * step + 3] * other),
+                     pack(o[8 * step + 4] * one, o[8 * step + 5] * one), pack(o[8 * step + 6] * other, o[8 * step + 7] * other));
+    async_fence();
+    meet(3 + half, 128);
+    if (thread == 0) {
+      for (int fold = 0; fold < FOLDS; fold++)
+        store_box(&call.o, mine + fold * TALL * ROW_BYTES, fold * 64, tile * TALL + half * 64, bh % call.heads, bh / call.heads);
+      stores_commit();
+    }
+    owed = true;
+  };
+
+  // Hides scores, and takes weights in their place.
+  auto weights = [&](int4 what, int stage) {
+    pin(s);
+    if (lane == 0) arrive(k_free + 8 * stage);
+    if (what.x < 0)
+      hide(s, call, what.x, what.w & BRANCH, what.y / call.heads, what.y % call.heads, what.z * TALL + row, tile_of(what.x) * TALL + column);
+    softmax(s, first, second, keep_first, keep_second, call.scale_log2);
+  };
+  auto begin = [&](int4 what) {
+#pragma unroll
+    for (int j = 0; j < HEAD / 2; j++) o[j] = 0.f;
+    bh = what.y;
+    tile = what.z;
+    count++;
+  };
   // The two take turns: scores and values of one are computed while the other does its softmax.
   if (half == 1) pass_by(1, 256);
-  if (total > 0) {
-    int e = entry(lists, 0, branch);
-    wait(q_full, 0);
-    wait(k_full, 0);
+  wait(k_full, 0);
+  int4 what = load_ints(whats);
+  int i = 0;
+  while (!(what.w & END)) {
+    int at = (count + 1) % Q_STAGES, stage = i % STAGES;
+    wait(q_full + 8 * at, ((count + 1) / Q_STAGES) & 1);
+    meet(1 + half, 256);
     pin(s);
     products_begin();
-    scores(s, mine + branch * TILE, k);
+    scores(s, q + (at * BRANCHES + (what.w & BRANCH)) * TILE + half * 64 * ROW_BYTES, k + stage * TILE);
     products_commit();
+    pass_by(2 - half, 256);
     products_wait<0>();
-    pin(s);
-    if (lane == 0) arrive(k_free);
-    if (e < 0) hide(s, call, branch, b, h, token, (e & 0x7fffffff) * TALL + column);
-    softmax(s, first, second, keep_first, keep_second, call.scale_log2);
+    first.top = second.top = -INFINITE;
+    first.sum = second.sum = 0.f;
+    weights(what, stage);
+    begin(what);
     pack_all(p, s);
-    for (int i = 1; i < total; i++) {
-      int stage = i % STAGES, before = (i - 1) % STAGES;
-      u32 phase = (i / STAGES) & 1, phase_before = ((i - 1) / STAGES) & 1;
-      e = entry(lists, i, branch);
-      wait(k_full + 8 * stage, phase);
+    for (;;) {
+      int before = i % STAGES;
+      u32 phase_before = (i / STAGES) & 1;
+      bool last = what.w & LAST;
+      // Or the loader would wait for its place before it brought anything more.
+      if (last) settle(count - 1);
+      i++;
+      if (Q_STAGES == 1 && last) break;
+      stage = i % STAGES;
+      wait(k_full + 8 * stage, (i / STAGES) & 1);
+      what = load_ints(whats + 16 * stage);
+      bool begins = what.w & FIRST;
+      if (what.w & END) break;
+      if (begins) wait(q_full + 8 * ((count + 1) % Q_STAGES), ((count + 1) / Q_STAGES) & 1);
+      u32 mine = q + ((count + begins) % Q_STAGES * BRANCHES + (what.w & BRANCH)) * TILE + half * 64 * ROW_BYTES;
       meet(1 + half, 256);
       pin(s);
       pin(o);
       products_begin();
-      scores(s, mine + branch * TILE, k + stage * TILE);
+      scores(s, mine, k + stage * TILE);
       products_commit();
       wait(v_full + 8 * before, phase_before);
       values(o, p, v + before * TILE);
       products_commit();
       pass_by(2 - half, 256);
+      settle(count - 1);
       products_wait<1>();
-      pin(s);
-      if (lane == 0) arrive(k_free + 8 * stage);
-      if (e < 0) hide(s, call, branch, b, h, token, (e & 0x7fffffff) * TALL + column);
-      softmax(s, first, second, keep_first, keep_second, call.scale_log2);
+      Line done_first = first, done_second = second;
+      if (begins) {
+        first.top = second.top = -INFINITE;
+        first.sum = second.sum = 0.f;
+      }
+      weights(what, stage);
       products_wait<0>();
       pin(o);
       if (lane == 0) arrive(v_free + 8 * before);
+      if (begins) {
+        finish(done_first, done_second);
+        begin(what);
+      } else {
 #pragma unroll
-      for (int j = 0; j < HEAD / 8; j++) {
-        o[4 * j] *= keep_first;
-        o[4 * j + 1] *= keep_first;
-        o[4 * j + 2] *= keep_second;
-        o[4 * j + 3] *= keep_second;
+        for (int j = 0; j < HEAD / 8; j++) {
+          o[4 * j] *= keep_first;
+          o[4 * j + 1] *= keep_first;
+          o[4 * j + 2] *= keep_second;
+          o[4 * j + 3] *= keep_second;
+        }
       }
       pack_all(p, s);
     }
-    int last = (total - 1) % STAGES;
-    wait(v_full + 8 * last, ((total - 1) / STAGES) & 1);
+    // The last values, with nothing beside them.
+    int last = (i - 1) % STAGES;
+    wait(v_full + 8 * last, ((i - 1) / STAGES) & 1);
     pin(o);
     products_begin();
     values(o, p, v + last * TILE);
     products_commit();
     products_wait<0>();
     pin(o);
+    if (lane == 0) arrive(v_free + 8 * last);
+    meet(3 + half, 128);
+    finish(first, second);
+    settle(count);
+    if (Q_STAGES > 1) continue;
+    wait(k_full + 8 * (i % STAGES), (i / STAGES) & 1);
+    what = load_ints(whats + 16 * (i % STAGES));
   }
-#pragma unroll
-  for (int other = 1; other < 4; other *= 2) {
-    first.sum += __shfl_xor_sync(~0u, first.sum, other);
-    second.sum += __shfl_xor_sync(~0u, second.sum, other);
-  }
-  // A query that sees nothing: zeros, and -inf as the logarithm of 0.
-  float one = first.sum == 0.f ? 0.f : 1.f / first.sum, other = second.sum == 0.f ? 0.f : 1.f / second.sum;
-  if ((lane & 3) == 0) {
-    const float LN_2 = 0.6931471805599453f;
-    float* line = call.lse + (long long)bh * call.queries + token;
-    if (token < call.queries) line[0] = (first.top + __log2f(first.sum)) * LN_2;
-    if (token + 8 < call.queries) line[8] = (second.top + __log2f(second.sum)) * LN_2;
-  }
-  store(call.out, bh, call.queries, token, call.e, o, one, other);
+  if (thread == 0) stores_written();
 }

@@ -97,18 +97,31 @@ __device__ __forceinline__ void store_matrices(u32 at, u32 a, u32 b, u32 c, u32 
 __device__ __forceinline__ void store_four(u32 at, float a, float b, float c, float d) {
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" :: "r"(at), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
 }
+__device__ __forceinline__ void store_ints(u32 at, int a, int b, int c, int d) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" :: "r"(at), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+__device__ __forceinline__ int4 load_ints(u32 at) {
+  int4 x;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(at) : "memory");
+  return x;
+}
 __device__ __forceinline__ float2 load_two(u32 at) {
   float2 x;
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(at));
   return x;
 }
+// From shared memory; tokens and channels that are not there are left out.
+__device__ __forceinline__ void store_box(const Map* map, u32 from, int channel, int token, int head, int row) {
+  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];"
+    :: "l"((u64)map), "r"(from), "r"(channel), "r"(token), "r"(head), "r"(row) : "memory");
+}
+__device__ __forceinline__ void stores_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Until what this thread has handed over has been read, and until all of it has been written.
+__device__ __forceinline__ void stores_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+__device__ __forceinline__ void stores_written() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 // Adds 64 x 64 numbers from shared memory to global memory.
 __device__ __forceinline__ void add_tile(float* to, u32 from) {
   asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;"
     :: "l"((u64)to), "r"(from), "r"(16384) : "memory");
-  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+  stores_commit();
 }
-
-// Until what was handed over last has been read, and until all of it has been added.
-__device__ __forceinline__ void sums_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
-__device__ __forceinline__ void sums_written() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }

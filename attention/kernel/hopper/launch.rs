@@ -58,6 +58,7 @@ pub(super) struct Call {
     pub k: Map,
     pub v: Map,
     pub dout: Map,
+    pub o: Map,
     pub sides: [Side; MOST_BRANCHES],
     pub order: u64,
     pub out: u64,
@@ -79,6 +80,7 @@ pub(super) struct Call {
     pub queries: i32,
     pub keys: i32,
     pub tall: i32,
+    pub turns: i32,
     pub scale: f32,
     pub scale_log2: f32,
 }

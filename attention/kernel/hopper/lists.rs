@@ -1,55 +1,77 @@
 //! Which tiles the kernels go through, and in which order workgroups take them up.
 
+use super::arrange::{Item, arranged};
+use super::later::Later;
 use super::rules::ROUND;
 use crate::{BlockKind, Mask};
 
 /// Set where a tile is seen in part.
 const PART: i32 = i32::MIN;
+/// Set, too, where the part is what does not come later.
+pub(super) const LATER: i32 = 1 << 30;
+
+/// What a list costs beside its tiles, in tiles: queries that are loaded, results that are stored.
+const START_BY_QUERIES: f64 = 0.6;
+const START_BY_KEYS: f64 = 2.0;
 
 /// Lists of the tiles that are computed, for the workgroups of one pass.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
 pub(super) struct Lists {
     /// Where the list of each (row, class of heads, tile) begins, and the end of the last.
     pub starts: Vec<i32>,
-    /// Tiles of the other side; negative where a part is seen.
+    /// Tiles of the other side; negative where a part is seen, with [`LATER`] where later keys alone are hidden.
     pub tiles: Vec<i32>,
-    /// (row and head, tile) of every workgroup, the longest lists first.
+    /// (row and head, tile) of every workgroup as they are taken up, or of every place of the turns.
     pub order: Vec<i32>,
+    /// Turns that `order` has, where there are any.
+    pub turns: usize,
 }
 
 impl Lists {
-    /// A workgroup per tile of `tile.0` queries, which goes through tiles of `tile.1` keys from the last
-    /// to the first: the nearest ones are most likely still in the cache.
-    pub fn by_queries(mask: &Mask, tile: (usize, usize)) -> Self {
+    /// A list per tile of `tile.0` queries of tiles of `tile.1` keys, from the last to the first: the nearest
+    /// ones are most likely still in the cache. `groups` workgroups share them out among themselves; query
+    /// heads are those of `kv` key heads.
+    pub fn by_queries(mask: &Mask, tile: (usize, usize), kv: usize, groups: usize) -> Self {
         let map = mask.blocks(tile.0, tile.1);
         let (rows, columns) = map.tiles();
-        let lists = Self::new(mask, rows, |b, class, q, tiles| {
+        let later = Later::new(mask, tile);
+        let mut lists = Self::new(mask, rows, |b, class, q, tiles| {
             let seen = map.keys_of(b, class, q).iter().rev();
             tiles.extend(seen.map(|&k| {
                 let whole = map.kind(b, class, q, k as usize) == BlockKind::Full;
-                entry(k, whole && !is_ragged(mask, k as usize, columns))
+                let whole = whole && !is_ragged(mask, k as usize, columns);
+                entry(k, whole, || later.hides(b, class, q, k as usize))
             }));
         });
-        lists.ordered(mask, rows, mask.heads())
+        let heads = mask.heads();
+        let work = lists.work(mask, rows, heads, heads / kv.max(1));
+        let shared = arranged(work, groups, START_BY_QUERIES);
+        (lists.order, lists.turns) = shared.turns();
+        lists
     }
 
     /// A workgroup per tile of `tile.1` keys of each of `kv` key heads, which goes through tiles of
-    /// `tile.0` queries.
-    pub fn by_keys(mask: &Mask, tile: (usize, usize), kv: usize) -> Self {
+    /// `tile.0` queries; `groups` of them run at a time.
+    pub fn by_keys(mask: &Mask, tile: (usize, usize), kv: usize, groups: usize) -> Self {
         let map = mask.blocks(tile.0, tile.1);
         let columns = map.tiles().1;
-        let lists = Self::new(mask, columns, |b, class, k, tiles| {
+        let later = Later::new(mask, tile);
+        let mut lists = Self::new(mask, columns, |b, class, k, tiles| {
             let seen = map.queries_of(b, class, k).iter();
             tiles.extend(seen.map(|&q| {
                 let whole = map.kind(b, class, q as usize, k) == BlockKind::Full;
-                entry(q, whole && !is_ragged(mask, k, columns))
+                let whole = whole && !is_ragged(mask, k, columns);
+                entry(q, whole, || later.hides(b, class, q as usize, k))
             }));
         });
-        lists.ordered(mask, columns, kv)
+        let work = lists.work(mask, columns, kv, 1);
+        let items = arranged(work, groups, START_BY_KEYS).items;
+        lists.order = items.iter().flat_map(|item| item.place).collect();
+        lists
     }
 
     fn new(mask: &Mask, tiles: usize, list: impl Fn(usize, usize, usize, &mut Vec<i32>)) -> Self {
-        let mut lists = Self { starts: vec![0], tiles: Vec::new(), order: Vec::new() };
+        let mut lists = Self { starts: vec![0], ..Self::default() };
         for b in 0..mask.queries().batch() {
             for class in 0..mask.classes().len() {
                 for tile in 0..tiles {
@@ -61,26 +83,25 @@ impl Lists {
         lists
     }
 
-    /// With workgroups of `heads` heads, which are query heads or share them.
-    fn ordered(mut self, mask: &Mask, tiles: usize, heads: usize) -> Self {
+    /// What there is to do for `heads` heads, which are query heads or share them, `near` of them with the
+    /// same keys.
+    fn work(&self, mask: &Mask, tiles: usize, heads: usize, near: usize) -> Vec<Item> {
         let (batch, group) = (mask.queries().batch(), mask.heads() / heads.max(1));
-        let long = |b: usize, head: usize, tile: usize| -> i32 {
+        let long = |b: usize, head: usize, tile: usize| -> usize {
             let of = |h| {
                 let line = (b * mask.classes().len() + mask.class_of(h)) * tiles + tile;
-                self.starts[line + 1] - self.starts[line]
+                (self.starts[line + 1] - self.starts[line]) as usize
             };
             (head * group..(head + 1) * group).map(of).sum()
         };
-        let mut all: Vec<(i32, [i32; 2])> = Vec::with_capacity(tiles * batch * heads);
+        let mut all = Vec::with_capacity(tiles * batch * heads);
         for tile in (0..tiles).rev() {
             for n in 0..batch * heads {
-                all.push((long(n / heads, n % heads, tile), [n as i32, tile as i32]));
+                let long = long(n / heads, n % heads, tile);
+                all.push(Item { place: [n as i32, tile as i32], part: n / near, long });
             }
         }
-        // Heads of one tile stay neighbours where they are alike: they read the same keys.
-        all.sort_by_key(|(long, _)| -long);
-        self.order = all.into_iter().flat_map(|(_, place)| place).collect();
-        self
+        all
     }
 
     /// What a launch of them costs, in tiles.
@@ -94,6 +115,10 @@ fn is_ragged(mask: &Mask, k: usize, columns: usize) -> bool {
     k + 1 == columns && !mask.keys().len().is_multiple_of(ROUND)
 }
 
-fn entry(tile: u32, whole: bool) -> i32 {
-    if whole { tile as i32 } else { tile as i32 | PART }
+fn entry(tile: u32, whole: bool, later: impl FnOnce() -> bool) -> i32 {
+    match whole {
+        true => tile as i32,
+        false if later() => tile as i32 | PART | LATER,
+        false => tile as i32 | PART,
+    }
 }

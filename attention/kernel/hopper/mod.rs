@@ -11,8 +11,10 @@
 //! `source` puts a kernel's text together from the files here, `card` has it compiled and loaded.
 #![cfg_attr(not(feature = "cuda-nvrtc"), allow(dead_code))]
 
+mod arrange;
 #[cfg(feature = "cuda-nvrtc")]
 mod card;
+mod later;
 mod launch;
 mod lists;
 #[cfg(feature = "cuda-nvrtc")]

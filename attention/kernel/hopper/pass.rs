@@ -28,6 +28,8 @@ const ALIGNED: usize = 8;
 /// Threads of the kernels that compute tiles, and of those around them.
 const THREADS: u32 = 384;
 const SMALL: u32 = 256;
+/// Of an H100, where the runtime does not tell.
+const MULTIPROCESSORS: usize = 132;
 /// Queries and keys of a tile of the passes by queries.
 const TILE: (usize, usize) = (ROUND, ROUND);
 
@@ -113,9 +115,10 @@ struct KeptLists {
     handle: Handle,
     tiles: usize,
     order: usize,
-    /// Tiles over all lists, and workgroups.
+    /// Tiles over all lists, workgroups or places of turns, and turns.
     cost: usize,
     groups: usize,
+    turns: usize,
 }
 
 /// How a call is compiled, and its masks on the card.
@@ -174,31 +177,35 @@ impl Form {
         self.ready(kernel).expect("`prepare` has loaded the kernels of a call")
     }
 
-    /// Lists of every branch, by queries or by keys of `kv` heads.
-    fn lists(&self, plan: &Plan, kv: Option<usize>) -> Vec<Arc<KeptLists>> {
+    /// Lists of every branch, by queries or by keys, of `kv` key heads.
+    fn lists(&self, plan: &Plan, by_keys: bool, kv: usize) -> Vec<Arc<KeptLists>> {
         let index = self.device.to_id().index_id as usize;
         let of = |mask: &Mask| {
-            let tile = Variant::tile_by_keys(self.variant.head);
-            let key = match kv {
-                None => [index, 1, 0, 0],
-                Some(kv) => [index, 2, tile.0, kv],
-            };
+            let tile = if by_keys { Variant::tile_by_keys(self.variant.head) } else { TILE };
+            let key = [index, if by_keys { 2 } else { 1 }, tile.0, kv];
             mask.kept(key, || {
-                let lists = match kv {
-                    None => Lists::by_queries(mask, TILE),
-                    Some(kv) => Lists::by_keys(mask, tile, kv),
+                let lists = match by_keys {
+                    false => Lists::by_queries(mask, tile, kv, self.multiprocessors()),
+                    true => Lists::by_keys(mask, tile, kv, self.multiprocessors()),
                 };
                 let (cost, groups) = (lists.cost(), lists.order.len() / 2);
-                let Lists { starts: mut all, tiles, order } = lists;
+                let Lists { starts: mut all, tiles, order, turns } = lists;
                 let tiles_at = all.len();
                 all.extend(tiles);
                 let order_at = all.len();
                 all.extend(order);
                 let handle = self.device.client().create_from_slice(i32::as_bytes(&all));
-                KeptLists { handle, tiles: tiles_at, order: order_at, cost, groups }
+                KeptLists { handle, tiles: tiles_at, order: order_at, cost, groups, turns }
             })
         };
         plan.0.masks.iter().map(of).collect()
+    }
+
+    /// As many workgroups run at a time.
+    fn multiprocessors(&self) -> usize {
+        let client = self.device.client();
+        let count = client.properties().hardware.num_streaming_multiprocessors;
+        count.map_or(MULTIPROCESSORS, |count| count.max(1) as usize)
     }
 
     /// Handles of masks and their lists, in the order that [`sides`](Lent::sides) takes their addresses.
@@ -212,6 +219,7 @@ impl Form {
             longest,
             order: lists[longest].order,
             groups: lists[longest].groups as u32,
+            turns: lists[longest].turns as u32,
         };
         (handles, lent)
     }
@@ -225,6 +233,7 @@ struct Lent {
     longest: usize,
     order: usize,
     groups: u32,
+    turns: u32,
 }
 
 impl Lent {
@@ -240,6 +249,7 @@ impl Lent {
             };
         }
         call.order = lists[self.longest] + 4 * self.order as u64;
+        call.turns = self.turns as i32;
     }
 }
 
@@ -339,13 +349,13 @@ pub(crate) fn forward(
     let widest = x.widths.0.max(x.widths.1);
     let form = Form::new(plan, &x.q.device, widest, x.q.dtype)
         .expect("`prepare` has looked at the masks of a call");
-    let ([_, heads, queries, _], [batch, .., e]) = (Inputs::dims(&x.q), Inputs::dims(&x.v));
+    let ([_, heads, queries, _], [batch, kv, _, e]) = (Inputs::dims(&x.q), Inputs::dims(&x.v));
     let out = x.empty(&[batch, heads, queries, e], x.q.dtype);
     let lse = x.empty(&[batch, heads, queries], DType::F32);
-    let (masks, lent) = form.lent(&form.lists(plan, None));
+    let (masks, lent) = form.lent(&form.lists(plan, false, kv));
     let mut reads = vec![x.q.handle.clone(), x.k.handle.clone(), x.v.handle.clone()];
     reads.extend(masks);
-    let maps = [&x.q, &x.k, &x.v].map(layout);
+    let maps = [&x.q, &x.k, &x.v, &out].map(layout);
     let (mut call, numbers) = (x.call(plan), form.variant.numbers);
     let entries = form.entries(Kernel::Forward);
     let writes = vec![out.handle.clone(), lse.handle.clone()];
@@ -355,8 +365,10 @@ pub(crate) fn forward(
         call.v = maps[2].map(at[2], numbers, ROUND as u32)?;
         lent.put(&at[3..at.len() - 2], &mut call);
         (call.out, call.lse) = (at[at.len() - 2], at[at.len() - 1]);
+        call.o = maps[3].map(call.out, numbers, ROUND as u32 / 2)?;
+        let groups = lent.groups / lent.turns.max(1);
         // Safe: all buffers have the sizes that the call tells.
-        unsafe { entries[0].launch(stream, (lent.groups, 1, 1), THREADS, &call) }
+        unsafe { entries[0].launch(stream, (groups, 1, 1), THREADS, &call) }
     });
     (cut(out, x.widths.1), Cube::lift(lse))
 }
@@ -387,8 +399,8 @@ pub(crate) fn backward(
     // In rows of whole tiles; a number where nothing is added up.
     let sums = x.empty(&[if ordered { 1 } else { stacked * heads * tall * head }], DType::F32);
 
-    let (by_keys, of_keys) = form.lent(&form.lists(plan, Some(kv)));
-    let by_queries = ordered.then(|| form.lent(&form.lists(plan, None)));
+    let (by_keys, of_keys) = form.lent(&form.lists(plan, true, kv));
+    let by_queries = ordered.then(|| form.lent(&form.lists(plan, false, kv)));
     let mut reads: Vec<Handle> =
         [&x.q, &x.k, &x.v, &out, &lse, &dout].map(|x| x.handle.clone()).to_vec();
     let inputs = reads.len();

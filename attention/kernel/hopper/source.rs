@@ -132,7 +132,8 @@ impl Variant {
     pub fn shared(&self) -> usize {
         let tile = 128 * self.head * 2;
         match self.kernel {
-            Kernel::Forward => (self.branches + 4) * tile + BESIDES,
+            // Queries of one branch come ahead.
+            Kernel::Forward => (self.branches.max(2) + 4) * tile + BESIDES,
             Kernel::Queries => 6 * tile + BESIDES,
             Kernel::Keys => {
                 let (queries, keys) = Self::tile_by_keys(self.head);

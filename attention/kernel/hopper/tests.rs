@@ -8,8 +8,9 @@ mod emulated;
 mod seen;
 
 use super::OPTIONS;
+use super::arrange::{Arranged, Item, arranged};
 use super::launch::Call;
-use super::lists::Lists;
+use super::lists::{LATER, Lists};
 use super::rules::{Rules, Tokens};
 use super::source::{Kernel, MOST_BRANCHES, Numbers, Variant};
 use crate::attention::tests::cases;
@@ -34,6 +35,8 @@ pub(super) fn masks() -> Vec<(String, Mask)> {
     all.push(("whole tiles, bidirectional".into(), both));
     let seen = |_, h: usize, q: usize, k: usize| (q + k + h).is_multiple_of(3);
     let list = BlockList::from_fn([1, 2, 300, 300], [8, 5], seen).unwrap();
+    let blocks = BlockList::from_fn([1, 2, 512, 512], [256, 256], seen).unwrap();
+    all.push(("blocks of 256".into(), Mask::causal(1, 512, 2).with_blocks(blocks).unwrap()));
     all.push(("many small blocks".into(), Mask::causal(1, 300, 2).with_blocks(list).unwrap()));
     all
 }
@@ -51,6 +54,8 @@ fn check(
     let (rows, columns) = (t.div_ceil(tile.0), s.div_ceil(tile.1));
     let (own, other) = if by_keys { (columns, rows) } else { (rows, columns) };
     let classes = mask.classes().len();
+    let [q_start, k_start] = Rules::of(mask).1;
+    let mut said_of = 0;
     assert_eq!(lists.starts.len(), mask.queries().batch() * classes * own + 1, "{name}");
     for n in 0..lists.starts.len() - 1 {
         let (b, class, at) = (n / own / classes, n / own % classes, n % own);
@@ -58,49 +63,95 @@ fn check(
         let list = &lists.tiles[lists.starts[n] as usize..lists.starts[n + 1] as usize];
         for i in 0..other {
             let (q, k) = if by_keys { (i, at) } else { (at, i) };
-            let (mut any, mut all) = (false, true);
+            let (mut any, mut all, mut later) = (false, true, true);
             for query in q * tile.0..((q + 1) * tile.0).min(t) {
                 for key in k * tile.1..(k + 1) * tile.1 {
                     // Behind the last key are zeros, which nobody sees.
                     let seen = key < s && mask.visible(b, head, query, key);
                     (any, all) = (any | seen, all & seen);
+                    let so_far = key as i32 + k_start <= query as i32 + q_start;
+                    later &= seen == (key < s && so_far);
                 }
             }
             let found: Vec<i32> =
-                list.iter().copied().filter(|e| e & i32::MAX == i as i32).collect();
+                list.iter().copied().filter(|e| e & (LATER - 1) == i as i32).collect();
             assert!(found.len() <= 1, "{name}: tile {q}, {k} comes twice");
             assert!(!any || found.len() == 1, "{name}: tile {q}, {k} is missing");
             assert!(all || found.iter().all(|e| *e < 0), "{name}: tile {q}, {k} is not whole");
+            let said = found.iter().any(|e| *e < 0 && e & LATER != 0);
+            assert!(later || !said, "{name}: of tile {q}, {k} not just later keys are hidden");
+            said_of += said as usize;
         }
     }
-    let groups: Vec<(i32, i32)> = lists.order.chunks(2).map(|x| (x[0], x[1])).collect();
-    let mut once = groups.clone();
+    // Where documents, blocks or groups are longer than a tile.
+    if ["300 from 7 on", "blocks of 256"].contains(&name) {
+        assert!(said_of > 0, "{name}");
+    }
+    if by_keys {
+        assert_eq!(lists.turns, 0, "{name}");
+    } else {
+        assert_eq!(lists.order.len(), lists.turns * 3 * 2, "{name}");
+    }
+    // Places of turns may be empty, workgroups not.
+    let places = lists.order.chunks(2).map(|x| (x[0], x[1]));
+    let mut once: Vec<(i32, i32)> = places.filter(|x| by_keys || x.0 >= 0).collect();
+    let places = once.len();
     once.sort_unstable();
     once.dedup();
-    assert_eq!(once.len(), groups.len(), "{name}: a workgroup comes twice");
+    assert_eq!(once.len(), places, "{name}: a workgroup comes twice");
     assert_eq!(once.len(), mask.queries().batch() * heads * own, "{name}");
-    let group = mask.heads() / heads;
-    let long = |&(n, at): &(i32, i32)| -> i32 {
-        let (b, first) = (n as usize / heads, n as usize % heads * group);
-        let of = |head| {
-            let line = (b * classes + mask.class_of(head)) * own + at as usize;
-            lists.starts[line + 1] - lists.starts[line]
-        };
-        (first..first + group).map(of).sum()
+}
+
+/// What a workgroup has to do, in tiles, over the mean.
+#[test]
+fn workgroups_have_alike_much_to_do_and_stay_near() {
+    let item =
+        |part: usize, tile: usize, long| Item { place: [part as i32, tile as i32], part, long };
+    let parts = |arranged: &Arranged, first: usize| -> usize {
+        let mut parts: Vec<usize> = arranged.items[..first].iter().map(|item| item.part).collect();
+        parts.sort_unstable();
+        parts.dedup();
+        parts.len()
     };
-    assert!(groups.windows(2).all(|x| long(&x[0]) >= long(&x[1])), "{name}: order");
+    let uneven = |(parts, tiles): (usize, usize), groups: usize, long: fn(usize) -> usize| {
+        let all = (0..parts).flat_map(|p| (0..tiles).map(move |t| item(p, t, long(t))));
+        let all: Vec<Item> = all.collect();
+        let mean = all.iter().map(|item| item.long as f64 + 1.0).sum::<f64>() / groups as f64;
+        let arranged = arranged(all, groups, 1.0);
+        let (order, turns) = arranged.turns();
+        let of_group = |group: usize| -> f64 {
+            let places = (0..turns).map(|turn| order[2 * (turn * groups + group) + 1]);
+            places.filter(|tile| *tile >= 0).map(|tile| long(tile as usize) as f64 + 1.0).sum()
+        };
+        let most = (0..groups).map(of_group).fold(0.0, f64::max);
+        (most / mean, arranged)
+    };
+    // One after another, where that leaves nobody behind.
+    let (most, of) = uneven((8, 128), 12, |t| t + 1);
+    assert!(most < 1.03, "{most}");
+    assert_eq!(parts(&of, 128), 1);
+    // Few that are long: these first, and then the others.
+    let (most, of) = uneven((8, 128), 132, |t| if t == 0 { 512 } else { 64 });
+    assert!(most < 1.2, "{most}");
+    assert_eq!(of.items[..8].iter().map(|item| item.long).min(), Some(512));
+    // Together, where one part alone would keep all others waiting.
+    let (most, of) = uneven((4, 16), 30, |t| t + 1);
+    assert!(most < 1.25, "{most}");
+    assert!(parts(&of, 16) > 1);
+    assert_eq!(arranged(Vec::new(), 3, 1.0).turns(), (Vec::new(), 0));
 }
 
 #[test]
 fn lists_hold_what_is_seen() {
     for (name, mask) in masks() {
-        let lists = Lists::by_queries(&mask, (128, 128));
-        check(&name, &mask, &lists, false, (128, 128), mask.heads());
+        let heads = mask.heads();
+        let lists = Lists::by_queries(&mask, (128, 128), heads, 3);
+        check(&name, &mask, &lists, false, (128, 128), heads);
         for head in [64, 128] {
             let tile = Variant::tile_by_keys(head);
             // Key heads that divide those of all cases.
             for kv in [1, mask.heads()] {
-                check(&name, &mask, &Lists::by_keys(&mask, tile, kv), true, tile, kv);
+                check(&name, &mask, &Lists::by_keys(&mask, tile, kv, 3), true, tile, kv);
             }
         }
     }

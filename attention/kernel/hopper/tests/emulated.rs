@@ -21,6 +21,8 @@ use std::process::Command;
 /// bf16 has 8 bits.
 const FORWARD: f64 = 4e-3;
 const GRADIENTS: f64 = 1e-2;
+/// Workgroups at a time: each has several tiles of queries, some more than others.
+const GROUPS: usize = 3;
 
 /// Kernels that were compiled, by their text.
 struct Programs {
@@ -201,18 +203,19 @@ fn emulated(case: &Case, ordered: bool, programs: &mut Programs) -> Option<Pass>
     };
     let numbers: Vec<u64> = tokens.iter().map(|tokens| memory.ints(&tokens.numbers)).collect();
     let tile = Variant::tile_by_keys(head);
-    // Lists of one pass; how many workgroups there are.
+    // Lists of one pass; how many workgroups or places of turns there are.
     let put = |call: &mut Call, memory: &mut Memory, by_keys: bool| {
         let mut groups = 0;
         for (i, mask) in case.masks.iter().enumerate() {
             let lists = match by_keys {
-                true => Lists::by_keys(mask, tile, kv),
-                false => Lists::by_queries(mask, (ROUND, ROUND)),
+                true => Lists::by_keys(mask, tile, kv, GROUPS),
+                false => Lists::by_queries(mask, (ROUND, ROUND), kv, GROUPS),
             };
             let (starts, tiles) = (memory.ints(&lists.starts), memory.ints(&lists.tiles));
             call.sides[i] = Side { numbers: numbers[i], starts, tiles, ..tokens[i].side };
             groups = lists.order.len() / 2;
             call.order = memory.ints(&lists.order);
+            call.turns = lists.turns as i32;
         }
         groups
     };
@@ -223,7 +226,8 @@ fn emulated(case: &Case, ordered: bool, programs: &mut Programs) -> Option<Pass>
     let forward = programs.get(&variant(Kernel::Forward, false), "forward")?;
     of_tiles(&mut call, ROUND);
     let groups = put(&mut call, &mut memory, false);
-    memory.launch(&forward, [groups, 1, 384], &call);
+    call.o = map(call.out, of_out, ROUND / 2);
+    memory.launch(&forward, [GROUPS, 1, 384], &call);
 
     let before = programs.get(&variant(Kernel::Around, ordered), "before")?;
     memory.launch(&before, [rows.div_ceil(8), 1, 256], &call);

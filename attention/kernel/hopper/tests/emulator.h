@@ -23,6 +23,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 struct int2 { int x, y; };
+struct int4 { int x, y, z, w; };
 struct uint2 { u32 x, y; };
 struct float2 { float x, y; };
 struct float4 { float x, y, z, w; };
@@ -31,7 +32,7 @@ inline int2 make_int2(int x, int y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 static int current, threads;
-static Place blockIdx, blockDim;
+static Place blockIdx, blockDim, gridDim;
 #define threadIdx (Place{current, 0, 0})
 
 template<class T> inline T __ldg(const T* p) { return *p; }
@@ -116,6 +117,17 @@ inline float __shfl_xor_sync(u32, float x, int lanes) {
   warp();
   return x;
 }
+
+inline u32 __ballot_sync(u32, bool yes) {
+  static bool told[512];
+  told[current] = yes;
+  warp();
+  u32 all = 0;
+  for (int i = 0; i < 32; i++) all |= (u32)told[(current & ~31) + i] << i;
+  warp();
+  return all;
+}
+inline int __ffs(u32 x) { return __builtin_ffs((int)x); }
 
 alignas(1024) unsigned char memory[232448];
 inline u32 shared_address(const void* p) { return (u32)((const unsigned char*)p - memory); }
@@ -275,6 +287,15 @@ inline void store_four(u32 at, float a, float b, float c, float d) {
   float x[4] = {a, b, c, d};
   memcpy(memory + at, x, 16);
 }
+inline void store_ints(u32 at, int a, int b, int c, int d) {
+  int x[4] = {a, b, c, d};
+  memcpy(memory + at, x, 16);
+}
+inline int4 load_ints(u32 at) {
+  int4 x;
+  memcpy(&x, memory + at, 16);
+  return x;
+}
 inline float2 load_two(u32 at) {
   float2 x;
   memcpy(&x, memory + at, 8);
@@ -287,5 +308,15 @@ inline void add_tile(float* to, u32 from) {
     to[i] += x;
   }
 }
-inline void sums_read() {}
-inline void sums_written() {}
+inline void store_box(const Map* map, u32 from, int channel, int token, int head, int row) {
+  const u64* w = map->words;
+  unsigned short* to = (unsigned short*)w[0];
+  if (head >= (int)w[3] || row >= (int)w[4]) fail("a box beside the tensor");
+  for (int t = 0; t < (int)w[8]; t++)
+    for (int c = 0; c < 64; c++)
+      if (channel + c < (int)w[1] && token + t < (int)w[2])
+        memcpy(&to[channel + c + (token + t) * w[5] + head * w[6] + row * w[7]], memory + swizzled(from + t * 128 + c * 2), 2);
+}
+inline void stores_commit() {}
+inline void stores_read() {}
+inline void stores_written() {}

@@ -25,7 +25,7 @@ int main() {
   }
   static Call call;
   get(&call, sizeof(call));
-  for (Map* map : {&call.q, &call.k, &call.v, &call.dout}) found(map->words[0]);
+  for (Map* map : {&call.q, &call.k, &call.v, &call.dout, &call.o}) found(map->words[0]);
   for (Side& side : call.sides) found(side.numbers), found(side.starts), found(side.tiles);
   found(call.order), found(call.out), found(call.lse), found(call.lse2), found(call.dots), found(call.sums);
   found(call.dout_rows), found(call.dq), found(call.dk), found(call.dv);
@@ -33,6 +33,7 @@ int main() {
     for (int x = 0; x < sizes[0]; x++) {
       blockIdx = {x, y, 0};
       blockDim = {sizes[2], 1, 1};
+      gridDim = {sizes[0], sizes[1], 1};
       memset(memory, 0xff, sizeof(memory));
       memset(barriers, 0, sizeof(barriers));
       memset(named, 0, sizeof(named));
