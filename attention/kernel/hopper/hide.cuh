@@ -49,13 +49,44 @@ template<int RULES, int N> __device__ __forceinline__ void hide_queries(float (&
   }
 }
 
+// Where later keys alone are hidden, nothing is read.
+template<int N> __device__ __forceinline__ void hide_later(float (&s)[N], const Side& side, int token, int key) {
+  int ahead = side.q_start - side.k_start;
+#if KEYS_ARE_COLUMNS
+  int last = side.keys - 1, first = token + ahead, second = first + 8;
+  first = (first < last ? first : last) - key;
+  second = (second < last ? second : last) - key;
+#pragma unroll
+  for (int j = 0; j < N / 4; j++)
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      if (8 * j + i > first) s[4 * j + i] = -INFINITE;
+      if (8 * j + i > second) s[4 * j + 2 + i] = -INFINITE;
+    }
+#else
+  int nobody = 0x7fffffff, first = key < side.keys ? key - ahead - token : nobody,
+      second = key + 8 < side.keys ? key + 8 - ahead - token : nobody;
+#pragma unroll
+  for (int j = 0; j < N / 4; j++)
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      if (8 * j + i < first) s[4 * j + i] = -INFINITE;
+      if (8 * j + i < second) s[4 * j + 2 + i] = -INFINITE;
+    }
+#endif
+}
+
 // The rules of each branch, known when this is compiled.
 #if KEYS_ARE_COLUMNS
 #define HIDE hide_keys
 #else
 #define HIDE hide_queries
 #endif
-template<int N> __device__ __forceinline__ void hide(float (&s)[N], const Call& call, int branch, int b, int h, int token, int key) {
+template<int N> __device__ __forceinline__ void hide(float (&s)[N], const Call& call, int entry, int branch, int b, int h, int token, int key) {
+  if (entry & LATER) {
+    hide_later(s, call.sides[branch], token, key);
+    return;
+  }
   branch = fresh(branch), b = fresh(b), h = fresh(h), token = fresh(token), key = fresh(key);
 #if BRANCHES > 1
   if (branch == 0)

@@ -86,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) keys(const __grid_const
           int2 list = list_of(call, branch, b, h, tile);
           int line = (b * call.heads + h) * call.tall;
           for (int at = list.x; at < list.y; at++, i++) {
-            int token = (__ldg(call.sides[branch].tiles + at) & 0x7fffffff) * TALL, stage = i % STAGES;
+            int token = tile_of(__ldg(call.sides[branch].tiles + at)) * TALL, stage = i % STAGES;
             u32 q_bar = q_full + 8 * stage, dout_bar = dout_full + 8 * stage;
             wait(q_free + 8 * stage, ((i / STAGES) & 1) ^ 1);
             expect(q_bar, TILE + LINE);
@@ -119,7 +119,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) keys(const __grid_const
       for (int h = head; h < head + heads; h++) {
         int2 list = list_of(call, branch, b, h, tile);
         for (int at = list.x; at < list.y; at++, i++) {
-          int entry = __ldg(call.sides[branch].tiles + at), token = (entry & 0x7fffffff) * TALL, stage = i % STAGES;
+          int entry = __ldg(call.sides[branch].tiles + at), token = tile_of(entry) * TALL, stage = i % STAGES;
           u32 phase = (i / STAGES) & 1, q = base + AT_Q + stage * TILE, dout = base + AT_DOUT + stage * TILE;
           float s[TALL / 2], dp[TALL / 2];
           u32 p[TALL / 4], ds[TALL / 4];
@@ -138,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) keys(const __grid_const
           products_commit();
           products_wait<1>();
           pin(s);
-          if (entry < 0) hide(s, call, branch, b, h, token + column, key);
+          if (entry < 0) hide(s, call, entry, branch, b, h, token + column, key);
           u32 lse_at = base + AT_LSE + stage * LINE + column * 4, dot_at = base + AT_DOT + stage * LINE + column * 4;
 #pragma unroll
           for (int j = 0; j < TALL / 8; j++) {

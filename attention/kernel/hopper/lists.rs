@@ -1,11 +1,14 @@
 //! Which tiles the kernels go through, and in which order workgroups take them up.
 
 use super::arrange::{Item, arranged};
+use super::later::Later;
 use super::rules::ROUND;
 use crate::{BlockKind, Mask};
 
 /// Set where a tile is seen in part.
 const PART: i32 = i32::MIN;
+/// Set, too, where the part is what does not come later.
+pub(super) const LATER: i32 = 1 << 30;
 
 /// What a list costs beside its tiles, in tiles: queries that are loaded, results that are stored.
 const START_BY_QUERIES: f64 = 0.6;
@@ -16,7 +19,7 @@ const START_BY_KEYS: f64 = 2.0;
 pub(super) struct Lists {
     /// Where the list of each (row, class of heads, tile) begins, and the end of the last.
     pub starts: Vec<i32>,
-    /// Tiles of the other side; negative where a part is seen.
+    /// Tiles of the other side; negative where a part is seen, with [`LATER`] where later keys alone are hidden.
     pub tiles: Vec<i32>,
     /// (row and head, tile) of every workgroup as they are taken up, or of every place of the turns.
     pub order: Vec<i32>,
@@ -31,11 +34,13 @@ impl Lists {
     pub fn by_queries(mask: &Mask, tile: (usize, usize), kv: usize, groups: usize) -> Self {
         let map = mask.blocks(tile.0, tile.1);
         let (rows, columns) = map.tiles();
+        let later = Later::new(mask, tile);
         let mut lists = Self::new(mask, rows, |b, class, q, tiles| {
             let seen = map.keys_of(b, class, q).iter().rev();
             tiles.extend(seen.map(|&k| {
                 let whole = map.kind(b, class, q, k as usize) == BlockKind::Full;
-                entry(k, whole && !is_ragged(mask, k as usize, columns))
+                let whole = whole && !is_ragged(mask, k as usize, columns);
+                entry(k, whole, || later.hides(b, class, q, k as usize))
             }));
         });
         let heads = mask.heads();
@@ -45,16 +50,46 @@ impl Lists {
         lists
     }
 
+    /// Lists by queries of a mask with one tile of queries, each cut into parts as if these were rows, so that
+    /// `groups` workgroups have something to do; how many parts.
+    pub fn in_parts(mask: &Mask, tile: (usize, usize), groups: usize) -> (Self, usize) {
+        let mut lists = Self::by_queries(mask, tile, mask.heads(), groups);
+        let (rows, heads) = (lists.starts.len() - 1, mask.heads());
+        let long = |row: usize| lists.starts[row + 1] - lists.starts[row];
+        let most = (0..rows).map(long).max().unwrap_or_default() as usize;
+        // Turns of all workgroups, each with an equal part and what it costs beside.
+        let cost =
+            |parts: &usize| (rows * heads * parts).div_ceil(groups) * (most.div_ceil(*parts) + 2);
+        let parts = (1..=most.clamp(1, groups)).min_by_key(cost).unwrap_or(1);
+        let mut starts = vec![0];
+        let mut work = Vec::new();
+        for row in 0..rows {
+            for part in 0..parts {
+                let end = long(row) as usize * (part + 1) / parts;
+                let end = lists.starts[row] + end as i32;
+                let long = (end - starts[starts.len() - 1]) as usize;
+                starts.push(end);
+                let place = |head: usize| [((row * parts + part) * heads + head) as i32, 0];
+                work.extend((0..heads).map(|head| Item { place: place(head), part: row, long }));
+            }
+        }
+        lists.starts = starts;
+        (lists.order, lists.turns) = arranged(work, groups, START_BY_QUERIES).turns();
+        (lists, parts)
+    }
+
     /// A workgroup per tile of `tile.1` keys of each of `kv` key heads, which goes through tiles of
     /// `tile.0` queries; `groups` of them run at a time.
     pub fn by_keys(mask: &Mask, tile: (usize, usize), kv: usize, groups: usize) -> Self {
         let map = mask.blocks(tile.0, tile.1);
         let columns = map.tiles().1;
+        let later = Later::new(mask, tile);
         let mut lists = Self::new(mask, columns, |b, class, k, tiles| {
             let seen = map.queries_of(b, class, k).iter();
             tiles.extend(seen.map(|&q| {
                 let whole = map.kind(b, class, q as usize, k) == BlockKind::Full;
-                entry(q, whole && !is_ragged(mask, k, columns))
+                let whole = whole && !is_ragged(mask, k, columns);
+                entry(q, whole, || later.hides(b, class, q as usize, k))
             }));
         });
         let work = lists.work(mask, columns, kv, 1);
@@ -108,6 +143,10 @@ fn is_ragged(mask: &Mask, k: usize, columns: usize) -> bool {
     k + 1 == columns && !mask.keys().len().is_multiple_of(ROUND)
 }
 
-fn entry(tile: u32, whole: bool) -> i32 {
-    if whole { tile as i32 } else { tile as i32 | PART }
+fn entry(tile: u32, whole: bool, later: impl FnOnce() -> bool) -> i32 {
+    match whole {
+        true => tile as i32,
+        false if later() => tile as i32 | PART | LATER,
+        false => tile as i32 | PART,
+    }
 }

@@ -20,6 +20,10 @@
 #define STRIDE 64     // near blocks of positions, and those in a head's column
 #define LIST 128      // blocks of tokens that were chosen
 
+// As lists.rs has it, and a tile without what is said of it.
+#define LATER (1 << 30)
+#define tile_of(entry) ((entry) & (LATER - 1))
+
 #define ANCHOR_LABEL 0x7fffffff
 // A head that sees the blocks of all columns.
 #define ALL_COLUMNS (-0x7fffffff - 1)
@@ -29,7 +33,7 @@
 struct Side {
   const int* numbers;
   // A list of tiles per row, class of heads and tile: [B, classes, tiles] + 1 starts, and the tiles in
-  // their order, negative where a part is seen.
+  // their order, negative where a part is seen, with LATER where later keys alone are hidden.
   const int* starts;
   const int* tiles;
   int heads;     // [H, 4]: of every query head its class, its labels, its column

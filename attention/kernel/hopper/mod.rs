@@ -16,6 +16,8 @@ mod arrange;
 #[cfg(feature = "cuda-nvrtc")]
 mod card;
 mod cubin;
+mod few;
+mod later;
 mod launch;
 mod lists;
 #[cfg(feature = "cuda-nvrtc")]

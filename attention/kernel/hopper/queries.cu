@@ -40,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_co
       load_tile<TALL>(q, &call.q, q_full, tile * TALL, h, branch * call.batch + b);
       load_tile<TALL>(dout, &call.dout, q_full, tile * TALL, h, b);
       for (int i = 0; i < total; i++) {
-        int token = (__ldg(tiles + i) & 0x7fffffff) * TALL, stage = i % STAGES;
+        int token = tile_of(__ldg(tiles + i)) * TALL, stage = i % STAGES;
         u32 bar = full + 8 * stage;
         wait(unused + 8 * stage, ((i / STAGES) & 1) ^ 1);
         expect(bar, 2 * TILE);
@@ -83,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_co
       products_commit();
       products_wait<1>();
       pin(s);
-      if (entry < 0) hide(s, call, branch, b, h, token, (entry & 0x7fffffff) * TALL + part + column);
+      if (entry < 0) hide(s, call, entry, branch, b, h, token, tile_of(entry) * TALL + part + column);
 #pragma unroll
       for (int j = 0; j < PART / 8; j++) {
         s[4 * j] = power_of_2(fmaf(s[4 * j], call.scale_log2, -lse_a));

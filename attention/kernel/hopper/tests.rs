@@ -10,7 +10,7 @@ mod seen;
 use super::arrange::{Arranged, Item, arranged};
 use super::cubin;
 use super::launch::Call;
-use super::lists::Lists;
+use super::lists::{LATER, Lists};
 use super::rules::{Rules, Tokens};
 use super::source::{Kernel, MOST_BRANCHES, Numbers, Variant};
 use crate::attention::tests::cases;
@@ -34,6 +34,8 @@ pub(super) fn masks() -> Vec<(String, Mask)> {
     all.push(("whole tiles, bidirectional".into(), both));
     let seen = |_, h: usize, q: usize, k: usize| (q + k + h).is_multiple_of(3);
     let list = BlockList::from_fn([1, 2, 300, 300], [8, 5], seen).unwrap();
+    let blocks = BlockList::from_fn([1, 2, 512, 512], [256, 256], seen).unwrap();
+    all.push(("blocks of 256".into(), Mask::causal(1, 512, 2).with_blocks(blocks).unwrap()));
     all.push(("many small blocks".into(), Mask::causal(1, 300, 2).with_blocks(list).unwrap()));
     all
 }
@@ -51,6 +53,8 @@ fn check(
     let (rows, columns) = (t.div_ceil(tile.0), s.div_ceil(tile.1));
     let (own, other) = if by_keys { (columns, rows) } else { (rows, columns) };
     let classes = mask.classes().len();
+    let [q_start, k_start] = Rules::of(mask).1;
+    let mut said_of = 0;
     assert_eq!(lists.starts.len(), mask.queries().batch() * classes * own + 1, "{name}");
     for n in 0..lists.starts.len() - 1 {
         let (b, class, at) = (n / own / classes, n / own % classes, n % own);
@@ -58,20 +62,29 @@ fn check(
         let list = &lists.tiles[lists.starts[n] as usize..lists.starts[n + 1] as usize];
         for i in 0..other {
             let (q, k) = if by_keys { (i, at) } else { (at, i) };
-            let (mut any, mut all) = (false, true);
+            let (mut any, mut all, mut later) = (false, true, true);
             for query in q * tile.0..((q + 1) * tile.0).min(t) {
                 for key in k * tile.1..(k + 1) * tile.1 {
                     // Behind the last key are zeros, which nobody sees.
                     let seen = key < s && mask.visible(b, head, query, key);
                     (any, all) = (any | seen, all & seen);
+                    let so_far = key as i32 + k_start <= query as i32 + q_start;
+                    later &= seen == (key < s && so_far);
                 }
             }
             let found: Vec<i32> =
-                list.iter().copied().filter(|e| e & i32::MAX == i as i32).collect();
+                list.iter().copied().filter(|e| e & (LATER - 1) == i as i32).collect();
             assert!(found.len() <= 1, "{name}: tile {q}, {k} comes twice");
             assert!(!any || found.len() == 1, "{name}: tile {q}, {k} is missing");
             assert!(all || found.iter().all(|e| *e < 0), "{name}: tile {q}, {k} is not whole");
+            let said = found.iter().any(|e| *e < 0 && e & LATER != 0);
+            assert!(later || !said, "{name}: of tile {q}, {k} not just later keys are hidden");
+            said_of += said as usize;
         }
+    }
+    // Where documents, blocks or groups are longer than a tile.
+    if ["300 from 7 on", "blocks of 256"].contains(&name) {
+        assert!(said_of > 0, "{name}");
     }
     if by_keys {
         assert_eq!(lists.turns, 0, "{name}");
@@ -193,10 +206,13 @@ pub(super) fn variant(kernel: Kernel, head: usize) -> Variant {
     Variant { kernel, head, numbers, branches, rules, ordered }
 }
 
+const KERNELS: [Kernel; 5] =
+    [Kernel::Forward, Kernel::Keys, Kernel::Queries, Kernel::Around, Kernel::Combine];
+
 #[test]
 fn every_kernel_fits_into_shared_memory() {
     for head in [64, 128] {
-        for kernel in [Kernel::Forward, Kernel::Keys, Kernel::Queries, Kernel::Around] {
+        for kernel in KERNELS {
             for (branches, ordered) in [(1, false), (MOST_BRANCHES, false), (1, true)] {
                 let variant = Variant { branches, ordered, ..variant(kernel, head) };
                 assert!(variant.shared() <= SHARED, "{variant:?}: {}", variant.shared());
@@ -236,7 +252,7 @@ fn a_cubins_name_tells_all_that_it_depends_on() {
     // Variants differ in their text.
     let mut names: Vec<String> = Vec::new();
     for head in [64, 128] {
-        for kernel in [Kernel::Forward, Kernel::Keys, Kernel::Queries, Kernel::Around] {
+        for kernel in KERNELS {
             for (numbers, ordered) in [(Numbers::Bf16, false), (Numbers::F16, true)] {
                 let variant = Variant { numbers, ordered, ..variant(kernel, head) };
                 names.push(name(&variant.source(), &cubin::OPTIONS, (13, 0)));
