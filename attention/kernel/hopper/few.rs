@@ -2,10 +2,9 @@
 //! head are one tile, so that keys are read once, and the keys of a row are cut into parts, so that every
 //! multiprocessor has some. What comes of the parts is put together by their lse.
 
-use super::rules::ROUND;
 use crate::Mask;
+#[cfg(feature = "cuda-nvrtc")]
 use crate::attention::{Plan, PlanInner};
-use std::sync::Arc;
 
 /// Queries of a head that are few, and tiles of keys that are many.
 const QUERIES: usize = 16;
@@ -13,6 +12,7 @@ const TILES: usize = 4;
 
 /// The plan for queries `[B, K, H / K * T, D]` instead of `[B, H, T, D]`, where they are few and all heads see
 /// the same.
+#[cfg(feature = "cuda-nvrtc")]
 pub(super) fn packed(
     plan: &Plan,
     [_, h, t, _]: [usize; 4],
@@ -20,12 +20,12 @@ pub(super) fn packed(
 ) -> Option<Plan> {
     let [mask] = &plan.0.masks[..] else { return None };
     let group = h / kv;
-    if t > QUERIES || group * t > ROUND || s < TILES * ROUND {
+    if t > QUERIES || group * t > super::rules::ROUND || s < TILES * super::rules::ROUND {
         return None;
     }
     let packed = mask.kept([0, 3, kv, 0], || mask_of(mask, group, kv));
     let masks = vec![packed.as_ref().clone()?];
-    Some(Plan(Arc::new(PlanInner { masks, ..*plan.0 })))
+    Some(Plan(std::sync::Arc::new(PlanInner { masks, ..*plan.0 })))
 }
 
 /// The same mask with the queries of `group` heads, one head after the other, as queries of one of `kv` heads.

@@ -271,8 +271,9 @@ fn reference(case: &Case) -> Pass {
     [values(output.out), values(output.lse), of(&v), all(|b| &b.q), all(|b| &b.k)]
 }
 
-fn check(cases: impl Iterator<Item = Case>) {
-    let mut programs = Programs { scratch: Scratch::new("emulated"), known: HashMap::new() };
+/// With programs in a folder of that name: tests run side by side.
+fn check(folder: &str, cases: impl Iterator<Item = Case>) {
+    let mut programs = Programs { scratch: Scratch::new(folder), known: HashMap::new() };
     for case in cases {
         let want = reference(&case);
         for ordered in [false, true] {
@@ -313,7 +314,7 @@ fn kernels_equal_the_reference_where_they_are_emulated() {
     let masks = vec![near, far];
     let name = "two branches";
     let case = Case { name, batch: 1, heads: 2, kv: 1, queries, keys, dim, value_dim, masks };
-    check([case].into_iter());
+    check("branches", [case].into_iter());
 }
 
 /// Few queries of several heads as one tile, keys in parts: behind a cache with padding, more queries than one,
@@ -352,7 +353,7 @@ fn in_parts(case: &Case, programs: &mut Programs) -> Option<[Vec<f64>; 2]> {
     let Case { batch, heads, kv, queries, keys, dim: d, value_dim: e, .. } = *case;
     let group = heads / kv;
     let mask = few::mask_of(&case.masks[0], group, kv).expect("all heads see the same");
-    let (lists, parts) = Lists::in_parts(&mask, (ROUND, ROUND), 11);
+    let (lists, parts) = Lists::in_parts(&mask, (ROUND, ROUND), 24);
     assert!(parts > 1);
     let tokens = Tokens::new(&mask).unwrap();
     let mut rules = [Rules::default(); MOST_BRANCHES];
@@ -394,7 +395,7 @@ fn in_parts(case: &Case, programs: &mut Programs) -> Option<[Vec<f64>; 2]> {
         ..tokens.side
     };
     let forward = programs.get(&variant(Kernel::Forward), "forward")?;
-    memory.launch(&forward, [11, 1, 384], &call);
+    memory.launch(&forward, [24, 1, 384], &call);
     let combine = programs.get(&variant(Kernel::Combine), "combine")?;
     memory.launch(&combine, [(batch * kv * rows).div_ceil(8), 1, 256], &call);
     Some([memory.read_halves(call.whole), memory.read_floats(call.whole_lse)])
@@ -414,5 +415,5 @@ fn kernels_equal_the_reference_with_every_mask() {
     };
     let some = ["sinks", "packed", "groups ragged packed", "blocks of 20 x 90", "two branches"];
     let wider = cases().into_iter().filter(|case| some.contains(&case.name)).map(wide);
-    check(cases().into_iter().filter(whole).chain(wider));
+    check("masks", cases().into_iter().filter(whole).chain(wider));
 }
