@@ -457,6 +457,24 @@ fn half_precision_stays_close() {
     }
 }
 
+/// Inputs in 16 bits; scores and lse have those of f32.
+#[test]
+fn lse_is_as_exact_as_f32_where_inputs_are_not() {
+    let mask = Mask::causal(1, 70, 2);
+    let of = |implementation, dtype| {
+        let x = |shape, seed| random(shape, seed).cast(DType::BF16).cast(dtype);
+        let (q, k) = (x([1, 2, 70, 160], 2), x([1, 1, 70, 160], 3));
+        let branch = Branch { q, k, mask: mask.clone() };
+        let options = AttentionOptions::default().with_implementation(implementation);
+        masked_attention(&[branch], x([1, 1, 70, 64], 1), &options).unwrap().lse
+    };
+    for implementation in implementations() {
+        let want = of(Implementation::Reference, DType::F64);
+        let r = ratio(of(implementation, DType::BF16), want);
+        assert!(r < 1e-5, "{implementation:?}: {r:e}");
+    }
+}
+
 #[test]
 fn nan_in_an_input_is_not_hidden() {
     for implementation in implementations() {

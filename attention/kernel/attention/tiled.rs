@@ -199,9 +199,10 @@ fn cut(x: &Tensor<4>, b: Range<usize>, h: &Range<usize>, t: &Range<usize>) -> Te
 fn scores(q: Tensor<4>, k: Tensor<4>, scale: f64, hidden: Option<&Tensor<4, Bool>>) -> Tensor<4> {
     let [b, h, t, _] = q.dims();
     let s = k.dims()[2];
-    let x = grouped(q, k.dims()[1]).matmul(k.transpose()).reshape([b, h, t, s]);
-    let float = crate::precision::wide(x.dtype());
-    let x = x.cast(float).mul_scalar(scale);
+    // Before the product: scores that are rounded to 16 bits would make lse as coarse as they are.
+    let float = crate::precision::wide(q.dtype());
+    let (q, k) = (grouped(q, k.dims()[1]).cast(float), k.cast(float));
+    let x = q.matmul(k.transpose()).reshape([b, h, t, s]).mul_scalar(scale);
     match hidden {
         Some(hidden) => x.mask_fill(hidden.clone().expand([b, h, t, s]), LOW),
         None => x,

@@ -21,6 +21,9 @@ struct Call {
   float* lse2;
   float* dots;
   float* sums;
+  // What comes of the parts of a row together.
+  void* whole;
+  float* whole_lse;
   const void* dout_rows;
   void* dq;
   void* dk;
@@ -32,6 +35,8 @@ struct Call {
   // Queries rounded up to whole tiles.
   int tall;
   int turns;
+  // Of the keys of a row, where there are few queries.
+  int parts;
   float scale, scale_log2;
 };
 

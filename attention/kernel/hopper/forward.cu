@@ -3,6 +3,9 @@
 // has the tensor cores. The tiles of keys of all tiles of queries are one sequence: scores of the next tile of
 // queries are computed beside the last values of the one before, which then leaves through shared memory.
 //
+// Where there are few queries, the keys of a row are in parts, as if each were a row with lists and results of
+// its own.
+//
 // Matrix products: scores [64, 128] by channels, out [64, HEAD] by keys.
 
 #define TALL 128
@@ -19,14 +22,14 @@ struct Lists {
   int total;
 };
 
-__device__ __forceinline__ Lists lists_of(const Call& call, int b, int h, int tile) {
+__device__ __forceinline__ Lists lists_of(const Call& call, int part, int h, int tile) {
   Lists lists;
   lists.total = 0;
   int tiles = call.tall / TALL;
 #pragma unroll
   for (int i = 0; i < BRANCHES; i++) {
     const Side& side = call.sides[i];
-    int row = (b * side.classes + __ldg(side.numbers + side.heads + 4 * h)) * tiles + tile;
+    int row = (part * side.classes + __ldg(side.numbers + side.heads + 4 * h)) * tiles + tile;
     int start = __ldg(side.starts + row);
     lists.from[i] = side.tiles + start;
     lists.count[i] = __ldg(side.starts + row + 1) - start;
@@ -164,10 +167,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
       int i = 0, count = 0, tile, branch, bh = item(call, 0, tile);
       for (int turn = 0; turn < call.turns; turn++) {
         int next_tile = 0, next = turn + 1 < call.turns ? item(call, turn + 1, next_tile) : -1;
-        int b = bh / call.heads, h = bh % call.heads, kv = h / (call.heads / call.kv);
+        int row = bh / call.heads, h = bh % call.heads, kv = h / (call.heads / call.kv), b = row / call.parts;
         Lists lists;
         lists.total = 0;
-        if (bh >= 0) lists = lists_of(call, b, h, tile);
+        if (bh >= 0) lists = lists_of(call, row, h, tile);
         if (lists.total > 0) {
           int at = count % Q_STAGES;
           wait(q_free + 8 * at, ((count / Q_STAGES) & 1) ^ 1);
@@ -259,7 +262,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
     pin(s);
     if (lane == 0) arrive(k_free + 8 * stage);
     if (what.x < 0)
-      hide(s, call, what.x, what.w & BRANCH, what.y / call.heads, what.y % call.heads, what.z * TALL + row, tile_of(what.x) * TALL + column);
+      hide(s, call, what.x, what.w & BRANCH, what.y / call.heads / call.parts, what.y % call.heads, what.z * TALL + row, tile_of(what.x) * TALL + column);
     softmax(s, first, second, keep_first, keep_second, call.scale_log2);
   };
   auto begin = [&](int4 what) {

@@ -82,20 +82,24 @@ template<int N> __device__ __forceinline__ void hide_later(float (&s)[N], const 
 #else
 #define HIDE hide_queries
 #endif
+// Marked tiles do without arrays where there are registers for both ways: masks with a stride and a list have
+// none. Positions from arrays mark none.
+#define QUICK(rules) (!((rules) & POSITIONS) && ((rules) & (STRIDE | LIST)) != (STRIDE | LIST))
+template<int RULES, int N> __device__ __forceinline__ void hide_by(float (&s)[N], const Side& side, int entry, int b, int h, int token, int key) {
+  if (QUICK(RULES) && (entry & LATER))
+    hide_later(s, side, token, key);
+  else
+    HIDE<RULES>(s, &side, fresh(b), fresh(h), fresh(token), fresh(key));
+}
 template<int N> __device__ __forceinline__ void hide(float (&s)[N], const Call& call, int entry, int branch, int b, int h, int token, int key) {
-  if (entry & LATER) {
-    hide_later(s, call.sides[branch], token, key);
-    return;
-  }
-  branch = fresh(branch), b = fresh(b), h = fresh(h), token = fresh(token), key = fresh(key);
 #if BRANCHES > 1
   if (branch == 0)
 #endif
-    HIDE<RULES_0>(s, &call.sides[0], b, h, token, key);
+    hide_by<RULES_0>(s, call.sides[0], entry, b, h, token, key);
 #if BRANCHES > 1
-  if (branch == 1) HIDE<RULES_1>(s, &call.sides[1], b, h, token, key);
+  if (branch == 1) hide_by<RULES_1>(s, call.sides[1], entry, b, h, token, key);
 #endif
 #if BRANCHES > 2
-  if (branch == 2) HIDE<RULES_2>(s, &call.sides[2], b, h, token, key);
+  if (branch == 2) hide_by<RULES_2>(s, call.sides[2], entry, b, h, token, key);
 #endif
 }

@@ -66,6 +66,8 @@ pub(super) struct Call {
     pub lse2: u64,
     pub dots: u64,
     pub sums: u64,
+    pub whole: u64,
+    pub whole_lse: u64,
     pub dout_rows: u64,
     pub dq: u64,
     pub dk: u64,
@@ -81,6 +83,7 @@ pub(super) struct Call {
     pub keys: i32,
     pub tall: i32,
     pub turns: i32,
+    pub parts: i32,
     pub scale: f32,
     pub scale_log2: f32,
 }
@@ -105,6 +108,7 @@ impl Call {
             queries: small(queries),
             keys: small(keys),
             tall: small(queries.next_multiple_of(ROUND)),
+            parts: 1,
             scale,
             scale_log2: scale * std::f32::consts::LOG2_E,
             ..Self::default()

@@ -50,6 +50,34 @@ impl Lists {
         lists
     }
 
+    /// Lists by queries of a mask with one tile of queries, each cut into parts as if these were rows, so that
+    /// `groups` workgroups have something to do; how many parts.
+    pub fn in_parts(mask: &Mask, tile: (usize, usize), groups: usize) -> (Self, usize) {
+        let mut lists = Self::by_queries(mask, tile, mask.heads(), groups);
+        let (rows, heads) = (lists.starts.len() - 1, mask.heads());
+        let long = |row: usize| lists.starts[row + 1] - lists.starts[row];
+        let most = (0..rows).map(long).max().unwrap_or_default() as usize;
+        // Turns of all workgroups, each with an equal part and what it costs beside.
+        let cost =
+            |parts: &usize| (rows * heads * parts).div_ceil(groups) * (most.div_ceil(*parts) + 2);
+        let parts = (1..=most.clamp(1, groups)).min_by_key(cost).unwrap_or(1);
+        let mut starts = vec![0];
+        let mut work = Vec::new();
+        for row in 0..rows {
+            for part in 0..parts {
+                let end = long(row) as usize * (part + 1) / parts;
+                let end = lists.starts[row] + end as i32;
+                let long = (end - starts[starts.len() - 1]) as usize;
+                starts.push(end);
+                let place = |head: usize| [((row * parts + part) * heads + head) as i32, 0];
+                work.extend((0..heads).map(|head| Item { place: place(head), part: row, long }));
+            }
+        }
+        lists.starts = starts;
+        (lists.order, lists.turns) = arranged(work, groups, START_BY_QUERIES).turns();
+        (lists, parts)
+    }
+
     /// A workgroup per tile of `tile.1` keys of each of `kv` key heads, which goes through tiles of
     /// `tile.0` queries; `groups` of them run at a time.
     pub fn by_keys(mask: &Mask, tile: (usize, usize), kv: usize, groups: usize) -> Self {

@@ -1,9 +1,10 @@
 //! Attention for Hopper cards (compute capability 9): CUDA C++ with warpgroup products and TMA, compiled
 //! by NVRTC and launched on CubeCL's stream.
 //!
-//! A workgroup has a tile of queries (forward, and dq where runs must repeat to the bit) or of keys (dk, dv
-//! and else dq) and goes through the tiles of the other side that its mask shows: lists per row and class
-//! of heads (`lists`), whole tiles without a predicate. What a mask looks at is compiled in, numbers per
+//! A workgroup has tiles of queries (forward, and dq where runs must repeat to the bit) or one of keys (dk,
+//! dv and else dq) and goes through the tiles of the other side that its mask shows: lists per row and class
+//! of heads (`lists`), whole tiles without a predicate, and in an order of their own (`arrange`). Few queries
+//! share a tile, and share out their keys (`few`). What a mask looks at is compiled in, numbers per
 //! token come as arrays (`rules`, `mask.cuh`). Heads of any width up to 128 are read into tiles of 64 or
 //! 128 channels, any number of tokens into whole tiles: TMA fills up with zeros. Queries of one key head
 //! read it where it lies. Scores, softmax and sums are in f32.
@@ -14,6 +15,7 @@
 mod arrange;
 #[cfg(feature = "cuda-nvrtc")]
 mod card;
+mod few;
 mod later;
 mod launch;
 mod lists;

@@ -1,6 +1,7 @@
 //! Forward and backward: what runs here, buffers, and the launches of a call.
 
 use super::card::{Layout, ready};
+use super::few;
 use super::launch::{Call, Side, Steps};
 use super::lists::Lists;
 use super::rules::{ROUND, Rules, Tokens};
@@ -92,7 +93,16 @@ pub(crate) fn prepare(
     let primitive = v.clone().inner().try_into_primitive::<Cube>();
     let device = primitive.map_err(|_| "not on a card".to_string())?.device();
     let form = Form::new(plan, &device, d.max(e), v.dtype())?;
-    form.ready(Kernel::Forward)?;
+    match few::packed(plan, [b, h, t, d], v.dims()) {
+        Some(packed) => {
+            let form = Form::new(&packed, &device, d.max(e), v.dtype())?;
+            form.ready(Kernel::Forward)?;
+            form.ready(Kernel::Combine)?;
+        }
+        None => {
+            form.ready(Kernel::Forward)?;
+        }
+    }
     if backward {
         form.ready(Kernel::Around)?;
         form.ready(Kernel::Keys)?;
@@ -101,6 +111,14 @@ pub(crate) fn prepare(
         }
     }
     Ok(())
+}
+
+/// What workgroups have a list for: a tile of queries, parts of its keys, a tile of keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Queries,
+    Parts,
+    Keys,
 }
 
 /// A mask's numbers on a card.
@@ -119,6 +137,8 @@ struct KeptLists {
     cost: usize,
     groups: usize,
     turns: usize,
+    /// Of the keys of a row.
+    parts: usize,
 }
 
 /// How a call is compiled, and its masks on the card.
@@ -163,10 +183,10 @@ impl Form {
     fn ready(&self, kernel: Kernel) -> Loaded {
         let mut variant = Variant { kernel, ..self.variant };
         // What does not look at masks is the same for all, and only the backward pass has an order.
-        if kernel == Kernel::Around {
+        if matches!(kernel, Kernel::Around | Kernel::Combine) {
             variant.rules = Default::default();
         }
-        if kernel == Kernel::Forward {
+        if matches!(kernel, Kernel::Forward | Kernel::Combine) {
             variant.ordered = false;
         }
         ready(self.index, &variant)
@@ -178,15 +198,17 @@ impl Form {
     }
 
     /// Lists of every branch, by queries or by keys, of `kv` key heads.
-    fn lists(&self, plan: &Plan, by_keys: bool, kv: usize) -> Vec<Arc<KeptLists>> {
+    fn lists(&self, plan: &Plan, by: By, kv: usize) -> Vec<Arc<KeptLists>> {
         let index = self.device.to_id().index_id as usize;
         let of = |mask: &Mask| {
+            let by_keys = by == By::Keys;
             let tile = if by_keys { Variant::tile_by_keys(self.variant.head) } else { TILE };
-            let key = [index, if by_keys { 2 } else { 1 }, tile.0, kv];
-            mask.kept(key, || {
-                let lists = match by_keys {
-                    false => Lists::by_queries(mask, tile, kv, self.multiprocessors()),
-                    true => Lists::by_keys(mask, tile, kv, self.multiprocessors()),
+            mask.kept([index, 4 + by as usize, tile.0, kv], || {
+                let groups = self.multiprocessors();
+                let (lists, parts) = match by {
+                    By::Queries => (Lists::by_queries(mask, tile, kv, groups), 1),
+                    By::Parts => Lists::in_parts(mask, tile, groups),
+                    By::Keys => (Lists::by_keys(mask, tile, kv, groups), 1),
                 };
                 let (cost, groups) = (lists.cost(), lists.order.len() / 2);
                 let Lists { starts: mut all, tiles, order, turns } = lists;
@@ -195,7 +217,7 @@ impl Form {
                 let order_at = all.len();
                 all.extend(order);
                 let handle = self.device.client().create_from_slice(i32::as_bytes(&all));
-                KeptLists { handle, tiles: tiles_at, order: order_at, cost, groups, turns }
+                KeptLists { handle, tiles: tiles_at, order: order_at, cost, groups, turns, parts }
             })
         };
         plan.0.masks.iter().map(of).collect()
@@ -345,32 +367,66 @@ pub(crate) fn forward(
     v: FloatTensor<Cube>,
     plan: &Plan,
 ) -> (FloatTensor<Cube>, FloatTensor<Cube>) {
-    let x = Inputs::new(q, k, v);
+    let ([b, h, t, d], of_v) = (q.shape().dims(), v.shape().dims());
+    let Some(packed) = few::packed(plan, [b, h, t, d], of_v) else {
+        let x = Inputs::new(q, k, v);
+        let (out, lse) = tiles(&x, plan, By::Queries);
+        return (cut(out, x.widths.1), Cube::lift(lse));
+    };
+    let kv = of_v[1];
+    let q = Tensor::<4>::from_primitive::<Cube>(q).reshape([b, kv, h / kv * t, d]);
+    let x = Inputs::new(primitive!(Cube, q), k, v);
+    let (out, lse) = tiles(&x, &packed, By::Parts);
+    let out = Tensor::<4>::from_primitive::<Cube>(cut(out, x.widths.1));
+    let lse = Tensor::<3>::from_primitive::<Cube>(Cube::lift(lse));
+    let out = out.reshape([b, h, t, x.widths.1]);
+    (primitive!(Cube, out), primitive!(Cube, lse.reshape([b, h, t])))
+}
+
+/// The kernel by tiles of queries, and what puts parts of their keys together.
+fn tiles(x: &Inputs, plan: &Plan, by: By) -> (CubeTensor, CubeTensor) {
     let widest = x.widths.0.max(x.widths.1);
     let form = Form::new(plan, &x.q.device, widest, x.q.dtype)
         .expect("`prepare` has looked at the masks of a call");
     let ([_, heads, queries, _], [batch, kv, _, e]) = (Inputs::dims(&x.q), Inputs::dims(&x.v));
-    let out = x.empty(&[batch, heads, queries, e], x.q.dtype);
-    let lse = x.empty(&[batch, heads, queries], DType::F32);
-    let (masks, lent) = form.lent(&form.lists(plan, false, kv));
+    let lists = form.lists(plan, by, kv);
+    let parts = lists[0].parts;
+    let empty = |parts: usize| {
+        let out = x.empty(&[batch * parts, heads, queries, e], x.q.dtype);
+        (out, x.empty(&[batch * parts, heads, queries], DType::F32))
+    };
+    let (out, lse) = empty(parts);
+    let whole = (parts > 1).then(|| empty(1));
+    let (masks, lent) = form.lent(&lists);
     let mut reads = vec![x.q.handle.clone(), x.k.handle.clone(), x.v.handle.clone()];
     reads.extend(masks);
+    let all_reads = reads.len();
     let maps = [&x.q, &x.k, &x.v, &out].map(layout);
     let (mut call, numbers) = (x.call(plan), form.variant.numbers);
+    call.parts = parts as i32;
     let entries = form.entries(Kernel::Forward);
-    let writes = vec![out.handle.clone(), lse.handle.clone()];
+    let combine = whole.is_some().then(|| form.entries(Kernel::Combine));
+    let mut writes = vec![out.handle.clone(), lse.handle.clone()];
+    writes.extend(whole.iter().flat_map(|(out, lse)| [out.handle.clone(), lse.handle.clone()]));
     submit(&form.device, reads, writes, move |stream, at| {
-        call.q = maps[0].map(at[0], numbers, ROUND as u32)?;
-        call.k = maps[1].map(at[1], numbers, ROUND as u32)?;
-        call.v = maps[2].map(at[2], numbers, ROUND as u32)?;
-        lent.put(&at[3..at.len() - 2], &mut call);
-        (call.out, call.lse) = (at[at.len() - 2], at[at.len() - 1]);
+        let (from, to) = at.split_at(all_reads);
+        call.q = maps[0].map(from[0], numbers, ROUND as u32)?;
+        call.k = maps[1].map(from[1], numbers, ROUND as u32)?;
+        call.v = maps[2].map(from[2], numbers, ROUND as u32)?;
+        lent.put(&from[3..], &mut call);
+        (call.out, call.lse) = (to[0], to[1]);
         call.o = maps[3].map(call.out, numbers, ROUND as u32 / 2)?;
         let groups = lent.groups / lent.turns.max(1);
         // Safe: all buffers have the sizes that the call tells.
-        unsafe { entries[0].launch(stream, (groups, 1, 1), THREADS, &call) }
+        unsafe {
+            entries[0].launch(stream, (groups, 1, 1), THREADS, &call)?;
+            let Some(combine) = combine else { return Ok(()) };
+            (call.whole, call.whole_lse) = (to[2], to[3]);
+            let rows = (batch * heads * queries) as u32;
+            combine[0].launch(stream, (rows.div_ceil(SMALL / 32), 1, 1), SMALL, &call)
+        }
     });
-    (cut(out, x.widths.1), Cube::lift(lse))
+    whole.unwrap_or((out, lse))
 }
 
 /// (dq, dk, dv), shaped like q, k and v.
@@ -399,8 +455,8 @@ pub(crate) fn backward(
     // In rows of whole tiles; a number where nothing is added up.
     let sums = x.empty(&[if ordered { 1 } else { stacked * heads * tall * head }], DType::F32);
 
-    let (by_keys, of_keys) = form.lent(&form.lists(plan, true, kv));
-    let by_queries = ordered.then(|| form.lent(&form.lists(plan, false, kv)));
+    let (by_keys, of_keys) = form.lent(&form.lists(plan, By::Keys, kv));
+    let by_queries = ordered.then(|| form.lent(&form.lists(plan, By::Queries, kv)));
     let mut reads: Vec<Handle> =
         [&x.q, &x.k, &x.v, &out, &lse, &dout].map(|x| x.handle.clone()).to_vec();
     let inputs = reads.len();

@@ -21,6 +21,8 @@ pub(super) enum Kernel {
     Queries,
     /// What comes before and after the backward pass.
     Around,
+    /// What comes of parts of the keys, put together.
+    Combine,
 }
 
 /// The numbers that go in and come out; everything between is in f32.
@@ -89,6 +91,7 @@ impl Variant {
             Kernel::Keys => (include_str!("hide.cuh"), include_str!("keys.cu")),
             Kernel::Queries => (include_str!("hide.cuh"), include_str!("queries.cu")),
             Kernel::Around => ("", include_str!("around.cu")),
+            Kernel::Combine => ("", include_str!("combine.cu")),
         };
         text += instructions;
         text += include_str!("mask.cuh");
@@ -113,7 +116,7 @@ impl Variant {
                 ("scores_product", 64, by_channels),
                 ("gradient_product", self.head, Left::Registers),
             ],
-            Kernel::Around => Vec::new(),
+            Kernel::Around | Kernel::Combine => Vec::new(),
         }
     }
 
@@ -125,6 +128,7 @@ impl Variant {
             Kernel::Queries => &["queries"],
             Kernel::Around if self.ordered => &["before"],
             Kernel::Around => &["before", "after"],
+            Kernel::Combine => &["combine"],
         }
     }
 
@@ -141,7 +145,7 @@ impl Variant {
                 let of_dq = if self.ordered { 0 } else { 2 * keys * queries * 2 + 2 * 64 * 64 * 4 };
                 2 * tile + of_queries + of_dq + BESIDES
             }
-            Kernel::Around => 0,
+            Kernel::Around | Kernel::Combine => 0,
         }
     }
 }

@@ -207,10 +207,13 @@ pub(super) fn variant(kernel: Kernel, head: usize) -> Variant {
     Variant { kernel, head, numbers, branches, rules, ordered }
 }
 
+const KERNELS: [Kernel; 5] =
+    [Kernel::Forward, Kernel::Keys, Kernel::Queries, Kernel::Around, Kernel::Combine];
+
 #[test]
 fn every_kernel_fits_into_shared_memory() {
     for head in [64, 128] {
-        for kernel in [Kernel::Forward, Kernel::Keys, Kernel::Queries, Kernel::Around] {
+        for kernel in KERNELS {
             for (branches, ordered) in [(1, false), (MOST_BRANCHES, false), (1, true)] {
                 let variant = Variant { branches, ordered, ..variant(kernel, head) };
                 assert!(variant.shared() <= SHARED, "{variant:?}: {}", variant.shared());
@@ -250,7 +253,7 @@ fn a_cubins_name_tells_all_that_it_depends_on() {
     // Variants differ in their text.
     let mut names: Vec<String> = Vec::new();
     for head in [64, 128] {
-        for kernel in [Kernel::Forward, Kernel::Keys, Kernel::Queries, Kernel::Around] {
+        for kernel in KERNELS {
             for (numbers, ordered) in [(Numbers::Bf16, false), (Numbers::F16, true)] {
                 let variant = Variant { numbers, ordered, ..variant(kernel, head) };
                 names.push(name(&variant.source(), &OPTIONS, (13, 0)));

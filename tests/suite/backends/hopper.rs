@@ -107,7 +107,17 @@ fn others() -> Vec<Case> {
     let queries = keys.slice(285..290).unwrap();
     let mask = Mask::new(causal().with_window(Some(60)), queries, keys, 4).unwrap();
     let cache = Case { name: "cache".into(), sizes: [2, 4, 2, 5, 290, 64, 104], masks: vec![mask] };
+    // Keys in parts, and heads of a key head together; a row of which little is left.
+    let long = TokenMeta::left_padded(&[1300, 40], 1300).unwrap();
+    let few = |name: &str, count: usize, d: usize, e: usize, window: Option<usize>| {
+        let queries = long.slice(1300 - count..1300).unwrap();
+        let mask = Mask::new(causal().with_window(window), queries, long.clone(), 4).unwrap();
+        Case { name: name.into(), sizes: [2, 4, 2, count, 1300, d, e], masks: vec![mask] }
+    };
     vec![
+        few("long cache", 5, 64, 104, None),
+        few("long cache, one query", 1, 128, 128, None),
+        few("long cache, window", 16, 128, 64, Some(300)),
         square("one key head", [1, 3, 1, 900], 64, causal(), plain(1, 900, 0)),
         square("1500 tokens", [1, 2, 2, 1500], 128, causal(), plain(1, 1500, 0)),
         cache,
@@ -167,7 +177,8 @@ fn poison(case: &Case, device: &Device) {
     drop(nan);
 }
 
-fn reference(device: &Device) -> Device {
+/// Where references are computed: on the CPU, if that is there.
+pub(super) fn reference(device: &Device) -> Device {
     #[cfg(feature = "flex")]
     let place = (device, Device::flex()).1;
     #[cfg(not(feature = "flex"))]

@@ -27,7 +27,7 @@ pub(super) fn compare(name: &str, dtype: DType, got: &[f32], want: &[f64]) {
         _ => {
             let want: Vec<f32> = want.iter().map(|x| *x as f32).collect();
             let r = ratio(got, &want);
-            assert!(r <= 2e-6, "{name} differs by {r:.1e}");
+            assert!(r <= super::FORWARD, "{name} differs by {r:.1e}");
             return;
         }
     };

@@ -42,6 +42,7 @@ pub fn sums_of_squares(tensors: Vec<Tensor<1>>) -> Tensor<1> {
                 buffer(x),
                 buffer(&parts),
                 *start as usize,
+                x.meta.num_elements() / lanes_of(x),
                 groups(x) * UNITS,
                 element(x),
             );
@@ -68,14 +69,16 @@ fn squares<F: Float, N: Size>(
     x: &[Vector<F, N>],
     parts: &mut [f32],
     start: usize,
+    runs: usize,
     units: usize,
     #[define(F)] _dtype: ElemType,
 ) {
     let mut sum = Vector::<f32, N>::new(0.0);
-    let turns = x.len().div_ceil(units);
+    // A buffer may be longer than its tensor.
+    let turns = runs.div_ceil(units);
     for turn in 0..turns {
         let at = turn * units + ABSOLUTE_POS;
-        if at < x.len() {
+        if at < runs {
             let x = Vector::<f32, N>::cast_from(x[at]);
             sum += x * x;
         }

@@ -47,6 +47,7 @@ fn variants() -> Vec<Variant> {
             all.push(Variant { numbers: Numbers::F16, ..plain });
         }
         for numbers in [Numbers::Bf16, Numbers::F16] {
+            all.push(Variant { numbers, ..variant(Kernel::Combine, head) });
             for ordered in [false, true] {
                 all.push(Variant { numbers, ordered, ..variant(Kernel::Around, head) });
             }

@@ -2,6 +2,7 @@
 //! reference: tiles, lists, masks, barriers and what every thread reads and writes. What it cannot show is
 //! what happens at the same time.
 
+use super::super::few;
 use super::super::launch::{Call, Map, Side, Steps};
 use super::super::lists::Lists;
 use super::super::rules::{ROUND, Rules, Tokens};
@@ -270,8 +271,9 @@ fn reference(case: &Case) -> Pass {
     [values(output.out), values(output.lse), of(&v), all(|b| &b.q), all(|b| &b.k)]
 }
 
-fn check(cases: impl Iterator<Item = Case>) {
-    let mut programs = Programs { scratch: Scratch::new("emulated"), known: HashMap::new() };
+/// With programs in a folder of that name: tests run side by side.
+fn check(folder: &str, cases: impl Iterator<Item = Case>) {
+    let mut programs = Programs { scratch: Scratch::new(folder), known: HashMap::new() };
     for case in cases {
         let want = reference(&case);
         for ordered in [false, true] {
@@ -312,7 +314,91 @@ fn kernels_equal_the_reference_where_they_are_emulated() {
     let masks = vec![near, far];
     let name = "two branches";
     let case = Case { name, batch: 1, heads: 2, kv: 1, queries, keys, dim, value_dim, masks };
-    check([case].into_iter());
+    check("branches", [case].into_iter());
+}
+
+/// Few queries of several heads as one tile, keys in parts: behind a cache with padding, more queries than one,
+/// some of which see nothing, and parts in which nobody sees anything.
+#[test]
+fn parts_equal_the_reference_where_they_are_emulated() {
+    let keys = TokenMeta::left_padded(&[700, 40, 0], 700).unwrap();
+    let queries = keys.slice(697..700).unwrap();
+    let of = |spec: MaskSpec| Mask::new(spec, queries.clone(), keys.clone(), 4).unwrap();
+    let mut programs = Programs { scratch: Scratch::new("parts"), known: HashMap::new() };
+    for (name, spec) in [
+        ("cache", MaskSpec::causal()),
+        ("cache with a window", MaskSpec::causal().with_window(Some(150)).with_sinks(2)),
+    ] {
+        let masks = vec![of(spec)];
+        let (queries, keys, dim, value_dim) = (3, 700, 64, 24);
+        let case = Case { name, batch: 3, heads: 4, kv: 2, queries, keys, dim, value_dim, masks };
+        let want = reference(&case);
+        let Some(got) = in_parts(&case, &mut programs) else {
+            return println!("skipped: there is no C++ compiler");
+        };
+        for (got, want) in got.into_iter().zip(want) {
+            let line = |x: Vec<f64>| {
+                let x: Vec<f32> = x.into_iter().map(|x| (x as f32).max(-1e4)).collect();
+                let len = x.len();
+                Tensor::<1>::from_data(burn::tensor::TensorData::new(x, [len]), &device())
+            };
+            let r = ratio(line(got), line(want));
+            assert!(r <= FORWARD, "{name}: differs by {r:e}");
+        }
+    }
+}
+
+/// out and lse.
+fn in_parts(case: &Case, programs: &mut Programs) -> Option<[Vec<f64>; 2]> {
+    let Case { batch, heads, kv, queries, keys, dim: d, value_dim: e, .. } = *case;
+    let group = heads / kv;
+    let mask = few::mask_of(&case.masks[0], group, kv).expect("all heads see the same");
+    let (lists, parts) = Lists::in_parts(&mask, (ROUND, ROUND), 24);
+    assert!(parts > 1);
+    let tokens = Tokens::new(&mask).unwrap();
+    let mut rules = [Rules::default(); MOST_BRANCHES];
+    rules[0] = tokens.rules;
+    let variant = |kernel| Variant {
+        kernel,
+        head: d.max(e).next_multiple_of(64),
+        numbers: Numbers::Bf16,
+        branches: 1,
+        rules,
+        ordered: false,
+    };
+    let (rows, of_q) = (group * queries, [batch, kv, group * queries, d]);
+    let (of_k, of_v) = ([batch, kv, keys, d], [batch, kv, keys, e]);
+    let of_out = [batch * parts, kv, rows, e];
+    let mut memory = Memory::default();
+    let q = memory.halves(&values(random([batch, heads, queries, d], 2)));
+    let k = memory.halves(&values(random(of_k, 3)));
+    let v = memory.halves(&values(random(of_v, 1)));
+    let out = memory.empty(batch * parts * kv * rows * e, 2);
+    let mut call = Call {
+        q: map(q, of_q, ROUND),
+        k: map(k, of_k, ROUND),
+        v: map(v, of_v, ROUND),
+        o: map(out, of_out, ROUND / 2),
+        out,
+        lse: memory.empty(batch * parts * kv * rows, 4),
+        whole: memory.empty(batch * kv * rows * e, 2),
+        whole_lse: memory.empty(batch * kv * rows, 4),
+        order: memory.ints(&lists.order),
+        turns: lists.turns as i32,
+        parts: parts as i32,
+        ..Call::new(of_q, of_v, 1.0 / (d as f32).sqrt())
+    };
+    call.sides[0] = Side {
+        numbers: memory.ints(&tokens.numbers),
+        starts: memory.ints(&lists.starts),
+        tiles: memory.ints(&lists.tiles),
+        ..tokens.side
+    };
+    let forward = programs.get(&variant(Kernel::Forward), "forward")?;
+    memory.launch(&forward, [24, 1, 384], &call);
+    let combine = programs.get(&variant(Kernel::Combine), "combine")?;
+    memory.launch(&combine, [(batch * kv * rows).div_ceil(8), 1, 256], &call);
+    Some([memory.read_halves(call.whole), memory.read_floats(call.whole_lse)])
 }
 
 /// Every mask, as the tests of the other forms have them.
@@ -329,5 +415,5 @@ fn kernels_equal_the_reference_with_every_mask() {
     };
     let some = ["sinks", "packed", "groups ragged packed", "blocks of 20 x 90", "two branches"];
     let wider = cases().into_iter().filter(|case| some.contains(&case.name)).map(wide);
-    check(cases().into_iter().filter(whole).chain(wider));
+    check("masks", cases().into_iter().filter(whole).chain(wider));
 }

@@ -28,7 +28,7 @@ int main() {
   for (Map* map : {&call.q, &call.k, &call.v, &call.dout, &call.o}) found(map->words[0]);
   for (Side& side : call.sides) found(side.numbers), found(side.starts), found(side.tiles);
   found(call.order), found(call.out), found(call.lse), found(call.lse2), found(call.dots), found(call.sums);
-  found(call.dout_rows), found(call.dq), found(call.dk), found(call.dv);
+  found(call.whole), found(call.whole_lse), found(call.dout_rows), found(call.dq), found(call.dk), found(call.dv);
   for (int y = 0; y < sizes[1]; y++)
     for (int x = 0; x < sizes[0]; x++) {
       blockIdx = {x, y, 0};
