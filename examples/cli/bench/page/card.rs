@@ -34,6 +34,12 @@ fn long(row: &Row, backward: bool, width: usize) -> bool {
     on_card(row) && dense(row, backward, width) && is_long(row)
 }
 
+/// A dense training step of rows of one of these lengths.
+fn step(row: &Row, lengths: &[usize]) -> bool {
+    let of_step = on_card(row) && row.what == "train-step" && row.case == "dense";
+    of_step && size(row, 'T').is_some_and(|len| lengths.contains(&len))
+}
+
 /// A share of what bytes over bandwidth allow.
 fn scan(rows: &[&Row], kind: &str, figure: fn(&Row) -> Option<f64>) -> Vec<(String, f64)> {
     let wanted = |row: &Row| {
@@ -44,7 +50,7 @@ fn scan(rows: &[&Row], kind: &str, figure: fn(&Row) -> Option<f64>) -> Vec<(Stri
 }
 
 /// All of them.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 14] = [
     Target {
         text: "dense causal attention forward against PyTorch's fastest backend, T 16 k and 64 k, D 128",
         bound: Bound::AtLeast(0.97),
@@ -110,6 +116,18 @@ pub const TARGETS: [Target; 12] = [
         bound: Bound::AtLeast(0.97),
         cases: 8,
         found: |rows| figures(rows, |row| on_card(row) && row.what == "matmul", ratio("torch")),
+    },
+    Target {
+        text: "training step in bf16, Llamas of 130 M and 1 B, T 2 k, against compiled PyTorch",
+        bound: Bound::AtLeast(0.9),
+        cases: 2,
+        found: |rows| figures(rows, |row| step(row, &[2048]), ratio("torch")),
+    },
+    Target {
+        text: "the same, T 8 k and 32 k",
+        bound: Bound::AtLeast(1.0),
+        cases: 4,
+        found: |rows| figures(rows, |row| step(row, &[8192, 32_768]), ratio("torch")),
     },
     Target {
         text: "selective scan forward + backward, share of what bytes over bandwidth allow",
