@@ -36,7 +36,7 @@ impl OnCard for CubeBackend {
 
 /// Whether kernels of ours run for this tensor, which read f32, bf16 and f16.
 pub(crate) fn floats_on_card<const D: usize>(x: &Tensor<D>) -> bool {
-    let float = matches!(x.dtype(), DType::F32 | DType::BF16 | DType::F16);
+    let float = x.dtype() == DType::F32 || crate::precision::is_narrow(x.dtype());
     float && x.clone().inner().try_into_primitive::<Cube>().is_ok()
 }
 

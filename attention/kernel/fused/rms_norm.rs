@@ -21,20 +21,14 @@ pub fn rms_norm<const N: usize>(x: Tensor<N>, weight: Tensor<1>, eps: f64) -> Te
     }
     #[cfg(feature = "flex")]
     if super::on_cpu(&x) && weight.dtype() == x.dtype() {
-        use burn::backend::Dispatch;
-        let y =
-            <Dispatch as op::NormOps>::rms_norm_op(x.into_dispatch(), weight.into_dispatch(), eps);
-        return Tensor::from_dispatch(y);
+        return by_op(x, weight, eps);
     }
     if x.shape().num_elements() == 0 {
         return x;
     }
     #[cfg(feature = "cube")]
     if crate::card::floats_on_card(&x) && crate::card::floats_on_card(&weight) {
-        use burn::backend::Dispatch;
-        let y =
-            <Dispatch as op::NormOps>::rms_norm_op(x.into_dispatch(), weight.into_dispatch(), eps);
-        return Tensor::from_dispatch(y);
+        return by_op(x, weight, eps);
     }
     let wide = crate::precision::wide(x.dtype());
     if x.dtype() != wide || weight.dtype() != wide {
@@ -43,6 +37,13 @@ pub fn rms_norm<const N: usize>(x: Tensor<N>, weight: Tensor<1>, eps: f64) -> Te
     }
     let scale = x.clone().square().mean_dim(N - 1).add_scalar(eps).sqrt().recip();
     x * scale * weight.unsqueeze()
+}
+
+#[cfg(any(feature = "flex", feature = "cube"))]
+fn by_op<const N: usize>(x: Tensor<N>, weight: Tensor<1>, eps: f64) -> Tensor<N> {
+    use burn::backend::Dispatch;
+    let y = <Dispatch as op::NormOps>::rms_norm_op(x.into_dispatch(), weight.into_dispatch(), eps);
+    Tensor::from_dispatch(y)
 }
 
 #[cfg(any(feature = "flex", feature = "cube"))]

@@ -16,9 +16,7 @@ pub fn swiglu<const N: usize>(gate: Tensor<N>, up: Tensor<N>) -> Tensor<N> {
     });
     #[cfg(feature = "flex")]
     if super::on_cpu(&gate) && super::on_cpu(&up) {
-        use burn::backend::Dispatch;
-        let y = <Dispatch as op::SwigluOps>::swiglu_op(gate.into_dispatch(), up.into_dispatch());
-        return Tensor::from_dispatch(y);
+        return by_op(gate, up);
     }
     if gate.shape().num_elements() == 0 {
         return gate;
@@ -28,9 +26,7 @@ pub fn swiglu<const N: usize>(gate: Tensor<N>, up: Tensor<N>) -> Tensor<N> {
         && crate::card::floats_on_card(&gate)
         && crate::card::floats_on_card(&up)
     {
-        use burn::backend::Dispatch;
-        let y = <Dispatch as op::SwigluOps>::swiglu_op(gate.into_dispatch(), up.into_dispatch());
-        return Tensor::from_dispatch(y);
+        return by_op(gate, up);
     }
     let wide = crate::precision::wide(gate.dtype());
     if gate.dtype() != wide {
@@ -38,6 +34,13 @@ pub fn swiglu<const N: usize>(gate: Tensor<N>, up: Tensor<N>) -> Tensor<N> {
         return super::widened(gate, |gate| swiglu(gate, up));
     }
     silu(gate) * up
+}
+
+#[cfg(any(feature = "flex", feature = "cube"))]
+fn by_op<const N: usize>(gate: Tensor<N>, up: Tensor<N>) -> Tensor<N> {
+    use burn::backend::Dispatch;
+    let y = <Dispatch as op::SwigluOps>::swiglu_op(gate.into_dispatch(), up.into_dispatch());
+    Tensor::from_dispatch(y)
 }
 
 #[cfg(any(feature = "flex", feature = "cube"))]

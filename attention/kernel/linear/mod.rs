@@ -23,6 +23,8 @@ mod tests;
 
 use crate::fused::expect;
 #[cfg(any(feature = "flex", feature = "cuda"))]
+use crate::precision::is_narrow;
+#[cfg(any(feature = "flex", feature = "cuda"))]
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Tensor};
 #[cfg(any(feature = "flex", feature = "cuda"))]
@@ -46,7 +48,7 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     }
     if x.dtype() != weight.dtype() {
         #[cfg(any(feature = "flex", feature = "cuda"))]
-        if narrow(&x) && weight.dtype() == DType::F32 && has_narrow_op(&x, &weight) {
+        if is_narrow(x.dtype()) && weight.dtype() == DType::F32 && has_narrow_op(&x, &weight) {
             let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
             return Tensor::from_dispatch(<Dispatch as LinearOps>::narrow_linear_op(x, weight));
         }
@@ -141,7 +143,7 @@ pub(crate) fn products_on_card<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Te
 /// a `[M, K]`, b `[K, N]` -> `[M, N]`, f32
 pub(crate) fn wide_product_on_card(a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
     #[cfg(feature = "cuda")]
-    if a.dims()[1] == b.dims()[0] && narrow(&a) && on_card(&a, &b) {
+    if a.dims()[1] == b.dims()[0] && is_narrow(a.dtype()) && on_card(&a, &b) {
         let c = <Dispatch as LinearOps>::wide_product_op(a.into_dispatch(), b.into_dispatch());
         return Tensor::from_dispatch(c);
     }
@@ -153,11 +155,6 @@ fn has_narrow_op(x: &Tensor<2>, weight: &Tensor<2>) -> bool {
     let on_cpu = |x: &Tensor<2>| crate::attention::is_flex(&x.device());
     let same = x.device().inner() == weight.device().inner();
     (cfg!(feature = "flex") && on_cpu(x) && on_cpu(weight)) || (same && on_card(x, x))
-}
-
-#[cfg(any(feature = "flex", feature = "cuda"))]
-fn narrow(x: &Tensor<2>) -> bool {
-    matches!(x.dtype(), DType::BF16 | DType::F16)
 }
 
 #[cfg(any(feature = "flex", feature = "cuda"))]

@@ -174,38 +174,57 @@ fn apart<B: Backend + LinearOps>(
 /// x, where the weight has a gradient, and the weight, where x has one.
 type Kept<B> = [Option<FloatTensor<B>>; 2];
 
-impl<B: Backend + LinearOps, C: CheckpointStrategy> LinearOps for Autodiff<B, C> {
-    fn linear_op(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct Linear;
+/// A layer without a bias, of a weight that the products have as `multiplied`; where that is rounded, the
+/// weight's gradient is not.
+fn layer<B: Backend + LinearOps, C: CheckpointStrategy>(
+    x: FloatTensor<Autodiff<B, C>>,
+    weight: FloatTensor<Autodiff<B, C>>,
+    multiplied: FloatTensor<B>,
+    is_rounded: bool,
+) -> FloatTensor<Autodiff<B, C>> {
+    #[derive(Debug)]
+    struct Linear {
+        is_rounded: bool,
+    }
 
-        impl<B: Backend + LinearOps> Backward<B, 2> for Linear {
-            type State = Kept<B>;
+    impl<B: Backend + LinearOps> Backward<B, 2> for Linear {
+        type State = Kept<B>;
 
-            fn backward(
-                self,
-                ops: Ops<Self::State, 2>,
-                grads: &mut Gradients,
-                _: &mut Checkpointer,
-            ) {
-                let dy = grads.consume::<B>(&ops.node);
-                let ([x, weight], [of_x, of_weight]) = (ops.state, ops.parents);
-                if let (Some(parent), Some(weight)) = (of_x, weight) {
-                    grads.register::<B>(parent.id, B::product_op(dy.clone(), weight));
-                }
-                if let (Some(parent), Some(x)) = (of_weight, x) {
-                    grads.register::<B>(parent.id, B::product_op(turned::<B>(dy), x));
-                }
+        fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+            let dy = grads.consume::<B>(&ops.node);
+            let ([x, weight], [of_x, of_weight]) = (ops.state, ops.parents);
+            if let (Some(parent), Some(weight)) = (of_x, weight) {
+                grads.register::<B>(parent.id, B::product_op(dy.clone(), weight));
+            }
+            if let (Some(parent), Some(x)) = (of_weight, x) {
+                let dy = turned::<B>(dy);
+                let dw = match self.is_rounded {
+                    true => B::wide_product_op(dy, x),
+                    false => B::product_op(dy, x),
+                };
+                grads.register::<B>(parent.id, dw);
             }
         }
+    }
 
-        let (xp, wp) = (x.primitive().clone(), weight.primitive().clone());
-        let kept = [weight.is_tracked().then(|| xp.clone()), x.is_tracked().then(|| wp.clone())];
-        let y = B::linear_op(xp, wp);
-        match Linear.prepare::<C>([x.node(), weight.node()]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(kept, y),
-            OpsKind::UnTracked(prep) => prep.finish(y),
-        }
+    let xp = x.primitive().clone();
+    let kept =
+        [weight.is_tracked().then(|| xp.clone()), x.is_tracked().then(|| multiplied.clone())];
+    let y = match is_rounded {
+        true => B::narrow_linear_op(xp, multiplied),
+        false => B::linear_op(xp, multiplied),
+    };
+    let node = Linear { is_rounded }.prepare::<C>([x.node(), weight.node()]);
+    match node.compute_bound().stateful() {
+        OpsKind::Tracked(prep) => prep.finish(kept, y),
+        OpsKind::UnTracked(prep) => prep.finish(y),
+    }
+}
+
+impl<B: Backend + LinearOps, C: CheckpointStrategy> LinearOps for Autodiff<B, C> {
+    fn linear_op(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        let wp = weight.primitive().clone();
+        layer::<B, C>(x, weight, wp, false)
     }
 
     fn linear_bias_op(
@@ -263,39 +282,9 @@ impl<B: Backend + LinearOps, C: CheckpointStrategy> LinearOps for Autodiff<B, C>
     }
 
     fn narrow_linear_op(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct NarrowLinear;
-
-        impl<B: Backend + LinearOps> Backward<B, 2> for NarrowLinear {
-            type State = Kept<B>;
-
-            fn backward(
-                self,
-                ops: Ops<Self::State, 2>,
-                grads: &mut Gradients,
-                _: &mut Checkpointer,
-            ) {
-                let dy = grads.consume::<B>(&ops.node);
-                let ([x, weight], [of_x, of_weight]) = (ops.state, ops.parents);
-                if let (Some(parent), Some(weight)) = (of_x, weight) {
-                    grads.register::<B>(parent.id, B::product_op(dy.clone(), weight));
-                }
-                if let (Some(parent), Some(x)) = (of_weight, x) {
-                    grads.register::<B>(parent.id, B::wide_product_op(turned::<B>(dy), x));
-                }
-            }
-        }
-
-        let xp = x.primitive().clone();
         // Rounded once, for both passes.
-        let narrow = rounded::<B>(weight.primitive().clone(), &xp);
-        let kept =
-            [weight.is_tracked().then(|| xp.clone()), x.is_tracked().then(|| narrow.clone())];
-        let y = B::narrow_linear_op(xp, narrow);
-        match NarrowLinear.prepare::<C>([x.node(), weight.node()]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(kept, y),
-            OpsKind::UnTracked(prep) => prep.finish(y),
-        }
+        let narrow = rounded::<B>(weight.primitive().clone(), x.primitive());
+        layer::<B, C>(x, weight, narrow, true)
     }
 
     fn wide_product_op(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {

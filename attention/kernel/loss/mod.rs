@@ -152,7 +152,7 @@ fn check(x: &Tensor<2>, weight: &Tensor<2>, labels: &[i64]) -> Result<Vec<i32>, 
             labels.len()
         ));
     }
-    let narrow = matches!(x.dtype(), DType::BF16 | DType::F16);
+    let narrow = crate::precision::is_narrow(x.dtype());
     if x.dtype() != weight.dtype() && !(narrow && weight.dtype() == DType::F32) {
         return fail(format!("x is {:?}, weight {:?}", x.dtype(), weight.dtype()));
     }

@@ -1,6 +1,6 @@
 //! Parts of a whole as horizontal bars, the names beside them: for names too long for an axis.
 
-use super::style::STANDALONE;
+use super::style::opened;
 use crate::training::report::escape;
 use crate::{Error, Result};
 use std::fmt::Write;
@@ -48,15 +48,7 @@ impl Bars {
         let words: Vec<String> =
             self.bars.iter().map(|(name, _, text)| format!("{name}: {text}")).collect();
         let words = format!("{}: {}", self.title, words.join("; "));
-        let mut out = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" \
-             width=\"{width}\" height=\"{height}\" style=\"max-width:100%;height:auto\" \
-             role=\"img\" aria-label=\"{}\" font-family=\"system-ui, sans-serif\" \
-             font-size=\"13\" fill=\"currentColor\">\n{STANDALONE}\
-             <text x=\"4\" y=\"20\" font-size=\"15\" font-weight=\"600\">{}</text>\n",
-            escape(&words),
-            escape(&self.title)
-        );
+        let mut out = opened((width, height), &words, &self.title);
         for (row, (name, value, text)) in self.bars.iter().enumerate() {
             let share = if most > 0.0 { length(*value) / most } else { 0.0 };
             let (y, long) = (TOP + row * ROW, share * WIDE as f64);

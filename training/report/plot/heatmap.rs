@@ -1,6 +1,6 @@
 //! Shares by two categories, as a table whose cells are coloured and can be read without colour.
 
-use super::style::STANDALONE;
+use super::style::opened;
 use crate::training::report::escape;
 use crate::{Error, Result};
 use std::fmt::Write;
@@ -73,18 +73,11 @@ impl Heatmap {
     pub fn render(&self) -> String {
         let (columns, rows) = (self.x.1.len(), self.y.1.len());
         let (width, height) = (LEFT + columns * WIDE + RIGHT, TOP + rows * CELL + BOTTOM);
-        let mut out = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" \
-             width=\"{width}\" height=\"{height}\" style=\"max-width:100%;height:auto\" \
-             role=\"img\" aria-label=\"{}\" font-family=\"system-ui, sans-serif\" \
-             font-size=\"13\" fill=\"currentColor\">\n{STANDALONE}",
-            escape(&self.words())
-        );
+        let mut out = opened((width, height), &self.words(), &self.title);
         // Writing to a string does not fail.
         let mut text = |x: usize, y: usize, more: &str, text: &str| {
             let _ = writeln!(out, "<text x=\"{x}\" y=\"{y}\" {more}>{}</text>", escape(text));
         };
-        text(4, 20, "font-size=\"15\" font-weight=\"600\"", &self.title);
         let middle = "text-anchor=\"middle\"";
         for (column, name) in self.x.1.iter().enumerate() {
             text(LEFT + column * WIDE + WIDE / 2, TOP + rows * CELL + 17, middle, name);

@@ -1,5 +1,6 @@
 //! How a series looks, and how plotters' SVG becomes one that follows the theme.
 
+use crate::training::report::escape;
 use plotters::style::RGBColor;
 
 /// Pixels of the canvas per unit of the finished drawing: plotters draws at whole pixels, which
@@ -68,8 +69,20 @@ fn hex(color: RGBColor) -> String {
 
 /// A standalone file brings its own colours; embedded in a page the `<svg>` is not the root, and
 /// the page's colours hold.
-pub(super) const STANDALONE: &str = "<style>svg:root{color:#1d2125;background:#fff}\
+const STANDALONE: &str = "<style>svg:root{color:#1d2125;background:#fff}\
     @media (prefers-color-scheme:dark){svg:root{color:#e3e6ea;background:#16181c}}</style>";
+
+/// The beginning of a drawing that is written here: its size, what it shows in words, and its title.
+pub(super) fn opened((width, height): (usize, usize), words: &str, title: &str) -> String {
+    let (words, title) = (escape(words), escape(title));
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" \
+         width=\"{width}\" height=\"{height}\" style=\"max-width:100%;height:auto\" \
+         role=\"img\" aria-label=\"{words}\" font-family=\"system-ui, sans-serif\" \
+         font-size=\"13\" fill=\"currentColor\">\n{STANDALONE}\
+         <text x=\"4\" y=\"20\" font-size=\"15\" font-weight=\"600\">{title}</text>\n"
+    )
+}
 
 /// Puts the real colours into plotters' SVG and a responsive, labelled root around it.
 /// `alt` is escaped already.
