@@ -73,6 +73,8 @@ pub struct MixContext<'a> {
     pub keep_state: bool,
     /// Which attention code runs.
     pub implementation: Implementation,
+    /// Whether attention's gradients are the same bits in every run.
+    pub deterministic: bool,
     /// What the pass computes in, and so the dtype of the mixer's input and output.
     pub compute: Compute,
     /// Tensors asked for.
@@ -82,7 +84,9 @@ pub struct MixContext<'a> {
 impl MixContext<'_> {
     /// How attention is to be computed.
     pub fn attention(&self) -> AttentionOptions {
-        AttentionOptions::default().with_implementation(self.implementation)
+        AttentionOptions::default()
+            .with_implementation(self.implementation)
+            .with_deterministic(self.deterministic)
     }
 
     /// Whether the attributes are those of an input of `layer`.

@@ -155,7 +155,9 @@ pub(super) fn output(
 /// Which attention code runs on `device` for heads of so many channels.
 pub(crate) fn code(ctx: &MixContext<'_>, head_dim: usize, device: &Device) -> String {
     let probe = Tensor::<4>::zeros([1, 1, 1, head_dim], (device, ctx.compute.dtype()));
-    kernel_on(longburn_kernels::attention::implementation_for(ctx.implementation, &probe), device)
+    let chosen = longburn_kernels::attention::implementation_for(ctx.implementation, &probe);
+    let order = if ctx.deterministic { ", the same bits in every run" } else { "" };
+    kernel_on(chosen, device) + order
 }
 
 /// What `--explain` says of the code that a kernel has chosen.

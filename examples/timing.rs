@@ -81,6 +81,7 @@ impl Pass {
             phase: if keep_state { Phase::Infer } else { Phase::Train },
             keep_state,
             implementation: Implementation::Auto,
+            deterministic: false,
             compute: Compute::F32,
             taps: &[],
         };

@@ -68,6 +68,9 @@ pub struct ForwardOptions {
     pub unrotated_cache: bool,
     /// Attention code.
     pub implementation: Implementation,
+    /// Whether gradients are the same bits in every run, where faster code's are not: attention on NVIDIA's
+    /// Hopper cards adds parts of them in the order in which they are done, unless this is set.
+    pub deterministic: bool,
     /// What matrix products and attention compute in.
     pub compute: Compute,
     /// Tensors to return from every mixer.
@@ -89,6 +92,7 @@ impl ForwardOptions {
             keep_state: false,
             unrotated_cache: false,
             implementation: Implementation::Auto,
+            deterministic: false,
             compute: Compute::F32,
             taps: Vec::new(),
             keep_hidden: false,
@@ -110,6 +114,12 @@ impl ForwardOptions {
     /// Choose the attention code.
     pub fn with_implementation(mut self, implementation: Implementation) -> Self {
         self.implementation = implementation;
+        self
+    }
+
+    /// Choose whether gradients are the same bits in every run.
+    pub fn with_deterministic(mut self, deterministic: bool) -> Self {
+        self.deterministic = deterministic;
         self
     }
 
@@ -483,6 +493,7 @@ impl<M: SequenceMixer> Decoder<M> {
             phase: options.phase,
             keep_state: options.keep_state,
             implementation: options.implementation,
+            deterministic: options.deterministic,
             compute: if in_it { options.compute } else { Compute::F32 },
             taps: &options.taps,
         }

@@ -21,6 +21,7 @@ use crate::{Error, Result};
 use burn::tensor::{Device, Tensor, TensorData};
 use longburn_kernels::fused::rotate_half;
 use serde::{Deserialize, Serialize};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Configuration of [`Rope`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -114,7 +115,8 @@ impl RopeConfig {
             return bad("rope_theta", self.theta.to_string(), "a positive number");
         }
         self.kind.check(self.theta, self.dim)?;
-        Ok(Rope { config: self.clone(), attention_factor: attention_factor(&self.kind) })
+        let attention_factor = attention_factor(&self.kind);
+        Ok(Rope { config: self.clone(), attention_factor, last: Default::default() })
     }
 }
 
@@ -123,6 +125,19 @@ impl RopeConfig {
 pub struct Rope {
     config: RopeConfig,
     attention_factor: f64,
+    last: Arc<Mutex<Option<Last>>>,
+}
+
+/// The tables that were asked for last: every step of a training has the same positions, and so has every
+/// layer that rotates keys out of a cache.
+#[derive(Clone, Debug)]
+struct Last {
+    positions: Positions,
+    /// Of every row.
+    lengths: Vec<usize>,
+    device: Device,
+    /// Cosines and sines.
+    tables: [Tensor<4>; 2],
 }
 
 /// Cosines and sines of one set of positions, shared by all layers.
@@ -171,10 +186,20 @@ impl Rope {
         device: &Device,
     ) -> RopeTable {
         let rows = if positions.uniform() { positions.batch().min(1) } else { positions.batch() };
+        let lengths: Vec<_> = (0..rows).map(length).collect();
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |last: &&Last| {
+            last.positions == *positions && last.lengths == lengths && last.device == *device
+        };
+        if let Some([cos, sin]) = last.as_ref().filter(same).map(|last| last.tables.clone()) {
+            return RopeTable { cos, sin, rope: self.clone() };
+        }
+        // Before others take their place in memory.
+        *last = None;
         let scale = 1.0 / positions.denominator() as f64;
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
-        for b in 0..rows {
-            let inv_freq = self.inv_freq(length(b));
+        for (b, length) in lengths.iter().enumerate() {
+            let inv_freq = self.inv_freq(*length);
             for &p in positions.row(b) {
                 for f in &inv_freq {
                     let (s, c) = (p as f64 * scale * f).sin_cos();
@@ -185,7 +210,11 @@ impl Rope {
         }
         let shape = [rows, 1, positions.len(), self.config.dim / 2];
         let tensor = |x: Vec<f32>| Tensor::from_data(TensorData::new(x, shape), device);
-        RopeTable { cos: tensor(cos), sin: tensor(sin), rope: self.clone() }
+        let tables = [tensor(cos), tensor(sin)];
+        let [cos, sin] = tables.clone();
+        *last =
+            Some(Last { positions: positions.clone(), lengths, device: device.clone(), tables });
+        RopeTable { cos, sin, rope: self.clone() }
     }
 }
 
@@ -232,5 +261,24 @@ mod tests {
             let got = scaled.inv_freq(0)[i];
             assert!((got / expected - 1.0).abs() < 1e-6, "{i}: {got} {expected}");
         }
+    }
+
+    /// What was asked for last is only given where all is the same: positions and the length that sets frequencies.
+    #[test]
+    fn tables_are_those_that_were_asked_for() {
+        let kind = RopeKind::Dynamic { factor: 2.0, original_max_position_embeddings: 8 };
+        let config = RopeConfig::new(1e4, 4).with_kind(kind);
+        let (rope, device) = (config.init().unwrap(), Device::default());
+        let near = Positions::range(1, 6, 0);
+        let asked = [(&near, 6), (&near, 6), (&near, 40), (&Positions::range(1, 6, 3), 40)];
+        for (positions, length) in asked {
+            let new = || config.init().unwrap().table_at(positions, length, &device);
+            let (got, want) = (rope.clone().table_at(positions, length, &device), new());
+            for (got, want) in [(got.cos, want.cos), (got.sin, want.sin)] {
+                assert_eq!(got.into_data(), want.into_data(), "{positions:?} at {length}");
+            }
+        }
+        let (a, b) = (rope.table_at(&near, 6, &device), rope.table_at(&near, 40, &device));
+        assert_ne!(a.cos.into_data(), b.cos.into_data());
     }
 }

@@ -85,6 +85,7 @@ impl<'a, M: SequenceMixer> Runner<'a, M> {
             phase,
             keep_state,
             implementation: Implementation::Auto,
+            deterministic: false,
             compute: if x.dtype() == DType::BF16 { Compute::Bf16 } else { Compute::F32 },
             taps: &[],
         };

@@ -1,6 +1,6 @@
 //! AdamW (Loshchilov & Hutter, arXiv 1711.05101).
 
-use crate::kernel::fused::{self, AdamWStep};
+use crate::kernel::fused::{AdamWMany, AdamWStep};
 use crate::{Error, Result};
 use burn::optim::{AdamWState, AdaptiveMomentumState, DynOptimizer, LearningRate, Optimizer};
 use burn::tensor::{Device, Tensor};
@@ -45,9 +45,31 @@ impl AdamW {
         Ok(Box::new(*self))
     }
 
-    /// The same rule by `scale` times what it is given as the gradient.
-    pub(super) fn scaled(self, scale: f64) -> impl DynOptimizer {
-        Scaled { settings: self, scale: scale as f32 }
+    /// A step by `scale` times the gradient, in the pass of the step: one of its own for the factor would cost
+    /// a third of it. It may wait until `many` is finished.
+    pub(super) fn step_of<const D: usize>(
+        &self,
+        many: &mut AdamWMany,
+        lr: LearningRate,
+        (weight, grad, state): (Tensor<D>, Tensor<D>, Option<AdamWState<D>>),
+        scale: f32,
+    ) -> (Tensor<D>, AdamWState<D>) {
+        let (time, moments) = match state {
+            Some(AdamWState { momentum: state }) => {
+                (state.time + 1, [state.moment_1, state.moment_2])
+            }
+            None => (1, [grad.zeros_like(), grad.zeros_like()]),
+        };
+        let step = AdamWStep {
+            lr: lr as f32,
+            beta1: self.beta1,
+            beta2: self.beta2,
+            eps: self.eps,
+            weight_decay: self.weight_decay,
+            time,
+        };
+        let (weight, [m, v]) = many.step(weight, grad, moments, &step, scale);
+        (weight, AdamWState::new(AdaptiveMomentumState::new(time, m, v)))
     }
 }
 
@@ -61,47 +83,10 @@ impl Optimizer for AdamW {
         grad: Tensor<D>,
         state: Option<AdamWState<D>>,
     ) -> (Tensor<D>, Option<AdamWState<D>>) {
-        Scaled { settings: *self, scale: 1.0 }.step(lr, weight, grad, state)
-    }
-
-    fn to_device<const D: usize>(state: AdamWState<D>, device: &Device) -> AdamWState<D> {
-        AdamWState::new(state.momentum.to_device(device))
-    }
-}
-
-/// A pass of its own for the factor would cost a third of the step.
-#[derive(Clone, Copy)]
-struct Scaled {
-    settings: AdamW,
-    scale: f32,
-}
-
-impl Optimizer for Scaled {
-    type State<const D: usize> = AdamWState<D>;
-
-    fn step<const D: usize>(
-        &self,
-        lr: LearningRate,
-        weight: Tensor<D>,
-        grad: Tensor<D>,
-        state: Option<AdamWState<D>>,
-    ) -> (Tensor<D>, Option<AdamWState<D>>) {
-        let (time, moments) = match state {
-            Some(AdamWState { momentum: state }) => {
-                (state.time + 1, [state.moment_1, state.moment_2])
-            }
-            None => (1, [grad.zeros_like(), grad.zeros_like()]),
-        };
-        let step = AdamWStep {
-            lr: lr as f32,
-            beta1: self.settings.beta1,
-            beta2: self.settings.beta2,
-            eps: self.settings.eps,
-            weight_decay: self.settings.weight_decay,
-            time,
-        };
-        let (weight, [m, v]) = fused::adamw_scaled(weight, grad, moments, &step, self.scale);
-        (weight, Some(AdamWState::new(AdaptiveMomentumState::new(time, m, v))))
+        let mut many = AdamWMany::new();
+        let (weight, state) = self.step_of(&mut many, lr, (weight, grad, state), 1.0);
+        many.finish();
+        (weight, Some(state))
     }
 
     fn to_device<const D: usize>(state: AdamWState<D>, device: &Device) -> AdamWState<D> {

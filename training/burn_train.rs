@@ -75,15 +75,18 @@ pub(super) struct Session {
 
 impl Session {
     /// Start it for steps `first ..= steps`. Without a renderer nothing is drawn and no metric is
-    /// kept; no file is written and no logger installed either way.
+    /// kept; no file is written and no logger installed either way. Metrics are computed on `device`, the
+    /// model's: the default one of a build may not be there.
     pub(super) fn start(
         interrupter: Interrupter,
         renderer: Option<Box<dyn MetricsRenderer>>,
         steps: u64,
+        device: Device,
     ) -> Self {
         let (reports, received) = channel();
         let thread = std::thread::spawn(move || {
-            let strategy = Arc::new(Relay { reports: Mutex::new(received), steps });
+            let strategy =
+                Arc::new(Relay { reports: Mutex::new(received), steps, device: device.clone() });
             let mut training =
                 SupervisedTraining::<Absent>::new(".", Arc::new(NoData), Arc::new(NoData))
                     .with_training_strategy(TrainingStrategy::Custom(strategy))
@@ -96,7 +99,8 @@ impl Session {
                     .metric_train_numeric(LearningRateMetric::new());
             }
             let training = training.renderer(renderer.unwrap_or_else(|| Box::new(Quiet)));
-            let result = training.launch(Learner::new(Absent::new(), SgdConfig::new().init(), 0.0));
+            let result =
+                training.launch(Learner::new(Absent::new(&device), SgdConfig::new().init(), 0.0));
             result.error.map(|error| error.to_string())
         });
         Self { reports, thread }
@@ -126,6 +130,7 @@ impl Session {
 struct Relay {
     reports: Mutex<Receiver<StepReport>>,
     steps: u64,
+    device: Device,
 }
 
 impl SupervisedLearningStrategy<Absent> for Relay {
@@ -145,7 +150,12 @@ impl SupervisedLearningStrategy<Absent> for Relay {
             for report in reports.iter() {
                 let (step, lr) = (report.step as usize, report.lr);
                 let progress = Progress::new(step, total_items, Some("steps".into()));
-                let item = TrainingItem::new(Item(report), progress, Some(step), Some(lr.into()));
+                let item = TrainingItem::new(
+                    Item(report, self.device.clone()),
+                    progress,
+                    Some(step),
+                    Some(lr.into()),
+                );
                 emit(LearnerEvent::ProcessedItem(item));
             }
         }
@@ -155,8 +165,8 @@ impl SupervisedLearningStrategy<Absent> for Relay {
     }
 }
 
-/// A step, as burn-train's metrics see it.
-struct Item(StepReport);
+/// A step, as burn-train's metrics see it, and where they are computed.
+struct Item(StepReport, Device);
 
 impl ItemLazy for Item {
     fn sync(self) -> std::result::Result<Self, ExecutionError> {
@@ -166,7 +176,7 @@ impl ItemLazy for Item {
 
 impl Adaptor<LossInput> for Item {
     fn adapt(&self) -> LossInput {
-        LossInput::new(Tensor::from_floats([self.0.loss as f32], &Device::default()))
+        LossInput::new(Tensor::from_floats([self.0.loss as f32], &self.1))
     }
 }
 
@@ -178,8 +188,8 @@ struct Absent {
 }
 
 impl Absent {
-    fn new() -> Self {
-        Self { device: Param::from_tensor(Tensor::zeros([1], &Device::default())) }
+    fn new(device: &Device) -> Self {
+        Self { device: Param::from_tensor(Tensor::zeros([1], device)) }
     }
 }
 
@@ -188,7 +198,8 @@ impl TrainStep for Absent {
     type Output = Item;
 
     fn step(&self, (): ()) -> TrainOutput<Item> {
-        TrainOutput { grads: Default::default(), item: Item(StepReport::default()) }
+        let item = Item(StepReport::default(), self.device.val().device());
+        TrainOutput { grads: Default::default(), item }
     }
 }
 

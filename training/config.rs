@@ -61,6 +61,9 @@ pub struct TrainConfig {
     /// What matrix products and attention compute in; weights, gradients and optimizer are f32.
     #[serde(default)]
     pub compute: Compute,
+    /// Whether a run repeated on the same machine gives the same bits, where faster code does not.
+    #[serde(default)]
+    pub deterministic: bool,
     /// Seed of the run's random streams.
     #[serde(default)]
     pub seed: u64,
@@ -87,6 +90,7 @@ impl TrainConfig {
             empty_step: EmptyStep::default(),
             strategy: Strategy::default(),
             compute: Compute::default(),
+            deterministic: false,
             seed: 0,
         }
     }
@@ -154,6 +158,12 @@ impl TrainConfig {
     /// What matrix products and attention compute in.
     pub fn with_compute(mut self, compute: Compute) -> Self {
         self.compute = compute;
+        self
+    }
+
+    /// Choose whether a run repeated on the same machine gives the same bits.
+    pub fn with_deterministic(mut self, deterministic: bool) -> Self {
+        self.deterministic = deterministic;
         self
     }
 

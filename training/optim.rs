@@ -7,12 +7,13 @@ use super::adamw::AdamW;
 use super::gradients::{GradientSum, leaf};
 use super::muon::Muon;
 use super::state::trainable;
+use crate::kernel::fused::AdamWMany;
 use crate::models::keymap::PathStack;
 use crate::models::lora::Role;
 use crate::models::weights::{RawTensor, SaveDtype};
 use crate::{Error, Result};
 use burn::module::{Module, ModuleMapper, Param};
-use burn::optim::{DynOptimizer, DynState, StateSink, StateSource};
+use burn::optim::{AdamWState, DynOptimizer, DynState, StateSink, StateSource};
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -133,7 +134,11 @@ impl Optimizer {
 
     /// Update every parameter that has a gradient, with `scale` times that gradient.
     pub fn step<M: Module>(&mut self, model: M, grads: GradientSum, scale: f64, lr: f64) -> M {
-        model.map(&mut Walk { optimizer: self, stack: PathStack::default(), grads, scale, lr })
+        let (stack, many) = (PathStack::default(), AdamWMany::new());
+        let mut walk = Walk { optimizer: self, stack, grads, scale, lr, many };
+        let model = model.map(&mut walk);
+        walk.many.finish();
+        model
     }
 
     fn rule(&self, path: &str, rank: usize) -> &Rule {
@@ -231,6 +236,8 @@ struct Walk<'a> {
     grads: GradientSum,
     scale: f64,
     lr: f64,
+    /// Steps that are not launched yet.
+    many: AdamWMany,
 }
 
 impl ModuleMapper for Walk<'_> {
@@ -240,19 +247,27 @@ impl ModuleMapper for Walk<'_> {
         let state = self.optimizer.states.remove(&path);
         let rule = self.optimizer.rule(&path, D);
         let state = state.map(|state| rule.update.to_device_dyn(state, &grad.device()));
-        let scaled = rule.adamw.map(|adamw| adamw.scaled(self.scale));
-        let (update, grad): (&dyn DynOptimizer, _) = match &scaled {
-            Some(scaled) => (scaled, grad),
-            None => (&*rule.update, grad.mul_scalar(self.scale)),
-        };
-        let lr = self.lr * rule.lr_factor;
+        let (lr, scale, many) = (self.lr * rule.lr_factor, self.scale, &mut self.many);
         let mut kept = None;
         let param = param.map(|weight| {
             let strategy = weight.gradient_checkpointing_strategy();
-            let (new, state) =
-                update.step_dyn(D, lr, weight.inner().into_bridge(), grad.into_bridge(), state);
+            let weight = weight.inner();
+            let (new, state) = match rule.adamw {
+                Some(adamw) => {
+                    let state = state.map(|state| state.downcast::<AdamWState<D>>());
+                    let given = (weight, grad, state);
+                    let (new, state) = adamw.step_of(many, lr, given, scale as f32);
+                    (new, Some(DynState::create(state, D)))
+                }
+                None => {
+                    let (weight, grad) =
+                        (weight.into_bridge(), grad.mul_scalar(scale).into_bridge());
+                    let (new, state) = rule.update.step_dyn(D, lr, weight, grad, state);
+                    (Tensor::from_bridge(new), state)
+                }
+            };
             kept = state;
-            leaf(Tensor::<D>::from_bridge(new), strategy, true)
+            leaf(new, strategy, true)
         });
         if let Some(state) = kept {
             self.optimizer.states.insert(path, state);

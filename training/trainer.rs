@@ -140,7 +140,9 @@ impl Trainer {
     /// [`Error::Config`] when a setting cannot work.
     pub fn new(config: TrainConfig) -> Result<Self> {
         config.validate()?;
-        let options = ForwardOptions::train().with_compute(config.compute);
+        let options = ForwardOptions::train()
+            .with_compute(config.compute)
+            .with_deterministic(config.deterministic);
         Ok(Self {
             config,
             state: None,
@@ -176,14 +178,15 @@ impl Trainer {
         self
     }
 
-    /// How forward passes run, if not as [`ForwardOptions::train`]; in bf16 where these or the
-    /// configuration say so.
+    /// How forward passes run, if not as [`ForwardOptions::train`]; in bf16, and the same in
+    /// every run, where these or the configuration say so.
     pub fn with_options(mut self, options: ForwardOptions) -> Self {
         let compute = match options.compute {
             Compute::F32 => self.config.compute,
             chosen => chosen,
         };
-        self.options = options.with_compute(compute);
+        let deterministic = options.deterministic || self.config.deterministic;
+        self.options = options.with_compute(compute).with_deterministic(deterministic);
         self
     }
 
@@ -236,7 +239,9 @@ impl Trainer {
             true => Some(terminal_view(&self.interrupter)?),
             false => self.renderer.take(),
         };
-        let session = Session::start(self.interrupter.clone(), renderer, self.config.steps);
+        let device = run.model.devices().into_iter().next().unwrap_or_default();
+        let (interrupter, steps) = (self.interrupter.clone(), self.config.steps);
+        let session = Session::start(interrupter, renderer, steps, device.inner());
         let ended = self.steps(run, objective, strategy, data, &mut |step| {
             if !session.report(step.report) {
                 self.interrupter.stop(Some("the view of the training was closed"));
@@ -403,5 +408,28 @@ impl<M: Module> Run<M> {
         let scale = shrink / window.weight;
         self.model = self.optimizer.step(self.model, window.gradients, scale, report.lr);
         Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Options that say nothing of it leave what the configuration says.
+    #[test]
+    fn passes_run_as_configuration_or_options_say() {
+        let of = |config: bool, options: Option<bool>| {
+            let trainer =
+                Trainer::new(TrainConfig::new(1, 0.1).with_deterministic(config)).unwrap();
+            let options = options.map(|set| ForwardOptions::train().with_deterministic(set));
+            match options {
+                Some(options) => trainer.with_options(options),
+                None => trainer,
+            }
+            .options
+            .deterministic
+        };
+        assert!(of(true, None) && of(true, Some(false)) && of(false, Some(true)));
+        assert!(!of(false, None) && !of(false, Some(false)));
     }
 }

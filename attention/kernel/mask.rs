@@ -13,6 +13,7 @@ mod groups;
 mod kept;
 mod lines;
 mod lists;
+mod recent;
 mod stride;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ pub use tokens::TokenMeta;
 
 use crate::Error;
 use blocks::Tiles;
+use recent::Recent;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -123,6 +125,8 @@ pub(crate) struct HeadClass {
 #[derive(Clone, Debug)]
 pub struct Mask(Arc<Inner>);
 
+static RECENT: Recent = Recent::new();
+
 #[derive(Clone, Debug)]
 struct Inner {
     spec: MaskSpec,
@@ -149,6 +153,15 @@ impl Mask {
     /// not fit the lengths or the heads (see [`Groups`]), or a stride makes no sense (see
     /// [`BlockStride`]).
     pub fn new(spec: MaskSpec, q: TokenMeta, k: TokenMeta, heads: usize) -> Result<Self, Error> {
+        if let Some(mask) = RECENT.get(&spec, &q, &k, heads) {
+            return Ok(mask);
+        }
+        let mask = Self::build(spec, q, k, heads)?;
+        RECENT.put(&mask);
+        Ok(mask)
+    }
+
+    fn build(spec: MaskSpec, q: TokenMeta, k: TokenMeta, heads: usize) -> Result<Self, Error> {
         if q.batch() != k.batch() {
             return Err(Error::shape(
                 "mask",

@@ -52,7 +52,7 @@ fn mixers(config: &ModelConfig) -> Value {
         o_bias: false,
         qk_norm: None,
     };
-    let proj = shape.init((0.0, 0.0), &Streams::new(0), 0, &Device::default());
+    let proj = shape.init((0.0, 0.0), &Streams::new(0), 0, &Device::flex());
     let window = config.windows.iter().flatten().next().copied();
     let mut found = Map::new();
     for (mixer, use_for) in [

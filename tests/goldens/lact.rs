@@ -146,6 +146,7 @@ pub fn layer(golden: &Golden) -> Result<(), Failure> {
         phase: Phase::Train,
         keep_state: false,
         implementation: Implementation::Auto,
+        deterministic: false,
         compute: Compute::F32,
         taps: &[],
     };

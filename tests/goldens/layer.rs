@@ -58,6 +58,7 @@ pub fn context<'a>(
         phase: Phase::Train,
         keep_state: false,
         implementation: Implementation::Auto,
+        deterministic: false,
         compute: Compute::F32,
         taps,
     }

@@ -377,6 +377,7 @@ pub fn mixer(golden: &Golden) -> Result<(), Failure> {
         phase: Phase::Train,
         keep_state: false,
         implementation: Implementation::Auto,
+        deterministic: false,
         compute: Compute::F32,
         taps: &[],
     };

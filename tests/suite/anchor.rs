@@ -218,6 +218,7 @@ fn a_cache_knows_the_anchor() {
                 phase: Phase::Infer,
                 keep_state: true,
                 implementation: Implementation::Auto,
+                deterministic: false,
                 compute: Compute::F32,
                 taps: &[],
             };

@@ -21,7 +21,8 @@ use layers::{
     embeddings_equal_the_formula, empty_layers_are_empty, gated_activations_equal_the_formula,
     losses_equal_the_formula, losses_pass_over_tokens_without_a_label,
     norms_do_not_reach_other_rows, norms_equal_the_formula, rotations_equal_the_formula,
-    steps_of_adamw_equal_the_formula, sums_of_squares_equal_sums,
+    steps_of_adamw_equal_the_formula, steps_of_many_equal_steps_of_each,
+    sums_of_squares_equal_sums,
 };
 use longburn::attention::{AttnShape, LongGenConfig, LongLoraConfig, MixerConfig};
 use longburn::datasets::{Side, TokenBatch};
@@ -114,6 +115,7 @@ device_test!(
     norms_equal_the_formula,
     rotations_equal_the_formula,
     steps_of_adamw_equal_the_formula,
+    steps_of_many_equal_steps_of_each,
     embeddings_equal_the_formula,
     sums_of_squares_equal_sums,
     losses_equal_the_formula,

@@ -172,6 +172,12 @@ fn each_layer_runs_its_own_mixer() {
     let lines = mixed.explain(&ForwardOptions::train(), &Device::flex());
     let shifted: Vec<bool> = lines.iter().map(|line| line.contains("shifted")).collect();
     assert_eq!(shifted, [true, false, true], "{lines:?}");
+    let repeats = ForwardOptions::train().with_deterministic(true);
+    let said = |options| {
+        let lines = mixed.explain(options, &Device::flex());
+        lines.iter().filter(|line| line.contains("the same bits in every run")).count()
+    };
+    assert_eq!((said(&repeats), said(&ForwardOptions::train())), (3, 0));
     let all = dense.clone().swap_mixer(sparse()).unwrap();
     let [mixed_out, all_out, dense_out] = [&mixed, &all, &dense].map(|m| in_training(m, 19));
     assert!(ratio(&mixed_out, &all_out) > 1e-3 && ratio(&mixed_out, &dense_out) > 1e-3);

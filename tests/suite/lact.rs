@@ -95,6 +95,7 @@ fn with_context<T>(
         phase: Phase::Train,
         keep_state,
         implementation: Implementation::Auto,
+        deterministic: false,
         compute: Compute::F32,
         taps: &[],
     })

@@ -83,6 +83,7 @@ fn call(
         phase: Phase::Infer,
         keep_state,
         implementation: Implementation::Auto,
+        deterministic: false,
         compute: Compute::F32,
         taps: &[],
     };

@@ -111,6 +111,7 @@ fn mixed(config: &LongLoraConfig, x: Tensor<3>, tokens: &TokenMeta) -> longburn:
         phase: Phase::Train,
         keep_state: false,
         implementation: Implementation::Auto,
+        deterministic: false,
         compute: Compute::F32,
         taps: &[Tap::Mixed],
     };
@@ -280,6 +281,7 @@ fn bad_settings_are_refused() {
         phase: Phase::Train,
         keep_state: true,
         implementation: Implementation::Auto,
+        deterministic: false,
         compute: Compute::F32,
         taps: &[],
     };

@@ -55,6 +55,7 @@ pub fn call<M: SequenceMixer>(
         phase: Phase::Infer,
         keep_state: true,
         implementation: Implementation::Auto,
+        deterministic: false,
         compute: Compute::F32,
         taps: &[Tap::Mixed],
     };

@@ -398,6 +398,9 @@ fn recipes_say_it_and_plans_refuse_it() {
     assert_eq!(recipe.train.config(0).compute, Compute::Bf16);
     let f32s = Recipe::parse(&RECIPE.replace("compute = \"bf16\"", ""), "run.toml").unwrap();
     assert_eq!(f32s.train.compute, Compute::F32);
+    let repeats = RECIPE.replace("compute = \"bf16\"", "deterministic = true");
+    let repeats = Recipe::parse(&repeats, "run.toml").unwrap().train.config(0).deterministic;
+    assert!(repeats && !f32s.train.config(0).deterministic);
     for (name, words) in [("f16", "use \"bf16\""), ("fp8", "expected `f32` or `bf16`")] {
         let text = RECIPE.replace("\"bf16\"", &format!("{name:?}"));
         let error = Recipe::parse(&text, "run.toml").unwrap_err();

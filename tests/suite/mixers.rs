@@ -71,6 +71,7 @@ fn a_sliding_window_reaches_as_far_as_it_says() {
             phase: Phase::Infer,
             keep_state: false,
             implementation: Implementation::Auto,
+            deterministic: false,
             compute: Compute::F32,
             taps: &[],
         };

@@ -78,6 +78,7 @@ fn forward(
         phase,
         keep_state: state.is_some(),
         implementation: Implementation::Auto,
+        deterministic: false,
         compute: Compute::F32,
         taps: &[],
     };

@@ -172,7 +172,10 @@ impl<'a> Run<'a> {
         let trainable = TrainableReport::of(&model);
         self.progress.println(&trainable.to_string());
         if self.options.explain {
-            let options = ForwardOptions::train().with_compute(self.recipe.train.compute);
+            let train = &self.recipe.train;
+            let options = ForwardOptions::train()
+                .with_compute(train.compute)
+                .with_deterministic(train.deterministic);
             for line in model.explain(&options, &self.options.device) {
                 self.progress.println(&line);
             }

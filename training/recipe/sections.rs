@@ -349,6 +349,10 @@ pub struct TrainSection {
     /// optimizer are f32 in either. For graphics cards: on the CPU, bf16 is slower than f32.
     #[serde(default)]
     pub compute: Compute,
+    /// Whether a run repeated on the same machine gives the same bits, where faster code does not: attention on
+    /// NVIDIA's Hopper cards, whose backward pass then takes about a tenth longer.
+    #[serde(default)]
+    pub deterministic: bool,
     /// Memory that the run may take, bytes: a number, or a text such as "8GiB". A run whose plan
     /// exceeds it is refused.
     #[serde(default, deserialize_with = "device_memory")]
@@ -403,6 +407,7 @@ impl TrainSection {
             empty_step: self.empty_step,
             strategy: self.strategy,
             compute: self.compute,
+            deterministic: self.deterministic,
             seed,
         }
     }

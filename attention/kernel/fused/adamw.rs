@@ -56,16 +56,12 @@ pub fn adamw<const N: usize>(
 pub fn adamw_scaled<const N: usize>(
     weight: Tensor<N>,
     grad: Tensor<N>,
-    [m, v]: [Tensor<N>; 2],
+    moments: [Tensor<N>; 2],
     step: &AdamWStep,
     scale: f32,
 ) -> (Tensor<N>, [Tensor<N>; 2]) {
-    let shapes = [&weight, &grad, &m, &v].map(|x| x.dims());
-    expect(shapes.iter().all(|shape| *shape == shapes[0]), "adamw", || {
-        let [weight, grad, m, v] = shapes;
-        format!("weight {weight:?}, gradient {grad:?} and moments {m:?} and {v:?} differ")
-    });
-    expect(step.time > 0, "adamw", || "time is 0; the first step's is 1".into());
+    check(&weight, &grad, &moments, step);
+    let [m, v] = moments;
     #[cfg(feature = "flex")]
     if [&weight, &grad, &m, &v].into_iter().all(super::on_cpu) {
         return flex::adamw(weight, grad, [m, v], step, scale);
@@ -86,6 +82,72 @@ pub fn adamw_scaled<const N: usize>(
     let delta = m.clone().div_scalar(c1) / root;
     let kept = weight.mul_scalar(1.0 - step.lr * step.weight_decay);
     (kept - delta.mul_scalar(step.lr), [m, v])
+}
+
+fn check<const N: usize>(
+    weight: &Tensor<N>,
+    grad: &Tensor<N>,
+    [m, v]: &[Tensor<N>; 2],
+    step: &AdamWStep,
+) {
+    let shapes = [weight, grad, m, v].map(|x| x.dims());
+    expect(shapes.iter().all(|shape| *shape == shapes[0]), "adamw", || {
+        let [weight, grad, m, v] = shapes;
+        format!("weight {weight:?}, gradient {grad:?} and moments {m:?} and {v:?} differ")
+    });
+    expect(step.time > 0, "adamw", || "time is 0; the first step's is 1".into());
+}
+
+/// Steps of many parameters, in few launches on NVIDIA cards; elsewhere each at once.
+#[derive(Default)]
+pub struct AdamWMany {
+    #[cfg(feature = "cuda-nvrtc")]
+    waiting: super::cuda::Waiting,
+}
+
+impl AdamWMany {
+    /// None yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// As [`adamw_scaled`]. What it returns is not to be looked at before [`finish`](Self::finish), and what it
+    /// was given may be written over until then.
+    ///
+    /// # Shapes
+    /// As [`adamw`]
+    ///
+    /// # Panics
+    /// As [`adamw`].
+    pub fn step<const N: usize>(
+        &mut self,
+        weight: Tensor<N>,
+        grad: Tensor<N>,
+        moments: [Tensor<N>; 2],
+        step: &AdamWStep,
+        scale: f32,
+    ) -> (Tensor<N>, [Tensor<N>; 2]) {
+        #[cfg(feature = "cuda-nvrtc")]
+        {
+            check(&weight, &grad, &moments, step);
+            match self.waiting.push((weight, grad, moments), step, scale) {
+                Ok(updated) => updated,
+                Err((weight, grad, moments)) => adamw_scaled(weight, grad, moments, step, scale),
+            }
+        }
+        #[cfg(not(feature = "cuda-nvrtc"))]
+        adamw_scaled(weight, grad, moments, step, scale)
+    }
+
+    /// Launches what waits; dropping does the same.
+    pub fn finish(self) {}
+}
+
+impl Drop for AdamWMany {
+    fn drop(&mut self) {
+        #[cfg(feature = "cuda-nvrtc")]
+        self.waiting.launch();
+    }
 }
 
 #[cfg(feature = "flex")]

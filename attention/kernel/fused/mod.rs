@@ -10,6 +10,9 @@ mod adamw;
 mod conv;
 #[cfg(feature = "cube")]
 mod cube;
+#[cfg(any(test, feature = "cuda-nvrtc"))]
+#[cfg_attr(not(feature = "cuda-nvrtc"), allow(dead_code))]
+mod cuda;
 mod embed;
 mod gated_norm;
 mod rms_norm;
@@ -22,7 +25,7 @@ mod tests;
 pub use crate::linear::{
     Products, left_to_burn, linear, linear_bias, matmul_detached, products_on,
 };
-pub use adamw::{AdamWStep, adamw, adamw_scaled};
+pub use adamw::{AdamWMany, AdamWStep, adamw, adamw_scaled};
 pub use conv::{causal_conv_silu, conv_tail};
 pub use embed::embed;
 pub use gated_norm::{GatedNorm, gated_rms_norm};

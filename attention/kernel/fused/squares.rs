@@ -11,6 +11,10 @@ use burn::tensor::{DType, Tensor};
 /// For no tensors at all, which are on no device.
 pub fn sums_of_squares(tensors: Vec<Tensor<1>>) -> Tensor<1> {
     super::expect(!tensors.is_empty(), "sums_of_squares", || "of no tensors".into());
+    #[cfg(feature = "cuda-nvrtc")]
+    if let Some(sums) = super::cuda::sums_of_squares(&tensors) {
+        return sums;
+    }
     #[cfg(feature = "cube")]
     {
         let device = tensors[0].device().inner();

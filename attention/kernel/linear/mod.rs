@@ -150,6 +150,26 @@ pub(crate) fn wide_product_on_card(a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
     product_on_card(a, b).cast(DType::F32)
 }
 
+/// Adds `a·b` of factors in 16 bits to `sum`, where NVIDIA's library does; whether it was done.
+///
+/// # Shapes
+/// a `[M, K]`, b `[K, N]`, sum `[M, N]`, f32
+#[cfg(feature = "cube")]
+#[cfg_attr(not(feature = "cuda"), expect(unused_variables))]
+pub(crate) fn add_product_on_card(
+    a: &Tensor<2>,
+    b: &Tensor<2>,
+    sum: &burn_cubecl::tensor::CubeTensor,
+) -> bool {
+    #[cfg(feature = "cuda")]
+    if a.dims()[1] == b.dims()[0] && is_narrow(a.dtype()) && on_card(a, b) {
+        use burn::backend::Cube;
+        let (a, b) = (a.clone(), b.clone());
+        return pass::add_wide_product(primitive!(Cube, a), primitive!(Cube, b), sum);
+    }
+    false
+}
+
 #[cfg(any(feature = "flex", feature = "cuda"))]
 fn has_narrow_op(x: &Tensor<2>, weight: &Tensor<2>) -> bool {
     let on_cpu = |x: &Tensor<2>| crate::attention::is_flex(&x.device());

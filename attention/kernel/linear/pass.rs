@@ -46,7 +46,7 @@ fn numbers(dtype: DType) -> Option<Numbers> {
 /// `a·b` of matrices in the last two dimensions, the same number of both.
 pub(super) fn product(a: FloatTensor<Cube>, b: FloatTensor<Cube>) -> FloatTensor<Cube> {
     let (a, b) = (Factor::new(a), Factor::new(b));
-    match run(&a, &b, With::Nothing, a.x.dtype) {
+    match run(&a, &b, With::Nothing, Out::New(a.x.dtype)) {
         Ok((c, _)) => Cube::lift(c),
         Err(_) => products::<Cube>(a.lift(), b.lift()),
     }
@@ -55,16 +55,25 @@ pub(super) fn product(a: FloatTensor<Cube>, b: FloatTensor<Cube>) -> FloatTensor
 /// The same in f32, whatever the factors are in: sums are not rounded to 16 bits.
 pub(super) fn wide_product(a: FloatTensor<Cube>, b: FloatTensor<Cube>) -> FloatTensor<Cube> {
     let (a, b) = (Factor::new(a), Factor::new(b));
-    match run(&a, &b, With::Nothing, DType::F32) {
+    match run(&a, &b, With::Nothing, Out::New(DType::F32)) {
         Ok((c, _)) => Cube::lift(c),
         Err(_) => widened::<Cube>(products::<Cube>(a.lift(), b.lift())),
     }
 }
 
+/// Adds the same to `sum`, in f32 and without gaps; whether it was done.
+pub(super) fn add_wide_product(
+    a: FloatTensor<Cube>,
+    b: FloatTensor<Cube>,
+    sum: &CubeTensor,
+) -> bool {
+    run(&Factor::new(a), &Factor::new(b), With::Nothing, Out::Added(sum)).is_ok()
+}
+
 /// `x·Wᵀ`
 pub(super) fn linear(x: FloatTensor<Cube>, weight: FloatTensor<Cube>) -> FloatTensor<Cube> {
     let (x, weight) = (Factor::new(x), Factor::new(weight).turned());
-    match run(&x, &weight, With::Nothing, x.x.dtype) {
+    match run(&x, &weight, With::Nothing, Out::New(x.x.dtype)) {
         Ok((y, _)) => Cube::lift(y),
         Err(_) => products::<Cube>(x.lift(), weight.lift()),
     }
@@ -78,7 +87,7 @@ pub(super) fn linear_bias(
 ) -> Option<FloatTensor<Cube>> {
     let (x, weight) = (Factor::new(x), Factor::new(weight).turned());
     let bias = into_contiguous(Cube::lower(bias));
-    run(&x, &weight, With::Bias(&bias), x.x.dtype).ok().map(|(y, _)| Cube::lift(y))
+    run(&x, &weight, With::Bias(&bias), Out::New(x.x.dtype)).ok().map(|(y, _)| Cube::lift(y))
 }
 
 /// (dyᵀ·x, sums of dy's columns); none where the two do not go together.
@@ -87,7 +96,7 @@ pub(super) fn parameter_gradients(
     x: FloatTensor<Cube>,
 ) -> Option<(FloatTensor<Cube>, FloatTensor<Cube>)> {
     let (dy, x) = (Factor::new(dy).turned(), Factor::new(x));
-    let (dw, db) = run(&dy, &x, With::RowSums, x.x.dtype).ok()?;
+    let (dw, db) = run(&dy, &x, With::RowSums, Out::New(x.x.dtype)).ok()?;
     Some((Cube::lift(dw), Cube::lift(db?)))
 }
 
@@ -153,7 +162,14 @@ enum With<'a> {
     RowSums,
 }
 
-/// C in `out` and, where they were asked for, the sums of A's rows.
+/// Where C goes.
+enum Out<'a> {
+    New(DType),
+    /// It is added to what is there.
+    Added(&'a CubeTensor),
+}
+
+/// C and, where they were asked for, the sums of A's rows.
 ///
 /// # Errors
 /// Why the library does not do it. Nothing has been queued then.
@@ -161,11 +177,15 @@ fn run(
     a: &Factor,
     b: &Factor,
     with: With<'_>,
-    out: DType,
+    out: Out<'_>,
 ) -> Result<(CubeTensor, Option<CubeTensor>), String> {
     let dtype = a.x.dtype;
     let of_factors = numbers(dtype).filter(|_| b.x.dtype == dtype);
     let of_factors = of_factors.ok_or("factors of several kinds of numbers")?;
+    let (out, sum) = match out {
+        Out::New(dtype) => (dtype, None),
+        Out::Added(sum) => (sum.dtype, Some(sum)),
+    };
     let of_out = numbers(out).ok_or("a result that is no product's")?;
     let many = a.many();
     let product = Gemm::new(a.view(), b.view()).filter(|_| b.many() == many);
@@ -173,6 +193,14 @@ fn run(
         .zip(a.apart().zip(b.apart()))
         .and_then(|(one, (of_a, of_b))| one.times(many.iter().product(), [of_a, of_b]))
         .ok_or("sizes that do not fit")?;
+    let fits = |sum: &CubeTensor| {
+        let whole =
+            sum.meta.shape().num_elements() == many.iter().product::<usize>() * gemm.n * gemm.m;
+        whole && sum.is_contiguous() && begins(sum) == 0
+    };
+    if sum.is_some_and(|sum| !fits(sum)) {
+        return Err("a sum that does not fit, or lies at an odd place".into());
+    }
     if let With::Bias(bias) = &with {
         let fits = bias.dtype == dtype && bias.meta.shape().num_elements() == gemm.m;
         if !fits || !begins(bias).is_multiple_of(OF_BIAS) {
@@ -195,7 +223,9 @@ fn run(
         let client = a.x.client.clone();
         empty_device_contiguous_dtype(client, device.clone(), Shape::from(shape.to_vec()), dtype)
     };
-    let c = empty(&[many, &[gemm.n, gemm.m]].concat(), out);
+    let shape = [many, &[gemm.n, gemm.m]].concat();
+    let c = sum.map_or_else(|| empty(&shape, out), CubeTensor::clone);
+    let add = sum.is_some();
     let sums = (beside == Beside::RowSums).then(|| empty(&[gemm.n], out));
     let room = plan.workspace();
     // With what its address is rounded up by.
@@ -211,7 +241,7 @@ fn run(
         let at = At::new(addresses, beside)?;
         let launched = plan_for(&library, call, plan, &at).and_then(|plan| {
             // Safe: CubeCL's thread has the device's context, and all buffers the sizes of the call.
-            unsafe { plan.launch(library.handle(), stream, &at) }
+            unsafe { plan.launch(library.handle(), stream, &at, add) }
         });
         // Whoever asks for such a product again gets Burn's.
         launched.inspect_err(|reason| library.refuse(&call, reason.clone()))

@@ -129,6 +129,8 @@ impl Plan {
         self.workspace
     }
 
+    /// The product, or its sum with what is there.
+    ///
     /// # Safety
     /// With the device's context, on a stream of it, and with matrices, vectors and workspace as large as
     /// the plan says and as aligned as it was asked for.
@@ -137,6 +139,7 @@ impl Plan {
         handle: sys::cublasLtHandle_t,
         stream: CUstream,
         at: &At,
+        add: bool,
     ) -> Result<(), String> {
         let desc = self.desc.lock().unwrap_or_else(PoisonError::into_inner);
         let failed = |e: result::CublasError| format!("a launch of cuBLASLt: {e}");
@@ -144,15 +147,15 @@ impl Plan {
             let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
             desc.set(attribute, at.beside).map_err(failed)?;
         }
-        // D = 1·left·right + 0·D, and what is multiplied by 0 is not read.
-        let (one, zero) = (1f32, 0f32);
+        // D = 1·left·right + b·D, and what is multiplied by 0 is not read.
+        let (one, there) = (1f32, if add { 1f32 } else { 0f32 });
         // Safe: as the caller vouches; factors are read before the call returns.
         unsafe {
             result::matmul(
                 handle,
                 desc.0,
                 (&raw const one).cast(),
-                (&raw const zero).cast(),
+                (&raw const there).cast(),
                 at.left as *const c_void,
                 self.left.0,
                 at.right as *const c_void,

@@ -5,7 +5,7 @@ use super::{LossPlan, chunk_on};
 use crate::card::OnCard;
 use crate::card::launch::{UNITS, addresses, buffer, element, empty, lanes, plain, threads};
 use crate::card::team::{across, largest, team_sums};
-use crate::linear::{product_on_card, wide_product_on_card};
+use crate::linear::{add_product_on_card, product_on_card, wide_product_on_card};
 use burn::backend::{Cube, tensor::FloatTensor};
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::kernel::into_contiguous;
@@ -44,11 +44,14 @@ pub(super) fn forward(
             dx.push(product_on_card(dlogits.clone(), w.clone()));
         }
         if plan.w_grad {
-            let part = wide_product_on_card(dlogits.transpose(), part);
-            let part = plain::<Cube>(primitive!(Cube, part));
-            match &dw {
-                None => dw = Some(owned(part)),
-                Some(sum) => add(&part, sum),
+            let turned = dlogits.transpose();
+            let added = |sum: &CubeTensor| add_product_on_card(&turned, &part, sum);
+            if !dw.as_ref().is_some_and(added) {
+                let part = plain::<Cube>(primitive!(Cube, wide_product_on_card(turned, part)));
+                match &dw {
+                    None => dw = Some(owned(part)),
+                    Some(sum) => add(&part, sum),
+                }
             }
         }
     }

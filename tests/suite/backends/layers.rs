@@ -4,7 +4,7 @@
 use super::{host, random};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use longburn::kernel::fused::{
-    AdamWStep, adamw_scaled, embed, rms_norm, rotate_half, sums_of_squares, swiglu,
+    AdamWMany, AdamWStep, adamw_scaled, embed, rms_norm, rotate_half, sums_of_squares, swiglu,
 };
 use longburn::kernel::linear_cross_entropy;
 use longburn::testing::ratio;
@@ -310,6 +310,35 @@ pub fn steps_of_adamw_equal_the_formula(device: &Device) {
     }
 }
 
+/// More tensors than a launch takes, of all lengths, with numbers of their own; what somebody else holds stays as
+/// it is.
+pub fn steps_of_many_equal_steps_of_each(device: &Device) {
+    let mut many = AdamWMany::new();
+    let mut all = Vec::new();
+    for i in 0..80 {
+        let shape = [1 + i % 3, if i == 40 { 30_000 } else { 1 + 61 * i }];
+        let of = |stream| lying(shape, 10 * i as u64 + stream, DType::F32, i % 7 == 3, device);
+        let (w, g, m, v) = (of(1), of(2), of(3), of(4).abs());
+        let (lr, eps) = (0.01 + 0.01 * i as f32, 1e-3);
+        let step = AdamWStep { lr, beta1: 0.9, beta2: 0.95, eps, weight_decay: 0.1, time: 1 + i };
+        let scale = 0.25 + i as f32;
+        let want = adamw_scaled(w.clone(), g.clone(), [m.clone(), v.clone()], &step, scale);
+        let held = (i % 4 == 0).then(|| (w.clone(), m.clone()));
+        let before = held.clone().map(|(w, m)| [w, m].map(host));
+        let got = many.step(w, g, [m, v], &step, scale);
+        all.push((held, before, got, want));
+    }
+    many.finish();
+    for (i, (held, before, (w, [m, v]), (of_w, [of_m, of_v]))) in all.into_iter().enumerate() {
+        let after = held.map(|(w, m)| [w, m].map(host));
+        assert_eq!(before, after, "tensor {i}: what was kept changed");
+        for (name, got, want) in [("w", w, of_w), ("m", m, of_m), ("v", v, of_v)] {
+            let (name, want) = (format!("{name} of tensor {i}"), wide(&host(want)));
+            compare(&name, DType::F32, &host(got), &want);
+        }
+    }
+}
+
 /// Nothing comes of nothing.
 pub fn empty_layers_are_empty(device: &Device) {
     let none = || leaf(Tensor::<2>::zeros([0, 8], device));
@@ -384,6 +413,9 @@ pub fn losses_equal_the_formula(device: &Device) {
     }
     // More tokens than a chunk has.
     loss_equals_the_formula([800, 2, 20_000], [DType::F32; 2], 0, device);
+    for dtype in dtypes(device).into_iter().filter(|dtype| dtype.size() == 2) {
+        loss_equals_the_formula([1700, 8, 20_000], [dtype; 2], 0, device);
+    }
 }
 
 fn loss_equals_the_formula(

@@ -35,6 +35,7 @@ fn unrotated(mixer: &Seer, x: Tensor<3>, tokens: &TokenMeta) -> (Tensor<4>, Tens
         phase: Phase::Infer,
         keep_state: false,
         implementation: Implementation::Auto,
+        deterministic: false,
         compute: Compute::F32,
         taps: &[Tap::QueriesAndKeys],
     };

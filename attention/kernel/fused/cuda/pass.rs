@@ -1,0 +1,170 @@
+//! Which tensors have the kernels, and their launches.
+
+use super::source::{Call, ENTRIES, THREADS, source};
+use crate::card::OnCard;
+use crate::card::launch::{empty, empty_like};
+use crate::cuda::cubin;
+use crate::cuda::kernel::{Entry, Loaded, capability, load};
+use crate::fused::AdamWStep;
+use crate::stream::submit;
+use burn::backend::{Cube, TensorMetadata};
+use burn::tensor::{DType, Tensor};
+use burn_cubecl::CubeDevice;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::server::Handle;
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
+/// Modules belong to a context, so that each device has its own.
+static LOADED: LazyLock<Mutex<HashMap<i32, Loaded>>> = LazyLock::new(Mutex::default);
+
+/// Bytes that a thread reads at once.
+const RUN: u64 = 16;
+
+/// The kernels for a device, where it has them.
+fn kernels(device: &CubeDevice) -> Option<Arc<[Entry]>> {
+    let card = capability(device)?;
+    cubin::version().ok()?;
+    let index = i32::from(device.to_id().index_id);
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    let compiled = || {
+        let option = format!("--gpu-architecture=sm_{card}");
+        load(index, &source(), &[&option], &ENTRIES)
+    };
+    loaded.entry(index).or_insert_with(compiled).clone().ok()
+}
+
+/// As the kernels read it, where it is on a card and f32.
+fn plain<const N: usize>(x: &Tensor<N>) -> Option<CubeTensor> {
+    if x.dtype() != DType::F32 || x.shape().num_elements() == 0 {
+        return None;
+    }
+    Some(Cube::lower(x.clone().inner().try_into_primitive::<Cube>().ok()?))
+}
+
+/// Whether it lies where whole runs are read.
+fn aligned(x: &CubeTensor) -> bool {
+    x.handle.offset_start.unwrap_or_default().is_multiple_of(RUN)
+}
+
+/// Steps of AdamW that were asked for and not launched yet.
+#[derive(Default)]
+pub(in crate::fused) struct Waiting {
+    on: Option<(CubeDevice, Arc<[Entry]>)>,
+    call: Box<Call>,
+    /// Weight, gradient and moments of each.
+    reads: Vec<Handle>,
+    /// Where the new weight and moments go.
+    writes: Vec<Handle>,
+}
+
+/// A weight, its gradient and both moments.
+type Given<const N: usize> = (Tensor<N>, Tensor<N>, [Tensor<N>; 2]);
+/// The new weight and moments.
+type Updated<const N: usize> = (Tensor<N>, [Tensor<N>; 2]);
+
+impl Waiting {
+    /// Takes up a step, if it is one for the kernels. What it returns is not there before [`launch`](Self::launch).
+    /// What nobody else holds is written over.
+    pub fn push<const N: usize>(
+        &mut self,
+        (weight, grad, [m, v]): Given<N>,
+        step: &AdamWStep,
+        scale: f32,
+    ) -> Result<Updated<N>, Given<N>> {
+        let ready = plain(&weight).map(|x| x.device()).and_then(|device| {
+            let beside = |x: &Tensor<N>| plain(x).is_some_and(|x| x.device() == device);
+            let all = [&grad, &m, &v].into_iter().all(beside);
+            Some((kernels(&device).filter(|_| all)?, device))
+        });
+        let Some((entries, device)) = ready else { return Err((weight, grad, [m, v])) };
+        let lower = |x: Tensor<N>| into_contiguous(Cube::lower(primitive!(Cube, x.inner())));
+        let all = [weight, grad, m, v].map(lower);
+        let lift = |x: CubeTensor| Tensor::<N>::from_primitive::<Cube>(Cube::lift(x));
+        if !all.iter().all(aligned) {
+            let [weight, grad, m, v] = all.map(lift);
+            return Err((weight, grad, [m, v]));
+        }
+        let len = all[0].meta.num_elements();
+        if self.on.as_ref().is_some_and(|on| on.0 != device) || !self.call.takes(len) {
+            self.launch();
+        }
+        self.on = Some((device, entries));
+        self.call.push_step(len, step, scale);
+        let [weight, grad, m, v] = all;
+        let over = [&weight, &m, &v].map(CubeTensor::can_mut);
+        self.reads.extend([&weight, &grad, &m, &v].map(|x| x.handle.clone()));
+        let mut new = [weight, m, v];
+        for (x, over) in new.iter_mut().zip(over) {
+            if !over {
+                *x = empty_like(x);
+            }
+            self.writes.push(x.handle.clone());
+        }
+        if self.call.is_large() {
+            self.launch();
+        }
+        let [weight, m, v] = new.map(lift);
+        Ok((weight, [m, v]))
+    }
+
+    /// Launches what waits.
+    pub fn launch(&mut self) {
+        let Some((device, entries)) = self.on.take() else { return };
+        let mut call = std::mem::take(&mut self.call);
+        let (reads, writes) = (std::mem::take(&mut self.reads), std::mem::take(&mut self.writes));
+        let inputs = reads.len();
+        submit(&device, reads, writes, move |stream, at| {
+            let (from, to) = at.split_at(inputs);
+            for (i, (from, to)) in from.chunks(4).zip(to.chunks(3)).enumerate() {
+                for (of, address) in from.iter().chain(to).enumerate() {
+                    call.of[of][i] = *address;
+                }
+            }
+            // Safe: all buffers have the sizes that the call tells.
+            unsafe { entries[0].launch(stream, (call.groups(), 1, 1), THREADS as u32, &*call) }
+        });
+    }
+}
+
+/// Σ x² of each, where the kernels run for all of them.
+pub(in crate::fused) fn sums_of_squares(tensors: &[Tensor<1>]) -> Option<Tensor<1>> {
+    let all: Vec<CubeTensor> =
+        tensors.iter().map(|x| plain(x).map(into_contiguous)).collect::<Option<_>>()?;
+    let device = all.first()?.device();
+    if !all.iter().all(|x| aligned(x) && x.device() == device) {
+        return None;
+    }
+    let entries = kernels(&device)?;
+    let sums = empty(&[all.len()], DType::F32, &all[0]);
+    let mut rest = &all[..];
+    while !rest.is_empty() {
+        let (mut call, first) = (Box::<Call>::default(), all.len() - rest.len());
+        let fit = rest.iter().take_while(|x| {
+            let fits = call.takes(x.meta.num_elements());
+            if fits {
+                call.push(x.meta.num_elements());
+            }
+            fits
+        });
+        let fit = fit.count();
+        let (now, later) = rest.split_at(fit);
+        rest = later;
+        let parts = empty(&[call.groups() as usize], DType::F32, &all[0]);
+        let reads = now.iter().map(|x| x.handle.clone()).collect();
+        let writes = [&parts, &sums].map(|x| x.handle.clone()).to_vec();
+        let entries = entries.clone();
+        submit(&device, reads, writes, move |stream, at| {
+            let (from, to) = at.split_at(fit);
+            call.of[0][..fit].copy_from_slice(from);
+            (call.of[1][0], call.of[2][0]) = (to[0], to[1] + 4 * first as u64);
+            // Safe: all buffers have the sizes that the call tells.
+            unsafe {
+                entries[1].launch(stream, (call.groups(), 1, 1), THREADS as u32, &*call)?;
+                entries[2].launch(stream, (fit as u32, 1, 1), THREADS as u32, &*call)
+            }
+        });
+    }
+    Some(Tensor::from_primitive::<Cube>(Cube::lift(sums)))
+}
