@@ -5,7 +5,7 @@ use crate::stream::within;
 use burn_cubecl::CubeDevice;
 use cudarc::driver::{result, sys};
 use std::ffi::{CString, c_void};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 /// What can be launched.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +35,12 @@ pub(crate) fn load(
     };
     // A file of the cache may have been damaged.
     loaded(false).or_else(|_| loaded(true))
+}
+
+/// The entries, if they are loaded; otherwise the reason is told, once, and `instead` of what runs.
+pub(crate) fn or_warn(loaded: Loaded, instead: &str, told: &Once) -> Option<Arc<[Entry]>> {
+    let warn = |reason: &String| told.call_once(|| tracing::warn!("{instead}: {reason}"));
+    loaded.inspect_err(warn).ok()
 }
 
 fn module(image: &[u8], entries: &[(&str, usize)]) -> Loaded {

@@ -82,6 +82,22 @@ pub fn ssd_memory(x: [usize; 4], b: [usize; 2], chunk: usize, threads: usize) ->
     }
 }
 
+/// What `op` makes of x `[B, T, W]` and a row `[W]` that all its tokens share.
+///
+/// The gradient of the row is a sum over all tokens, of which there are W: too few for a card to compute side
+/// by side. Tokens in runs of about as many as there are runs make it two sums of many each.
+fn with_row(
+    x: Tensor<3>,
+    row: Tensor<1>,
+    op: impl Fn(Tensor<3>, Tensor<3>) -> Tensor<3>,
+) -> Tensor<3> {
+    let shape @ [batch, len, width] = x.dims();
+    let tokens = batch * len;
+    let run = (1..=tokens.isqrt()).rev().find(|run| tokens % run == 0).unwrap_or(1);
+    let row = row.reshape([1, 1, width]).expand([1, run, width]);
+    op(x.reshape([tokens / run, run, width]), row).reshape(shape)
+}
+
 /// ln(1 + e^x) without overflow.
 fn softplus<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     x.clone().clamp_min(0.0) + x.abs().neg().exp().log1p()

@@ -2,6 +2,7 @@
 
 mod attention;
 mod generate;
+mod handed;
 mod loss;
 mod matmul;
 mod model;

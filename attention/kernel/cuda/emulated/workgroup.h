@@ -47,6 +47,11 @@ static std::function<void()> work;
 // Rounds in which nothing came of it.
 static int idle;
 
+// Numbers on their way to shared memory come as late as they may.
+
+struct OnWay { float* to; const float* from; bool counts; };
+static std::vector<std::vector<OnWay>> on_way[512];
+
 static void others() {
   int me = current;
   swapcontext(&contexts[me], &scheduler);
@@ -64,6 +69,7 @@ static void run_group(int count, std::function<void()> of_thread) {
   work = of_thread;
   for (int i = 0; i < count; i++) {
     ended[i] = false;
+    on_way[i].clear();
     getcontext(&contexts[i]);
     contexts[i].uc_stack.ss_sp = &stacks[stack * i];
     contexts[i].uc_stack.ss_size = stack;
@@ -108,6 +114,25 @@ inline float __shfl_xor_sync(unsigned, float x, int lanes) { return taken(x, cur
 inline float __shfl_up_sync(unsigned, float x, int n) { return taken(x, current % 32 >= n ? current - n : current); }
 inline float __shfl_down_sync(unsigned, float x, int n) { return taken(x, current % 32 + n < 32 ? current + n : current); }
 inline float __shfl_sync(unsigned, float x, int lane) { return taken(x, current / 32 * 32 + lane); }
+
+inline void send_for(float* to, const float* from, bool counts = true) {
+  auto& groups = on_way[current];
+  if (groups.empty()) groups.emplace_back();
+  groups.back().push_back({to, from, counts});
+  *to = NAN;
+}
+inline void sent() {
+  if (on_way[current].empty()) on_way[current].emplace_back();
+  on_way[current].emplace_back();
+}
+template <int but> inline void arrived() {
+  auto& groups = on_way[current];
+  // The last one is not sent yet.
+  while ((int)groups.size() > but + 1) {
+    for (auto& x : groups.front()) *x.to = x.counts ? *x.from : 0.0f;
+    groups.erase(groups.begin());
+  }
+}
 
 // Instructions of the kernels' own
 

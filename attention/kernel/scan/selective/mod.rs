@@ -11,7 +11,7 @@ pub(super) mod flex;
 mod reference;
 mod tiled;
 
-use super::{Steps, unpack};
+use super::{Steps, unpack, with_row};
 use crate::{Error, Implementation};
 use autodiff::{Inputs, ScanOps};
 use burn::backend::Dispatch;
@@ -97,8 +97,8 @@ pub fn selective_scan(input: SelectiveScan) -> Result<(Tensor<3>, Option<Tensor<
     let implementation = selective_implementation_for(input.implementation, &input.u)?;
     let delta = match input.delta_bias {
         Some(bias) => {
-            let bias = bias.cast(input.delta.dtype()).unsqueeze();
-            input.delta + bias
+            let bias = bias.cast(input.delta.dtype());
+            with_row(input.delta, bias, |delta, bias| delta + bias)
         }
         None => input.delta,
     };

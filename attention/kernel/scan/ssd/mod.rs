@@ -16,7 +16,7 @@ pub(super) mod flex;
 mod reference;
 mod tiled;
 
-use super::{Step, Steps, softplus, unpack};
+use super::{Step, Steps, softplus, unpack, with_row};
 use crate::fused::swiglu;
 use crate::precision::wide;
 use crate::{Error, Implementation};
@@ -160,7 +160,7 @@ pub fn ssd(input: Ssd) -> Result<(Tensor<4>, Option<Tensor<4>>), Error> {
         dt = dt.mask_fill(padding, 0.0);
     }
     if let Some(bias) = input.dt_bias {
-        dt = dt + bias.cast(kind).unsqueeze();
+        dt = with_row(dt, bias.cast(kind), |dt, bias| dt + bias);
     }
     if input.softplus {
         dt = softplus(dt);
@@ -171,7 +171,7 @@ pub fn ssd(input: Ssd) -> Result<(Tensor<4>, Option<Tensor<4>>), Error> {
     }
     let (y, state) = ssd_discrete(SsdDiscrete {
         x: input.x,
-        log_decay: dt.clone() * input.a.cast(kind).unsqueeze(),
+        log_decay: with_row(dt.clone(), input.a.cast(kind), |dt, a| dt * a),
         weight: dt,
         b: input.b,
         c: input.c,

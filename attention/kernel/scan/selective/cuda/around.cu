@@ -1,7 +1,7 @@
 // States from chunk to chunk, and sums of parts.
 
 // Chunks whose numbers a thread asks for together: it waits for memory, not for itself.
-#define TOGETHER 16
+#define AT_A_TIME 16
 
 // What chunks leave in a state of zeros becomes the state before each chunk.
 __device__ __forceinline__ void hand_on(const Call &k, float *states, int slots, int per_chunk, bool given,
@@ -15,11 +15,11 @@ __device__ __forceinline__ void hand_on(const Call &k, float *states, int slots,
   const float *totals = k.totals + (long long)row * k.chunks * k.channels + channel;
   const int *cuts = k.cuts + (long long)row * k.chunks;
   int last = k.chunks - 1;
-  for (int from = 0; from <= last; from += TOGETHER) {
-    float left[TOGETHER], decay[TOGETHER];
-    bool cut[TOGETHER];
+  for (int from = 0; from <= last; from += AT_A_TIME) {
+    float left[AT_A_TIME], decay[AT_A_TIME];
+    bool cut[AT_A_TIME];
 #pragma unroll
-    for (int i = 0; i < TOGETHER; ++i) {
+    for (int i = 0; i < AT_A_TIME; ++i) {
       int at = min(from + i, last), chunk = reverse ? last - at : at;
       // Nothing goes on from the last one.
       bool there = at < last;
@@ -28,7 +28,7 @@ __device__ __forceinline__ void hand_on(const Call &k, float *states, int slots,
       cut[i] = !PLAIN && there && cuts[chunk] != 0;
     }
 #pragma unroll
-    for (int i = 0; i < TOGETHER; ++i) {
+    for (int i = 0; i < AT_A_TIME; ++i) {
       int at = from + i, chunk = reverse ? last - at : at;
       if (at <= last) {
         state[(long long)chunk * per_chunk * width] = h;

@@ -4,42 +4,39 @@
 extern "C" __global__ void __launch_bounds__(WIDE) starts(const __grid_constant__ Call k) {
   extern __shared__ float4 space[];
   float4 *tile = space;
+  float *rings = (float *)(tile + k.chunk * (STATES / 4));
   Place p(k, blockIdx.y + 1);
+  int channel;
+  bool is = p.channel(k, threadIdx.x, channel);
+  Column delta(k.delta + p.token(k, k.len) + channel, rings), dout(k.dout + p.token(k, k.rows) + channel, rings + COLUMN);
+#if GATE
+  Column z(k.z + p.token(k, k.len) + channel, rings + 2 * COLUMN);
+#define ASK_BACK(t) delta.ask(k, p, t), dout.ask(k, p, t), z.ask(k, p, t), sent()
+#else
+#define ASK_BACK(t) delta.ask(k, p, t), dout.ask(k, p, t), sent()
+#endif
+  int last = (p.count - 1) / TOGETHER * TOGETHER;
+#pragma unroll
+  for (int t = 0; t < AHEAD - TOGETHER; t += TOGETHER) ASK_BACK(last - t);
   lay_out(k, p, k.c, (float *)tile);
   __syncthreads();
-  int channel;
-  if (!p.channel(k, threadIdx.x, channel)) return;
-  const float *delta = k.delta + p.token(k, k.len) + channel, *dout = k.dout + p.token(k, k.rows) + channel;
-#if GATE
-  const float *z = k.z + p.token(k, k.len) + channel;
-#endif
+  if (!is) return;
   float g[STATES], rates[STATES];
 #pragma unroll
   for (int n = 0; n < STATES; ++n) g[n] = 0.0f, rates[n] = rate(k, n, channel);
   float total = 0.0f;
   bool cut = false;
-  int last = (p.count - 1) / AHEAD * AHEAD;
-  float next_delta[AHEAD], next_dout[AHEAD];
-  read(k, p, delta, last, next_delta);
-  read(k, p, dout, last, next_dout);
+  for (int t = last; t >= 0; t -= TOGETHER) {
+    float of_delta[TOGETHER], of_dout[TOGETHER];
+    arrived<AHEAD / TOGETHER - 2>();
+    delta.get(t, of_delta), dout.get(t, of_dout);
 #if GATE
-  float next_z[AHEAD];
-  read(k, p, z, last, next_z);
+    float of_z[TOGETHER];
+    z.get(t, of_z);
 #endif
-  for (int t = last; t >= 0; t -= AHEAD) {
-    float of_delta[AHEAD], of_dout[AHEAD];
+    ASK_BACK(t - AHEAD + TOGETHER);
 #pragma unroll
-    for (int i = 0; i < AHEAD; ++i) of_delta[i] = next_delta[i], of_dout[i] = next_dout[i];
-    read(k, p, delta, t - AHEAD, next_delta);
-    read(k, p, dout, t - AHEAD, next_dout);
-#if GATE
-    float of_z[AHEAD];
-#pragma unroll
-    for (int i = 0; i < AHEAD; ++i) of_z[i] = next_z[i];
-    read(k, p, z, t - AHEAD, next_z);
-#endif
-#pragma unroll
-    for (int i = AHEAD - 1; i >= 0; --i) {
+    for (int i = TOGETHER - 1; i >= 0; --i) {
       int step = what(k, p, t + i);
       int live = bits(step != SKIP);
       float dt = where(live, step_of(of_delta[i])), dy = of_dout[i];
@@ -89,24 +86,28 @@ struct Room {
   float tokens[WARPS][KEPT][SPAN][OF_WARP];
   // States before all pairs of tokens but the last.
   float4 states[WARPS][PAIRS - 1][OWN / 4][32];
-  // B and C
-  float4 shared[2][SPAN][STATES / 4];
+  // B and C: the next four states, in all orders that lanes have them in.
+  float4 shared[2][SPAN][STATES / 4][4];
   float sums[WARPS][SPAN][2 * STATES];
 };
 
-// Sums of eight numbers over lanes 0 .. 8, 8 .. 16 ...; lane i has number 4 (i & 1) + (i & 2) + (i >> 2 & 1).
+static_assert(sizeof(Room) == ROOM, "shared memory as the host counts it");
+
+// The order in which a lane has its four states: number i of it is state i ^ turn. Lanes that exchange sums then have
+// what each gives and keeps in the same places.
+__device__ __forceinline__ int turn_of(int lane) { return (lane & 1) * 2 + (lane >> 1 & 1); }
+
+// Sums of numbers of four states and two tokens over lanes 0 .. 8, 8 .. 16 ...; a lane has that of its first state
+// and, by its third bit, of the first token or the second.
 __device__ __forceinline__ float over_channels(const float (&v)[8], int lane) {
   float a[4], b[2];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    float keep = lane & 1 ? v[4 + i] : v[i], send = lane & 1 ? v[i] : v[4 + i];
-    a[i] = keep + __shfl_xor_sync(~0u, send, 1);
+    int at = i / 2 * 4 + i % 2;
+    a[i] = v[at] + __shfl_xor_sync(~0u, v[at + 2], 1);
   }
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    float keep = lane & 2 ? a[2 + i] : a[i], send = lane & 2 ? a[i] : a[2 + i];
-    b[i] = keep + __shfl_xor_sync(~0u, send, 2);
-  }
+  for (int i = 0; i < 2; ++i) b[i] = a[2 * i] + __shfl_xor_sync(~0u, a[2 * i + 1], 2);
   float keep = lane & 4 ? b[1] : b[0], send = lane & 4 ? b[0] : b[1];
   return keep + __shfl_xor_sync(~0u, send, 4);
 }
@@ -133,19 +134,18 @@ struct Four {
   __device__ __forceinline__ Four(float4 v) : x{v.x, v.y, v.z, v.w} {}
 };
 
-// What a token's numbers of a channel become.
-__device__ __forceinline__ void put(float (&to)[KEPT][SPAN][OF_WARP], int t, int own, int live, float u,
-                                    float delta, float z, float dout) {
-  float dy = dout, factor = 0.0f;
+// What a token's numbers of a channel become: delta, u, the gradient of the output and z.
+__device__ __forceinline__ void turn_into(float (&of)[KEPT][SPAN][OF_WARP], int t, int own, int live) {
+  float dy = of[2][t][own], factor = 0.0f;
 #if GATE
-  float s = sigmoid(z);
-  dy = dout * (z * s);
-  factor = dout * (s * fmaf(z, 1.0f - s, 1.0f));
+  float z = of[3][t][own], s = sigmoid(z);
+  factor = dy * (s * fmaf(z, 1.0f - s, 1.0f));
+  dy *= z * s;
 #endif
-  to[0][t][own] = where(live, step_of(delta));
-  to[1][t][own] = where(live, u);
-  to[2][t][own] = where(live, dy);
-  to[3][t][own] = where(live, factor);
+  of[0][t][own] = where(live, step_of(of[0][t][own]));
+  of[1][t][own] = where(live, of[1][t][own]);
+  of[2][t][own] = where(live, dy);
+  of[3][t][own] = where(live, factor);
 }
 
 // All gradients of each chunk, from the states before its spans and the gradient of the state behind it, which
@@ -156,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) gradients(const __gr
   Place p(k, blockIdx.y);
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, of_channels = lane & 7, of_states = lane >> 3;
   // The lane's own token of a pair, and its own channel.
-  int second = lane >> 3 & 1, own = 2 * of_channels + (lane >> 4), channel;
+  int second = lane >> 3 & 1, own = 2 * of_channels + (lane >> 4), turn = turn_of(lane), channel;
   bool is = p.channel(k, warp * OF_WARP + own, channel);
   auto &tokens = room.tokens[warp];
   auto &kept = room.states[warp];
@@ -166,8 +166,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) gradients(const __gr
   // Of two channels and four states: where they are in [N, E], and whether there is one.
   int member = p.block * WIDE + warp * OF_WARP + 2 * of_channels, of_group = k.channels / k.groups;
   int corner = 4 * of_states * k.channels + p.group * of_group + member;
-#define THERE(i) (4 * of_states + (i) / 2 < k.states_n && member + (i) % 2 < of_group)
-#define AT(i) (corner + (i) / 2 * k.channels + (i) % 2)
+#define THERE(i) (4 * of_states + ((i) / 2 ^ turn) < k.states_n && member + (i) % 2 < of_group)
+#define AT(i) (corner + ((i) / 2 ^ turn) * k.channels + (i) % 2)
 // Some other number where there is none.
 #define SOME(x, i) where(bits(THERE(i)), (x)[THERE(i) ? AT(i) : 0])
   const float *behind = k.carry + ((long long)p.row * k.chunks + p.chunk) * width;
@@ -176,7 +176,6 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) gradients(const __gr
   for (int i = 0; i < OWN; ++i) {
     rates[i] = LOG2_E * SOME(k.a, i);
     g[i] = SOME(behind, i);
-    h[i] = SOME(state, i);
     da[i] = 0.0f;
   }
   float d = 0.0f, dd = 0.0f;
@@ -188,13 +187,23 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) gradients(const __gr
   long long from_dout = p.token(k, k.rows) + channel;
   float *shared = k.shared + (((long long)p.block * k.batch + p.row) * k.groups + p.group) * k.len * (2 * STATES);
 
+#define ASK_TOKEN(t, at)                                                                                             \
+  send_for(&tokens[0][t][own], k.delta + (from + (at))), send_for(&tokens[1][t][own], k.u + (from + (at)));          \
+  send_for(&tokens[2][t][own], k.dout + (from_dout + (at)));                                                         \
+  if (GATE) send_for(&tokens[3][t][own], k.z + (from + (at)));
+// The state before a span comes to where that before its first pair of tokens is.
+#define ASK_STATE                                                                                                    \
+  _Pragma("unroll 1") for (int i = 0; i < OWN; ++i)                                                                  \
+      send_for((float *)&kept[0][i / 4][lane] + i % 4, state + (THERE(i) ? AT(i) : 0), THERE(i));
+
   int start = (spans - 1) * SPAN;
-#pragma unroll 4
-  for (int pair = 0; pair < PAIRS; ++pair) {
-    int t = 2 * pair + second, at = min(start + t, p.count - 1) * k.channels;
-    int live = bits(is && what(k, p, start + t) != SKIP);
-    put(tokens, t, own, live, k.u[from + at], k.delta[from + at], GATE ? k.z[from + at] : 0.0f, k.dout[from_dout + at]);
+#pragma unroll 1
+  for (int t = second; t < SPAN; t += 2) {
+    int at = min(start + t, p.count - 1) * k.channels;
+    ASK_TOKEN(t, at)
   }
+  ASK_STATE
+  sent();
   // A number of B and one of C for the next span.
   int line = threadIdx.x / STATES, column = threadIdx.x % STATES;
   float next_b = shared_number(k, p, k.b, start + line, column);
@@ -202,24 +211,31 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) gradients(const __gr
 
   for (; start >= 0; start -= SPAN) {
     bool more = start > 0;
-    ((float *)room.shared[0])[threadIdx.x] = next_b;
-    ((float *)room.shared[1])[threadIdx.x] = next_c;
-    __syncthreads();
-    if (more) {
-      next_b = shared_number(k, p, k.b, start - SPAN + line, column);
-      next_c = shared_number(k, p, k.c, start - SPAN + line, column);
+    arrived<0>();
+#pragma unroll 4
+    for (int t = second; t < SPAN; t += 2) turn_into(tokens, t, own, bits(is && what(k, p, start + t) != SKIP));
+#pragma unroll
+    for (int turned = 0; turned < 4; ++turned) {
+      ((float *)&room.shared[0][line][column / 4][turned])[column % 4 ^ turned] = next_b;
+      ((float *)&room.shared[1][line][column / 4][turned])[column % 4 ^ turned] = next_c;
     }
+    __syncthreads();
     // States before pairs of tokens.
+#pragma unroll
+    for (int i = 0; i < OWN / 4; ++i) {
+      float4 v = kept[0][i][lane];
+      h[4 * i] = v.x, h[4 * i + 1] = v.y, h[4 * i + 2] = v.z, h[4 * i + 3] = v.w;
+    }
 #pragma unroll 1
     for (int pair = 0; pair < PAIRS - 1; ++pair) {
 #pragma unroll
       for (int i = 0; i < OWN / 4; ++i)
-        kept[pair][i][lane] = make_float4(h[4 * i], h[4 * i + 1], h[4 * i + 2], h[4 * i + 3]);
+        if (pair > 0) kept[pair][i][lane] = make_float4(h[4 * i], h[4 * i + 1], h[4 * i + 2], h[4 * i + 3]);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         int t = 2 * pair + j;
         Two dt = ((const float2 *)tokens[0][t])[of_channels], of_u = ((const float2 *)tokens[1][t])[of_channels];
-        Four b = room.shared[0][t][of_states];
+        Four b = room.shared[0][t][of_states][turn];
 #if !PLAIN
         if (what(k, p, start + t) == FIRST) {
 #pragma unroll
@@ -247,7 +263,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) gradients(const __gr
         int t = 2 * pair + j;
         Two dt = ((const float2 *)tokens[0][t])[of_channels], of_u = ((const float2 *)tokens[1][t])[of_channels];
         Two dy = ((const float2 *)tokens[2][t])[of_channels];
-        Four b = room.shared[0][t][of_states], c = room.shared[1][t][of_states];
+        Four b = room.shared[0][t][of_states][turn], c = room.shared[1][t][of_states][turn];
 #if !PLAIN
         if (what(k, p, start + t) == FIRST) {
 #pragma unroll
@@ -266,15 +282,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) gradients(const __gr
       }
       if (pair == 0 && more) {
         state -= width;
-#pragma unroll
-        for (int i = 0; i < OWN; ++i) h[i] = SOME(state, i);
-      }
-      // What the next span needs is asked for while this one is computed.
-      float next[4];
-      if (more) {
-        int at = (start - SPAN + 2 * pair + second) * k.channels;
-        next[0] = k.u[from + at], next[1] = k.delta[from + at], next[3] = k.dout[from_dout + at];
-        next[2] = GATE ? k.z[from + at] : 0.0f;
+        ASK_STATE
       }
       float of_b[8] = {}, by_input[4] = {}, by_decay[4] = {};
 #pragma unroll
@@ -282,7 +290,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) gradients(const __gr
         int t = 2 * pair + j;
         Two dt = ((const float2 *)tokens[0][t])[of_channels], of_u = ((const float2 *)tokens[1][t])[of_channels];
         Two dy = ((const float2 *)tokens[2][t])[of_channels];
-        Four b = room.shared[0][t][of_states], c = room.shared[1][t][of_states];
+        Four b = room.shared[0][t][of_states][turn], c = room.shared[1][t][of_states][turn];
         float x[2] = {dt.x[0] * of_u.x[0], dt.x[1] * of_u.x[1]};
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
@@ -304,7 +312,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) gradients(const __gr
       float y = over_states(read, lane);
       float into = over_states(by_input, lane), through = LN_2 * over_states(by_decay, lane);
       float sum_b = over_channels(of_b, lane), sum_c = over_channels(of_c, lane);
-      int odd = lane & 1, n = 4 * of_states + (lane & 2) + (lane >> 2 & 1);
+      int odd = lane >> 2 & 1, n = 4 * of_states + turn;
       // Halves change places in every other line, which the lanes of a sum write at the same time.
       room.sums[warp][2 * pair + odd][odd * STATES + n] = sum_b;
       room.sums[warp][2 * pair + odd][(1 - odd) * STATES + n] = sum_c;
@@ -319,10 +327,16 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) gradients(const __gr
         if (GATE) k.dz[at] = where(live, tokens[3][t][own] * fmaf(d, of_u, y));
       }
       __syncwarp();
+      // What the next span needs is asked for as soon as there is room.
       if (more) {
-        int live = bits(is && (PLAIN || what(k, p, start - SPAN + t) != SKIP));
-        put(tokens, t, own, live, next[0], next[1], next[2], next[3]);
+        int at = (start - SPAN + t) * k.channels;
+        ASK_TOKEN(t, at)
       }
+    }
+    sent();
+    if (more) {
+      next_b = shared_number(k, p, k.b, start - SPAN + line, column);
+      next_c = shared_number(k, p, k.c, start - SPAN + line, column);
     }
     __syncthreads();
 #pragma unroll

@@ -140,19 +140,47 @@ __device__ __forceinline__ float shared_number(const Call &k, const Place &p, co
   return where(bits(n < k.states_n && what(k, p, t) != SKIP), number);
 }
 
+// The same of all tokens of a chunk; a thread has one state.
 __device__ __forceinline__ void lay_out(const Call &k, const Place &p, const float *x, float *tile) {
+  int n = threadIdx.x % STATES, step = k.groups * k.states_n;
+  x += (((long long)p.row * k.len + p.first) * k.groups + p.group) * k.states_n + min(n, k.states_n - 1);
 #pragma unroll 8
-  for (int i = threadIdx.x; i < k.chunk * STATES; i += WIDE)
-    tile[i] = shared_number(k, p, x, i / STATES, i % STATES);
+  for (int t = threadIdx.x / STATES; t < k.chunk; t += WIDE / STATES) {
+    float number = x[min(t, p.count - 1) * step];
+    tile[t * STATES + n] = where(bits(n < k.states_n && what(k, p, t) != SKIP), number);
+  }
 }
 
-// Tokens that are read ahead.
-#define AHEAD 4
+// Tokens that a thread computes together.
+#define TOGETHER 4
+
+// A thread's own column of tokens in shared memory: the compiler would put loads to registers off until these are
+// wanted.
+struct Column {
+  float *ring;
+  const float *x;
+
+  __device__ Column(const float *x, float *ring) : ring(ring + threadIdx.x), x(x) {}
+
+  // Sends for tokens from `t` on, or for others where there are no more.
+  __device__ __forceinline__ void ask(const Call &k, const Place &p, int t) const {
+#pragma unroll
+    for (int i = 0; i < TOGETHER; ++i)
+      send_for(ring + (t + i & AHEAD - 1) * WIDE, x + min(max(t + i, 0), p.count - 1) * k.channels);
+  }
+
+  __device__ __forceinline__ void get(int t, float (&to)[TOGETHER]) const {
+#pragma unroll
+    for (int i = 0; i < TOGETHER; ++i) to[i] = ring[((t & AHEAD - 1) + i) * WIDE];
+  }
+};
+
+#define COLUMN (AHEAD * WIDE)
 
 // Numbers of a channel from token `t` on, or of others where there are no more.
-__device__ __forceinline__ void read(const Call &k, const Place &p, const float *x, int t, float (&to)[AHEAD]) {
+__device__ __forceinline__ void read(const Call &k, const Place &p, const float *x, int t, float (&to)[TOGETHER]) {
 #pragma unroll
-  for (int i = 0; i < AHEAD; ++i) to[i] = x[min(max(t + i, 0), p.count - 1) * k.channels];
+  for (int i = 0; i < TOGETHER; ++i) to[i] = x[min(max(t + i, 0), p.count - 1) * k.channels];
 }
 
 // Rates of decay in powers of two.

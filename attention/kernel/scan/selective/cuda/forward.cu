@@ -5,28 +5,28 @@
 extern "C" __global__ void __launch_bounds__(WIDE) ends(const __grid_constant__ Call k) {
   extern __shared__ float4 space[];
   float4 *tile = space;
+  float *rings = (float *)(tile + k.chunk * (STATES / 4));
   Place p(k, blockIdx.y);
+  int channel;
+  bool is = p.channel(k, threadIdx.x, channel);
+  Column u(k.u + p.token(k, k.len) + channel, rings), delta(k.delta + p.token(k, k.len) + channel, rings + COLUMN);
+#pragma unroll
+  for (int t = 0; t < AHEAD - TOGETHER; t += TOGETHER) u.ask(k, p, t), delta.ask(k, p, t), sent();
   lay_out(k, p, k.b, (float *)tile);
   __syncthreads();
-  int channel;
-  if (!p.channel(k, threadIdx.x, channel)) return;
-  const float *u = k.u + p.token(k, k.len) + channel, *delta = k.delta + p.token(k, k.len) + channel;
+  if (!is) return;
   float h[STATES], rates[STATES];
 #pragma unroll
   for (int n = 0; n < STATES; ++n) h[n] = 0.0f, rates[n] = rate(k, n, channel);
   float total = 0.0f;
   bool cut = false;
-  float next_u[AHEAD], next_delta[AHEAD];
-  read(k, p, u, 0, next_u);
-  read(k, p, delta, 0, next_delta);
-  for (int t = 0; t < p.count; t += AHEAD) {
-    float of_u[AHEAD], of_delta[AHEAD];
+  for (int t = 0; t < p.count; t += TOGETHER) {
+    float of_u[TOGETHER], of_delta[TOGETHER];
+    arrived<AHEAD / TOGETHER - 2>();
+    u.get(t, of_u), delta.get(t, of_delta);
+    u.ask(k, p, t + AHEAD - TOGETHER), delta.ask(k, p, t + AHEAD - TOGETHER), sent();
 #pragma unroll
-    for (int i = 0; i < AHEAD; ++i) of_u[i] = next_u[i], of_delta[i] = next_delta[i];
-    read(k, p, u, t + AHEAD, next_u);
-    read(k, p, delta, t + AHEAD, next_delta);
-#pragma unroll
-    for (int i = 0; i < AHEAD; ++i) {
+    for (int i = 0; i < TOGETHER; ++i) {
       int step = what(k, p, t + i);
       int live = bits(step != SKIP);
       float dt = where(live, step_of(of_delta[i])), x = where(live, dt * of_u[i]);
@@ -83,24 +83,24 @@ extern "C" __global__ void __launch_bounds__(WIDE) outputs(const __grid_constant
 #if SKIP_D
   float d = k.d[channel];
 #endif
-  float next_u[AHEAD], next_delta[AHEAD];
+  float next_u[TOGETHER], next_delta[TOGETHER];
   read(k, p, u, 0, next_u);
   read(k, p, delta, 0, next_delta);
 #if GATE
-  float next_z[AHEAD];
+  float next_z[TOGETHER];
   read(k, p, z, 0, next_z);
 #endif
-  for (int t = 0; t < p.count; t += AHEAD) {
-    float of_u[AHEAD], of_delta[AHEAD];
+  for (int t = 0; t < p.count; t += TOGETHER) {
+    float of_u[TOGETHER], of_delta[TOGETHER];
 #pragma unroll
-    for (int i = 0; i < AHEAD; ++i) of_u[i] = next_u[i], of_delta[i] = next_delta[i];
-    read(k, p, u, t + AHEAD, next_u);
-    read(k, p, delta, t + AHEAD, next_delta);
+    for (int i = 0; i < TOGETHER; ++i) of_u[i] = next_u[i], of_delta[i] = next_delta[i];
+    read(k, p, u, t + TOGETHER, next_u);
+    read(k, p, delta, t + TOGETHER, next_delta);
 #if GATE
-    float of_z[AHEAD];
+    float of_z[TOGETHER];
 #pragma unroll
-    for (int i = 0; i < AHEAD; ++i) of_z[i] = next_z[i];
-    read(k, p, z, t + AHEAD, next_z);
+    for (int i = 0; i < TOGETHER; ++i) of_z[i] = next_z[i];
+    read(k, p, z, t + TOGETHER, next_z);
 #endif
 #if TRACKED
     if (t % SPAN == 0 && t > 0) {
@@ -111,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(WIDE) outputs(const __grid_constant
     }
 #endif
 #pragma unroll
-    for (int i = 0; i < AHEAD; ++i) {
+    for (int i = 0; i < TOGETHER; ++i) {
       int step = what(k, p, t + i);
       int live = bits(step != SKIP);
       float dt = where(live, step_of(of_delta[i])), x = where(live, dt * of_u[i]);
@@ -141,7 +141,7 @@ extern "C" __global__ void __launch_bounds__(WIDE) outputs(const __grid_constant
 #if GATE
       value *= of_z[i] * sigmoid(of_z[i]);
 #endif
-      if (t + i < p.count) out[(long long)(t + i) * k.channels] = where(live, value);
+      if (t + i < p.count) out[(t + i) * k.channels] = where(live, value);
     }
   }
 #if KEEP_STATE

@@ -3,7 +3,7 @@
 use super::source::{BACKWARD, Call, FORWARD, Form, Kernel, LONGEST, ROOM, SPAN, STATES, WIDE};
 use crate::card::OnCard;
 use crate::cuda::cubin;
-use crate::cuda::kernel::{Entry, Loaded, capability, load};
+use crate::cuda::kernel::{Entry, Loaded, capability, load, or_warn};
 use crate::scan::selective::Plan;
 use crate::scan::selective::autodiff::ScanTensors;
 use crate::scan::selective::cube::{plain, steps};
@@ -17,7 +17,7 @@ use burn_cubecl::{CubeBackend, CubeDevice};
 use cubecl::server::Handle;
 use cudarc::driver::sys;
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, Once, PoisonError};
 
 /// The first cards whose workgroups have as much shared memory as the gradients take.
 const OLDEST: u32 = 80;
@@ -25,11 +25,13 @@ const OLDEST: u32 = 80;
 const SHORTEST: usize = 32;
 /// Most workgroups in the second and third dimension.
 const MOST: usize = 65535;
-/// Workgroups that a multiprocessor has at a time, or one after the other where they are large.
-const AT_ONCE: usize = 4;
+/// Workgroups of chunks that a multiprocessor has at a time, forward and backward: of so many it has room for, and
+/// shorter chunks have more states to hand on.
+const AT_ONCE: [usize; 2] = [3, 2];
 
 /// Modules belong to a context, so that each device has its own.
 static LOADED: LazyLock<Mutex<HashMap<(i32, Form), Loaded>>> = LazyLock::new(Mutex::default);
+static TOLD: Once = Once::new();
 
 /// The capability of a card that has kernels for N states.
 fn card_for(device: &CubeDevice, n: usize) -> Option<u32> {
@@ -63,7 +65,8 @@ pub(in crate::scan::selective) fn kernels(
         let option = format!("--gpu-architecture=sm_{card}");
         load(device, &form.source(), &[&option], &form.entries())
     };
-    loaded.entry((device, form)).or_insert_with(compiled).clone().ok()
+    let found = loaded.entry((device, form)).or_insert_with(compiled).clone();
+    or_warn(found, "the selective scan runs in CubeCL", &TOLD)
 }
 
 fn form(plan: &Plan) -> Form {
@@ -85,20 +88,23 @@ struct Pass {
 }
 
 impl Pass {
-    fn new(x: ScanTensors<CubeBackend>, plan: &Plan) -> Self {
+    fn new(x: ScanTensors<CubeBackend>, plan: &Plan, at_once: usize) -> Self {
         let [batch, len, channels] = x.u.meta.shape().dims();
         let [n, _] = x.a.meta.shape().dims();
         let client = &x.u.client;
         let cores = client.properties().hardware.num_streaming_multiprocessors.unwrap_or(64);
         let blocks = (channels / plan.groups).div_ceil(WIDE);
-        let chunks = (AT_ONCE * cores as usize / (batch * plan.groups * blocks)).max(1);
+        let chunks = (at_once * cores as usize / (batch * plan.groups * blocks)).max(1);
         let chunk = len.div_ceil(chunks).next_multiple_of(SPAN).clamp(SHORTEST, LONGEST);
-        let steps = match plan.steps.is_plain() {
-            true => vec![0],
-            false => steps(plan, len).into_iter().map(|step| step as u8).collect(),
-        };
         let call = Call::new([batch, len, channels], n, plan.groups, chunk, form(plan));
-        let steps = client.create_from_slice(&steps);
+        // Nothing reads them where all tokens are alike.
+        let steps = match plan.steps.is_plain() {
+            true => x.u.handle.clone(),
+            false => {
+                let steps: Vec<u8> = steps(plan, len).into_iter().map(|step| step as u8).collect();
+                client.create_from_slice(&steps)
+            }
+        };
         Self { x: x.map(plain), steps, call }
     }
 
@@ -158,7 +164,7 @@ pub(in crate::scan::selective) fn forward(
     kernels: Arc<[Entry]>,
 ) -> (FloatTensor<Cube>, FloatTensor<Cube>) {
     let dtype = x.u.dtype;
-    let pass = Pass::new(x, plan);
+    let pass = Pass::new(x, plan, AT_ONCE[0]);
     let mut call = pass.call;
     let Call { batch, channels, states_n, chunks, slots, rows, .. } = call;
     let out = pass.empty([batch, rows, channels]);
@@ -188,7 +194,7 @@ pub(in crate::scan::selective) fn gradients(
     kernels: Arc<[Entry]>,
 ) -> ScanTensors<Cube> {
     let like = x.clone();
-    let pass = Pass::new(x, plan);
+    let pass = Pass::new(x, plan, AT_ONCE[1]);
     let mut call = pass.call;
     let Call { batch, len, channels, states_n, groups, blocks, chunks, .. } = call;
     let dout = plain(dout);

@@ -61,6 +61,8 @@ impl Form {
             ("STATES", STATES),
             ("WIDE", WIDE),
             ("WARPS", WARPS),
+            ("AHEAD", AHEAD),
+            ("ROOM", ROOM),
             ("CALL_BYTES", size_of::<Call>()),
         ] {
             // Writing to a string does not fail.
@@ -79,9 +81,9 @@ impl Form {
     /// Names of what is launched, and most bytes of shared memory.
     pub fn entries(self) -> Vec<(&'static str, usize)> {
         let tile = LONGEST * STATES * 4;
-        let mut entries = vec![("ends", tile), ("combine", 0), ("outputs", 2 * tile)];
+        let mut entries = vec![("ends", tile + 2 * COLUMN), ("combine", 0), ("outputs", 2 * tile)];
         if self.tracked {
-            entries.push(("starts", tile));
+            entries.push(("starts", tile + 3 * COLUMN));
             entries.extend([("combine_back", 0), ("gradients", ROOM), ("sums", 0)]);
         }
         entries
@@ -90,6 +92,10 @@ impl Form {
 
 /// Warps of a workgroup of the gradients.
 pub(super) const WARPS: usize = 8;
+/// Tokens that a thread has or that are on their way to it, where they come through shared memory.
+pub(super) const AHEAD: usize = 16;
+/// Bytes of a number of each of these for a workgroup.
+const COLUMN: usize = 4 * AHEAD * WIDE;
 /// Most tokens of a chunk.
 pub(super) const LONGEST: usize = 256;
 /// Bytes of shared memory of a workgroup of the gradients: `Room` in backward.cu.
@@ -97,7 +103,7 @@ pub(super) const ROOM: usize = {
     let (warps, pairs) = (WARPS, SPAN / 2);
     let tokens = 4 * SPAN * WIDE;
     let states = warps * (pairs - 1) * 8 * 32;
-    4 * (tokens + states + 2 * SPAN * STATES + warps * SPAN * 2 * STATES)
+    4 * (tokens + states + 4 * 2 * SPAN * STATES + warps * SPAN * 2 * STATES)
 };
 
 /// The argument of every kernel, as base.cuh has it; what a kernel does not read stays 0.
@@ -186,7 +192,8 @@ impl Call {
         let of_chunks = |chunks: i32| ((self.groups * self.blocks) as u32, chunks as u32, batch);
         let (grid, shared) = match kernel {
             // The last chunk, or the first, hands nothing on.
-            Kernel::Ends | Kernel::Starts => (of_chunks(self.chunks - 1), tile),
+            Kernel::Ends => (of_chunks(self.chunks - 1), tile + 2 * COLUMN),
+            Kernel::Starts => (of_chunks(self.chunks - 1), tile + 3 * COLUMN),
             Kernel::Combine | Kernel::CombineBack => ((small(numbers), batch, 1), 0),
             Kernel::Outputs => (of_chunks(self.chunks), 2 * tile),
             Kernel::Gradients => (of_chunks(self.chunks), ROOM),

@@ -3,7 +3,7 @@
 use super::source::{self, BACKWARD, BEHIND, Call, FORWARD, Kernel, N, P, Q, THREADS};
 use crate::card::OnCard;
 use crate::cuda::cubin;
-use crate::cuda::kernel::{Entry, Loaded, capability, load};
+use crate::cuda::kernel::{Entry, Loaded, capability, load, or_warn};
 use crate::scan::ssd::Inputs;
 use crate::scan::ssd::tiled::{OfRows, joined};
 use crate::stream::submit;
@@ -16,7 +16,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::server::Handle;
 use cudarc::driver::sys;
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, Once, PoisonError};
 
 /// The first cards with products of parts of f32.
 const OLDEST: u32 = 80;
@@ -27,6 +27,7 @@ const NUMBERS: usize = 1 << 25;
 
 /// Modules belong to a context, so that each device has its own.
 static LOADED: LazyLock<Mutex<HashMap<(i32, bool), Loaded>>> = LazyLock::new(Mutex::default);
+static TOLD: Once = Once::new();
 
 /// The capability of a card that has kernels for heads of P channels with N numbers of state.
 fn card_for(device: &CubeDevice, p: usize, n: usize) -> Option<u32> {
@@ -68,7 +69,8 @@ impl Kernels {
             let option = format!("--gpu-architecture=sm_{card}");
             load(index, &source::source(skip), &[&option], &source::entries())
         };
-        let entries = loaded.entry((index, skip)).or_insert_with(compiled).clone().ok()?;
+        let found = loaded.entry((index, skip)).or_insert_with(compiled).clone();
+        let entries = or_warn(found, "the scan of Mamba-2 runs in tensor operations", &TOLD)?;
         let cores = device.client().properties().hardware.num_streaming_multiprocessors;
         let cores = cores.unwrap_or(64) as usize;
         Some(Self { entries, device, heads, groups, n, p, skip, cores })
