@@ -4,7 +4,7 @@ use super::source::{Call, ENTRIES, THREADS, source};
 use crate::card::OnCard;
 use crate::card::launch::{empty, empty_like};
 use crate::cuda::cubin;
-use crate::cuda::kernel::{Entry, Loaded, capability, load};
+use crate::cuda::kernel::{Entry, Loaded, capability, load, or_warn};
 use crate::fused::AdamWStep;
 use crate::stream::submit;
 use burn::backend::{Cube, TensorMetadata};
@@ -14,10 +14,12 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::server::Handle;
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, Once, PoisonError};
 
 /// Modules belong to a context, so that each device has its own.
 static LOADED: LazyLock<Mutex<HashMap<i32, Loaded>>> = LazyLock::new(Mutex::default);
+
+static TOLD: Once = Once::new();
 
 /// Bytes that a thread reads at once.
 const RUN: u64 = 16;
@@ -32,7 +34,11 @@ fn kernels(device: &CubeDevice) -> Option<Arc<[Entry]>> {
         let option = format!("--gpu-architecture=sm_{card}");
         load(index, &source(), &[&option], &ENTRIES)
     };
-    loaded.entry(index).or_insert_with(compiled).clone().ok()
+    or_warn(
+        loaded.entry(index).or_insert_with(compiled).clone(),
+        "tensors are updated one by one",
+        &TOLD,
+    )
 }
 
 /// As the kernels read it, where it is on a card and f32.
