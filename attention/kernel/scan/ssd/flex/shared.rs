@@ -1,12 +1,12 @@
 //! What all heads of a group share: C Bᵀ, and the gradients of B and C, which come together here from
 //! the jobs of a group.
 
-use super::tile::{Right, Tile, lower, times, turn_into};
+use super::tile::{Tile, lower, times, turn_into};
 use super::{Call, Job};
 use crate::panels::{At, Limits};
 use crate::product::Out;
 use crate::room::{Room, zeroed};
-use crate::scan::rows::{Columns, Rows};
+use crate::scan::rows::Columns;
 use crate::simd::vectorized;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -182,21 +182,21 @@ fn through_scores(
     let rows = |x: &[f32], rows: usize| At { first: x.as_ptr(), rows, columns: 1 };
     // Safe: the gradient of C Bᵀ has this size.
     unsafe { turn_into(rows(sum.dscores, wide), (q, q), dturned.out()) };
-    let mut one = |x: &Rows, right: Right<'_>, sum: &mut [f32], to: &Columns<'_>| {
-        let x = call.group(x, group, tokens).at();
+    let (b, c) = (call.group(&call.b, group, tokens), call.group(&call.c, group, tokens));
+    let first = group.row * call.len + tokens.start;
+    let sums = [(c, (&*sum.dscores, wide), sum.db, to_b), (b, dturned.right(), sum.dc, to_c)];
+    // Not a closure, which would be compiled without the features of the caller.
+    for (x, right, sum, to) in sums {
         // Safe: B, C and the sums are readable at this size.
         unsafe {
-            times((n, q, q), x.turned(), right, (sum, q), true, Limits::None);
+            times((n, q, q), x.at().turned(), right, (&mut *sum, q), true, Limits::None);
             turn_into(rows(sum, q), (n, q), of_tokens.out());
         }
         for (t, x) in of_tokens.rows_mut((q, n)).enumerate() {
-            let row = group.row * call.len + tokens.start + t;
             // Safe: every chunk of a group has tokens and columns of its own.
-            unsafe { to.slice(row, group.group * n, n) }.copy_from_slice(x);
+            unsafe { to.slice(first + t, group.group * n, n) }.copy_from_slice(x);
         }
-    };
-    one(&call.c, (sum.dscores, wide), sum.db, to_b);
-    one(&call.b, dturned.right(), sum.dc, to_c);
+    }
 }
 
 #[inline(always)]

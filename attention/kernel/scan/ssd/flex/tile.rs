@@ -270,3 +270,71 @@ pub(super) fn add_products<S: Simd>(simd: S, to: &mut [f32], a: &[f32], b: &[f32
         *to += a * b;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks, and what is left of them at both ends.
+    #[test]
+    fn rows_become_columns() {
+        let numbers: Vec<f32> = (0..80 * 90).map(|i| i as f32).collect();
+        for (rows, columns) in [(1, 1), (8, 8), (64, 64), (13, 70), (70, 5), (9, 33)] {
+            let at = At { first: numbers[3..].as_ptr(), rows: 90, columns: 1 };
+            let mut tile = Tile::new(columns, rows);
+            // Safe: so many numbers are there.
+            unsafe { turn_into(at, (rows, columns), tile.out()) };
+            for c in 0..columns {
+                for (r, x) in tile.row(c).iter().enumerate() {
+                    let want = if r < rows { numbers[3 + r * 90 + c] } else { 0.0 };
+                    assert_eq!(*x, want, "{rows} {columns}: {r} {c}");
+                }
+            }
+        }
+    }
+
+    /// Triangles hold all pairs that count, and leave out most of the others.
+    #[test]
+    fn bands_hold_their_triangle() {
+        for q in [1, 15, 16, 17, 40, 64] {
+            let (lower, upper) = (lower(q), upper(q));
+            for i in 0..q {
+                let ((first, end), (from, to)) = (lower[i / BAND], upper[i / BAND]);
+                assert!(first == 0 && end > i && end <= q && end <= i / BAND * BAND + BAND);
+                assert!(from == i / BAND * BAND && to == q, "{i} of {q}");
+            }
+        }
+    }
+
+    struct Elements;
+
+    impl WithSimd for Elements {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            for len in [1, 15, 16, 33, 64] {
+                let x: Vec<f32> = (0..len).map(|i| i as f32 - 3.0).collect();
+                let y: Vec<f32> = (0..len).map(|i| 0.5 * i as f32).collect();
+                let of = |f: &dyn Fn(f32, f32) -> f32| {
+                    x.iter().zip(&y).map(|(x, y)| f(*x, *y)).collect::<Vec<f32>>()
+                };
+                let on = |f: &dyn Fn(&mut [f32])| {
+                    let mut x = x.clone();
+                    f(&mut x);
+                    x
+                };
+                assert_eq!(on(&|x| scale(simd, x, 2.0)), of(&|x, _| 2.0 * x));
+                assert_eq!(on(&|x| scaled(simd, x, &y, 4.0)), of(&|_, y| 4.0 * y));
+                assert_eq!(on(&|x| multiply(simd, x, &y)), of(&|x, y| x * y));
+                assert_eq!(on(&|x| add(simd, x, &y)), of(&|x, y| x + y));
+                assert_eq!(on(&|x| add_products(simd, x, &y, &y)), of(&|x, y| x + y * y));
+            }
+        }
+    }
+
+    #[test]
+    fn vectors_and_their_rest_are_computed_alike() {
+        widest(Elements);
+    }
+}
