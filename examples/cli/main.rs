@@ -1,5 +1,6 @@
 //! The `longburn` command: one file per verb.
 
+mod arguments;
 mod bench;
 mod completions;
 mod device;
@@ -133,7 +134,7 @@ fn main() -> ExitCode {
         // They would go to standard error, too, and panic where that is closed.
         .log_internal_errors(false)
         .init();
-    let mut cli = Cli::parse();
+    let mut cli = arguments::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let globals = &cli.globals;
     let ready = set_threads(globals.threads)
         .and_then(|()| cli.verb.targets().iter().try_for_each(output::Target::check))

@@ -1,5 +1,6 @@
 //! Tensors as rows of numbers, and results that several threads write by columns.
 
+use crate::room::Room;
 use burn_flex::FlexTensor;
 use std::marker::PhantomData;
 
@@ -60,6 +61,24 @@ unsafe impl Sync for Columns<'_> {}
 impl<'a> Columns<'a> {
     pub fn new(data: &'a mut [f32], width: usize) -> Self {
         Self { first: data.as_mut_ptr(), len: data.len(), width, of: PhantomData }
+    }
+
+    /// Rows that nobody has written yet, for [`write`](Self::write).
+    pub fn room(room: &'a mut Room, width: usize) -> Self {
+        let len = room.parts(usize::MAX).map(|all| all.len()).sum();
+        Self { first: room.as_mut_ptr(), len, width, of: PhantomData }
+    }
+
+    /// Columns of a row from `first` on.
+    ///
+    /// # Safety
+    /// No other thread may hold the same place.
+    #[inline(always)]
+    pub unsafe fn write(&self, row: usize, first: usize, x: &[f32]) {
+        let from = row * self.width + first;
+        assert!(from + x.len() <= self.len, "columns within the rows");
+        // Safe: within the data, and nobody else's.
+        unsafe { self.first.add(from).copy_from_nonoverlapping(x.as_ptr(), x.len()) }
     }
 
     /// Columns `first .. first + count` of a row.

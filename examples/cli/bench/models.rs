@@ -6,6 +6,7 @@ use super::table::measure;
 use crate::Globals;
 use crate::plan::StrategyName;
 use burn::tensor::Device;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use longburn::attention::MixerConfig;
 use longburn::models::{Decoder, ModelConfig, SaveOptions};
@@ -36,10 +37,18 @@ struct Sizes {
     #[arg(long, value_name = "N")]
     inner: Option<usize>,
     /// What products and attention compute in; weights, gradients and optimizer are f32
-    #[arg(long, default_value = "f32", value_name = "NAME")]
+    #[arg(long, default_value = "f32", value_name = "NAME", value_parser = of_steps())]
     dtype: Numbers,
     #[command(flatten)]
     mask: MaskArgs,
+}
+
+/// What training computes in: f16 would need a scaled loss.
+fn of_steps() -> impl TypedValueParser<Value = Numbers> {
+    PossibleValuesParser::new(["f32", "bf16"]).map(|name| match name.as_str() {
+        "bf16" => Numbers::Bf16,
+        _ => Numbers::F32,
+    })
 }
 
 impl Sizes {

@@ -125,6 +125,63 @@ fn every_width_equals_the_reference() {
     }
 }
 
+/// Heads as layers have them, whole panels and whole chunks, on all threads: several jobs of a group,
+/// the last of fewer heads.
+#[test]
+fn whole_panels_equal_the_reference() {
+    let case = Case { batch: 1, len: 200, heads: 7, p: 64, n: 128, groups: 1, chunk: 64, ..CASE };
+    check(case);
+    let documents = Some(crowded_steps as fn(usize) -> Steps);
+    check(Case { batch: 4, len: 70, heads: 2, n: 32, documents, ..case });
+}
+
+/// Heads follow each other in the same memory: what is no number in one reaches no other head, and of
+/// what all share only the gradients.
+#[test]
+fn what_is_no_number_stays_in_its_head() {
+    for (heads, p, n, chunk) in [(3, 3, 5, 16), (8, 33, 7, 64), (2, 64, 32, 64)] {
+        let len = 90;
+        let go = |bad: Option<(usize, f32)>| {
+            let value = |shape: [usize; 4], seed| leaf(shape, seed, 1.0, DType::F32);
+            let x = value([1, len, heads, p], 1).inner();
+            let x = match bad {
+                Some((head, value)) => x.slice_fill([0..1, 20..40, head..head + 1, 0..p], value),
+                None => x,
+            };
+            let x = Tensor::<4>::from_inner(x).require_grad();
+            let dt = leaf([1, len, heads], 2, 1.0, DType::F32);
+            let a = leaf([heads], 3, 1.0, DType::F32).inner().exp().neg();
+            let (b, c) = (value([1, len, 1, n], 4), value([1, len, 1, n], 5));
+            let input = Ssd::new(x.clone(), dt.clone(), a, b, c);
+            let (y, h) = ssd(Ssd { softplus: true, keep_state: true, chunk, ..input }).unwrap();
+            let grads = (y.clone() * value([1, len, heads, p], 6).detach()).sum().backward();
+            let (dx, ddt) = (x.grad(&grads).unwrap(), dt.grad(&grads).unwrap());
+            let ddt = Tensor::<4>::from_inner(ddt.reshape([1, len, heads, 1]));
+            [y, Tensor::from_inner(dx), ddt, h.unwrap().swap_dims(1, 2)]
+        };
+        let want = go(None);
+        for (head, value) in [(0, f32::NAN), (1, f32::INFINITY), (heads - 1, f32::NAN)] {
+            for (i, (got, want)) in go(Some((head, value))).iter().zip(&want).enumerate() {
+                for other in (0..heads).filter(|other| *other != head) {
+                    let of = |x: &Tensor<4>| host(x.clone().narrow(2, other, 1));
+                    let case = format!("{heads} heads of {p}: {value} in {head}, {i} of {other}");
+                    assert!(of(got) == of(want), "{case}");
+                }
+            }
+        }
+    }
+}
+
+/// Which thread takes a job does not show in any bit.
+#[test]
+fn runs_on_all_threads_give_the_same_bits() {
+    let case = Case { batch: 2, len: 130, heads: 9, p: 32, n: 32, groups: 1, chunk: 64, ..CASE };
+    let want = run(case, DType::F32, Auto);
+    for _ in 0..5 {
+        assert!(run(case, DType::F32, Auto) == want);
+    }
+}
+
 /// With A and Δ repeated over the channels of a head it is the scan of Mamba-1.
 #[test]
 fn it_equals_the_selective_scan() {

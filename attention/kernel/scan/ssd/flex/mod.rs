@@ -1,25 +1,34 @@
-//! Mamba-2's scan on the CPU: matrix products out of packed panels, threads over rows and blocks of
-//! heads of a group, which share the products of B and C.
+//! Mamba-2's scan on the CPU: matrix products of panels, threads over rows and blocks of heads of a
+//! group. The product of B and C is computed once for all heads of a group, chunk by chunk, and so are
+//! the gradients that come through it.
+//!
+//! A thread has one set of matrices for all chunks and heads. Their rows are whole panels, so that one
+//! is the left or the right side of a product where it lies; what must be turned for that, tokens of a
+//! head and never its state, is turned once per pass.
 //!
 //! Which heads make a block does not depend on the machine, and sums over blocks keep their order:
 //! two runs give the same bits.
 
 mod backward;
 mod forward;
+mod head;
+mod shared;
+mod tile;
 
 pub(super) use backward::gradients;
 pub(super) use forward::forward;
 
 use super::Plan;
 use super::autodiff::SsdTensors;
-use crate::panels::{At, BAND, Limits, Panels, product, widest};
+use crate::room::{Room, zeroed};
 use crate::scan::Step;
 use crate::scan::jobs::Job;
-use crate::scan::rows::{Columns, Rows};
+use crate::scan::rows::Rows;
+use crate::threads;
 use burn::backend::Flex;
 use burn_flex::FlexTensor;
-use pulp::{Simd, WithSimd};
 use std::ops::Range;
+use tile::{Lines, Tile};
 
 /// Most tokens of a chunk: its products stay in the second-level cache.
 const CHUNK: usize = 64;
@@ -29,8 +38,6 @@ const HEADS: usize = 4;
 const JOBS: usize = 6;
 /// Calls of fewer multiplications run on one thread.
 const PARALLEL_FROM: usize = 1 << 18;
-/// Decays below this are nothing: as they shrink further they would be slow to compute with.
-const NOTHING: f32 = 1e-30;
 
 /// See [`ssd_memory`](crate::scan::ssd_memory).
 pub(in crate::scan) fn memory(
@@ -42,16 +49,17 @@ pub(in crate::scan) fn memory(
     let each = each(h / groups);
     let jobs = b * groups * (h / groups).div_ceil(each);
     let q = chunk.min(CHUNK).min(t).max(1);
-    // Gradients of B and C of every job, and of the first state.
-    let shared = jobs * 2 * t * n + b * n * h * p;
+    let wide = tile::stride(q);
+    // C Bᵀ, what every job adds to the gradients of B, C and their product, and that of the first state.
+    let shared = b * groups * t * wide + jobs * t * (2 * n + wide) + b * n * h * p;
     // States before the chunks, and matrices of a chunk.
-    let own = each * (t.div_ceil(q) + 1) * n * p + 5 * q * q + 6 * q * p + 2 * q * n;
+    let own = each * (t.div_ceil(q) + 1) * Tile::len(n, p) + backward::tiles([q, p, n]);
     shared + threads.min(jobs) * own
 }
 
 /// Heads of a job.
 fn each(of_group: usize) -> usize {
-    (of_group / JOBS).clamp(1, HEADS)
+    of_group.div_ceil(JOBS).clamp(1, HEADS)
 }
 
 /// A call: sizes, and the tensors as rows of numbers.
@@ -63,7 +71,12 @@ struct Call<'a> {
     channels: usize,
     p: usize,
     n: usize,
+    /// Most tokens of a chunk.
     chunk: usize,
+    /// Numbers from row to row of a matrix of pairs of tokens.
+    wide: usize,
+    /// The chunks of each row.
+    chunks: Vec<Vec<Chunk>>,
     x: Rows,
     weight: Rows,
     log_decay: Rows,
@@ -78,6 +91,7 @@ struct Call<'a> {
 impl<'a> Call<'a> {
     fn new(x: SsdTensors<Flex>, plan: &'a Plan) -> Self {
         let (b, of_x) = (Rows::new(x.b), Rows::new(x.x));
+        let chunk = plan.chunk.min(CHUNK).min(of_x.tokens);
         Self {
             plan,
             batch: of_x.batch,
@@ -85,7 +99,9 @@ impl<'a> Call<'a> {
             channels: of_x.width,
             p: of_x.width / plan.heads,
             n: b.width / plan.groups,
-            chunk: plan.chunk.min(CHUNK),
+            chunk,
+            wide: tile::stride(chunk),
+            chunks: (0..of_x.batch).map(|row| chunks(plan.steps.row(row), chunk)).collect(),
             x: of_x,
             weight: Rows::new(x.weight),
             log_decay: Rows::new(x.log_decay),
@@ -101,33 +117,78 @@ impl<'a> Call<'a> {
         Job::all(self.batch, self.plan.groups, of_group, each(of_group))
     }
 
-    /// Results of all jobs, in their order; everything inside `work` should inline.
-    fn run<R: Send>(&self, work: impl Fn(&Job) -> R + Sync) -> Vec<R> {
-        let worth = self.batch * self.len * self.channels * self.n >= PARALLEL_FROM;
-        Job::run(&self.jobs(), worth, work)
+    /// Every chunk of every group, with all heads.
+    fn pieces(&self) -> Vec<(Job, Range<usize>)> {
+        let of_group = self.plan.heads / self.plan.groups;
+        let groups = Job::all(self.batch, self.plan.groups, of_group, of_group);
+        let chunks = |job: Job| {
+            let of_row = &self.chunks[job.row];
+            of_row.iter().map(move |chunk| (job.clone(), chunk.tokens.clone()))
+        };
+        groups.into_iter().flat_map(chunks).collect()
     }
 
-    /// The chunks of a row, in order: no padding, and tokens of one document.
-    ///
-    /// A product of matrices takes all of its tokens, and zero times what is no number is no number:
-    /// documents that shared a chunk would reach each other.
-    fn chunks(&self, row: usize) -> Vec<Chunk> {
-        let mut chunks: Vec<Chunk> = Vec::new();
-        for (t, step) in self.plan.steps.row(row).iter().enumerate() {
-            let open = |c: &&mut Chunk| c.tokens.end == t && c.tokens.len() < self.chunk;
-            match (step, chunks.last_mut().filter(open)) {
-                (Step::Skip, _) => {}
-                (Step::Next, Some(chunk)) => chunk.tokens.end += 1,
-                _ => chunks.push(Chunk { tokens: t..t + 1, fresh: *step == Step::First }),
-            }
+    /// Runs `work` for each number below `count` with what its thread has.
+    fn each<T>(
+        &self,
+        count: usize,
+        own: impl Fn() -> T + Sync,
+        work: impl Fn(&mut T, usize) + Sync,
+    ) {
+        if self.batch * self.len * self.channels * self.n >= PARALLEL_FROM {
+            threads::each_with(count, own, work);
+        } else {
+            let mut own = own();
+            (0..count).for_each(|i| work(&mut own, i));
         }
-        chunks
+    }
+
+    /// Columns of a chunk's tokens.
+    #[inline(always)]
+    fn lines<'b>(
+        &self,
+        x: &'b Rows,
+        job: &Job,
+        tokens: &Range<usize>,
+        first: usize,
+        width: usize,
+    ) -> Lines<'b> {
+        Lines::new(x, job.row, tokens, first, width)
     }
 
     /// B or C of a group, `[Q, N]`.
-    fn group(&self, x: &Rows, job: &Job, tokens: &Range<usize>) -> At {
-        let first = x.at(job.row, tokens.start)[job.group * self.n..].as_ptr();
-        At { first, rows: x.stride(), columns: 1 }
+    #[inline(always)]
+    fn group<'b>(&self, x: &'b Rows, job: &Job, tokens: &Range<usize>) -> Lines<'b> {
+        self.lines(x, job, tokens, job.group * self.n, self.n)
+    }
+
+    /// x, or the gradient of y, of a head, `[Q, P]`.
+    #[inline(always)]
+    fn head<'b>(&self, x: &'b Rows, job: &Job, head: usize, tokens: &Range<usize>) -> Lines<'b> {
+        self.lines(x, job, tokens, head * self.p, self.p)
+    }
+
+    /// The head and tokens that a job comes to behind `head` in a chunk, `then` being its next chunk.
+    fn next<'b>(
+        &self,
+        job: &Job,
+        head: usize,
+        tokens: &'b Range<usize>,
+        then: Option<&'b Chunk>,
+    ) -> Option<(usize, &'b Range<usize>)> {
+        match head + 1 < job.members.end {
+            true => Some((head + 1, tokens)),
+            false => then.map(|chunk| (job.members.start, &chunk.tokens)),
+        }
+    }
+
+    /// Room for rows of channels, cleared where there is padding, which no job writes.
+    fn room(&self, rows: usize) -> Room {
+        let mut room = Room::new(rows * self.channels);
+        if self.plan.steps.has_padding() {
+            room.parts(usize::MAX).for_each(|all| _ = zeroed(all));
+        }
+        room
     }
 
     /// D of a head's channels.
@@ -135,167 +196,45 @@ impl<'a> Call<'a> {
         self.plan.skip.then(|| &self.d.storage::<f32>()[head * self.p..][..self.p])
     }
 
-    /// The state that a head begins with, `[N, P]`.
-    fn first_state(&self, job: &Job, head: usize) -> Vec<f32> {
+    /// The state that a head begins with, `[N, P]`, in rows of whole panels.
+    fn first_state(&self, job: &Job, head: usize, to: &mut [f32]) {
         let h0 = self.h0.storage::<f32>();
-        let at = |n: usize| (job.row * self.n + n) * self.channels + head * self.p;
-        (0..self.n).flat_map(|n| h0[at(n)..][..self.p].iter().copied()).collect()
-    }
-
-    /// Decays and inputs of a head in a chunk.
-    #[inline(always)]
-    fn head(&self, job: &Job, head: usize, tokens: &Range<usize>) -> Head {
-        let (p, q) = (self.p, tokens.len());
-        let of_token = |x: &Rows, t: usize| x.at(job.row, t)[head];
-        let each: Vec<f32> = tokens.clone().map(|t| of_token(&self.log_decay, t).exp()).collect();
-        let mut decay = vec![0.0f32; q * q];
-        let mut entered = Vec::with_capacity(q);
-        let mut all = 1.0f32;
-        for (i, each) in each.iter().enumerate() {
-            let (past, row) = decay.split_at_mut(i * q);
-            if i > 0 {
-                let past = &past[(i - 1) * q..][..i];
-                for (to, from) in row.iter_mut().zip(past) {
-                    let x = from * each;
-                    *to = if x < NOTHING { 0.0 } else { x };
-                }
-            }
-            row[i] = 1.0;
-            all *= each;
-            all = if all < NOTHING { 0.0 } else { all };
-            entered.push(all);
+        for (n, to) in to.chunks_mut(tile::stride(self.p)).enumerate() {
+            let at = (job.row * self.n + n) * self.channels + head * self.p;
+            to[..self.p].copy_from_slice(&h0[at..][..self.p]);
         }
-        let left = decay[(q - 1) * q..].to_vec();
-        let weight: Vec<f32> = tokens.clone().map(|t| of_token(&self.weight, t)).collect();
-        let input = scaled(&of_head(&self.x, job, head, tokens, p), &weight);
-        Head { decay, entered, left, all, weight, input }
     }
 }
 
 /// Tokens whose products are computed at once.
+#[derive(Clone)]
 struct Chunk {
     tokens: Range<usize>,
     /// Whether a document begins here: what the state held is forgotten.
     fresh: bool,
+    /// Whether the state behind it is needed by the next one.
+    goes_on: bool,
 }
 
-/// What a head needs of a chunk of Q tokens.
-struct Head {
-    /// From token j to i, zero where j is later, `[Q, Q]`
-    decay: Vec<f32>,
-    /// From before the chunk to each token.
-    entered: Vec<f32>,
-    /// From each token to the chunk's end.
-    left: Vec<f32>,
-    /// Over the whole chunk.
-    all: f32,
-    weight: Vec<f32>,
-    /// x times weight, `[Q, P]`
-    input: Vec<f32>,
-}
-
-impl Head {
-    /// The state behind the chunk, from the one before it: `[N, P]`.
-    #[inline(always)]
-    fn advance(&self, h: &mut [f32], b: At, n: usize) {
-        let q = self.left.len();
-        let p = self.input.len() / q;
-        h.iter_mut().for_each(|h| *h *= self.all);
-        let late = scaled(&self.input, &self.left);
-        times((n, p, q), b.turned(), &packed(rows(&late, p), (q, p)), h, true, Limits::None);
-    }
-}
-
-/// Rows of `x`, each times a factor.
-#[inline(always)]
-fn scaled(x: &[f32], factors: &[f32]) -> Vec<f32> {
-    let mut out = x.to_vec();
-    for (row, factor) in out.chunks_mut(x.len() / factors.len()).zip(factors) {
-        row.iter_mut().for_each(|x| *x *= factor);
-    }
-    out
-}
-
-/// Sums of products of rows of this width.
-#[inline(always)]
-fn dots(a: &[f32], b: &[f32], width: usize) -> Vec<f32> {
-    let dot = |(a, b): (&[f32], &[f32])| {
-        let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
-        let mut sums = [0.0f32; 8];
-        for (a, b) in a.iter().zip(b) {
-            for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-                *sum += a * b;
+/// The chunks of a row, in order: no padding, and tokens of one document.
+///
+/// A product of matrices takes all of its tokens, and zero times what is no number is no number:
+/// documents that shared a chunk would reach each other.
+fn chunks(steps: &[Step], most: usize) -> Vec<Chunk> {
+    let mut chunks: Vec<Chunk> = Vec::new();
+    for (t, step) in steps.iter().enumerate() {
+        let open = |c: &&mut Chunk| c.tokens.end == t && c.tokens.len() < most;
+        match (step, chunks.last_mut().filter(open)) {
+            (Step::Skip, _) => {}
+            (Step::Next, Some(chunk)) => chunk.tokens.end += 1,
+            _ => {
+                let fresh = *step == Step::First;
+                if let Some(last) = chunks.last_mut() {
+                    last.goes_on = !fresh;
+                }
+                chunks.push(Chunk { tokens: t..t + 1, fresh, goes_on: false });
             }
         }
-        let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-        sums.iter().sum::<f32>() + rest
-    };
-    a.chunks(width).zip(b.chunks(width)).map(dot).collect()
-}
-
-/// Channels of a head, `[Q, P]`.
-#[inline(always)]
-fn of_head(x: &Rows, job: &Job, head: usize, tokens: &Range<usize>, p: usize) -> Vec<f32> {
-    let mut out = Vec::with_capacity(tokens.len() * p);
-    for t in tokens.clone() {
-        out.extend_from_slice(&x.at(job.row, t)[head * p..][..p]);
     }
-    out
-}
-
-fn rows(x: &[f32], width: usize) -> At {
-    At { first: x.as_ptr(), rows: width, columns: 1 }
-}
-
-/// A right-hand side.
-fn packed(x: At, size: (usize, usize)) -> Panels {
-    // Safe: all callers name matrices of exactly this size.
-    unsafe { Panels::pack(&[x], size, 1.0) }
-}
-
-/// The part of each band of rows up to the diagonal.
-fn lower(q: usize) -> Vec<(usize, usize)> {
-    (0..q.div_ceil(BAND)).map(|band| (0, ((band + 1) * BAND).min(q))).collect()
-}
-
-/// C `[m, n]` = A·B (+ C).
-fn times(
-    size: (usize, usize, usize),
-    a: At,
-    b: &Panels,
-    c: &mut [f32],
-    accumulate: bool,
-    limits: Limits<'_>,
-) {
-    assert_eq!(c.len(), size.0 * size.1, "the product is {} by {}", size.0, size.1);
-    widest(Times { size, a, b, c, accumulate, limits });
-}
-
-struct Times<'a> {
-    size: (usize, usize, usize),
-    a: At,
-    b: &'a Panels,
-    c: &'a mut [f32],
-    accumulate: bool,
-    limits: Limits<'a>,
-}
-
-impl WithSimd for Times<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let (_, n, k) = self.size;
-        let (b, c) = (self.b.rows(0, &(0..k)), (self.c.as_mut_ptr(), n));
-        // Safe: A and B are matrices of this size, and C has just been measured.
-        unsafe { product(simd, self.size, self.a, b, c, self.accumulate, self.limits) }
-    }
-}
-
-/// Writes `x` `[rows, width]` to columns from `first` on, in rows from `row` on.
-fn put(out: &Columns<'_>, row: usize, first: usize, width: usize, x: &[f32]) {
-    for (i, x) in x.chunks(width).enumerate() {
-        // Safe: jobs have rows and heads of their own.
-        unsafe { out.slice(row + i, first, width) }.copy_from_slice(x);
-    }
+    chunks
 }
