@@ -21,9 +21,9 @@ pub(super) struct Lists {
     pub starts: Vec<i32>,
     /// Tiles of the other side; negative where a part is seen, with [`LATER`] where later keys alone are hidden.
     pub tiles: Vec<i32>,
-    /// (row and head, tile) of every place of the turns, -1 where it is empty.
+    /// (row and head, tile) of every workgroup as they are taken up, or of every place of the turns.
     pub order: Vec<i32>,
-    /// Turns that `order` has.
+    /// Turns that `order` has, where there are any.
     pub turns: usize,
 }
 
@@ -78,8 +78,8 @@ impl Lists {
         (lists, parts)
     }
 
-    /// A list per tile of `tile.1` keys of tiles of `tile.0` queries, for each of `kv` key heads; `groups` workgroups run at
-    /// a time.
+    /// A workgroup per tile of `tile.1` keys of each of `kv` key heads, which goes through tiles of
+    /// `tile.0` queries; `groups` of them run at a time.
     pub fn by_keys(mask: &Mask, tile: (usize, usize), kv: usize, groups: usize) -> Self {
         let map = mask.blocks(tile.0, tile.1);
         let columns = map.tiles().1;
@@ -93,7 +93,8 @@ impl Lists {
             }));
         });
         let work = lists.work(mask, columns, kv, 1);
-        (lists.order, lists.turns) = arranged(work, groups, START_BY_KEYS).turns();
+        let items = arranged(work, groups, START_BY_KEYS).items;
+        lists.order = items.iter().flat_map(|item| item.place).collect();
         lists
     }
 

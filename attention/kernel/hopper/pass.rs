@@ -32,9 +32,11 @@ const SMALL: u32 = 256;
 /// Of an H100, where the runtime does not tell.
 const MULTIPROCESSORS: usize = 132;
 /// Tiles of keys that a tile of queries sees, on average, up to which dq has a pass of its own. Measured on an H100 with
-/// heads of 128 channels, 16384 tokens: of 7 tiles (lists of density 0.1) it takes 0.94, of 8.5 (documents of 2048)
-/// 0.96, of 17 (a window of 2048) 1.09 times as long as the pass that adds up.
+/// heads of 128 channels, 16384 tokens: of 4 tiles (lists of density 0.05) it takes 0.78, of 7 (0.1) 0.92, of 8.5
+/// (documents of 2048) 0.95, of 17 (a window of 2048) 1.09 times as long as the pass that adds up.
 const FEW_TILES: usize = 10;
+/// Bytes of sums that stay in the cache, where adding up costs little.
+const IN_CACHE: usize = 16 << 20;
 /// Queries and keys of a tile of the passes by queries.
 const TILE: (usize, usize) = (ROUND, ROUND);
 /// Queries that leave at a time, and keys of a piece of a tile.
@@ -110,7 +112,7 @@ pub(crate) fn prepare(
         }
     }
     if backward {
-        let alone = form.alone(plan, v.dims()[1]);
+        let alone = form.alone(plan, [b, h, t], v.dims()[1]);
         form.ready_for_backward(Kernel::Keys, alone)?;
         form.ready_for_backward(if alone { Kernel::Queries } else { Kernel::Around }, alone)?;
     }
@@ -139,7 +141,7 @@ struct KeptLists {
     rows: usize,
     tiles: usize,
     order: usize,
-    /// Tiles over all lists, places of turns, and turns.
+    /// Tiles over all lists, workgroups or places of turns, and turns.
     cost: usize,
     groups: usize,
     turns: usize,
@@ -208,11 +210,21 @@ impl Form {
 
     /// Whether dq has a pass of its own: where two runs must give the same bits, and where a tile of queries sees so
     /// few tiles of keys that computing their scores twice takes less than adding up dq in memory.
-    fn alone(&self, plan: &Plan, kv: usize) -> bool {
+    ///
+    /// # Shapes
+    /// q `[B, H, T, ..]`, v `[B, kv, ..]`
+    fn alone(&self, plan: &Plan, [b, h, t]: [usize; 3], kv: usize) -> bool {
+        if plan.0.deterministic {
+            return true;
+        }
+        let numbers = self.masks.len() * b * h * t.next_multiple_of(ROUND) * self.variant.head;
+        if size_of::<f32>() * numbers < IN_CACHE {
+            return false;
+        }
         let lists = self.lists(plan, By::Queries, kv);
         let tiles: usize = lists.iter().map(|lists| lists.cost).sum();
         let rows: usize = lists.iter().map(|lists| lists.rows).sum();
-        plan.0.deterministic || tiles <= FEW_TILES * rows
+        tiles <= FEW_TILES * rows
     }
 
     /// Lists of every branch, by queries or by keys, of `kv` key heads.
@@ -473,7 +485,7 @@ pub(crate) fn backward(
         .expect("`prepare` has looked at the masks of a call");
     let (head, dtype) = (form.variant.head, x.q.dtype);
     let ([stacked, heads, queries, _], [batch, kv, ..]) = (Inputs::dims(&x.q), Inputs::dims(&x.v));
-    let alone = form.alone(plan, kv);
+    let alone = form.alone(plan, [batch, heads, queries], kv);
     let tall = queries.next_multiple_of(ROUND);
     let dq = x.empty(&Inputs::dims(&x.q), dtype);
     let dk = x.empty(&Inputs::dims(&x.k), dtype);
@@ -531,9 +543,7 @@ pub(crate) fn backward(
             }
             of_tiles(&mut call, tile, ROUND as u32)?;
             of_keys.put(&from[inputs..inputs + masks], &mut call);
-            // Where dq is added up, every place of the turns has a workgroup of its own.
-            let turns = if alone { of_keys.turns.max(1) } else { 1 };
-            keys[0].launch(stream, (of_keys.groups / turns, 1, 1), THREADS, &call)?;
+            keys[0].launch(stream, (of_keys.groups, 1, 1), THREADS, &call)?;
             if of_queries.is_some() {
                 return Ok(());
             }

@@ -142,10 +142,8 @@ impl Variant {
             Kernel::Keys => {
                 let (queries, keys) = Self::tile_by_keys(self.head);
                 let of_queries = 2 * (2 * queries * self.head * 2 + 2 * queries * 4);
-                // Keys and values that come ahead, or dq.
-                let besides =
-                    if self.alone { 2 * tile } else { 2 * keys * queries * 2 + 2 * 64 * 64 * 4 };
-                2 * tile + of_queries + besides + BESIDES
+                let of_dq = if self.alone { 0 } else { 2 * keys * queries * 2 + 2 * 64 * 64 * 4 };
+                2 * tile + of_queries + of_dq + BESIDES
             }
             Kernel::Around | Kernel::Combine => 0,
         }
