@@ -25,16 +25,13 @@ extern "C" __global__ void before(const __grid_constant__ Call call) {
     call.dots[row] = dot;
     call.lse2[row] = lse;
   }
-#if !ORDERED
   long long all = (long long)call.batch * call.heads * call.tall * HEAD;
 #pragma unroll
   for (int i = 0; i < BRANCHES; i++)
     for (int c = 4 * lane; c < HEAD; c += 128)
       *(float4*)(call.sums + i * all + (long long)row * HEAD + c) = make_float4(0.f, 0.f, 0.f, 0.f);
-#endif
 }
 
-#if !ORDERED
 // Sums of dq, which lie as accumulators do (see keys.cu), times the scale: a thread per two channels.
 extern "C" __global__ void after(const __grid_constant__ Call call) {
   long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
@@ -52,4 +49,3 @@ extern "C" __global__ void after(const __grid_constant__ Call call) {
   u32* to = (u32*)call.dq + ((head * call.queries + token) * call.d + channel) / 2;
   *to = pack(x.x * call.scale, x.y * call.scale);
 }
-#endif

@@ -1,15 +1,15 @@
 // What all kernels share: what a launch gets, and tiles in shared memory.
 //
 // Before this text come HEAD (channels of a tile, a multiple of 64), BRANCHES, RULES_0 to RULES_2 (what
-// masks look at, see mask.cuh), ORDERED, TYPE ("bf16" or "f16"), and behind it the matrix products (see
+// masks look at, see mask.cuh), ALONE, TYPE ("bf16" or "f16"), and behind it the matrix products (see
 // source.rs). There are no headers: NVRTC compiles it where the toolkit is not installed.
 
 // Distances in elements.
 struct Steps { long long row, head, token; };
 
 struct Call {
-  // o: where the forward pass puts out, 64 queries at a time.
-  Map q, k, v, dout, o;
+  // o: out, where it is read; to: where a pass by queries puts what comes of it, 64 queries at a time.
+  Map q, k, v, dout, o, to;
   Side sides[3];
   // Pairs (row and head, tile) in the order in which they are taken up; by queries in turns, with as many
   // places in each as the forward pass has workgroups. Negative where a place is empty.

@@ -8,50 +8,10 @@
 //
 // Matrix products: scores [64, 128] by channels, out [64, HEAD] by keys.
 
-#define TALL 128
-#define TILE (TALL * HEAD * 2)
 #define STAGES 2
 // Tiles of queries at a time: where they have several branches, there is room for one.
 #define Q_STAGES (BRANCHES == 1 ? 2 : 1)
 #define Q_TILES (Q_STAGES * BRANCHES)
-
-// The tiles of all branches, one after another.
-struct Lists {
-  const int* from[BRANCHES];
-  int count[BRANCHES];
-  int total;
-};
-
-__device__ __forceinline__ Lists lists_of(const Call& call, int part, int h, int tile) {
-  Lists lists;
-  lists.total = 0;
-  int tiles = call.tall / TALL;
-#pragma unroll
-  for (int i = 0; i < BRANCHES; i++) {
-    const Side& side = call.sides[i];
-    int row = (part * side.classes + __ldg(side.numbers + side.heads + 4 * h)) * tiles + tile;
-    int start = __ldg(side.starts + row);
-    lists.from[i] = side.tiles + start;
-    lists.count[i] = __ldg(side.starts + row + 1) - start;
-    lists.total += lists.count[i];
-  }
-  return lists;
-}
-
-// Entry i, and the branch that it is of.
-__device__ __forceinline__ int entry(const Lists& lists, int i, int& branch) {
-  const int* from = lists.from[0];
-  branch = 0;
-#pragma unroll
-  for (int n = 1; n < BRANCHES; n++) {
-    if (branch == n - 1 && i >= lists.count[n - 1]) {
-      i -= lists.count[n - 1];
-      from = lists.from[n];
-      branch = n;
-    }
-  }
-  return __ldg(from + i);
-}
 
 __device__ __forceinline__ void scores(float (&s)[64], u32 q, u32 k) {
 #pragma unroll
@@ -102,21 +62,6 @@ __device__ __forceinline__ void softmax(float (&s)[64], Line& a, Line& b, float&
   b.sum = b.sum * keep_b + sum_b;
 }
 
-// With every stage of keys come four numbers for those who compute: an entry of a list, the row and head and
-// the tile of queries that it is for, and marks: which branch it is of, whether it is the tile's first or last, and
-// whether there is nothing more.
-#define BRANCH 3
-#define FIRST 4
-#define LAST 8
-#define END 16
-
-// The item of a turn, or a negative number where there is none.
-__device__ __forceinline__ int item(const Call& call, int turn, int& tile) {
-  const int* at = call.order + 2 * (turn * (int)gridDim.x + (int)blockIdx.x);
-  tile = __ldg(at + 1);
-  return __ldg(at);
-}
-
 // Zeros, and -inf as the logarithm of 0, for tiles of queries that see nothing: by all who compute, before
 // there is anything to compute with.
 __device__ __forceinline__ void blind(const Call& call) {
@@ -162,46 +107,43 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
   __syncthreads();
 
   if (group == 0) {
-    FEWER_REGISTERS;
-    if (threadIdx.x == 0) {
-      int i = 0, count = 0, tile, branch, bh = item(call, 0, tile);
-      for (int turn = 0; turn < call.turns; turn++) {
-        int next_tile = 0, next = turn + 1 < call.turns ? item(call, turn + 1, next_tile) : -1;
-        int row = bh / call.heads, h = bh % call.heads, kv = h / (call.heads / call.kv), b = row / call.parts;
-        Lists lists;
-        lists.total = 0;
-        if (bh >= 0) lists = lists_of(call, row, h, tile);
-        if (lists.total > 0) {
-          int at = count % Q_STAGES;
-          wait(q_free + 8 * at, ((count / Q_STAGES) & 1) ^ 1);
-          expect(q_full + 8 * at, BRANCHES * TILE);
-          for (int n = 0; n < BRANCHES; n++)
-            load_tile<TALL>(q + (at * BRANCHES + n) * TILE, &call.q, q_full + 8 * at, tile * TALL, h, n * call.batch + b);
-          count++;
-        }
-        for (int n = 0; n < lists.total; n++, i++) {
-          int e = entry(lists, n, branch), token = tile_of(e) * TALL, stage = i % STAGES;
-          u32 phase = ((i / STAGES) & 1) ^ 1;
+    FEWER_REGISTERS(56);
+    if (threadIdx.x < 32) {
+      int i = 0, count = 0;
+      bool leads = threadIdx.x == 0;
+      walk(call, [&](const Load& x) {
+        int at = count % Q_STAGES, stage = i % STAGES, token = tile_of(x.entry) * TALL, b = x.row;
+        if (call.parts > 1) b /= call.parts;
+        u32 phase = ((i / STAGES) & 1) ^ 1;
+        if (leads) {
+          if (x.marks & FIRST) {
+            wait(q_free + 8 * at, ((count / Q_STAGES) & 1) ^ 1);
+            expect(q_full + 8 * at, BRANCHES * TILE);
+            for (int n = 0; n < BRANCHES; n++)
+              load_tile<TALL>(q + (at * BRANCHES + n) * TILE, &call.q, q_full + 8 * at, x.tile * TALL, x.h, n * call.batch + b);
+          }
           wait(k_free + 8 * stage, phase);
-          store_ints(whats + 16 * stage, e, bh, tile, branch | (n == 0 ? FIRST : 0) | (n == lists.total - 1 ? LAST : 0));
+          store_ints(whats + 16 * stage, x.entry, x.bh, x.tile, x.marks);
           expect(k_full + 8 * stage, TILE);
-          load_tile<TALL>(k + stage * TILE, &call.k, k_full + 8 * stage, token, kv, branch * call.batch + b);
+          load_tile<TALL>(k + stage * TILE, &call.k, k_full + 8 * stage, token, x.kv, (x.marks & BRANCH) * call.batch + b);
           wait(v_free + 8 * stage, phase);
           expect(v_full + 8 * stage, TILE);
-          load_tile<TALL>(v + stage * TILE, &call.v, v_full + 8 * stage, token, kv, b);
+          load_tile<TALL>(v + stage * TILE, &call.v, v_full + 8 * stage, token, x.kv, b);
         }
-        bh = next;
-        tile = next_tile;
-      }
+        if (x.marks & FIRST) count++;
+        i++;
+      });
       int stage = i % STAGES;
-      wait(k_free + 8 * stage, ((i / STAGES) & 1) ^ 1);
-      store_ints(whats + 16 * stage, 0, 0, 0, END);
-      arrive(k_full + 8 * stage);
+      if (leads) {
+        wait(k_free + 8 * stage, ((i / STAGES) & 1) ^ 1);
+        store_ints(whats + 16 * stage, 0, 0, 0, END);
+        arrive(k_full + 8 * stage);
+      }
     }
     return;
   }
 
-  MORE_REGISTERS;
+  MORE_REGISTERS(224);
   blind(call);
   int half = group - 1, thread = threadIdx.x & 127, lane = thread & 31, warp = thread >> 5;
   float o[HEAD / 2], s[64];
@@ -251,7 +193,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
     meet(3 + half, 128);
     if (thread == 0) {
       for (int fold = 0; fold < FOLDS; fold++)
-        store_box(&call.o, mine + fold * TALL * ROW_BYTES, fold * 64, tile * TALL + half * 64, bh % call.heads, bh / call.heads);
+        store_box(&call.to, mine + fold * TALL * ROW_BYTES, fold * 64, tile * TALL + half * 64, bh % call.heads, bh / call.heads);
       stores_commit();
     }
     owed = true;
@@ -317,7 +259,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
       values(o, p, v + before * TILE);
       products_commit();
       pass_by(2 - half, 256);
-      settle(count - 1);
       products_wait<1>();
       Line done_first = first, done_second = second;
       if (begins) {
@@ -328,6 +269,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
       products_wait<0>();
       pin(o);
       if (lane == 0) arrive(v_free + 8 * before);
+      settle(count - 1);
       if (begins) {
         finish(done_first, done_second);
         begin(what);

@@ -32,6 +32,11 @@ __device__ __forceinline__ void load_box(u32 to, const Map* map, u32 bar, int ch
                "[%0], [%1, {%3, %4, %5, %6}], [%2];"
     :: "r"(to), "l"((u64)map), "r"(bar), "r"(channel), "r"(token), "r"(head), "r"(row) : "memory");
 }
+// Into the cache of the card.
+__device__ __forceinline__ void fetch_box(const Map* map, int channel, int token, int head, int row) {
+  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %2, %3, %4}];"
+    :: "l"((u64)map), "r"(channel), "r"(token), "r"(head), "r"(row) : "memory");
+}
 __device__ __forceinline__ void load_line(u32 to, const void* from, u32 bytes, u32 bar) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
     :: "r"(to), "l"((u64)from), "r"(bytes), "r"(bar) : "memory");
@@ -88,8 +93,9 @@ __device__ __forceinline__ void pass_by(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" :: "r"(id), "r"(threads) : "memory");
 }
 
-#define FEWER_REGISTERS asm volatile("setmaxnreg.dec.sync.aligned.u32 24;")
-#define MORE_REGISTERS asm volatile("setmaxnreg.inc.sync.aligned.u32 240;")
+// Of a warpgroup that loads and those that compute; together with the second of these at most 512.
+#define FEWER_REGISTERS(count) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(count))
+#define MORE_REGISTERS(count) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(count))
 
 __device__ __forceinline__ void store_matrices(u32 at, u32 a, u32 b, u32 c, u32 d) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" :: "r"(at), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");

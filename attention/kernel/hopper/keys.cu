@@ -1,6 +1,6 @@
 // Attention backward by keys: a workgroup per tile of 128 keys of a key head, which goes through the tiles
 // of queries that see it, of all the query heads that read it. One warpgroup loads, two compute, 64 keys
-// each: scores and weights with keys as rows, so that dv and dk stay in registers. Unless ORDERED, dq is
+// each: scores and weights with keys as rows, so that dv and dk stay in registers. Unless ALONE, dq is
 // added up in f32 in global memory, in whatever order workgroups get there.
 //
 // Matrix products: scores and dp [64, TALL] by channels, dv and dk [64, HEAD] by queries,
@@ -21,7 +21,7 @@
 #define AT_DOUT (AT_Q + STAGES * TILE)
 #define AT_DS (AT_DOUT + STAGES * TILE)
 #define DS_TILE (KEYS * TALL * 2)
-#if ORDERED
+#if ALONE
 #define AT_DQ AT_DS
 #define AT_LSE AT_DS
 #else
@@ -69,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) keys(const __grid_const
   __syncthreads();
 
   if (group == 0) {
-    FEWER_REGISTERS;
+    FEWER_REGISTERS(24);
     if (threadIdx.x == 0) {
       int i = 0, loaded = 0;
       for (int branch = 0; branch < BRANCHES; branch++) {
@@ -102,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) keys(const __grid_const
     return;
   }
 
-  MORE_REGISTERS;
+  MORE_REGISTERS(240);
   int half = group - 1, thread = threadIdx.x & 127, lane = thread & 31, warp = thread >> 5;
   float dv[HEAD / 2], dk[HEAD / 2];
 #pragma unroll
@@ -169,7 +169,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) keys(const __grid_const
           for (int step = 0; step < TALL / 16; step++)
             gradient_product(dv, p[4 * step], p[4 * step + 1], p[4 * step + 2], p[4 * step + 3], by_tokens<TALL>(dout, step));
           products_commit();
-#if ORDERED
+#if ALONE
           pin(dk);
           products_begin();
 #pragma unroll
@@ -233,7 +233,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) keys(const __grid_const
     for (int c = 0; c < HEAD / 2; c++) dk[c] = 0.f;
   }
   store(call.dv, bk, call.keys, key, call.e, dv, 1.f, 1.f);
-#if !ORDERED
+#if !ALONE
   if (thread == 0) stores_written();
 #endif
 }

@@ -59,6 +59,7 @@ pub(super) struct Call {
     pub v: Map,
     pub dout: Map,
     pub o: Map,
+    pub to: Map,
     pub sides: [Side; MOST_BRANCHES],
     pub order: u64,
     pub out: u64,

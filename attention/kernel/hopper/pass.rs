@@ -31,8 +31,16 @@ const THREADS: u32 = 384;
 const SMALL: u32 = 256;
 /// Of an H100, where the runtime does not tell.
 const MULTIPROCESSORS: usize = 132;
+/// Tiles of keys that a tile of queries sees, on average, up to which dq has a pass of its own. Measured on an H100 with
+/// heads of 128 channels, 16384 tokens: of 4 tiles (lists of density 0.05) it takes 0.78, of 7 (0.1) 0.92, of 8.5
+/// (documents of 2048) 0.95, of 17 (a window of 2048) 1.09 times as long as the pass that adds up.
+const FEW_TILES: usize = 10;
+/// Bytes of sums that stay in the cache, where adding up costs little.
+const IN_CACHE: usize = 16 << 20;
 /// Queries and keys of a tile of the passes by queries.
 const TILE: (usize, usize) = (ROUND, ROUND);
+/// Queries that leave at a time, and keys of a piece of a tile.
+const HALF: u32 = ROUND as u32 / 2;
 
 /// Why the kernels do not run for tensors like `v`, if they do not.
 pub(crate) fn refusal(v: &Tensor<4>) -> Option<String> {
@@ -104,11 +112,9 @@ pub(crate) fn prepare(
         }
     }
     if backward {
-        form.ready(Kernel::Around)?;
-        form.ready(Kernel::Keys)?;
-        if form.variant.ordered {
-            form.ready(Kernel::Queries)?;
-        }
+        let alone = form.alone(plan, [b, h, t], v.dims()[1]);
+        form.ready_for_backward(Kernel::Keys, alone)?;
+        form.ready_for_backward(if alone { Kernel::Queries } else { Kernel::Around }, alone)?;
     }
     Ok(())
 }
@@ -131,6 +137,8 @@ struct Kept {
 /// Lists of tiles on a card: starts, tiles and order in one buffer.
 struct KeptLists {
     handle: Handle,
+    /// How many lists there are.
+    rows: usize,
     tiles: usize,
     order: usize,
     /// Tiles over all lists, workgroups or places of turns, and turns.
@@ -175,26 +183,48 @@ impl Form {
             numbers: numbers(dtype).ok_or("neither bf16 nor f16")?,
             branches: masks.len(),
             rules,
-            ordered: plan.0.deterministic,
+            alone: false,
         };
         Ok(Self { device: device.clone(), index: index.into(), variant, masks })
     }
 
     fn ready(&self, kernel: Kernel) -> Loaded {
-        let mut variant = Variant { kernel, ..self.variant };
-        // What does not look at masks is the same for all, and only the backward pass has an order.
+        self.ready_for_backward(kernel, false)
+    }
+
+    /// Where dq has a pass of its own, or not.
+    fn ready_for_backward(&self, kernel: Kernel, alone: bool) -> Loaded {
+        let mut variant = Variant { kernel, alone, ..self.variant };
+        // What does not look at masks is the same for all.
         if matches!(kernel, Kernel::Around | Kernel::Combine) {
             variant.rules = Default::default();
-        }
-        if matches!(kernel, Kernel::Forward | Kernel::Combine) {
-            variant.ordered = false;
         }
         ready(self.index, &variant)
     }
 
     /// As `prepare` has left it.
-    fn entries(&self, kernel: Kernel) -> Arc<[Entry]> {
-        self.ready(kernel).expect("`prepare` has loaded the kernels of a call")
+    fn entries(&self, kernel: Kernel, alone: bool) -> Arc<[Entry]> {
+        let loaded = self.ready_for_backward(kernel, alone);
+        loaded.expect("`prepare` has loaded the kernels of a call")
+    }
+
+    /// Whether dq has a pass of its own: where two runs must give the same bits, and where a tile of queries sees so
+    /// few tiles of keys that computing their scores twice takes less than adding up dq in memory.
+    ///
+    /// # Shapes
+    /// q `[B, H, T, ..]`, v `[B, kv, ..]`
+    fn alone(&self, plan: &Plan, [b, h, t]: [usize; 3], kv: usize) -> bool {
+        if plan.0.deterministic {
+            return true;
+        }
+        let numbers = self.masks.len() * b * h * t.next_multiple_of(ROUND) * self.variant.head;
+        if size_of::<f32>() * numbers < IN_CACHE {
+            return false;
+        }
+        let lists = self.lists(plan, By::Queries, kv);
+        let tiles: usize = lists.iter().map(|lists| lists.cost).sum();
+        let rows: usize = lists.iter().map(|lists| lists.rows).sum();
+        tiles <= FEW_TILES * rows
     }
 
     /// Lists of every branch, by queries or by keys, of `kv` key heads.
@@ -212,12 +242,21 @@ impl Form {
                 };
                 let (cost, groups) = (lists.cost(), lists.order.len() / 2);
                 let Lists { starts: mut all, tiles, order, turns } = lists;
-                let tiles_at = all.len();
+                let (rows, tiles_at) = (all.len() - 1, all.len());
                 all.extend(tiles);
                 let order_at = all.len();
                 all.extend(order);
                 let handle = self.device.client().create_from_slice(i32::as_bytes(&all));
-                KeptLists { handle, tiles: tiles_at, order: order_at, cost, groups, turns, parts }
+                KeptLists {
+                    handle,
+                    rows,
+                    tiles: tiles_at,
+                    order: order_at,
+                    cost,
+                    groups,
+                    turns,
+                    parts,
+                }
             })
         };
         plan.0.masks.iter().map(of).collect()
@@ -404,8 +443,8 @@ fn tiles(x: &Inputs, plan: &Plan, by: By) -> (CubeTensor, CubeTensor) {
     let maps = [&x.q, &x.k, &x.v, &out].map(layout);
     let (mut call, numbers) = (x.call(plan), form.variant.numbers);
     call.parts = parts as i32;
-    let entries = form.entries(Kernel::Forward);
-    let combine = whole.is_some().then(|| form.entries(Kernel::Combine));
+    let entries = form.entries(Kernel::Forward, false);
+    let combine = whole.is_some().then(|| form.entries(Kernel::Combine, false));
     let mut writes = vec![out.handle.clone(), lse.handle.clone()];
     writes.extend(whole.iter().flat_map(|(out, lse)| [out.handle.clone(), lse.handle.clone()]));
     submit(&form.device, reads, writes, move |stream, at| {
@@ -415,7 +454,7 @@ fn tiles(x: &Inputs, plan: &Plan, by: By) -> (CubeTensor, CubeTensor) {
         call.v = maps[2].map(from[2], numbers, ROUND as u32)?;
         lent.put(&from[3..], &mut call);
         (call.out, call.lse) = (to[0], to[1]);
-        call.o = maps[3].map(call.out, numbers, ROUND as u32 / 2)?;
+        call.to = maps[3].map(call.out, numbers, HALF)?;
         let groups = lent.groups / lent.turns.max(1);
         // Safe: all buffers have the sizes that the call tells.
         unsafe {
@@ -444,8 +483,9 @@ pub(crate) fn backward(
     let widest = x.widths.0.max(x.widths.1);
     let form = Form::new(plan, &x.q.device, widest, x.q.dtype)
         .expect("`prepare` has looked at the masks of a call");
-    let (head, ordered, dtype) = (form.variant.head, form.variant.ordered, x.q.dtype);
+    let (head, dtype) = (form.variant.head, x.q.dtype);
     let ([stacked, heads, queries, _], [batch, kv, ..]) = (Inputs::dims(&x.q), Inputs::dims(&x.v));
+    let alone = form.alone(plan, [batch, heads, queries], kv);
     let tall = queries.next_multiple_of(ROUND);
     let dq = x.empty(&Inputs::dims(&x.q), dtype);
     let dk = x.empty(&Inputs::dims(&x.k), dtype);
@@ -453,10 +493,10 @@ pub(crate) fn backward(
     let lse2 = x.empty(&[batch, heads, tall], DType::F32);
     let dots = x.empty(&[batch, heads, tall], DType::F32);
     // In rows of whole tiles; a number where nothing is added up.
-    let sums = x.empty(&[if ordered { 1 } else { stacked * heads * tall * head }], DType::F32);
+    let sums = x.empty(&[if alone { 1 } else { stacked * heads * tall * head }], DType::F32);
 
     let (by_keys, of_keys) = form.lent(&form.lists(plan, By::Keys, kv));
-    let by_queries = ordered.then(|| form.lent(&form.lists(plan, By::Queries, kv)));
+    let by_queries = alone.then(|| form.lent(&form.lists(plan, By::Queries, kv)));
     let mut reads: Vec<Handle> =
         [&x.q, &x.k, &x.v, &out, &lse, &dout].map(|x| x.handle.clone()).to_vec();
     let inputs = reads.len();
@@ -469,43 +509,47 @@ pub(crate) fn backward(
     let all_reads = reads.len();
     let writes = [&dq, &dk, &dv, &lse2, &dots, &sums].map(|x| x.handle.clone()).to_vec();
 
-    let [of_q, of_k, of_v, of_dout] = [&x.q, &x.k, &x.v, &dout].map(layout);
+    let [of_q, of_k, of_v, of_out, of_dout, of_dq] =
+        [&x.q, &x.k, &x.v, &out, &dout, &dq].map(layout);
     let (mut call, numbers, branches) = (x.call(plan), form.variant.numbers, form.masks.len());
     (call.of_out, call.of_dout) = (steps(&out), steps(&dout));
-    let (around, keys) = (form.entries(Kernel::Around), form.entries(Kernel::Keys));
-    let alone = ordered.then(|| form.entries(Kernel::Queries));
+    let keys = form.entries(Kernel::Keys, alone);
+    let others = form.entries(if alone { Kernel::Queries } else { Kernel::Around }, alone);
     let tile = Variant::tile_by_keys(head).0 as u32;
     submit(&form.device, reads, writes, move |stream, at| {
         let (from, to) = at.split_at(all_reads);
         (call.out, call.lse, call.dout_rows) = (from[3], from[4], from[5]);
         (call.dq, call.dk, call.dv) = (to[0], to[1], to[2]);
         (call.lse2, call.dots, call.sums) = (to[3], to[4], to[5]);
-        let keys_and_values = |call: &mut Call| -> Result<(), String> {
-            call.k = of_k.map(from[1], numbers, ROUND as u32)?;
-            call.v = of_v.map(from[2], numbers, ROUND as u32)?;
-            Ok(())
-        };
-        keys_and_values(&mut call)?;
-        let of_tiles = |call: &mut Call, tall: u32| -> Result<(), String> {
-            call.q = of_q.map(from[0], numbers, tall)?;
-            call.dout = of_dout.map(from[5], numbers, tall)?;
+        let of_tiles = |call: &mut Call, queries: u32, keys: u32| -> Result<(), String> {
+            call.q = of_q.map(from[0], numbers, queries)?;
+            call.dout = of_dout.map(from[5], numbers, queries)?;
+            call.k = of_k.map(from[1], numbers, keys)?;
+            call.v = of_v.map(from[2], numbers, keys)?;
             Ok(())
         };
         // Safe: all buffers have the sizes that the call tells.
         unsafe {
-            let rows = (batch * heads * tall) as u32;
-            around[0].launch(stream, (rows.div_ceil(SMALL / 32), 1, 1), SMALL, &call)?;
-            of_tiles(&mut call, tile)?;
+            if let Some(lent) = &of_queries {
+                of_tiles(&mut call, ROUND as u32, HALF)?;
+                call.o = of_out.map(call.out, numbers, ROUND as u32)?;
+                call.to = of_dq.map(call.dq, numbers, HALF)?;
+                lent.put(&from[inputs + masks..], &mut call);
+                let groups = lent.groups / lent.turns.max(1);
+                others[0].launch(stream, (groups, 1, 1), THREADS, &call)?;
+            } else {
+                let rows = (batch * heads * tall) as u32;
+                others[0].launch(stream, (rows.div_ceil(SMALL / 32), 1, 1), SMALL, &call)?;
+            }
+            of_tiles(&mut call, tile, ROUND as u32)?;
             of_keys.put(&from[inputs..inputs + masks], &mut call);
             keys[0].launch(stream, (of_keys.groups, 1, 1), THREADS, &call)?;
-            if let (Some(alone), Some(lent)) = (alone, of_queries) {
-                of_tiles(&mut call, ROUND as u32)?;
-                lent.put(&from[inputs + masks..], &mut call);
-                return alone[0].launch(stream, (lent.groups, branches as u32, 1), THREADS, &call);
+            if of_queries.is_some() {
+                return Ok(());
             }
             let pairs = branches * batch * heads * tall * head / 2;
             let groups = pairs.div_ceil(SMALL as usize) as u32;
-            around[1].launch(stream, (groups, 1, 1), SMALL, &call)
+            others[1].launch(stream, (groups, 1, 1), SMALL, &call)
         }
     });
     let (d, e) = x.widths;

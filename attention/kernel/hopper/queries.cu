@@ -1,116 +1,329 @@
-// dq in a pass of its own, so that two runs give the same bits: a workgroup per tile of 128 queries of a
-// head and branch, which goes through the tiles of keys that they see. One warpgroup loads, two compute,
-// 64 queries each.
+// dq in a pass of its own, and before it what the backward pass needs of a query: its lse in units of log 2 and
+// rowsum(dO * O). Every workgroup goes through lists of tiles of 128 queries of a head and branch. One warpgroup
+// loads, two compute, 64 queries each. The tiles of keys, in pieces of 64, are one sequence over all tiles of queries:
+// scores of the next one are computed beside the last dq of the one before, which then leaves through shared memory.
+//
+// Two runs give the same bits, and no sums go through memory.
 //
 // Matrix products: scores and dp [64, 64] by channels, dq [64, HEAD] by keys.
 
-#define TALL 128
-#define TILE (TALL * HEAD * 2)
-#define STAGES 2
-// A tile of keys goes through in parts, whose scores and dp fit into registers together.
-#define PART 64
+#define PIECE 64
+#define PIECE_TILE (PIECE * HEAD * 2)
+#define STAGES 3
+// Tiles of queries, and of dout.
+#define Q_STAGES 2
+// With an entry comes which half of its tile.
+#define SECOND 128
+
+// For tiles of queries that see nothing: zeros, and where no branch sees anything, an lse of +inf, under which
+// every weight is 0.
+__device__ __forceinline__ void blind(const Call& call) {
+  int lane = threadIdx.x & 31, tile;
+  for (int first = (threadIdx.x & ~31) - 128; first < call.turns; first += 256) {
+    u32 nothing = 0;
+    if (first + lane < call.turns) {
+      int bh = item(call, first + lane, tile);
+      if (bh >= 0) {
+        Lists lists = lists_of(call, bh / call.heads, bh % call.heads, tile);
+#pragma unroll
+        for (int n = 0; n < BRANCHES; n++) nothing |= (lists.count[n] == 0) << n;
+      }
+    }
+    for (u32 left = __ballot_sync(~0u, nothing != 0); left != 0; left &= left - 1) {
+      int turn = __ffs(left) - 1, bh = item(call, first + turn, tile);
+      u32 of = __shfl_sync(~0u, (int)nothing, turn);
+      if (of == (1 << BRANCHES) - 1) {
+        for (int row = lane; row < TALL; row += 32) {
+          call.lse2[(long long)bh * call.tall + tile * TALL + row] = INFINITE;
+          call.dots[(long long)bh * call.tall + tile * TALL + row] = 0.f;
+        }
+      }
+      int end = (tile + 1) * TALL < call.queries ? (tile + 1) * TALL : call.queries;
+      for (int n = 0; n < BRANCHES; n++) {
+        if (!(of >> n & 1)) continue;
+        for (int token = tile * TALL; token < end; token++) {
+          long long row = ((long long)n * call.batch * call.heads + bh) * call.queries + token;
+          for (int c = 2 * lane; c < call.d; c += 64) *(u32*)((unsigned short*)call.dq + row * call.d + c) = 0;
+        }
+      }
+    }
+  }
+}
+
+// Sum of the products of 8 neighbouring numbers.
+__device__ __forceinline__ float dot_of(int4 x, uint4 y) {
+  float sum = low_of(x.x) * low_of(y.x) + high_of(x.x) * high_of(y.x);
+  sum += low_of(x.y) * low_of(y.y) + high_of(x.y) * high_of(y.y);
+  sum += low_of(x.z) * low_of(y.z) + high_of(x.z) * high_of(y.z);
+  return sum + (low_of(x.w) * low_of(y.w) + high_of(x.w) * high_of(y.w));
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_constant__ Call call) {
   extern __shared__ __align__(1024) unsigned char memory[];
   u32 base = (shared_address(memory) + ATOM - 1) & ~(ATOM - 1);
-  u32 q = base, dout = q + TILE, k = dout + TILE, v = k + STAGES * TILE, bars = v + STAGES * TILE;
-  u32 q_full = bars, full = bars + 8, unused = full + 8 * STAGES;
-  int bh = __ldg(call.order + 2 * blockIdx.x), tile = __ldg(call.order + 2 * blockIdx.x + 1), branch = blockIdx.y;
-  if (bh < 0) return;
-  int b = bh / call.heads, h = bh % call.heads, kv = h / (call.heads / call.kv);
+  u32 q = base, pieces = q + Q_STAGES * 2 * TILE, bars = pieces + STAGES * 2 * PIECE_TILE;
+  u32 k_full = bars, k_free = k_full + 8 * STAGES, v_full = k_free + 8 * STAGES, v_free = v_full + 8 * STAGES,
+      q_full = v_free + 8 * STAGES, q_free = q_full + 8 * Q_STAGES, whats = bars + 128;
   int group = threadIdx.x >> 7;
   if (threadIdx.x == 0) {
-    barrier_init(q_full, 1);
     for (int i = 0; i < STAGES; i++) {
-      barrier_init(full + 8 * i, 1);
-      barrier_init(unused + 8 * i, READERS);
+      barrier_init(k_full + 8 * i, 1);
+      barrier_init(v_full + 8 * i, 1);
+      barrier_init(k_free + 8 * i, READERS);
+      barrier_init(v_free + 8 * i, READERS);
+    }
+    for (int i = 0; i < Q_STAGES; i++) {
+      barrier_init(q_full + 8 * i, 1);
+      barrier_init(q_free + 8 * i, 2);
     }
     barriers_ready();
   }
   __syncthreads();
-  const Side& side = call.sides[branch];
-  int row = (b * side.classes + __ldg(side.numbers + side.heads + 4 * h)) * (call.tall / TALL) + tile;
-  int start = __ldg(side.starts + row), total = __ldg(side.starts + row + 1) - start;
-  const int* tiles = side.tiles + start;
 
   if (group == 0) {
-    FEWER_REGISTERS;
-    if (threadIdx.x == 0 && total > 0) {
-      expect(q_full, 2 * TILE);
-      load_tile<TALL>(q, &call.q, q_full, tile * TALL, h, branch * call.batch + b);
-      load_tile<TALL>(dout, &call.dout, q_full, tile * TALL, h, b);
-      for (int i = 0; i < total; i++) {
-        int token = tile_of(__ldg(tiles + i)) * TALL, stage = i % STAGES;
-        u32 bar = full + 8 * stage;
-        wait(unused + 8 * stage, ((i / STAGES) & 1) ^ 1);
-        expect(bar, 2 * TILE);
-        load_tile<TALL>(k + stage * TILE, &call.k, bar, token, kv, branch * call.batch + b);
-        load_tile<TALL>(v + stage * TILE, &call.v, bar, token, kv, b);
+    FEWER_REGISTERS(56);
+    if (threadIdx.x < 32) {
+      int i = 0, count = 0;
+      bool leads = threadIdx.x == 0;
+      walk(call, [&](const Load& x) {
+        int row = (x.marks & BRANCH) * call.batch + x.row;
+        bool begins = x.marks & FIRST_OF_LIST;
+        if (leads) {
+          if (begins) {
+            int at = count % Q_STAGES;
+            u32 my_q = q + at * 2 * TILE;
+            wait(q_free + 8 * at, ((count / Q_STAGES) & 1) ^ 1);
+            expect(q_full + 8 * at, 2 * TILE);
+            load_tile<TALL>(my_q, &call.q, q_full + 8 * at, x.tile * TALL, x.h, row);
+            load_tile<TALL>(my_q + TILE, &call.dout, q_full + 8 * at, x.tile * TALL, x.h, x.row);
+            // Those who compute read it where it lies, soon.
+            for (int fold = 0; fold < FOLDS; fold++) fetch_box(&call.o, fold * 64, x.tile * TALL, x.h, x.row);
+          }
+          int now = i;
+#pragma unroll 1
+          for (int piece = 0; piece < 2; piece++, now++) {
+            int stage = now % STAGES, token = tile_of(x.entry) * TALL + piece * PIECE;
+            u32 to = pieces + stage * 2 * PIECE_TILE, phase = ((now / STAGES) & 1) ^ 1;
+            wait(k_free + 8 * stage, phase);
+            store_ints(whats + 16 * stage, x.entry, x.bh, x.tile,
+                       (x.marks & BRANCH) | (begins && piece == 0 ? FIRST_OF_LIST : 0) | (piece == 1 ? SECOND : 0));
+            expect(k_full + 8 * stage, PIECE_TILE);
+            load_tile<PIECE>(to, &call.k, k_full + 8 * stage, token, x.kv, row);
+            wait(v_free + 8 * stage, phase);
+            expect(v_full + 8 * stage, PIECE_TILE);
+            load_tile<PIECE>(to + PIECE_TILE, &call.v, v_full + 8 * stage, token, x.kv, x.row);
+          }
+        }
+        i += 2;
+        count += begins;
+      });
+      int stage = i % STAGES;
+      if (leads) {
+        wait(k_free + 8 * stage, ((i / STAGES) & 1) ^ 1);
+        store_ints(whats + 16 * stage, 0, 0, 0, END);
+        arrive(k_full + 8 * stage);
       }
     }
     return;
   }
 
-  MORE_REGISTERS;
+  MORE_REGISTERS(224);
+  blind(call);
   int half = group - 1, thread = threadIdx.x & 127, lane = thread & 31, warp = thread >> 5;
-  u32 my_q = q + half * 64 * ROW_BYTES, my_dout = dout + half * 64 * ROW_BYTES;
-  int token = tile * TALL + half * 64 + warp * 16 + (lane >> 2), column = 2 * (lane & 3);
-  const float* lse = call.lse2 + (long long)bh * call.tall + token;
-  const float* dots = call.dots + (long long)bh * call.tall + token;
-  float lse_a = lse[0], lse_b = lse[8], dot_a = dots[0], dot_b = dots[8];
-  float dq[HEAD / 2];
-#pragma unroll
-  for (int c = 0; c < HEAD / 2; c++) dq[c] = 0.f;
-  if (total > 0) wait(q_full, 0);
-  for (int i = 0; i < total; i++) {
-    int entry = __ldg(tiles + i), stage = i % STAGES;
-    wait(full + 8 * stage, (i / STAGES) & 1);
-#pragma unroll 1
-    for (int part = 0; part < TALL; part += PART) {
-      u32 my_k = k + stage * TILE + part * ROW_BYTES, my_v = v + stage * TILE + part * ROW_BYTES;
-      float s[PART / 2], dp[PART / 2];
-      u32 ds[PART / 4];
-      pin(s);
-      pin(dp);
-      products_begin();
-#pragma unroll
-      for (int step = 0; step < HEAD / 16; step++)
-        scores_product(s, by_channels<TALL>(my_q, step), by_channels<TALL>(my_k, step), step != 0);
-      products_commit();
-#pragma unroll
-      for (int step = 0; step < HEAD / 16; step++)
-        scores_product(dp, by_channels<TALL>(my_dout, step), by_channels<TALL>(my_v, step), step != 0);
-      products_commit();
-      products_wait<1>();
-      pin(s);
-      if (entry < 0) hide(s, call, entry, branch, b, h, token, tile_of(entry) * TALL + part + column);
-#pragma unroll
-      for (int j = 0; j < PART / 8; j++) {
-        s[4 * j] = power_of_2(fmaf(s[4 * j], call.scale_log2, -lse_a));
-        s[4 * j + 1] = power_of_2(fmaf(s[4 * j + 1], call.scale_log2, -lse_a));
-        s[4 * j + 2] = power_of_2(fmaf(s[4 * j + 2], call.scale_log2, -lse_b));
-        s[4 * j + 3] = power_of_2(fmaf(s[4 * j + 3], call.scale_log2, -lse_b));
-      }
-      products_wait<0>();
-      pin(dp);
-#pragma unroll
-      for (int j = 0; j < PART / 8; j++) {
-        dp[4 * j] = s[4 * j] * (dp[4 * j] - dot_a);
-        dp[4 * j + 1] = s[4 * j + 1] * (dp[4 * j + 1] - dot_a);
-        dp[4 * j + 2] = s[4 * j + 2] * (dp[4 * j + 2] - dot_b);
-        dp[4 * j + 3] = s[4 * j + 3] * (dp[4 * j + 3] - dot_b);
-      }
-      pack_all(ds, dp);
-      pin(dq);
-      products_begin();
-#pragma unroll
-      for (int step = 0; step < PART / 16; step++)
-        gradient_product(dq, ds[4 * step], ds[4 * step + 1], ds[4 * step + 2], ds[4 * step + 3], by_tokens<TALL>(my_k, step));
-      products_commit();
-      products_wait<0>();
-      pin(dq);
+  int row = half * 64 + warp * 16 + (lane >> 2), column = 2 * (lane & 3);
+  float s[PIECE / 2], dp[PIECE / 2], dq[HEAD / 2];
+  u32 ds[PIECE / 4];
+  float lse_a = 0.f, lse_b = 0.f, dot_a = 0.f, dot_b = 0.f;
+  // The tile of queries under way, and how many there were before it.
+  int bh = 0, tile = 0, branch = 0, count = -1;
+  // Whether the tile before it may still be on its way out of shared memory.
+  bool owed = false;
+
+  auto place = [&](int of) { return q + (of % Q_STAGES) * 2 * TILE; };
+  auto settle = [&](int of) {
+    if (thread == 0 && owed) {
+      stores_read();
+      arrive(q_free + 8 * (of % Q_STAGES));
     }
-    if (lane == 0) arrive(unused + 8 * stage);
+    owed = false;
+  };
+  // Scores and dp of a piece, of the tile of queries with that number.
+  auto scores = [&](int of, int i) {
+    int stage = i % STAGES;
+    u32 my_q = place(of) + half * 64 * ROW_BYTES, k = pieces + stage * 2 * PIECE_TILE;
+#pragma unroll
+    for (int step = 0; step < HEAD / 16; step++)
+      scores_product(s, by_channels<TALL>(my_q, step), by_channels<PIECE>(k, step), step != 0);
+    products_commit();
+    wait(v_full + 8 * stage, (i / STAGES) & 1);
+#pragma unroll
+    for (int step = 0; step < HEAD / 16; step++)
+      scores_product(dp, by_channels<TALL>(my_q + TILE, step), by_channels<PIECE>(k + PIECE_TILE, step), step != 0);
+    products_commit();
+  };
+  auto gradient = [&](int stage) {
+    u32 k = pieces + stage * 2 * PIECE_TILE;
+#pragma unroll
+    for (int step = 0; step < PIECE / 16; step++)
+      gradient_product(dq, ds[4 * step], ds[4 * step + 1], ds[4 * step + 2], ds[4 * step + 3], by_tokens<PIECE>(k, step));
+    products_commit();
+  };
+  auto lse_of = [&](int4 what) {
+    int token = what.z * TALL + row;
+    const float* lse = call.lse + (long long)what.y * call.queries + token;
+    lse_a = token < call.queries ? __ldg(lse) : -INFINITE;
+    lse_b = token + 8 < call.queries ? __ldg(lse + 8) : -INFINITE;
+    lse_a = lse_a == -INFINITE ? INFINITE : lse_a * 1.4426950408889634f;
+    lse_b = lse_b == -INFINITE ? INFINITE : lse_b * 1.4426950408889634f;
+  };
+  // Out of this thread's queries, a quarter of the channels: they are on their way while products are computed.
+  uint4 out_a[HEAD / 32], out_b[HEAD / 32];
+  auto read_out = [&](int4 what) {
+    int token = what.z * TALL + row, h = what.y % call.heads;
+    const unsigned short* out = (const unsigned short*)call.out + what.y / call.heads * call.of_out.row + h * call.of_out.head;
+    out += token * call.of_out.token;
+#pragma unroll
+    for (int n = 0; n < HEAD / 32; n++) {
+      int channel = 32 * n + 8 * (lane & 3);
+      out_a[n] = out_b[n] = make_uint4(0, 0, 0, 0);
+      if (token < call.queries && channel < call.e) out_a[n] = __ldg((const uint4*)(out + channel));
+      if (token + 8 < call.queries && channel < call.e) out_b[n] = __ldg((const uint4*)(out + 8 * call.of_out.token + channel));
+    }
+  };
+  auto weights = [&](int4 what) {
+    if (what.x < 0)
+      hide(s, call, what.x, what.w & BRANCH, what.y / call.heads, what.y % call.heads, what.z * TALL + row,
+           tile_of(what.x) * TALL + (what.w & SECOND ? PIECE : 0) + column);
+#pragma unroll
+    for (int j = 0; j < PIECE / 8; j++) {
+      s[4 * j] = power_of_2(fmaf(s[4 * j], call.scale_log2, -lse_a));
+      s[4 * j + 1] = power_of_2(fmaf(s[4 * j + 1], call.scale_log2, -lse_a));
+      s[4 * j + 2] = power_of_2(fmaf(s[4 * j + 2], call.scale_log2, -lse_b));
+      s[4 * j + 3] = power_of_2(fmaf(s[4 * j + 3], call.scale_log2, -lse_b));
+    }
+  };
+  // rowsum(dO * O), of the tile of queries with that number; both numbers are kept for the pass by keys.
+  auto dots_of = [&](int4 what, int of) {
+    u32 dout = place(of) + TILE + row * ROW_BYTES;
+    dot_a = dot_b = 0.f;
+#pragma unroll
+    for (int n = 0; n < HEAD / 32; n++) {
+      u32 at = (n >> 1) * TALL * ROW_BYTES + (((4 * (n & 1) + (lane & 3)) ^ (row & 7)) << 4);
+      dot_a += dot_of(load_ints(dout + at), out_a[n]);
+      dot_b += dot_of(load_ints(dout + at + 8 * ROW_BYTES), out_b[n]);
+    }
+#pragma unroll
+    for (int other = 1; other < 4; other *= 2) {
+      dot_a += __shfl_xor_sync(~0u, dot_a, other);
+      dot_b += __shfl_xor_sync(~0u, dot_b, other);
+    }
+    // Of all branches the same.
+    if ((lane & 3) == 0) {
+      long long at = (long long)what.y * call.tall + what.z * TALL + row;
+      call.lse2[at] = lse_a;
+      call.lse2[at + 8] = lse_b;
+      call.dots[at] = dot_a;
+      call.dots[at + 8] = dot_b;
+    }
+  };
+  auto changes = [&] {
+#pragma unroll
+    for (int j = 0; j < PIECE / 8; j++) {
+      ds[2 * j] = pack(s[4 * j] * (dp[4 * j] - dot_a), s[4 * j + 1] * (dp[4 * j + 1] - dot_a));
+      ds[2 * j + 1] = pack(s[4 * j + 2] * (dp[4 * j + 2] - dot_b), s[4 * j + 3] * (dp[4 * j + 3] - dot_b));
+    }
+  };
+  auto begin = [&](int4 what) {
+#pragma unroll
+    for (int c = 0; c < HEAD / 2; c++) dq[c] = 0.f;
+    bh = what.y;
+    tile = what.z;
+    branch = what.w & BRANCH;
+    count++;
+  };
+  // dq leaves, in the place of its queries, which nobody reads any more.
+  auto finish = [&] {
+    u32 mine = place(count) + half * 64 * ROW_BYTES, me = fresh(thread), line = mine + ((me >> 5) * 16 + (me & 15)) * ROW_BYTES;
+    float x = call.scale;
+    meet(3 + half, 128);
+#pragma unroll
+    for (int step = 0; step < HEAD / 16; step++)
+      store_matrices(line + (step >> 2) * TALL * ROW_BYTES + ((((step & 3) * 2 + ((me >> 4) & 1)) ^ (me & 7)) << 4),
+                     pack(dq[8 * step] * x, dq[8 * step + 1] * x), pack(dq[8 * step + 2] * x, dq[8 * step + 3] * x),
+                     pack(dq[8 * step + 4] * x, dq[8 * step + 5] * x), pack(dq[8 * step + 6] * x, dq[8 * step + 7] * x));
+    async_fence();
+    meet(3 + half, 128);
+    if (thread == 0) {
+      for (int fold = 0; fold < FOLDS; fold++)
+        store_box(&call.to, mine + fold * TALL * ROW_BYTES, fold * 64, tile * TALL + half * 64, bh % call.heads,
+                  branch * call.batch + bh / call.heads);
+      stores_commit();
+    }
+    owed = true;
+  };
+
+  wait(k_full, 0);
+  int4 what = load_ints(whats);
+  if (what.w & END) return;
+  begin(what);
+  wait(q_full, 0);
+  pin(s);
+  pin(dp);
+  products_begin();
+  scores(count, 0);
+  lse_of(what);
+  read_out(what);
+  products_wait<1>();
+  pin(s);
+  weights(what);
+  products_wait<0>();
+  pin(dp);
+  if (lane == 0) arrive(v_free);
+  dots_of(what, count);
+  changes();
+  int i = 0;
+  for (;;) {
+    int before = i % STAGES;
+    i++;
+    int stage = i % STAGES;
+    wait(k_full + 8 * stage, (i / STAGES) & 1);
+    what = load_ints(whats + 16 * stage);
+    bool begins = what.w & FIRST_OF_LIST;
+    if (what.w & END) break;
+    if (begins) wait(q_full + 8 * ((count + 1) % Q_STAGES), ((count + 1) / Q_STAGES) & 1);
+    pin(s);
+    pin(dp);
+    pin(dq);
+    products_begin();
+    scores(count + begins, i);
+    gradient(before);
+    if (begins) {
+      lse_of(what);
+      read_out(what);
+    }
+    products_wait<2>();
+    pin(s);
+    weights(what);
+    products_wait<1>();
+    pin(dp);
+    if (lane == 0) arrive(v_free + 8 * stage);
+    if (begins) dots_of(what, count + 1);
+    products_wait<0>();
+    pin(dq);
+    if (lane == 0) arrive(k_free + 8 * before);
+    settle(count - 1);
+    if (begins) {
+      finish();
+      begin(what);
+    }
+    changes();
   }
-  store(call.dq, (long long)(branch * call.batch + b) * call.heads + h, call.queries, token, call.d, dq, call.scale, call.scale);
+  // The last dq, with nothing beside it.
+  pin(dq);
+  products_begin();
+  gradient((i + STAGES - 1) % STAGES);
+  products_wait<0>();
+  pin(dq);
+  finish();
+  if (thread == 0) stores_written();
 }

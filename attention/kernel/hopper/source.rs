@@ -52,8 +52,8 @@ pub(super) struct Variant {
     pub branches: usize,
     /// Of each branch.
     pub rules: [Rules; MOST_BRANCHES],
-    /// Whether two runs give the same bits.
-    pub ordered: bool,
+    /// Whether dq has a pass of its own: two runs give the same bits.
+    pub alone: bool,
 }
 
 impl Variant {
@@ -81,23 +81,24 @@ impl Variant {
         for (i, rules) in self.rules.iter().enumerate() {
             define(&mut text, &format!("RULES_{i}"), rules.bits() as usize);
         }
-        define(&mut text, "ORDERED", self.ordered as usize);
+        define(&mut text, "ALONE", self.alone as usize);
         define(&mut text, "IS_BF16", (self.numbers == Numbers::Bf16) as usize);
         define(&mut text, "KEYS_ARE_COLUMNS", (self.kernel != Kernel::Keys) as usize);
         define(&mut text, "CALL_BYTES", size_of::<Call>());
         let _ = writeln!(text, "#define TYPE \"{}\"", self.numbers.name());
-        let (hide, kernel) = match self.kernel {
-            Kernel::Forward => (include_str!("hide.cuh"), include_str!("forward.cu")),
-            Kernel::Keys => (include_str!("hide.cuh"), include_str!("keys.cu")),
-            Kernel::Queries => (include_str!("hide.cuh"), include_str!("queries.cu")),
-            Kernel::Around => ("", include_str!("around.cu")),
-            Kernel::Combine => ("", include_str!("combine.cu")),
+        let (hide, walk) = (include_str!("hide.cuh"), include_str!("walk.cuh"));
+        let kernel: &[&str] = match self.kernel {
+            Kernel::Forward => &[hide, walk, include_str!("forward.cu")],
+            Kernel::Keys => &[hide, include_str!("keys.cu")],
+            Kernel::Queries => &[hide, walk, include_str!("queries.cu")],
+            Kernel::Around => &[include_str!("around.cu")],
+            Kernel::Combine => &[include_str!("combine.cu")],
         };
         text += instructions;
         text += include_str!("mask.cuh");
         text += include_str!("base.cuh");
         text += products;
-        text + hide + kernel
+        text + &kernel.concat()
     }
 
     pub fn products(&self) -> Vec<(&'static str, usize, Left)> {
@@ -126,7 +127,6 @@ impl Variant {
             Kernel::Forward => &["forward"],
             Kernel::Keys => &["keys"],
             Kernel::Queries => &["queries"],
-            Kernel::Around if self.ordered => &["before"],
             Kernel::Around => &["before", "after"],
             Kernel::Combine => &["combine"],
         }
@@ -138,11 +138,11 @@ impl Variant {
         match self.kernel {
             // Queries of one branch come ahead.
             Kernel::Forward => (self.branches.max(2) + 4) * tile + BESIDES,
-            Kernel::Queries => 6 * tile + BESIDES,
+            Kernel::Queries => 7 * tile + BESIDES,
             Kernel::Keys => {
                 let (queries, keys) = Self::tile_by_keys(self.head);
                 let of_queries = 2 * (2 * queries * self.head * 2 + 2 * queries * 4);
-                let of_dq = if self.ordered { 0 } else { 2 * keys * queries * 2 + 2 * 64 * 64 * 4 };
+                let of_dq = if self.alone { 0 } else { 2 * keys * queries * 2 + 2 * 64 * 64 * 4 };
                 2 * tile + of_queries + of_dq + BESIDES
             }
             Kernel::Around | Kernel::Combine => 0,

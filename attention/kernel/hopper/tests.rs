@@ -203,8 +203,8 @@ fn numbers_of_tokens_are_rounded_up_to_tiles() {
 pub(super) fn variant(kernel: Kernel, head: usize) -> Variant {
     let mut rules = [Rules::default(); MOST_BRANCHES];
     rules[0] = Rules::CAUSAL;
-    let (numbers, branches, ordered) = (Numbers::Bf16, 1, false);
-    Variant { kernel, head, numbers, branches, rules, ordered }
+    let (numbers, branches, alone) = (Numbers::Bf16, 1, false);
+    Variant { kernel, head, numbers, branches, rules, alone }
 }
 
 const KERNELS: [Kernel; 5] =
@@ -214,8 +214,8 @@ const KERNELS: [Kernel; 5] =
 fn every_kernel_fits_into_shared_memory() {
     for head in [64, 128] {
         for kernel in KERNELS {
-            for (branches, ordered) in [(1, false), (MOST_BRANCHES, false), (1, true)] {
-                let variant = Variant { branches, ordered, ..variant(kernel, head) };
+            for (branches, alone) in [(1, false), (MOST_BRANCHES, false), (1, true)] {
+                let variant = Variant { branches, alone, ..variant(kernel, head) };
                 assert!(variant.shared() <= SHARED, "{variant:?}: {}", variant.shared());
                 let source = variant.source();
                 for entry in variant.entries() {
@@ -254,8 +254,8 @@ fn a_cubins_name_tells_all_that_it_depends_on() {
     let mut names: Vec<String> = Vec::new();
     for head in [64, 128] {
         for kernel in KERNELS {
-            for (numbers, ordered) in [(Numbers::Bf16, false), (Numbers::F16, true)] {
-                let variant = Variant { numbers, ordered, ..variant(kernel, head) };
+            for (numbers, alone) in [(Numbers::Bf16, false), (Numbers::F16, true)] {
+                let variant = Variant { numbers, alone, ..variant(kernel, head) };
                 names.push(name(&variant.source(), &OPTIONS, (13, 0)));
             }
         }

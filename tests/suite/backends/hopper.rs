@@ -120,6 +120,8 @@ fn others() -> Vec<Case> {
         few("long cache, window", 16, 128, 64, Some(300)),
         square("one key head", [1, 3, 1, 900], 64, causal(), plain(1, 900, 0)),
         square("1500 tokens", [1, 2, 2, 1500], 128, causal(), plain(1, 1500, 0)),
+        // So many tokens that dq has a pass of its own unless many keys are seen.
+        square("2100 tokens", [2, 8, 2, 2100], 128, causal(), plain(2, 2100, 0)),
         cache,
         branches(),
     ]

@@ -29,13 +29,13 @@ fn rules() -> Vec<Rules> {
 fn variants() -> Vec<Variant> {
     let mut all = Vec::new();
     for head in [64, 128] {
-        for (kernel, ordered) in [
+        for (kernel, alone) in [
             (Kernel::Forward, false),
             (Kernel::Keys, false),
             (Kernel::Keys, true),
             (Kernel::Queries, true),
         ] {
-            let plain = Variant { ordered, ..variant(kernel, head) };
+            let plain = Variant { alone, ..variant(kernel, head) };
             for of_mask in rules() {
                 let rules = [of_mask, Rules::default(), Rules::default()];
                 all.push(Variant { rules, ..plain });
@@ -48,9 +48,7 @@ fn variants() -> Vec<Variant> {
         }
         for numbers in [Numbers::Bf16, Numbers::F16] {
             all.push(Variant { numbers, ..variant(Kernel::Combine, head) });
-            for ordered in [false, true] {
-                all.push(Variant { numbers, ordered, ..variant(Kernel::Around, head) });
-            }
+            all.push(Variant { numbers, ..variant(Kernel::Around, head) });
         }
     }
     all

@@ -25,9 +25,11 @@ typedef unsigned long long u64;
 struct int2 { int x, y; };
 struct int4 { int x, y, z, w; };
 struct uint2 { u32 x, y; };
+struct uint4 { u32 x, y, z, w; };
 struct float2 { float x, y; };
 struct float4 { float x, y, z, w; };
 struct Place { int x, y, z; };
+inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
 inline int2 make_int2(int x, int y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
@@ -118,6 +120,21 @@ inline float __shfl_xor_sync(u32, float x, int lanes) {
   return x;
 }
 
+inline int shuffled(int x, int from) {
+  static int told[512];
+  told[current] = x;
+  warp();
+  x = told[(current & ~31) + (from & 31)];
+  warp();
+  return x;
+}
+inline void __syncwarp() { warp(); }
+inline int __shfl_sync(u32, int x, int lane) { return shuffled(x, lane); }
+inline int __shfl_up_sync(u32, int x, int lanes) {
+  int lane = current & 31;
+  return shuffled(x, lane < lanes ? lane : lane - lanes);
+}
+
 inline u32 __ballot_sync(u32, bool yes) {
   static bool told[512];
   told[current] = yes;
@@ -163,8 +180,8 @@ inline void wait(u32 at, u32 phase) {
 inline void async_fence() {}
 inline int fresh(int x) { return x; }
 template<int N> inline void pin(float (&)[N]) {}
-#define FEWER_REGISTERS
-#define MORE_REGISTERS
+#define FEWER_REGISTERS(count)
+#define MORE_REGISTERS(count)
 
 // Numbers of 16 bits
 
@@ -212,6 +229,9 @@ inline void load_box(u32 to, const Map* map, u32 bar, int channel, int token, in
       memcpy(memory + swizzled(to + t * 128 + c * 2), &x, 2);
     }
   came(bar, w[8] * 128);
+}
+inline void fetch_box(const Map* map, int, int, int head, int row) {
+  if (head >= (int)map->words[3] || row >= (int)map->words[4]) fail("a box beside the tensor");
 }
 inline void load_line(u32 to, const void* from, u32 bytes, u32 bar) {
   memcpy(memory + to, from, bytes);

@@ -25,7 +25,7 @@ int main() {
   }
   static Call call;
   get(&call, sizeof(call));
-  for (Map* map : {&call.q, &call.k, &call.v, &call.dout, &call.o}) found(map->words[0]);
+  for (Map* map : {&call.q, &call.k, &call.v, &call.dout, &call.o, &call.to}) found(map->words[0]);
   for (Side& side : call.sides) found(side.numbers), found(side.starts), found(side.tiles);
   found(call.order), found(call.out), found(call.lse), found(call.lse2), found(call.dots), found(call.sums);
   found(call.whole), found(call.whole_lse), found(call.dout_rows), found(call.dq), found(call.dk), found(call.dv);
