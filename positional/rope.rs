@@ -128,8 +128,8 @@ pub struct Rope {
     last: Arc<Mutex<Option<Last>>>,
 }
 
-/// The tables that were asked for last: every step of a training has the same positions, and so has every
-/// layer that rotates keys out of a cache.
+/// The tables that were asked for last: every step of a training has the same positions, and so has
+/// every layer that rotates keys out of a cache.
 #[derive(Clone, Debug)]
 struct Last {
     positions: Positions,
@@ -187,15 +187,22 @@ impl Rope {
     ) -> RopeTable {
         let rows = if positions.uniform() { positions.batch().min(1) } else { positions.batch() };
         let lengths: Vec<_> = (0..rows).map(length).collect();
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let same = |last: &&Last| {
-            last.positions == *positions && last.lengths == lengths && last.device == *device
+            last.positions == *positions
+                && last.lengths == lengths
+                && last.device == *device
+                // Devices are equal whether they build a graph or not.
+                && last.device.is_autodiff() == device.is_autodiff()
+                && last.device.gradient_checkpointing_strategy()
+                    == device.gradient_checkpointing_strategy()
         };
-        if let Some([cos, sin]) = last.as_ref().filter(same).map(|last| last.tables.clone()) {
+        let found = last().as_ref().filter(same).map(|last| last.tables.clone());
+        if let Some([cos, sin]) = found {
             return RopeTable { cos, sin, rope: self.clone() };
         }
         // Before others take their place in memory.
-        *last = None;
+        *last() = None;
         let scale = 1.0 / positions.denominator() as f64;
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
         for (b, length) in lengths.iter().enumerate() {
@@ -212,7 +219,7 @@ impl Rope {
         let tensor = |x: Vec<f32>| Tensor::from_data(TensorData::new(x, shape), device);
         let tables = [tensor(cos), tensor(sin)];
         let [cos, sin] = tables.clone();
-        *last =
+        *last() =
             Some(Last { positions: positions.clone(), lengths, device: device.clone(), tables });
         RopeTable { cos, sin, rope: self.clone() }
     }
@@ -263,7 +270,8 @@ mod tests {
         }
     }
 
-    /// What was asked for last is only given where all is the same: positions and the length that sets frequencies.
+    /// What was asked for last is only given where all is the same: positions, the length that sets
+    /// frequencies, and whether a graph is built.
     #[test]
     fn tables_are_those_that_were_asked_for() {
         let kind = RopeKind::Dynamic { factor: 2.0, original_max_position_embeddings: 8 };
@@ -277,6 +285,10 @@ mod tests {
             for (got, want) in [(got.cos, want.cos), (got.sin, want.sin)] {
                 assert_eq!(got.into_data(), want.into_data(), "{positions:?} at {length}");
             }
+        }
+        for device in [device.clone().inner(), device.clone().inner().autodiff()] {
+            let table = rope.table_at(&near, 6, &device);
+            assert_eq!(table.cos.device().is_autodiff(), device.is_autodiff());
         }
         let (a, b) = (rope.table_at(&near, 6, &device), rope.table_at(&near, 40, &device));
         assert_ne!(a.cos.into_data(), b.cos.into_data());

@@ -161,7 +161,13 @@ impl Mask {
         Ok(mask)
     }
 
-    fn build(spec: MaskSpec, q: TokenMeta, k: TokenMeta, heads: usize) -> Result<Self, Error> {
+    /// The same, always a new one that is not remembered: a mask may not keep itself.
+    pub(crate) fn build(
+        spec: MaskSpec,
+        q: TokenMeta,
+        k: TokenMeta,
+        heads: usize,
+    ) -> Result<Self, Error> {
         if q.batch() != k.batch() {
             return Err(Error::shape(
                 "mask",

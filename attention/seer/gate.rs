@@ -342,7 +342,8 @@ fn repeat(x: Tensor<4>, heads: usize) -> Tensor<4> {
 pub(super) fn of_width(rope: &Rope, head_dim: usize, gate_dim: usize) -> Result<Rope> {
     let config = rope.config();
     if head_dim == gate_dim {
-        return Ok(rope.clone());
+        // One of its own, which remembers its own tables.
+        return config.init();
     }
     RopeConfig { dim: config.dim * gate_dim / head_dim, ..config.clone() }.init().map_err(|error| {
         Error::config(

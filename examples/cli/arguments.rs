@@ -32,7 +32,7 @@ fn explained(mut error: Error) -> Error {
         Some(ContextValue::String(value))
             if error.kind() == ErrorKind::ValueValidation && is_negative(value) =>
         {
-            let remedy = StyledStr::from("give a whole number without a minus sign");
+            let remedy = StyledStr::from("give a value without a minus sign");
             error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![remedy]));
             error
         }

@@ -145,8 +145,11 @@ impl AdamWMany {
 
 impl Drop for AdamWMany {
     fn drop(&mut self) {
+        // While a panic unwinds, nobody asks for it, and a second one would abort the program.
         #[cfg(feature = "cuda-nvrtc")]
-        self.waiting.launch();
+        if !std::thread::panicking() {
+            self.waiting.launch();
+        }
     }
 }
 

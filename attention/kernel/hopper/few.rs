@@ -37,5 +37,6 @@ pub(super) fn mask_of(mask: &Mask, group: usize, kv: usize) -> Option<Mask> {
     let tokens: Vec<usize> = (0..group).flat_map(|_| 0..mask.queries().len()).collect();
     let rows = vec![tokens; mask.queries().batch()];
     let queries = mask.queries().gather(&rows).ok()?;
-    Mask::new(mask.spec().clone(), queries, mask.keys().clone(), kv).ok()
+    // `Mask::new` would give `mask` itself where every head has keys of its own, and it would keep itself.
+    Mask::build(mask.spec().clone(), queries, mask.keys().clone(), kv).ok()
 }

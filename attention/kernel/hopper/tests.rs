@@ -283,3 +283,15 @@ fn cubins_are_kept_whole_or_not_at_all() {
     cubin::keep(&file, "a", b"\x7fELF");
     assert_eq!(cubin::kept(&file, "a"), None);
 }
+
+/// Also where every head has keys of its own and packing changes nothing: what a mask keeps must not keep the mask.
+#[test]
+fn masks_of_few_queries_are_new_ones() {
+    let keys = TokenMeta::contiguous(1, 600, 0);
+    let query = keys.slice(599..600).unwrap();
+    let mask = Mask::new(MaskSpec::causal(), query, keys, 4).unwrap();
+    for (group, kv) in [(1, 4), (2, 2)] {
+        let packed = super::few::mask_of(&mask, group, kv).unwrap();
+        assert!(!std::ptr::eq(mask.labels(), packed.labels()), "{group} heads per key head");
+    }
+}

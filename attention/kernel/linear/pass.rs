@@ -193,10 +193,9 @@ fn run(
         .zip(a.apart().zip(b.apart()))
         .and_then(|(one, (of_a, of_b))| one.times(many.iter().product(), [of_a, of_b]))
         .ok_or("sizes that do not fit")?;
+    let shape = [many, &[gemm.n, gemm.m]].concat();
     let fits = |sum: &CubeTensor| {
-        let whole =
-            sum.meta.shape().num_elements() == many.iter().product::<usize>() * gemm.n * gemm.m;
-        whole && sum.is_contiguous() && begins(sum) == 0
+        sum.meta.shape()[..] == shape[..] && sum.is_contiguous() && begins(sum) == 0
     };
     if sum.is_some_and(|sum| !fits(sum)) {
         return Err("a sum that does not fit, or lies at an odd place".into());
@@ -223,7 +222,6 @@ fn run(
         let client = a.x.client.clone();
         empty_device_contiguous_dtype(client, device.clone(), Shape::from(shape.to_vec()), dtype)
     };
-    let shape = [many, &[gemm.n, gemm.m]].concat();
     let c = sum.map_or_else(|| empty(&shape, out), CubeTensor::clone);
     let add = sum.is_some();
     let sums = (beside == Beside::RowSums).then(|| empty(&[gemm.n], out));

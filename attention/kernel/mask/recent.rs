@@ -12,8 +12,13 @@ pub(super) struct Recent(Mutex<VecDeque<Mask>>);
 impl Recent {
     /// Masks that are kept: a model has one or two of them for each kind of its layers.
     const MOST: usize = 8;
-    /// Queries and keys of all masks that are kept, except for the newest, which is always kept.
-    const TOKENS: usize = 1 << 22;
+    /// Masks of the same rules that are kept: of the rows in training, in evaluation and of workers beside
+    /// each other. A step of decoding, or with other documents, makes older ones useless.
+    const ALIKE: usize = 4;
+    /// Queries, keys and tiles of all masks that are kept, except for the newest, which is always kept.
+    const NUMBERS: usize = 1 << 22;
+    /// Pairs of a tile.
+    const TILE: usize = 1 << 14;
 
     pub const fn new() -> Self {
         Self(Mutex::new(VecDeque::new()))
@@ -33,11 +38,23 @@ impl Recent {
 
     /// Keeps `mask`, which was not there.
     pub fn put(&self, mask: &Mask) {
-        let of = |mask: &Mask| mask.queries().pos().len() + mask.keys().pos().len();
+        let of = |mask: &Mask| {
+            let (queries, keys) = (mask.queries(), mask.keys());
+            let pairs = queries.pos().len().saturating_mul(keys.len());
+            let tiles = (pairs / Self::TILE).saturating_mul(mask.classes().len());
+            tiles.saturating_add(queries.pos().len() + keys.pos().len())
+        };
         let mut all = self.all();
         all.push_front(mask.clone());
+        let mut alike = 0;
+        all.retain(|other| {
+            let same = other.heads() == mask.heads() && other.spec() == mask.spec();
+            alike += usize::from(same);
+            !same || alike <= Self::ALIKE
+        });
         all.truncate(Self::MOST);
-        while all.len() > 1 && all.iter().map(of).sum::<usize>() > Self::TOKENS {
+        let sum = |all: &VecDeque<Mask>| all.iter().map(of).fold(0, usize::saturating_add);
+        while all.len() > 1 && sum(&all) > Self::NUMBERS {
             all.pop_back();
         }
     }
@@ -83,19 +100,33 @@ mod tests {
     fn the_oldest_leave() {
         let recent = Recent::new();
         let of = |len: usize| TokenMeta::contiguous(1, len, 0);
-        let get = |len: usize| recent.get(&MaskSpec::causal(), &of(len), &of(len), 1).is_some();
-        for len in 1..=Recent::MOST {
-            recent.put(&mask(MaskSpec::causal(), &of(len), &of(len), 1));
-        }
+        // Lengths that share their rules by fours at most.
+        let spec = |len: usize| MaskSpec::causal().with_window(Some(1 + len / 4));
+        let get = |len: usize| recent.get(&spec(len), &of(len), &of(len), 1).is_some();
+        let put = |len: usize| recent.put(&mask(spec(len), &of(len), &of(len), 1));
+        (1..=Recent::MOST).for_each(put);
         // What was asked for is new again.
         assert!(get(1));
-        recent.put(&mask(MaskSpec::causal(), &of(100), &of(100), 1));
+        put(100);
         assert!(get(1) && !get(2) && get(3));
-        // All others leave for one of very many tokens, and it for the next.
-        let many = Recent::TOKENS / 2 + 1;
-        recent.put(&mask(MaskSpec::causal(), &of(many), &of(many), 1));
+        // All others leave for one of very many tiles, and it for the next.
+        let many = 1 << 18;
+        put(many);
         assert!(get(many) && !get(1) && !get(100));
-        recent.put(&mask(MaskSpec::causal(), &of(9), &of(9), 1));
+        put(9);
         assert!(get(9) && !get(many));
+    }
+
+    #[test]
+    fn masks_of_the_same_rules_leave_for_newer_ones() {
+        let recent = Recent::new();
+        let of = |len: usize| TokenMeta::contiguous(1, len, 0);
+        let put = |spec, len, heads| recent.put(&mask(spec, &of(len), &of(len), heads));
+        let get = |spec, len, heads| recent.get(&spec, &of(len), &of(len), heads).is_some();
+        put(MaskSpec::bidirectional(), 3, 1);
+        put(MaskSpec::causal(), 3, 2);
+        (1..=Recent::ALIKE + 1).for_each(|len| put(MaskSpec::causal(), len, 1));
+        assert!(!get(MaskSpec::causal(), 1, 1) && get(MaskSpec::causal(), 2, 1));
+        assert!(get(MaskSpec::bidirectional(), 3, 1) && get(MaskSpec::causal(), 3, 2));
     }
 }

@@ -122,6 +122,8 @@ fn others() -> Vec<Case> {
         square("1500 tokens", [1, 2, 2, 1500], 128, causal(), plain(1, 1500, 0)),
         // So many tokens that dq has a pass of its own unless many keys are seen.
         square("2100 tokens", [2, 8, 2, 2100], 128, causal(), plain(2, 2100, 0)),
+        // And so many keys that it is added up.
+        square("3500 tokens", [1, 10, 2, 3500], 128, causal(), plain(1, 3500, 0)),
         cache,
         branches(),
     ]

@@ -139,7 +139,8 @@ pub(in crate::fused) fn sums_of_squares(tensors: &[Tensor<1>]) -> Option<Tensor<
     let all: Vec<CubeTensor> =
         tensors.iter().map(|x| plain(x).map(into_contiguous)).collect::<Option<_>>()?;
     let device = all.first()?.device();
-    if !all.iter().all(|x| aligned(x) && x.device() == device) {
+    let fits = |x: &CubeTensor| Call::default().takes(x.meta.num_elements());
+    if !all.iter().all(|x| aligned(x) && fits(x) && x.device() == device) {
         return None;
     }
     let entries = kernels(&device)?;
