@@ -192,8 +192,7 @@ impl Rope {
             last.positions == *positions
                 && last.lengths == lengths
                 && last.device == *device
-                // Devices are equal whether they build a graph or not.
-                && last.device.is_autodiff() == device.is_autodiff()
+                // Devices are equal whether they build a graph or not; one that does has a strategy.
                 && last.device.gradient_checkpointing_strategy()
                     == device.gradient_checkpointing_strategy()
         };
