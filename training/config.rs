@@ -5,6 +5,7 @@ use super::muon::Muon;
 use super::optim::{Optimizer, ParamGroup};
 use super::{Schedule, Strategy};
 use crate::attention::Compute;
+use crate::models::ForwardOptions;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -159,6 +160,11 @@ impl TrainConfig {
     pub fn with_compute(mut self, compute: Compute) -> Self {
         self.compute = compute;
         self
+    }
+
+    /// How its forward passes run.
+    pub(super) fn options(&self) -> ForwardOptions {
+        ForwardOptions::train().with_compute(self.compute).with_deterministic(self.deterministic)
     }
 
     /// Choose whether a run repeated on the same machine gives the same bits.

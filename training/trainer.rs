@@ -140,9 +140,7 @@ impl Trainer {
     /// [`Error::Config`] when a setting cannot work.
     pub fn new(config: TrainConfig) -> Result<Self> {
         config.validate()?;
-        let options = ForwardOptions::train()
-            .with_compute(config.compute)
-            .with_deterministic(config.deterministic);
+        let options = config.options();
         Ok(Self {
             config,
             state: None,

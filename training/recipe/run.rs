@@ -14,7 +14,7 @@ use crate::models::hub::Need;
 use crate::models::keymap::params;
 use crate::models::lora::TrainableReport;
 use crate::models::weights::obstacle;
-use crate::models::{Decoder, ForwardOptions, ModelConfig, peft};
+use crate::models::{Decoder, ModelConfig, peft};
 use crate::training::checkpoint::{Inputs, RunLock};
 use crate::training::plan::{RecipePlan, Resident};
 use crate::training::report::{EvalRecord, Progress, TrainRecord};
@@ -172,10 +172,7 @@ impl<'a> Run<'a> {
         let trainable = TrainableReport::of(&model);
         self.progress.println(&trainable.to_string());
         if self.options.explain {
-            let train = &self.recipe.train;
-            let options = ForwardOptions::train()
-                .with_compute(train.compute)
-                .with_deterministic(train.deterministic);
+            let options = self.recipe.train.config(self.seed).options();
             for line in model.explain(&options, &self.options.device) {
                 self.progress.println(&line);
             }
