@@ -1,6 +1,6 @@
 //! AdamW (Loshchilov & Hutter, arXiv 1711.05101).
 
-use crate::kernel::fused::{AdamWMany, AdamWStep};
+use crate::kernel::fused::{AdamWMany, AdamWStep, adamw_scaled};
 use crate::{Error, Result};
 use burn::optim::{AdamWState, AdaptiveMomentumState, DynOptimizer, LearningRate, Optimizer};
 use burn::tensor::{Device, Tensor};
@@ -19,6 +19,9 @@ pub struct AdamW {
     /// Share of a weight taken off per step and unit of learning rate.
     pub weight_decay: f32,
 }
+
+/// A weight, its gradient and what the optimizer has of it.
+type Given<const D: usize> = (Tensor<D>, Tensor<D>, Option<AdamWState<D>>);
 
 impl Default for AdamW {
     fn default() -> Self {
@@ -46,13 +49,36 @@ impl AdamW {
     }
 
     /// A step by `scale` times the gradient, in the pass of the step: one of its own for the factor would cost
-    /// a third of it. It may wait until `many` is finished.
-    pub(super) fn step_of<const D: usize>(
+    /// a third of it.
+    pub(super) fn scaled<const D: usize>(
+        &self,
+        lr: LearningRate,
+        given: Given<D>,
+        scale: f32,
+    ) -> (Tensor<D>, AdamWState<D>) {
+        self.with(lr, given, |w, g, moments, step| adamw_scaled(w, g, moments, step, scale))
+    }
+
+    /// A step whose factor comes later, among many.
+    pub(super) fn waiting<const D: usize>(
         &self,
         many: &mut AdamWMany,
         lr: LearningRate,
-        (weight, grad, state): (Tensor<D>, Tensor<D>, Option<AdamWState<D>>),
-        scale: f32,
+        given: Given<D>,
+    ) -> (Tensor<D>, AdamWState<D>) {
+        self.with(lr, given, |w, g, moments, step| many.step(w, g, moments, step))
+    }
+
+    fn with<const D: usize>(
+        &self,
+        lr: LearningRate,
+        (weight, grad, state): Given<D>,
+        take: impl FnOnce(
+            Tensor<D>,
+            Tensor<D>,
+            [Tensor<D>; 2],
+            &AdamWStep,
+        ) -> (Tensor<D>, [Tensor<D>; 2]),
     ) -> (Tensor<D>, AdamWState<D>) {
         let (time, moments) = match state {
             Some(AdamWState { momentum: state }) => {
@@ -68,9 +94,16 @@ impl AdamW {
             weight_decay: self.weight_decay,
             time,
         };
-        let (weight, [m, v]) = many.step(weight, grad, moments, &step, scale);
+        let (weight, [m, v]) = take(weight, grad, moments, &step);
         (weight, AdamWState::new(AdaptiveMomentumState::new(time, m, v)))
     }
+}
+
+/// The state before a step that was not made; none before the first.
+pub(super) fn undone<const D: usize>(state: AdamWState<D>) -> Option<AdamWState<D>> {
+    let momentum = state.momentum;
+    let time = momentum.time.checked_sub(1).filter(|time| *time > 0)?;
+    Some(AdamWState::new(AdaptiveMomentumState { time, ..momentum }))
 }
 
 impl Optimizer for AdamW {
@@ -83,9 +116,7 @@ impl Optimizer for AdamW {
         grad: Tensor<D>,
         state: Option<AdamWState<D>>,
     ) -> (Tensor<D>, Option<AdamWState<D>>) {
-        let mut many = AdamWMany::new();
-        let (weight, state) = self.step_of(&mut many, lr, (weight, grad, state), 1.0);
-        many.finish();
+        let (weight, state) = self.scaled(lr, (weight, grad, state), 1.0);
         (weight, Some(state))
     }
 

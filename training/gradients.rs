@@ -26,6 +26,11 @@ impl GradientSum {
         self.grads.is_empty()
     }
 
+    /// How many parameters have one.
+    pub fn len(&self) -> usize {
+        self.grads.len()
+    }
+
     /// The gradient of a parameter.
     pub fn get<const D: usize>(&self, id: ParamId) -> Option<Tensor<D>> {
         self.grads.get(id)

@@ -3,7 +3,7 @@
 //! A rule is any optimizer of Burn's kind. Burn's `ModuleOptimizer` keys its state by parameter
 //! ids, which are others in every process, so the walk over the module is ours.
 
-use super::adamw::AdamW;
+use super::adamw::{AdamW, undone};
 use super::gradients::{GradientSum, leaf};
 use super::muon::Muon;
 use super::state::trainable;
@@ -12,12 +12,12 @@ use crate::models::keymap::PathStack;
 use crate::models::lora::Role;
 use crate::models::weights::{RawTensor, SaveDtype};
 use crate::{Error, Result};
-use burn::module::{Module, ModuleMapper, Param};
-use burn::optim::{AdamWState, DynOptimizer, DynState, StateSink, StateSource};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::optim::{AdamWState, DynOptimizer, DynState, Optimizer as _, StateSink, StateSource};
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Parameters that are updated differently from the rest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -132,13 +132,45 @@ impl Optimizer {
         Ok(Self { rules, matrices, states: HashMap::new() })
     }
 
-    /// Update every parameter that has a gradient, with `scale` times that gradient.
-    pub fn step<M: Module>(&mut self, model: M, grads: GradientSum, scale: f64, lr: f64) -> M {
-        let (stack, many) = (PathStack::default(), AdamWMany::new());
-        let mut walk = Walk { optimizer: self, stack, grads, scale, lr, many };
+    /// Gets ready the steps of all parameters that can wait for the factor of their gradients, while the card
+    /// still computes these; the model has their new weights once they are [finished](Self::finish) or
+    /// [undone](Self::undo).
+    pub(super) fn begin<M: Module>(
+        &mut self,
+        model: M,
+        grads: &GradientSum,
+        lr: f64,
+    ) -> (M, Begun) {
+        let (stack, begun) = (PathStack::default(), Begun::default());
+        let mut walk = Begin { optimizer: self, stack, grads, lr, begun };
         let model = model.map(&mut walk);
-        walk.many.finish();
-        model
+        (model, walk.begun)
+    }
+
+    /// Updates every parameter that has a gradient, with `scale` times that gradient.
+    pub(super) fn finish<M: Module>(
+        &mut self,
+        model: M,
+        begun: Begun,
+        grads: GradientSum,
+        (scale, lr): (f64, f64),
+    ) -> M {
+        let Begun { many, params } = begun;
+        many.finish(scale as f32);
+        if params.len() == grads.len() {
+            return model;
+        }
+        let stack = PathStack::default();
+        model.map(&mut Walk { optimizer: self, stack, grads, begun: params, scale, lr })
+    }
+
+    /// No step after all.
+    pub(super) fn undo<M: Module>(&mut self, model: &M, begun: Begun) {
+        let Begun { many, params } = begun;
+        many.undo();
+        if !params.is_empty() {
+            model.visit(&mut Undo { optimizer: self, stack: PathStack::default(), begun: params });
+        }
     }
 
     fn rule(&self, path: &str, rank: usize) -> &Rule {
@@ -230,33 +262,98 @@ fn owner<'a>(shapes: &BTreeMap<String, Vec<usize>>, name: &'a str) -> Option<&'a
     name.match_indices('.').map(|(at, _)| &name[..at]).find(|path| shapes.contains_key(*path))
 }
 
+/// Steps that wait for the factor of their gradients.
+#[derive(Default)]
+pub(super) struct Begun {
+    many: AdamWMany,
+    params: HashSet<ParamId>,
+}
+
+struct Begin<'a> {
+    optimizer: &'a mut Optimizer,
+    stack: PathStack,
+    grads: &'a GradientSum,
+    lr: f64,
+    begun: Begun,
+}
+
+impl ModuleMapper for Begin<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some(grad) = self.grads.get::<D>(param.id) else { return param };
+        let path = self.stack.path();
+        let rule = self.optimizer.rule(&path, D);
+        let lr = self.lr * rule.lr_factor;
+        let Some(adamw) = rule.adamw.filter(|_| AdamWMany::takes(&param.val(), &grad)) else {
+            return param;
+        };
+        let state = self.optimizer.states.remove(&path);
+        let state = state.map(|state| AdamW::to_device(state.downcast(), &grad.device()));
+        self.begun.params.insert(param.id);
+        update(param, |weight| {
+            let (new, state) = adamw.waiting(&mut self.begun.many, lr, (weight, grad, state));
+            self.optimizer.states.insert(path, DynState::create(state, D));
+            new
+        })
+    }
+
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.stack.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.stack.exit();
+    }
+}
+
+struct Undo<'a> {
+    optimizer: &'a mut Optimizer,
+    stack: PathStack,
+    begun: HashSet<ParamId>,
+}
+
+impl ModuleVisitor for Undo<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let (path, states) = (self.stack.path(), &mut self.optimizer.states);
+        let state = states.remove(&path).filter(|_| self.begun.contains(&param.id));
+        if let Some(state) = state.and_then(|state| undone(state.downcast::<AdamWState<D>>())) {
+            states.insert(path, DynState::create(state, D));
+        }
+    }
+
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.stack.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.stack.exit();
+    }
+}
+
 struct Walk<'a> {
     optimizer: &'a mut Optimizer,
     stack: PathStack,
     grads: GradientSum,
+    /// What has had its step.
+    begun: HashSet<ParamId>,
     scale: f64,
     lr: f64,
-    /// Steps that are not launched yet.
-    many: AdamWMany,
 }
 
 impl ModuleMapper for Walk<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some(grad) = self.grads.remove::<D>(param.id) else { return param };
+        let grad = self.grads.remove::<D>(param.id);
+        let Some(grad) = grad.filter(|_| !self.begun.contains(&param.id)) else { return param };
         let path = self.stack.path();
         let state = self.optimizer.states.remove(&path);
         let rule = self.optimizer.rule(&path, D);
         let state = state.map(|state| rule.update.to_device_dyn(state, &grad.device()));
-        let (lr, scale, many) = (self.lr * rule.lr_factor, self.scale, &mut self.many);
+        let (lr, scale) = (self.lr * rule.lr_factor, self.scale);
         let mut kept = None;
-        let param = param.map(|weight| {
-            let strategy = weight.gradient_checkpointing_strategy();
-            let weight = weight.inner();
+        let param = update(param, |weight| {
             let (new, state) = match rule.adamw {
                 Some(adamw) => {
                     let state = state.map(|state| state.downcast::<AdamWState<D>>());
-                    let given = (weight, grad, state);
-                    let (new, state) = adamw.step_of(many, lr, given, scale as f32);
+                    let (new, state) = adamw.scaled(lr, (weight, grad, state), scale as f32);
                     (new, Some(DynState::create(state, D)))
                 }
                 None => {
@@ -267,7 +364,7 @@ impl ModuleMapper for Walk<'_> {
                 }
             };
             kept = state;
-            leaf(new, strategy, true)
+            new
         });
         if let Some(state) = kept {
             self.optimizer.states.insert(path, state);
@@ -282,4 +379,15 @@ impl ModuleMapper for Walk<'_> {
     fn exit_module(&mut self, _: &str, _: &str) {
         self.stack.exit();
     }
+}
+
+/// The parameter with the weight that `step` makes of its own.
+fn update<const D: usize>(
+    param: Param<Tensor<D>>,
+    step: impl FnOnce(Tensor<D>) -> Tensor<D>,
+) -> Param<Tensor<D>> {
+    param.map(|weight| {
+        let strategy = weight.gradient_checkpointing_strategy();
+        leaf(step(weight.inner()), strategy, true)
+    })
 }

@@ -3,7 +3,7 @@
 use super::burn_train::{Session, terminal_view};
 use super::optim::Optimizer;
 use super::state::{Counters, TrainState, trainable};
-use super::window::{Measured, Window, at_once};
+use super::window::{Measuring, Window, at_once};
 use super::{BatchSource, EmptyStep, GradientSum, Objective, TrainConfig, TrainStrategy};
 use crate::attention::Compute;
 use crate::models::{Blocks, ForwardOptions};
@@ -360,7 +360,7 @@ impl<M: Module> Run<M> {
         Ok(Self { model, optimizer, counters: state.counters })
     }
 
-    /// Check everything, then change the weights.
+    /// Check everything, then change the weights: what a card is to do then is got ready while it computes.
     fn update(
         mut self,
         config: &TrainConfig,
@@ -386,7 +386,10 @@ impl<M: Module> Run<M> {
                 ))),
             };
         }
-        let measured = Measured::read(&window, &self.model)?;
+        let measuring = Measuring::begin(&window, &self.model)?;
+        let (model, begun) = self.optimizer.begin(self.model, &window.gradients, report.lr);
+        self.model = model;
+        let measured = measuring.read(&window);
         report.loss = measured.loss;
         report.aux = measured.aux;
         report.grad_norm = measured.norm;
@@ -397,6 +400,7 @@ impl<M: Module> Run<M> {
                 let batch = window.sources.join(", ");
                 return Err(Error::NonFinite { step, what, value, batch });
             }
+            self.optimizer.undo(&self.model, begun);
             self.counters.skipped += 1;
             report.skipped = true;
             return Ok(self);
@@ -404,7 +408,8 @@ impl<M: Module> Run<M> {
         // As PyTorch's clip_grad_norm_ has it, epsilon included.
         let shrink = config.clip.map_or(1.0, |clip| (clip / (measured.norm + 1e-6)).min(1.0));
         let scale = shrink / window.weight;
-        self.model = self.optimizer.step(self.model, window.gradients, scale, report.lr);
+        let by = (scale, report.lr);
+        self.model = self.optimizer.finish(self.model, begun, window.gradients, by);
         Ok(self)
     }
 }

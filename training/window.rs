@@ -93,8 +93,15 @@ pub(super) struct Measured {
     squares: Vec<(String, f64)>,
 }
 
-impl Measured {
-    pub(super) fn read<M: Module>(window: &Window, model: &M) -> Result<Self> {
+/// The same while the device still computes them.
+pub(super) struct Measuring {
+    paths: Vec<String>,
+    /// Loss and auxiliary loss, where there are any, then the gradients' squares.
+    values: Tensor<1>,
+}
+
+impl Measuring {
+    pub(super) fn begin<M: Module>(window: &Window, model: &M) -> Result<Self> {
         let (paths, squares) = window.gradients.squares(model);
         let Some(squares) = squares else {
             return Err(Error::Training(
@@ -103,16 +110,23 @@ impl Measured {
         };
         let losses = [&window.sum, &window.aux].into_iter().flatten().cloned();
         let scalars: Vec<_> = losses.map(|x| x.cast(DType::F32)).chain([squares]).collect();
-        let values = Tensor::cat(scalars, 0).into_data();
+        Ok(Self { paths, values: Tensor::cat(scalars, 0) })
+    }
+
+    /// Waits for the device.
+    pub(super) fn read(self, window: &Window) -> Measured {
+        let values = self.values.into_data();
         let mut values = values.iter::<f32>().map(f64::from);
         let mut mean = |_: &Tensor<1>| values.next().map(|sum| sum / window.weight);
         let loss = window.sum.as_ref().and_then(&mut mean).unwrap_or(0.0);
         let aux = window.aux.as_ref().and_then(&mut mean);
-        let squares: Vec<_> = paths.into_iter().zip(values).collect();
+        let squares: Vec<_> = self.paths.into_iter().zip(values).collect();
         let norm = squares.iter().map(|(_, square)| square).sum::<f64>().sqrt() / window.weight;
-        Ok(Self { loss, aux, norm, squares })
+        Measured { loss, aux, norm, squares }
     }
+}
 
+impl Measured {
     /// The first number that is NaN or infinite: of the losses, then of the gradients in the
     /// order in which the backward pass reaches them, which is from the end of the module.
     pub(super) fn nonfinite<M: Module>(

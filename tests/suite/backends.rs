@@ -24,6 +24,7 @@ use layers::{
     steps_of_adamw_equal_the_formula, steps_of_many_equal_steps_of_each,
     sums_of_squares_equal_sums,
 };
+use longburn::Result;
 use longburn::attention::{AttnShape, LongGenConfig, LongLoraConfig, MixerConfig};
 use longburn::datasets::{Side, TokenBatch};
 use longburn::kernel::loss::linear_cross_entropy_with;
@@ -38,7 +39,7 @@ use longburn::models::{
 use longburn::positional::RopeConfig;
 use longburn::streams::{Draw, Purpose, Streams};
 use longburn::testing::{CheckOptions, check_mixer, ratio};
-use longburn::training::{NextToken, TrainConfig, Trainer};
+use longburn::training::{LossParts, NextToken, Objective, TrainConfig, Trainer};
 use products::{
     products_equal_sums_in_f64, products_keep_their_place, products_of_frozen_parts,
     products_run_their_own_code, products_with_wide_weights,
@@ -85,6 +86,7 @@ device_test!(
     longgen_conforms,
     gradients_of_a_model_equal_the_reference,
     training_lowers_the_loss_as_the_reference_does,
+    skipped_steps_change_nothing,
     cached_logits_equal_uncached,
     greedy_ids_equal_uncached_ones,
     scans_of_every_length_equal_the_reference,
@@ -336,6 +338,59 @@ fn training_lowers_the_loss_as_the_reference_does(device: &Device) {
     assert!(losses.len() == 5 && losses[4] < 0.9 * losses[0], "{losses:?}");
     let r = ratio(&losses, &run(Implementation::Reference));
     assert!(r <= 1e-3, "losses differ by {r:.1e}");
+}
+
+/// Next tokens; a row of one length has an infinite slope at a weight.
+struct SteepAt(usize);
+
+impl Objective<Decoder> for SteepAt {
+    type Batch = TokenBatch;
+
+    fn loss(
+        &self,
+        model: &Decoder,
+        batch: &TokenBatch,
+        options: &ForwardOptions,
+    ) -> Result<LossParts> {
+        let mut parts = NextToken.loss(model, batch, options)?;
+        if batch.ids.len() == self.0 {
+            let weight = model.layers[0].mlp.as_ref().unwrap().down_proj.weight.val();
+            // √0 is 0, with an infinite slope.
+            parts.sum = parts.sum + weight.mul_scalar(0.0).sqrt().sum();
+        }
+        Ok(parts)
+    }
+
+    fn source(&self, batch: &TokenBatch) -> String {
+        batch.source.clone()
+    }
+}
+
+/// Weights and moments are those of a run without the step, which others may have begun before its norm is known.
+fn skipped_steps_change_nothing(device: &Device) {
+    let run = |lengths: &[usize]| {
+        let mut data = |step: u64, _| {
+            TokenBatch::from_rows(vec![ids(lengths[step as usize - 1])], Side::Right, 0).map(Some)
+        };
+        let config = TrainConfig::new(lengths.len() as u64, 1e-2).with_skip_nonfinite(1);
+        let trainer = Trainer::new(config).unwrap();
+        let steep = SteepAt(20);
+        let model = tiny(&MixerConfig::Dense, device);
+        let done = trainer.fit(model, &steep, &mut data, &mut |_| Ok(())).unwrap();
+        let weight = host(done.model.layers[0].mlp.as_ref().unwrap().down_proj.weight.val());
+        (done.counters().skipped, weight, done.state().unwrap().optimizer)
+    };
+    for (with, without) in [(vec![20, 9], vec![9]), (vec![12, 20, 9], vec![12, 9])] {
+        let ((skipped, weight, state), (none, of_weight, of_state)) = (run(&with), run(&without));
+        assert_eq!((skipped, none), (1, 0), "{with:?}");
+        assert_eq!(state.scalars, of_state.scalars, "{with:?}");
+        let r = ratio(&weight, &of_weight);
+        assert!(r <= 1e-6, "{with:?}: weights differ by {r:.1e}");
+        for (name, tensor) in &state.tensors {
+            let r = ratio(&tensor.to_f32().unwrap(), &of_state.tensors[name].to_f32().unwrap());
+            assert!(r <= GRADIENTS, "{with:?}: {name} differs by {r:.1e}");
+        }
+    }
 }
 
 fn greedy_ids_equal_uncached_ones(device: &Device) {

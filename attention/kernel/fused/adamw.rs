@@ -84,7 +84,7 @@ pub fn adamw_scaled<const N: usize>(
     (kept - delta.mul_scalar(step.lr), [m, v])
 }
 
-fn check<const N: usize>(
+pub(super) fn check<const N: usize>(
     weight: &Tensor<N>,
     grad: &Tensor<N>,
     [m, v]: &[Tensor<N>; 2],
@@ -96,61 +96,6 @@ fn check<const N: usize>(
         format!("weight {weight:?}, gradient {grad:?} and moments {m:?} and {v:?} differ")
     });
     expect(step.time > 0, "adamw", || "time is 0; the first step's is 1".into());
-}
-
-/// Steps of many parameters, in few launches on NVIDIA cards; elsewhere each at once.
-#[derive(Default)]
-pub struct AdamWMany {
-    #[cfg(feature = "cuda-nvrtc")]
-    waiting: super::cuda::Waiting,
-}
-
-impl AdamWMany {
-    /// None yet.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// As [`adamw_scaled`]. What it returns is not to be looked at before [`finish`](Self::finish), and what it
-    /// was given may be written over until then.
-    ///
-    /// # Shapes
-    /// As [`adamw`]
-    ///
-    /// # Panics
-    /// As [`adamw`].
-    pub fn step<const N: usize>(
-        &mut self,
-        weight: Tensor<N>,
-        grad: Tensor<N>,
-        moments: [Tensor<N>; 2],
-        step: &AdamWStep,
-        scale: f32,
-    ) -> (Tensor<N>, [Tensor<N>; 2]) {
-        #[cfg(feature = "cuda-nvrtc")]
-        {
-            check(&weight, &grad, &moments, step);
-            match self.waiting.push((weight, grad, moments), step, scale) {
-                Ok(updated) => updated,
-                Err((weight, grad, moments)) => adamw_scaled(weight, grad, moments, step, scale),
-            }
-        }
-        #[cfg(not(feature = "cuda-nvrtc"))]
-        adamw_scaled(weight, grad, moments, step, scale)
-    }
-
-    /// Launches what waits; dropping does the same.
-    pub fn finish(self) {}
-}
-
-impl Drop for AdamWMany {
-    fn drop(&mut self) {
-        // While a panic unwinds, nobody asks for it, and a second one would abort the program.
-        #[cfg(feature = "cuda-nvrtc")]
-        if !std::thread::panicking() {
-            self.waiting.launch();
-        }
-    }
 }
 
 #[cfg(feature = "flex")]

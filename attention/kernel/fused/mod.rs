@@ -15,6 +15,7 @@ mod cube;
 mod cuda;
 mod embed;
 mod gated_norm;
+mod many;
 mod rms_norm;
 mod rotate;
 mod squares;
@@ -25,10 +26,11 @@ mod tests;
 pub use crate::linear::{
     Products, left_to_burn, linear, linear_bias, matmul_detached, products_on,
 };
-pub use adamw::{AdamWMany, AdamWStep, adamw, adamw_scaled};
+pub use adamw::{AdamWStep, adamw, adamw_scaled};
 pub use conv::{causal_conv_silu, conv_tail};
 pub use embed::embed;
 pub use gated_norm::{GatedNorm, gated_rms_norm};
+pub use many::AdamWMany;
 pub use rms_norm::rms_norm;
 pub use rotate::rotate_half;
 pub use squares::sums_of_squares;

@@ -10,6 +10,8 @@ struct Call {
   // The first workgroup of each, and of none.
   int start[MANY + 1];
   int count;
+  // Whether new weights and moments are the old ones.
+  int undone;
 };
 
 static_assert(sizeof(Call) == CALL_BYTES, "a call as the host lays it out");
@@ -27,10 +29,12 @@ __device__ __forceinline__ int tensor_of(const Call &k) {
 
 struct Step {
   float scale, lr, beta1, beta2, eps, keep, c1, c2;
+  bool undone;
   __device__ __forceinline__ Step(const Call &k, int i)
       : scale(k.by[0][i]), lr(k.by[1][i]), beta1(k.by[2][i]), beta2(k.by[3][i]), eps(k.by[4][i]), keep(k.by[5][i]),
-        c1(k.by[6][i]), c2(k.by[7][i]) {}
+        c1(k.by[6][i]), c2(k.by[7][i]), undone(k.undone != 0) {}
   __device__ __forceinline__ void take(float &w, float g, float &m, float &v) const {
+    if (undone) return;
     g *= scale;
     m = m * beta1 + g * (1.0f - beta1);
     v = v * beta2 + g * g * (1.0f - beta2);
@@ -45,10 +49,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) steps(const __grid_constan
   const float *w = k.of[0][i], *g = k.of[1][i], *m = k.of[2][i], *v = k.of[3][i];
   float *new_w = k.of[4][i], *new_m = k.of[5][i], *new_v = k.of[6][i];
   long long first = (long long)(blockIdx.x - k.start[i]) * EACH, len = k.len[i];
+  bool in_runs = true;
+  for (int of = 0; of < ADDRESSES; ++of) in_runs = in_runs && (unsigned long long)k.of[of][i] % 16 == 0;
 #pragma unroll 2
   for (int turn = 0; turn < EACH / (4 * THREADS); ++turn) {
     long long at = first + 4 * (turn * THREADS + threadIdx.x);
-    if (at + 4 <= len) {
+    if (in_runs && at + 4 <= len) {
       float4 a = *(const float4 *)(w + at), b = *(const float4 *)(g + at);
       float4 c = *(const float4 *)(m + at), d = *(const float4 *)(v + at);
       step.take(a.x, b.x, c.x, d.x);
@@ -57,7 +63,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) steps(const __grid_constan
       step.take(a.w, b.w, c.w, d.w);
       *(float4 *)(new_w + at) = a, *(float4 *)(new_m + at) = c, *(float4 *)(new_v + at) = d;
     } else {
-      for (; at < len; ++at) {
+      for (long long end = at + 4 < len ? at + 4 : len; at < end; ++at) {
         float a = w[at], c = m[at], d = v[at];
         step.take(a, g[at], c, d);
         new_w[at] = a, new_m[at] = c, new_v[at] = d;

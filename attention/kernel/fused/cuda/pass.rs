@@ -54,10 +54,15 @@ fn aligned(x: &CubeTensor) -> bool {
     x.handle.offset_start.unwrap_or_default().is_multiple_of(RUN)
 }
 
-/// Steps of AdamW that were asked for and not launched yet.
+/// Steps of AdamW that were asked for and wait for their factor.
 #[derive(Default)]
 pub(in crate::fused) struct Waiting {
-    on: Option<(CubeDevice, Arc<[Entry]>)>,
+    launches: Vec<Launch>,
+}
+
+struct Launch {
+    device: CubeDevice,
+    entries: Arc<[Entry]>,
     call: Box<Call>,
     /// Weight, gradient and moments of each.
     reads: Vec<Handle>,
@@ -67,70 +72,66 @@ pub(in crate::fused) struct Waiting {
 
 /// A weight, its gradient and both moments.
 type Given<const N: usize> = (Tensor<N>, Tensor<N>, [Tensor<N>; 2]);
-/// The new weight and moments.
-type Updated<const N: usize> = (Tensor<N>, [Tensor<N>; 2]);
 
 impl Waiting {
-    /// Takes up a step, if it is one for the kernels. What it returns is not there before [`launch`](Self::launch).
-    /// What nobody else holds is written over.
+    /// Whether there are kernels for a step of this weight.
+    pub fn takes<const N: usize>(weight: &Tensor<N>, grad: &Tensor<N>) -> bool {
+        let (Some(weight), Some(grad)) = (plain(weight), plain(grad)) else { return false };
+        let device = weight.device();
+        let fits = Call::default().takes(weight.meta.num_elements());
+        fits && grad.device() == device && kernels(&device).is_some()
+    }
+
+    /// Takes up a step of a weight that it [takes](Self::takes). What it returns is not there before
+    /// [`launch`](Self::launch). What nobody else holds is written over.
     pub fn push<const N: usize>(
         &mut self,
         (weight, grad, [m, v]): Given<N>,
         step: &AdamWStep,
-        scale: f32,
-    ) -> Result<Updated<N>, Given<N>> {
-        let ready = plain(&weight).map(|x| x.device()).and_then(|device| {
-            let beside = |x: &Tensor<N>| plain(x).is_some_and(|x| x.device() == device);
-            let all = [&grad, &m, &v].into_iter().all(beside);
-            Some((kernels(&device).filter(|_| all)?, device))
-        });
-        let Some((entries, device)) = ready else { return Err((weight, grad, [m, v])) };
+    ) -> (Tensor<N>, [Tensor<N>; 2]) {
         let lower = |x: Tensor<N>| into_contiguous(Cube::lower(primitive!(Cube, x.inner())));
-        let all = [weight, grad, m, v].map(lower);
-        let lift = |x: CubeTensor| Tensor::<N>::from_primitive::<Cube>(Cube::lift(x));
-        if !all.iter().all(aligned) {
-            let [weight, grad, m, v] = all.map(lift);
-            return Err((weight, grad, [m, v]));
+        let [weight, grad, m, v] = [weight, grad, m, v].map(lower);
+        let (device, len) = (weight.device(), weight.meta.num_elements());
+        let there =
+            [&grad, &m, &v].into_iter().all(|x| x.device() == device && x.dtype == DType::F32);
+        assert!(there, "adamw: gradient or moments are not beside the weight, in f32");
+        let fits = |last: &Launch| last.device == device && last.call.takes(len);
+        if !self.launches.last().is_some_and(fits) {
+            let entries = kernels(&device).expect("adamw: a weight that does not wait");
+            let (call, reads, writes) = Default::default();
+            self.launches.push(Launch { device, entries, call, reads, writes });
         }
-        let len = all[0].meta.num_elements();
-        if self.on.as_ref().is_some_and(|on| on.0 != device) || !self.call.takes(len) {
-            self.launch();
-        }
-        self.on = Some((device, entries));
-        self.call.push_step(len, step, scale);
-        let [weight, grad, m, v] = all;
+        let to = self.launches.last_mut().expect("one was pushed");
+        to.call.push_step(len, step);
         let over = [&weight, &m, &v].map(CubeTensor::can_mut);
-        self.reads.extend([&weight, &grad, &m, &v].map(|x| x.handle.clone()));
+        to.reads.extend([&weight, &grad, &m, &v].map(|x| x.handle.clone()));
         let mut new = [weight, m, v];
         for (x, over) in new.iter_mut().zip(over) {
             if !over {
                 *x = empty_like(x);
             }
-            self.writes.push(x.handle.clone());
+            to.writes.push(x.handle.clone());
         }
-        if self.call.is_large() {
-            self.launch();
-        }
-        let [weight, m, v] = new.map(lift);
-        Ok((weight, [m, v]))
+        let [weight, m, v] = new.map(|x| Tensor::<N>::from_primitive::<Cube>(Cube::lift(x)));
+        (weight, [m, v])
     }
 
-    /// Launches what waits.
-    pub fn launch(&mut self) {
-        let Some((device, entries)) = self.on.take() else { return };
-        let mut call = std::mem::take(&mut self.call);
-        let (reads, writes) = (std::mem::take(&mut self.reads), std::mem::take(&mut self.writes));
-        let inputs = reads.len();
-        submit(&device, reads, writes, move |stream, at| {
-            let (from, to) = at.split_at(inputs);
-            for (i, (from, to)) in from.chunks(4).zip(to.chunks(3)).enumerate() {
-                for (of, address) in from.iter().chain(to).enumerate() {
-                    call.of[of][i] = *address;
+    /// Launches all by `scale` times their gradients; without one, the new ones are as the old ones were.
+    pub fn launch(self, scale: Option<f32>) {
+        for Launch { device, entries, mut call, reads, writes } in self.launches {
+            call.scale(scale);
+            let inputs = reads.len();
+            submit(&device, reads, writes, move |stream, at| {
+                let (from, to) = at.split_at(inputs);
+                for (i, (from, to)) in from.chunks(4).zip(to.chunks(3)).enumerate() {
+                    for (of, address) in from.iter().chain(to).enumerate() {
+                        call.of[of][i] = *address;
+                    }
                 }
-            }
-            // Safe: all buffers have the sizes that the call tells.
-            unsafe { entries[0].launch(stream, (call.groups(), 1, 1), THREADS as u32, &*call) }
-        });
+                // Safe: all buffers have the sizes that the call tells.
+                unsafe { entries[0].launch(stream, (call.groups(), 1, 1), THREADS as u32, &*call) }
+            });
+        }
     }
 }
 

@@ -11,8 +11,6 @@ const NUMBERS: usize = 8;
 pub(super) const THREADS: usize = 256;
 /// Numbers of a tensor that a workgroup has.
 pub(super) const EACH: usize = 16 * THREADS;
-/// Workgroups of a launch that keep a card busy for about as long as the host needs for the next.
-const ENOUGH: usize = 2048;
 /// Names of what is launched, and bytes of shared memory.
 pub(super) const ENTRIES: [(&str, usize); 3] =
     [("steps", 0), ("squares", 4 * THREADS / 32), ("sums", 4 * THREADS / 32)];
@@ -43,6 +41,8 @@ pub(super) struct Call {
     by: [[f32; MANY]; NUMBERS],
     start: [i32; MANY + 1],
     pub count: i32,
+    /// Whether there is no step after all.
+    undone: i32,
 }
 
 impl Default for Call {
@@ -53,6 +53,7 @@ impl Default for Call {
             by: [[0.0; MANY]; NUMBERS],
             start: [0; MANY + 1],
             count: 0,
+            undone: 0,
         }
     }
 }
@@ -66,11 +67,11 @@ impl Call {
         self.count += 1;
     }
 
-    /// One more, with the numbers of its step.
-    pub fn push_step(&mut self, len: usize, step: &AdamWStep, scale: f32) {
+    /// One more, with the numbers of its step but for the gradients' factor.
+    pub fn push_step(&mut self, len: usize, step: &AdamWStep) {
         let AdamWStep { lr, beta1, beta2, eps, weight_decay, .. } = *step;
         let (c1, c2) = step.corrections();
-        let numbers = [scale, lr, beta1, beta2, eps, 1.0 - lr * weight_decay, c1, c2];
+        let numbers = [1.0, lr, beta1, beta2, eps, 1.0 - lr * weight_decay, c1, c2];
         for (of, number) in self.by.iter_mut().zip(numbers) {
             of[self.count as usize] = number;
         }
@@ -83,9 +84,10 @@ impl Call {
         (self.count as usize) < MANY && i32::try_from(groups).is_ok()
     }
 
-    /// Whether it is worth a launch: what is launched early is computed while the rest is collected.
-    pub fn is_large(&self) -> bool {
-        self.groups() as usize >= ENOUGH
+    /// What all gradients are multiplied by, or that no step is made.
+    pub fn scale(&mut self, scale: Option<f32>) {
+        self.by[0] = [scale.unwrap_or_default(); MANY];
+        self.undone = i32::from(scale.is_none());
     }
 
     /// Workgroups over all tensors.
