@@ -158,7 +158,7 @@ fn attention_equals_the_reference(device: &Device) {
     ];
     for (name, spec, tokens) in cases {
         let mask = Mask::new(spec, tokens.clone(), tokens, h).unwrap();
-        let run = |implementation| {
+        let run = |implementation, device: &Device| {
             let leaf = |heads, stream| {
                 Tensor::from_inner(random([b, heads, t, d], stream, device)).require_grad()
             };
@@ -171,7 +171,10 @@ fn attention_equals_the_reference(device: &Device) {
             let of = |x: &Tensor<4>| host(x.grad(&grads).expect("a gradient"));
             [host(out), of(&q), of(&k), of(&v)]
         };
-        let (got, want) = (run(Implementation::Auto), run(Implementation::Reference));
+        let (got, want) = (
+            run(Implementation::Auto, device),
+            run(Implementation::Reference, &hopper::reference(device)),
+        );
         for (i, (got, want)) in got.iter().zip(&want).enumerate() {
             let r = ratio(got, want);
             let allowed = if i == 0 { FORWARD } else { GRADIENTS };
@@ -302,7 +305,7 @@ fn equal(got: &[Vec<f32>; 5], want: &[Vec<f32>; 5]) {
 }
 
 fn gradients_of_a_model_equal_the_reference(device: &Device) {
-    let want = gradients(device, Implementation::Reference);
+    let want = gradients(&hopper::reference(device), Implementation::Reference);
     equal(&gradients(device, Implementation::Auto), &want);
 }
 

@@ -8,6 +8,7 @@ mod stats;
 pub(super) use stats::stats;
 
 use super::Plan;
+use crate::linear::products_on_card;
 use crate::mask::HeadClass;
 use crate::{BlockKind, BlockList, BlockMap, Mask, TokenMeta};
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
@@ -202,7 +203,7 @@ fn scores(q: Tensor<4>, k: Tensor<4>, scale: f64, hidden: Option<&Tensor<4, Bool
     // Before the product: scores that are rounded to 16 bits would make lse as coarse as they are.
     let float = crate::precision::wide(q.dtype());
     let (q, k) = (grouped(q, k.dims()[1]).cast(float), k.cast(float));
-    let x = q.matmul(k.transpose()).reshape([b, h, t, s]).mul_scalar(scale);
+    let x = products_on_card(q, k.transpose()).reshape([b, h, t, s]).mul_scalar(scale);
     match hidden {
         Some(hidden) => x.mask_fill(hidden.clone().expand([b, h, t, s]), LOW),
         None => x,
@@ -267,7 +268,7 @@ pub(super) fn forward(
                     let values = cut(&v, 0..batch, &run.kv, &columns);
                     let shape = [batch, h, rows.len(), e];
                     let p = grouped(p.cast(v.dtype()), run.kv.len());
-                    acc = acc * keep + p.matmul(values).reshape(shape).cast(float);
+                    acc = acc * keep + products_on_card(p, values).reshape(shape).cast(float);
                     top = next;
                 }
             }
@@ -346,15 +347,15 @@ pub(super) fn backward(
                     let n = run.kv.len();
                     let g = grouped(of_out(&dout), n);
                     let shape = p.dims();
-                    let dp =
-                        g.clone().matmul(values.clone().transpose()).reshape(shape).cast(float);
+                    let dp = products_on_card(g.clone(), values.clone().transpose());
+                    let dp = dp.reshape(shape).cast(float);
                     let ds =
                         (p.clone() * (dp - of_out(&delta))).mul_scalar(plan.0.scale).cast(dtype);
                     let (p, ds) = (grouped(p.cast(dtype), n), grouped(ds, n));
-                    add(&mut dv_tile, p.transpose().matmul(g).cast(float));
-                    let of_k = ds.clone().transpose().matmul(grouped(queries, n));
+                    add(&mut dv_tile, products_on_card(p.transpose(), g).cast(float));
+                    let of_k = products_on_card(ds.clone().transpose(), grouped(queries, n));
                     add(&mut dk_tile, of_k.cast(float));
-                    let of_q = ds.matmul(keys.clone()).cast(float);
+                    let of_q = products_on_card(ds, keys.clone()).cast(float);
                     let of_q = of_q.reshape([batch, run.heads.len(), rows.len(), d]);
                     add(&mut dq[(i * all_runs.len() + r) * q_tiles + qi], of_q);
                 }
