@@ -23,6 +23,7 @@ mod weights;
 
 pub use anchor::{Anchor, AnchorConfig};
 pub use compute::Compute;
+pub(crate) use compute::wide;
 pub use context::{MixContext, MixOutput, Phase, Tap, Taps};
 pub use dense::{Dense, DenseConfig};
 pub use lact::{Lact, LactConfig, LactState};

@@ -279,9 +279,9 @@ pub trait Blocks: Module {
     fn logits(&self, last_BTD: Tensor<3>) -> Tensor<3> {
         let ([b, t, d], dtype) = (last_BTD.dims(), last_BTD.dtype());
         let head = self.head();
-        let (v, of_head) = (head.dims()[0], head.dtype());
+        let v = head.dims()[0];
         let logits = linear(last_BTD.reshape([b * t, d]), head.cast(dtype));
-        logits.cast(of_head).reshape([b, t, v])
+        crate::attention::wide(logits).reshape([b, t, v])
     }
 }
 

@@ -12,6 +12,7 @@ pub mod lora;
 mod mlp;
 mod norm;
 pub mod peft;
+mod rounded;
 pub mod stored;
 pub mod weights;
 

@@ -6,6 +6,8 @@ mod stop;
 
 use crate::{Globals, load, output};
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use longburn::attention::Compute;
 use longburn::models::generate::{Finish, Generated, StopStrings};
 use longburn::models::{Blocks, GenerateConfig, generate_batch};
 use longburn::{Error, Result};
@@ -47,9 +49,19 @@ pub struct GenerateArgs {
     /// Feed the prompt in pieces of so many tokens, to save memory
     #[arg(long, value_name = "N")]
     prefill_chunk: Option<usize>,
+    /// What passes compute in, and with it what a cache holds
+    #[arg(long, default_value = "f32", value_name = "NAME", value_parser = computes())]
+    compute: Compute,
     /// Folder or repository of an adapter in PEFT form
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
+}
+
+fn computes() -> impl TypedValueParser<Value = Compute> {
+    PossibleValuesParser::new(["f32", "bf16"]).map(|name| match name.as_str() {
+        "bf16" => Compute::Bf16,
+        _ => Compute::F32,
+    })
 }
 
 #[derive(Args)]
@@ -78,7 +90,15 @@ impl GenerateArgs {
 
     pub fn run(&self, globals: &Globals) -> Result<()> {
         let stops = StopStrings::new(&self.stop)?;
+        let device = globals.device.open()?;
+        if !self.compute.runs_on(&device) {
+            return Err(Error::Unsupported {
+                what: format!("--compute {} on {}", self.compute.name(), globals.device),
+                remedy: "leave it out, or choose a device that has it".into(),
+            });
+        }
         let model = load::model(&self.dir, self.adapter.as_deref(), globals)?;
+        let model = model.rounded(self.compute);
         let tokenizer = match self.prompt.is_text() || !self.stop.is_empty() {
             true => Some(load::needed_tokenizer(&self.dir, &model)?),
             false => load::tokenizer(&self.dir, &model)?,
@@ -101,6 +121,7 @@ impl GenerateArgs {
             .with_repetition_penalty(self.sampling.repetition_penalty)
             .with_seed(globals.seed.unwrap_or(0))
             .with_prefill_chunk(self.prefill_chunk)
+            .with_compute(self.compute)
             .with_stop(&stop);
         settings.validate()?;
         if let (Some(file), Some(tokenizer)) = (self.prompt.many(), &tokenizer) {

@@ -1,5 +1,6 @@
 //! Settings of text generation.
 
+use crate::attention::Compute;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,8 @@ pub struct GenerateConfig {
     pub stop: Vec<u32>,
     /// Feed the prompt in pieces of this many tokens, to bound memory; all at once where not set.
     pub prefill_chunk: Option<usize>,
+    /// What passes compute in.
+    pub compute: Compute,
 }
 
 impl Default for GenerateConfig {
@@ -44,6 +47,7 @@ impl Default for GenerateConfig {
             seed: 0,
             stop: Vec::new(),
             prefill_chunk: None,
+            compute: Compute::F32,
         }
     }
 }
@@ -105,6 +109,12 @@ impl GenerateConfig {
     /// Feed the prompt in pieces.
     pub fn with_prefill_chunk(mut self, tokens: Option<usize>) -> Self {
         self.prefill_chunk = tokens;
+        self
+    }
+
+    /// Choose what passes compute in.
+    pub fn with_compute(mut self, compute: Compute) -> Self {
+        self.compute = compute;
         self
     }
 

@@ -1,6 +1,6 @@
 //! A model and what its layers remember.
 
-use crate::attention::State;
+use crate::attention::{Compute, State};
 use crate::models::{Blocks, ForwardOptions, ids_tensor};
 use crate::{Error, Result};
 use burn::tensor::DType;
@@ -11,12 +11,33 @@ pub struct Generator<M: Blocks> {
     model: M,
     states: Vec<State>,
     len: usize,
+    compute: Compute,
 }
 
 impl<M: Blocks> Generator<M> {
     /// Start with nothing. The model's parameters are shared, not copied.
     pub fn new(model: &M) -> Self {
-        Self { model: model.valid(), states: Vec::new(), len: 0 }
+        Self { model: model.valid(), states: Vec::new(), len: 0, compute: Compute::F32 }
+    }
+
+    /// Choose what passes compute in, and with it what a cache holds; a [rounded](crate::models::Decoder::rounded)
+    /// model spares them the rounding of its weights.
+    pub fn with_compute(mut self, compute: Compute) -> Self {
+        self.compute = compute;
+        self
+    }
+
+    /// Go on from the states of `len` tokens per row, of every layer, as a pass has returned them.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another number of states than the model has layers.
+    pub fn with_states(mut self, states: Vec<State>, len: usize) -> Result<Self> {
+        if states.len() != self.model.num_blocks() {
+            let reason = format!("{} states for {} blocks", states.len(), self.model.num_blocks());
+            return Err(Error::shape("Generator", reason));
+        }
+        (self.states, self.len) = (states, len);
+        Ok(self)
     }
 
     /// Tokens fed so far, per row and padding included.
@@ -67,7 +88,7 @@ impl<M: Blocks> Generator<M> {
             )));
         }
         let device = self.model.head().device();
-        let options = ForwardOptions::infer().with_state(true);
+        let options = ForwardOptions::infer().with_state(true).with_compute(self.compute);
         let states = std::mem::take(&mut self.states);
         let input = ids_tensor(ids, rows, &device);
         let out = self.model.forward_ids(input, tokens, &options, states)?;

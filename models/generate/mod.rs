@@ -110,7 +110,7 @@ pub fn generate_from<M: Blocks>(
         return Ok(Vec::new());
     }
     let mut rows: Vec<Sequence> = prompts.iter().map(|ids| Sequence::new(ids.as_ref())).collect();
-    let mut generator = Generator::new(model);
+    let mut generator = Generator::new(model).with_compute(config.compute);
     let start = Instant::now();
     let mut logits = prefill(&mut generator, &rows, config.prefill_chunk)?;
     let seconds_prefill = start.elapsed().as_secs_f64();

@@ -187,10 +187,13 @@ fn statistics_equal_the_reference(device: &Device) {
     let (b, h, kv, t, d) = (2, 4, 2, 150, 12);
     let tokens = TokenMeta::packed(&[vec![5, 140], vec![150]], t).unwrap();
     let mask = Mask::new(MaskSpec::causal(), tokens.clone(), tokens, h).unwrap();
-    let of = |heads, stream| random([b, heads, t, d], stream, device);
-    let branch = Branch { q: of(h, 1), k: of(kv, 2), mask };
-    let all = std::slice::from_ref(&branch);
-    let lse = masked_attention(all, of(kv, 3), &AttentionOptions::default()).unwrap().lse;
+    let of = |heads, stream, device: &Device| random([b, heads, t, d], stream, device);
+    let branch = |device: &Device| {
+        let (q, k) = (of(h, 1, device), of(kv, 2, device));
+        Branch { q, k, mask: mask.clone() }
+    };
+    let all = [branch(device)];
+    let lse = masked_attention(&all, of(kv, 3, device), &AttentionOptions::default()).unwrap().lse;
     let (queries, keys) = (32, 7);
     for reduce in [
         Reduce::ColumnSums,
@@ -199,11 +202,15 @@ fn statistics_equal_the_reference(device: &Device) {
         Reduce::BlockSum { queries, keys },
         Reduce::Entropy,
     ] {
-        let run = |implementation| {
+        let run = |implementation, device: &Device| {
             let options = AttentionOptions::default().with_implementation(implementation);
-            host(attention_stats(&branch, lse.clone(), reduce, &options).unwrap())
+            let lse = Tensor::from_data(lse.to_data(), device);
+            host(attention_stats(&branch(device), lse, reduce, &options).unwrap())
         };
-        let r = ratio(&run(Implementation::Auto), &run(Implementation::Reference));
+        let exact = hopper::reference(device);
+        let (got, want) =
+            (run(Implementation::Auto, device), run(Implementation::Reference, &exact));
+        let r = ratio(&got, &want);
         assert!(r <= FORWARD, "{reduce:?} differs by {r:.1e}");
     }
 }

@@ -5,11 +5,11 @@ mod sampling;
 mod stop;
 
 use crate::tiny::{self, ids, logits, ratio};
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use longburn::Error;
-use longburn::attention::MixerConfig;
+use longburn::attention::{Compute, MixerConfig};
 use longburn::models::generate::{Finish, Generator, Sampler};
-use longburn::models::{Decoder, GenerateConfig, ModelConfig, generate, lora};
+use longburn::models::{Decoder, GenerateConfig, LoraConfig, ModelConfig, generate, lora};
 
 /// Full heads, grouped heads with a tied head, norms on q and k, a window.
 fn models() -> Vec<Decoder> {
@@ -50,6 +50,36 @@ fn cached_equals_uncached() {
             assert_eq!(*id, argmax(row(&all, text.len() - 1)));
             text.push(*id);
         }
+    }
+}
+
+/// Rounding weights once is what every pass does; in bf16 caches are of it, too.
+#[test]
+fn rounded_models_compute_the_same() {
+    let text = ids(23);
+    let low_rank = LoraConfig::longlora();
+    let mut all = models();
+    all.push(lora::apply(all[1].clone(), &low_rank).unwrap());
+    for model in all {
+        let feed = |model: &Decoder| {
+            let mut generator = Generator::new(model).with_compute(Compute::Bf16);
+            [generator.feed(&text[..20]).unwrap(), generator.feed(&text[20..]).unwrap()]
+        };
+        let rounded = model.clone().rounded(Compute::Bf16);
+        assert_eq!(
+            rounded.layers[0].mlp.as_ref().unwrap().up_proj.weight.val().dtype(),
+            DType::BF16
+        );
+        assert_eq!(rounded.norm.weight.val().dtype(), DType::F32);
+        assert_eq!(feed(&rounded), feed(&model));
+        let exact = logits(&model, &text);
+        let apart = ratio(&feed(&rounded)[1], row(&exact, 22));
+        assert!(apart > 1e-4 && apart < 3e-2, "{apart}");
+        let config = greedy(5).with_compute(Compute::Bf16);
+        let of = |model: &Decoder| generate(model, &text, &config, |_| {}).unwrap().ids;
+        assert_eq!(of(&rounded), of(&model));
+        let same = model.clone().rounded(Compute::F32);
+        assert_eq!(logits(&same, &text), logits(&model, &text));
     }
 }
 
