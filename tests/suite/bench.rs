@@ -186,6 +186,25 @@ fn generation_and_growth_give_rows() {
     assert!(growth["ceiling"].is_null() && number(&growth, "peak_bytes") > 0.0);
 }
 
+/// Every run feeds a token: the cache of the next one is longer, and nothing else.
+#[test]
+fn a_token_behind_a_cache_gives_rows() {
+    let sizes =
+        ["--width", "16", "--heads", "4", "--kv-heads", "2", "--vocab", "40", "--batch", "3"];
+    for dtype in ["f32", "bf16"] {
+        let token = row(&[&["decode", "--len", "70", "--dtype", dtype][..], &sizes].concat());
+        assert_eq!(
+            (&token["case"], &token["dtype"]),
+            (&"a token behind a cache".into(), &dtype.into())
+        );
+        assert_eq!(token["shape"], "L2 W16 H4 K2 V40 B3 T70");
+        near(number(&token, "tokens_per_second"), 3.0 / number(&token, "seconds"));
+        // 3072 weights per layer and 640 of the head, keys and values of 71 tokens, 8 numbers each.
+        let numbers = 2.0 * 3072.0 + 640.0 + 2.0 * 2.0 * 3.0 * 71.0 * 8.0;
+        near(number(&token, "bytes"), if dtype == "f32" { 4.0 } else { 2.0 } * numbers);
+    }
+}
+
 #[test]
 fn a_list_of_lengths_gives_a_row_each_and_a_file_holds_what_is_printed() {
     let dir = tempfile::tempdir().unwrap();

@@ -94,7 +94,7 @@ pub enum PeerName {
     Torch,
     /// PyTorch without the mask's gaps (attention, block, train-step)
     TorchDense,
-    /// PyTorch's compiled FlexAttention (attention; in f32 forward alone)
+    /// PyTorch's compiled FlexAttention (attention, in f32 forward alone; train-step in 16 bits)
     TorchFlex,
     /// transformers' generate with a cache (generate)
     Transformers,
@@ -124,13 +124,14 @@ impl PeerName {
             }
             Self::Dense | Self::TorchDense => job.dense().is_some(),
             Self::Torch => match job {
-                Job::Generate(_) | Job::Growth(_) => false,
+                Job::Decode(_) | Job::Generate(_) | Job::Growth(_) => false,
                 Job::Attention(attention) => fits(attention),
                 _ => true,
             },
             // On the CPU it has no backward pass; on cards, where tensors are in 16 bits, it has.
             Self::TorchFlex => match job {
                 Job::Attention(attention) if attention.dtype != Numbers::F32 => true,
+                Job::TrainStep(step) => step.dtype != Numbers::F32,
                 Job::Attention(attention) => {
                     let rule = matches!(attention.mask, MaskKind::Dense | MaskKind::Window { .. });
                     rule && !attention.backward

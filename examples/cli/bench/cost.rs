@@ -53,6 +53,7 @@ impl Cost {
             Job::Scan(job) => scan(job),
             Job::Block(job) => model(&ModelJob { layers: 1, ..job.clone() }, false)?,
             Job::TrainStep(job) => model(job, true)?,
+            Job::Decode(job) => decode(job),
             Job::Generate(job) => generate(job)?,
             Job::Growth(_) => Self::default(),
         })
@@ -160,6 +161,21 @@ fn model(job: &ModelJob, whole: bool) -> Result<Cost> {
     Ok(Cost { flops, bytes, ..attention })
 }
 
+/// All weights once, in the dtype of the pass, and the keys and values of the whole cache.
+fn decode(job: &ModelJob) -> Cost {
+    let config = job.config();
+    let weights = products(&config) + (job.vocab * job.width) as f64;
+    let (layers, rows) = (job.layers as f64, job.batch as f64);
+    let seen = (job.len + 1) as f64;
+    let of_heads = |heads: usize| (heads * config.head_dim) as f64;
+    Cost {
+        flops: 2.0 * rows * weights + 4.0 * layers * rows * seen * of_heads(job.heads),
+        bytes: job.dtype.bytes() as f64
+            * (weights + 2.0 * layers * rows * seen * of_heads(job.kv_heads)),
+        ..Cost::default()
+    }
+}
+
 /// The prompt in one pass, then one pass per new token, the last of which is not fed.
 fn generate(job: &GenerateJob) -> Result<Cost> {
     let config = ModelConfig::from_file(&job.folder.join("config.json"))?;
@@ -246,6 +262,18 @@ mod tests {
         assert_eq!(of(&Job::Block(job.clone())), block);
         let flops = 6.0 * 4.0 * (2.0 * 3328.0 + 640.0) + 2.0 * pairs;
         assert_eq!(of(&Job::TrainStep(job)), (flops, 4.0 * (2.0 * 7296.0 + 8.0 * 7936.0)));
+    }
+
+    #[test]
+    fn a_token_behind_a_cache_reads_weights_and_cache_once() {
+        let (len, batch, layers, width) = (9, 3, 2, 16);
+        let (heads, kv_heads, vocab, mask) = (4, 2, 40, MaskKind::Dense);
+        let sizes = ModelJob { dtype: Numbers::Bf16, ..two_layers(len, mask) };
+        let job = ModelJob { batch, layers, width, heads, kv_heads, vocab, ..sizes };
+        // 3072 weights per layer and 640 of the head; keys and values of 10 tokens have 8 numbers each.
+        let weights = 2.0 * 3072.0 + 640.0;
+        let flops = 2.0 * 3.0 * weights + 4.0 * 2.0 * 3.0 * 10.0 * 16.0;
+        assert_eq!(of(&Job::Decode(job)), (flops, 2.0 * (weights + 2.0 * 2.0 * 3.0 * 10.0 * 8.0)));
     }
 
     #[test]

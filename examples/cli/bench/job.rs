@@ -25,6 +25,8 @@ pub enum Job {
     Block(ModelJob),
     /// Forward, backward and AdamW of a whole decoder.
     TrainStep(ModelJob),
+    /// One token for every row behind a cache of the length.
+    Decode(ModelJob),
     Generate(GenerateJob),
     Growth(GrowthJob),
 }
@@ -235,6 +237,7 @@ impl Job {
             Self::Scan(_) => "scan",
             Self::Block(_) => "block",
             Self::TrainStep(_) => "train-step",
+            Self::Decode(_) => "decode",
             Self::Generate(_) => "generate",
             Self::Growth(_) => "growth",
         }
@@ -245,7 +248,7 @@ impl Job {
         match self {
             Self::Attention(job) => job.dtype,
             Self::Matmul(job) => job.dtype,
-            Self::Block(job) | Self::TrainStep(job) => job.dtype,
+            Self::Block(job) | Self::TrainStep(job) | Self::Decode(job) => job.dtype,
             _ => Numbers::F32,
         }
     }
@@ -276,6 +279,7 @@ impl Job {
                 Strategy::Plain => job.mask.to_string(),
                 Strategy::Recompute => format!("{}, recompute", job.mask),
             },
+            Self::Decode(_) => "a token behind a cache".into(),
             Self::Generate(job) => job.name.clone(),
             Self::Growth(job) => format!("{} steps over {}", job.steps, job.early),
         }
@@ -308,7 +312,7 @@ impl Job {
                 let (batch, len, width) = (j.batch, j.len, j.width);
                 format!("B{batch} T{len} W{width}{inner} H{} K{}", j.heads, j.kv_heads)
             }
-            Self::TrainStep(j) => {
+            Self::TrainStep(j) | Self::Decode(j) => {
                 let inner = j.inner.map(|inner| format!(" I{inner}")).unwrap_or_default();
                 format!(
                     "L{} W{}{inner} H{} K{} V{} B{} T{}",
@@ -344,7 +348,9 @@ impl Job {
             }
             Self::LinearLoss(job) => job.tokens = job.tokens.min(64),
             Self::Scan(job) => job.len = job.len.min(64),
-            Self::Block(job) | Self::TrainStep(job) => job.len = job.len.min(64),
+            Self::Block(job) | Self::TrainStep(job) | Self::Decode(job) => {
+                job.len = job.len.min(64);
+            }
             Self::Generate(_) | Self::Growth(_) => {}
         }
         tiny
@@ -377,7 +383,7 @@ impl Job {
                 heads(job.heads, job.kv_heads)?;
                 job.mask().map(drop)
             }
-            Self::Block(job) | Self::TrainStep(job) => {
+            Self::Block(job) | Self::TrainStep(job) | Self::Decode(job) => {
                 heads(job.heads, job.kv_heads)?;
                 if !job.width.is_multiple_of(job.heads) {
                     let expected = format!("a divisor of the width {}", job.width);
@@ -424,7 +430,7 @@ impl Job {
                 ("head-dim", j.head_dim),
                 ("states", j.states),
             ],
-            Self::Block(j) | Self::TrainStep(j) => vec![
+            Self::Block(j) | Self::TrainStep(j) | Self::Decode(j) => vec![
                 ("len", j.len),
                 ("batch", j.batch),
                 ("layers", j.layers),

@@ -219,6 +219,7 @@ impl<'a> Bench<'a> {
         };
         let tokens = match job {
             Job::TrainStep(job) => Some(job.batch * job.len),
+            Job::Decode(job) => Some(job.batch),
             Job::Generate(job) => Some(job.new),
             _ => None,
         };

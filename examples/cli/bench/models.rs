@@ -127,6 +127,68 @@ impl TrainStepArgs {
     }
 }
 
+/// A token for every row behind a cache: the time of one step of generation
+///
+/// Weights and cache are random, in what passes compute in; what is counted is bytes that have to be read:
+/// all weights and the cache, once. The rows come to the host as logits, as they do for whoever draws from them.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  longburn bench decode --len 4096 --width 256
+  longburn bench decode --device cuda --dtype bf16 --len 32768 --batch 16 --width 2048")]
+pub struct DecodeArgs {
+    /// Tokens of the cache; a list gives a row of results each
+    #[arg(long, value_delimiter = ',', default_value = "4096", value_name = "N,..")]
+    len: Vec<usize>,
+    /// Rows
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    batch: usize,
+    /// Blocks
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    layers: usize,
+    /// Width of a token
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    width: usize,
+    /// Query heads
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    heads: usize,
+    /// Key and value heads; as many as query heads where not given
+    #[arg(long, value_name = "N")]
+    kv_heads: Option<usize>,
+    /// Inner width of the feed-forward layer; 8/3 of the width where not given
+    #[arg(long, value_name = "N")]
+    inner: Option<usize>,
+    /// Words
+    #[arg(long, default_value_t = 4096, value_name = "N")]
+    vocab: usize,
+    /// What weights, passes and the cache are in
+    #[arg(long, default_value = "f32", value_name = "NAME", value_parser = of_steps())]
+    dtype: Numbers,
+    #[command(flatten)]
+    measure: MeasureArgs,
+}
+
+impl DecodeArgs {
+    pub fn run(&self, globals: &Globals) -> Result<()> {
+        let job = |len: &usize| {
+            Job::Decode(ModelJob {
+                len: *len,
+                batch: self.batch,
+                layers: self.layers,
+                width: self.width,
+                heads: self.heads,
+                kv_heads: self.kv_heads.unwrap_or(self.heads),
+                vocab: self.vocab,
+                inner: self.inner,
+                mask: MaskKind::Dense,
+                dtype: self.dtype,
+                strategy: Strategy::Plain,
+            })
+        };
+        measure(&self.len.iter().map(job).collect::<Vec<_>>(), &self.measure, globals)
+    }
+}
+
 /// Greedy generation with a cache: the time of a whole text, prompt and new tokens
 #[derive(Args)]
 #[command(after_help = "\

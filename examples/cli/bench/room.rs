@@ -106,6 +106,12 @@ fn least(job: &Job) -> f64 {
         Job::Block(j) => model(&ModelJob { layers: 1, ..j.clone() }, 2.0),
         // Weights, gradients and two moments.
         Job::TrainStep(j) => model(j, 4.0),
+        // Weights as they were drawn, and the cache.
+        Job::Decode(j) => {
+            let of_heads = (j.width / j.heads.max(1)) * j.kv_heads;
+            model(&ModelJob { len: 0, ..j.clone() }, 1.0)
+                + 2.0 * product(&[j.layers, j.batch, j.len, of_heads])
+        }
         Job::Generate(j) => {
             let config = ModelConfig::from_file(&j.folder.join("config.json"));
             let of_token = config.map_or(0.0, |c| {

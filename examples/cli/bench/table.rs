@@ -76,6 +76,9 @@ pub fn text(row: &Row) -> String {
     if row.flops > 0.0 {
         rest += &format!(", {:.1} GFLOP/s", row.flops_per_second / 1e9);
     }
+    if row.what == "decode" {
+        rest += &format!(", {:.1} GB/s", row.bytes / row.seconds / 1e9);
+    }
     if let Some(share) = row.share {
         rest += &match row.known_share() {
             Some(share) => format!(", {:.0} % of the ceiling", 100.0 * share),

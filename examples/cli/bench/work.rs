@@ -1,6 +1,7 @@
 //! Jobs as code that runs here: Longburn's way, and that of a plain Burn program.
 
 mod attention;
+mod decode;
 mod generate;
 mod handed;
 mod loss;
@@ -90,6 +91,7 @@ pub fn work(job: &Job, side: Side, device: &Device) -> Result<Box<dyn Work>> {
         (Job::Scan(job), Side::Stock) => Ok(scan::stock(*job, device)),
         (Job::Block(job), Side::Longburn) => model::block(job, device),
         (Job::TrainStep(job), Side::Longburn) => model::train_step(job, device),
+        (Job::Decode(job), Side::Longburn) => decode::ours(job, device),
         (Job::Generate(job), Side::Longburn) => generate::ours(job, device),
         (job, side) => Err(Error::Unsupported {
             what: format!("{} by {side:?}", job.what()),

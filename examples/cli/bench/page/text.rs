@@ -57,13 +57,14 @@ const METHOD: &str = "
 - The peers' code is `benches/peers/torch_peer`, which can also be run by hand.
 ";
 
-const SECTIONS: [(&str, &str); 8] = [
+const SECTIONS: [(&str, &str); 9] = [
     ("attention", "Attention"),
     ("matmul", "Products of matrices (m x k x n)"),
     ("linear-loss", "Linear layer and cross-entropy"),
     ("scan", "State-space scans"),
     ("block", "One block"),
     ("train-step", "Training step"),
+    ("decode", "A token behind a cache"),
     ("generate", "Generation"),
     ("growth", "Growth of memory"),
 ];
