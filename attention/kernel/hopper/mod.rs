@@ -32,4 +32,4 @@ mod wgmma;
 const OPTIONS: [&str; 1] = ["--gpu-architecture=sm_90a"];
 
 #[cfg(feature = "cuda-nvrtc")]
-pub(crate) use pass::{backward, forward, prepare, refusal};
+pub(crate) use pass::{backward, forward, on_cuda, prepare, refusal};

@@ -42,6 +42,12 @@ const TILE: (usize, usize) = (ROUND, ROUND);
 /// Queries that leave at a time.
 const HALF: u32 = ROUND as u32 / 2;
 
+/// Whether `v` is on an NVIDIA card.
+pub(crate) fn on_cuda(v: &Tensor<4>) -> bool {
+    let x = v.clone().inner().try_into_primitive::<Cube>();
+    x.is_ok_and(|x| x.device().client().name() == "cuda")
+}
+
 /// Why the kernels do not run for tensors like `v`, if they do not.
 pub(crate) fn refusal(v: &Tensor<4>) -> Option<String> {
     let Ok(x) = v.clone().inner().try_into_primitive::<Cube>() else {
@@ -91,7 +97,9 @@ pub(crate) fn prepare(
     let head = d.max(e).next_multiple_of(64);
     let (branches, most) = (plan.0.masks.len(), Variant::most_branches(head));
     if branches > most {
-        return Err(format!("`Hopper` has up to {most} branches for heads of {head}, not {branches}"));
+        return Err(format!(
+            "`Hopper` has up to {most} branches for heads of {head}, not {branches}"
+        ));
     }
     if plan.0.scale <= 0.0 {
         return Err(format!("`Hopper` scales scores by more than 0, not by {}", plan.0.scale));

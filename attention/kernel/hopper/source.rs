@@ -36,8 +36,9 @@ impl Stages {
 }
 
 /// From what is fastest to what takes least.
-const FORWARD: [Stages; 3] = [
-    Stages { queries: 2, keys: 2, values: 2 },
+const FORWARD: [Stages; 4] = [
+    Stages { queries: 2, keys: 2, values: 3 },
+    Stages { queries: 1, keys: 2, values: 3 },
     Stages { queries: 1, keys: 2, values: 2 },
     Stages { queries: 1, keys: 2, values: 1 },
 ];
@@ -118,15 +119,15 @@ impl Variant {
 
     /// Of a pass by queries.
     fn stages(&self) -> Stages {
-        let all = if self.kernel == Kernel::Queries { QUERIES } else { FORWARD };
-        let fit = |stages: &Stages| stages.bytes(self.kernel, self.head, self.branches) <= SHARED;
+        let all = if self.kernel == Kernel::Queries { &QUERIES[..] } else { &FORWARD };
+        let fits = |stages: &&Stages| stages.bytes(self.kernel, self.head, self.branches) <= SHARED;
         // What takes least, even where it is too much: `most_branches` tells.
-        all.into_iter().find(fit).unwrap_or(all[all.len() - 1])
+        *all.iter().find(fits).unwrap_or(&all[all.len() - 1])
     }
 
     /// Tiles of queries, and of dout, that a pass by keys has at a time.
     fn stages_by_keys(&self) -> usize {
-        if self.head <= 192 && self.head > NARROW { 3 } else { 2 }
+        if self.head == 192 { 3 } else { 2 }
     }
 
     /// CUDA C++ without includes.
@@ -230,7 +231,8 @@ impl Variant {
             Kernel::Keys => {
                 let (queries, keys) = Self::tile_by_keys(self.head);
                 let of_keys = 2 * keys * self.head * 2;
-                let of_queries = self.stages_by_keys() * (2 * queries * self.head * 2 + 2 * queries * 4);
+                let of_queries =
+                    self.stages_by_keys() * (2 * queries * self.head * 2 + 2 * queries * 4);
                 let of_rest = if self.head > NARROW {
                     keys * queries * 4
                 } else if self.alone {

@@ -352,12 +352,14 @@ fn parts_equal_the_reference_where_they_are_emulated() {
     let queries = keys.slice(697..700).unwrap();
     let of = |spec: MaskSpec| Mask::new(spec, queries.clone(), keys.clone(), 4).unwrap();
     let mut programs = Programs { scratch: Scratch::new("parts"), known: HashMap::new() };
-    for (name, spec) in [
-        ("cache", MaskSpec::causal()),
-        ("cache with a window", MaskSpec::causal().with_window(Some(150)).with_sinks(2)),
+    let window = MaskSpec::causal().with_window(Some(150)).with_sinks(2);
+    for (name, spec, dim, value_dim) in [
+        ("cache", MaskSpec::causal(), 64, 24),
+        ("cache with a window", window.clone(), 64, 24),
+        ("cache of wide heads", window, 136, 200),
     ] {
         let masks = vec![of(spec)];
-        let (queries, keys, dim, value_dim) = (3, 700, 64, 24);
+        let (queries, keys) = (3, 700);
         let case = Case { name, batch: 3, heads: 4, kv: 2, queries, keys, dim, value_dim, masks };
         let want = reference(&case);
         let Some(got) = in_parts(&case, &mut programs) else {
