@@ -157,7 +157,9 @@ pub(crate) fn code(ctx: &MixContext<'_>, head_dim: usize, device: &Device) -> St
     let probe = Tensor::<4>::zeros([1, 1, 1, head_dim], (device, ctx.compute.dtype()));
     let chosen = longburn_kernels::attention::implementation_for(ctx.implementation, &probe);
     let order = if ctx.deterministic { ", the same bits in every run" } else { "" };
-    kernel_on(chosen, device) + order
+    let reason = longburn_kernels::attention::passed_over(ctx.implementation, &probe);
+    let reason = reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
+    kernel_on(chosen, device) + &reason + order
 }
 
 /// What `--explain` says of the code that a kernel has chosen.

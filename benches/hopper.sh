@@ -68,6 +68,10 @@ attention() {
     row "dense-128-$len-backward" "${of[@]}" --head-dim 128 --len $len --backward --peer torch
     row "dense-64-$len" "${of[@]}" --head-dim 64 --len $len --peer torch
     row "dense-64-$len-backward" "${of[@]}" --head-dim 64 --len $len --backward --peer torch
+    for wide in 192 256; do
+      row "dense-$wide-$len" "${of[@]}" --head-dim $wide --len $len --peer torch
+      row "dense-$wide-$len-backward" "${of[@]}" --head-dim $wide --len $len --backward --peer torch
+    done
     local masks=("window --window 2048 --sinks 64" "documents --documents 2048" "longlora" "stride --block 128"
       "blocks --block 128 --density 0.1")
     for mask in "${masks[@]}"; do

@@ -15,7 +15,8 @@ use convolution::convolutions_equal_the_formula;
 use hopper::{
     auto_takes_hopper_where_it_runs, hopper_equals_the_reference_at_every_width,
     hopper_equals_the_reference_behind_a_cache, hopper_equals_the_reference_with_heads_of_64,
-    hopper_equals_the_reference_with_heads_of_128, hopper_reads_what_is_seen, hopper_repeats,
+    hopper_equals_the_reference_with_heads_of_128, hopper_equals_the_reference_with_heads_of_192,
+    hopper_equals_the_reference_with_heads_of_256, hopper_reads_what_is_seen, hopper_repeats,
 };
 use layers::{
     embeddings_equal_the_formula, empty_layers_are_empty, gated_activations_equal_the_formula,
@@ -99,6 +100,8 @@ device_test!(
     hopper_equals_the_reference_at_every_width,
     hopper_equals_the_reference_with_heads_of_64,
     hopper_equals_the_reference_with_heads_of_128,
+    hopper_equals_the_reference_with_heads_of_192,
+    hopper_equals_the_reference_with_heads_of_256,
     hopper_equals_the_reference_behind_a_cache,
     auto_takes_hopper_where_it_runs,
     hopper_repeats,

@@ -336,3 +336,14 @@ pub(crate) fn is_flex(_: &Device) -> bool {
 pub fn implementation_for(wanted: Implementation, v: &Tensor<4>) -> Result<Implementation, Error> {
     choose(wanted, v)
 }
+
+/// Why `Auto` runs other code than [`Implementation::Hopper`] for tensors like `v` on an NVIDIA card, for reports;
+/// nothing where it runs that, and on other devices.
+pub fn passed_over(wanted: Implementation, v: &Tensor<4>) -> Option<String> {
+    #[cfg(feature = "cuda-nvrtc")]
+    if wanted == Implementation::Auto && crate::hopper::on_cuda(v) {
+        return hopper_refusal(v);
+    }
+    let _ = (wanted, v);
+    None
+}

@@ -6,22 +6,21 @@
 // Where there are few queries, the keys of a row are in parts, as if each were a row with lists and results of
 // its own.
 //
-// Matrix products: scores [64, 128] by channels, out [64, HEAD] by keys.
+// Tiles of keys come in pieces: whole, or in halves where out takes the registers that scores of a whole tile need.
+//
+// Matrix products: scores [64, PIECE] by channels, out [64, HEAD] by keys.
 
-#define STAGES 2
-// Tiles of queries at a time: where they have several branches, there is room for one.
-#define Q_STAGES (BRANCHES == 1 ? 2 : 1)
 #define Q_TILES (Q_STAGES * BRANCHES)
 
-__device__ __forceinline__ void scores(float (&s)[64], u32 q, u32 k) {
+__device__ __forceinline__ void scores(float (&s)[PIECE / 2], u32 q, u32 k) {
 #pragma unroll
   for (int step = 0; step < HEAD / 16; step++)
-    scores_product(s, by_channels<TALL>(q, step), by_channels<TALL>(k, step), step != 0);
+    scores_product(s, by_channels<TALL>(q, step), by_channels<PIECE>(k, step), step != 0);
 }
-__device__ __forceinline__ void values(float (&o)[HEAD / 2], u32 (&p)[32], u32 v) {
+__device__ __forceinline__ void values(float (&o)[HEAD / 2], u32 (&p)[PIECE / 4], u32 v) {
 #pragma unroll
-  for (int step = 0; step < 8; step++)
-    values_product(o, p[4 * step], p[4 * step + 1], p[4 * step + 2], p[4 * step + 3], by_tokens<TALL>(v, step));
+  for (int step = 0; step < PIECE / 16; step++)
+    values_product(o, p[4 * step], p[4 * step + 1], p[4 * step + 2], p[4 * step + 3], by_tokens<PIECE>(v, step));
 }
 
 // Maximum in units of log 2 and sum of one query, over this thread's keys.
@@ -29,10 +28,10 @@ struct Line { float top, sum; };
 
 // Weights in place of scores; what outputs so far are multiplied by. Queries without a key so far have
 // a maximum of -inf, which is taken as 0 here, so that nothing becomes NaN.
-__device__ __forceinline__ void softmax(float (&s)[64], Line& a, Line& b, float& keep_a, float& keep_b, float scale) {
+__device__ __forceinline__ void softmax(float (&s)[PIECE / 2], Line& a, Line& b, float& keep_a, float& keep_b, float scale) {
   float top_a = -INFINITE, top_b = -INFINITE;
 #pragma unroll
-  for (int j = 0; j < 16; j++) {
+  for (int j = 0; j < PIECE / 8; j++) {
     top_a = fmaxf(top_a, fmaxf(s[4 * j], s[4 * j + 1]));
     top_b = fmaxf(top_b, fmaxf(s[4 * j + 2], s[4 * j + 3]));
   }
@@ -48,7 +47,7 @@ __device__ __forceinline__ void softmax(float (&s)[64], Line& a, Line& b, float&
   keep_b = power_of_2(b.top - base_b);
   float sum_a = 0.f, sum_b = 0.f;
 #pragma unroll
-  for (int j = 0; j < 16; j++) {
+  for (int j = 0; j < PIECE / 8; j++) {
     s[4 * j] = power_of_2(fmaf(s[4 * j], scale, -base_a));
     s[4 * j + 1] = power_of_2(fmaf(s[4 * j + 1], scale, -base_a));
     s[4 * j + 2] = power_of_2(fmaf(s[4 * j + 2], scale, -base_b));
@@ -87,15 +86,17 @@ __device__ __forceinline__ void blind(const Call& call) {
 extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_constant__ Call call) {
   extern __shared__ __align__(1024) unsigned char memory[];
   u32 base = (shared_address(memory) + ATOM - 1) & ~(ATOM - 1);
-  u32 q = base, k = q + Q_TILES * TILE, v = k + STAGES * TILE, bars = v + STAGES * TILE;
-  u32 k_full = bars, k_free = k_full + 8 * STAGES, v_full = k_free + 8 * STAGES, v_free = v_full + 8 * STAGES,
-      q_full = v_free + 8 * STAGES, q_free = q_full + 8 * Q_STAGES, whats = bars + 128;
+  u32 q = base, k = q + Q_TILES * TILE, v = k + K_STAGES * PIECE_TILE, bars = v + V_STAGES * PIECE_TILE;
+  u32 k_full = bars, k_free = k_full + 8 * K_STAGES, v_full = k_free + 8 * K_STAGES, v_free = v_full + 8 * V_STAGES,
+      q_full = v_free + 8 * V_STAGES, q_free = q_full + 8 * Q_STAGES, whats = bars + 128;
   int group = threadIdx.x >> 7;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < STAGES; i++) {
+    for (int i = 0; i < K_STAGES; i++) {
       barrier_init(k_full + 8 * i, 1);
-      barrier_init(v_full + 8 * i, 1);
       barrier_init(k_free + 8 * i, READERS);
+    }
+    for (int i = 0; i < V_STAGES; i++) {
+      barrier_init(v_full + 8 * i, 1);
       barrier_init(v_free + 8 * i, READERS);
     }
     for (int i = 0; i < Q_STAGES; i++) {
@@ -112,9 +113,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
       int i = 0, count = 0;
       bool leads = threadIdx.x == 0;
       walk(call, [&](const Load& x) {
-        int at = count % Q_STAGES, stage = i % STAGES, token = tile_of(x.entry) * TALL, b = x.row;
+        int at = count % Q_STAGES, b = x.row;
         if (call.parts > 1) b /= call.parts;
-        u32 phase = ((i / STAGES) & 1) ^ 1;
         if (leads) {
           if (x.marks & FIRST) {
             wait(q_free + 8 * at, ((count / Q_STAGES) & 1) ^ 1);
@@ -122,20 +122,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
             for (int n = 0; n < BRANCHES; n++)
               load_tile<TALL>(q + (at * BRANCHES + n) * TILE, &call.q, q_full + 8 * at, x.tile * TALL, x.h, n * call.batch + b);
           }
-          wait(k_free + 8 * stage, phase);
-          store_ints(whats + 16 * stage, x.entry, x.bh, x.tile, x.marks);
-          expect(k_full + 8 * stage, TILE);
-          load_tile<TALL>(k + stage * TILE, &call.k, k_full + 8 * stage, token, x.kv, (x.marks & BRANCH) * call.batch + b);
-          wait(v_free + 8 * stage, phase);
-          expect(v_full + 8 * stage, TILE);
-          load_tile<TALL>(v + stage * TILE, &call.v, v_full + 8 * stage, token, x.kv, b);
+          int now = i;
+#pragma unroll 1
+          for (int piece = 0; piece < PIECES; piece++, now++) {
+            int k_at = now % K_STAGES, v_at = now % V_STAGES, token = tile_of(x.entry) * TALL + piece * PIECE;
+            wait(k_free + 8 * k_at, ((now / K_STAGES) & 1) ^ 1);
+            store_ints(whats + 16 * k_at, x.entry, x.bh, x.tile, marks_of(x.marks, piece));
+            expect(k_full + 8 * k_at, PIECE_TILE);
+            load_tile<PIECE>(k + k_at * PIECE_TILE, &call.k, k_full + 8 * k_at, token, x.kv, (x.marks & BRANCH) * call.batch + b);
+            wait(v_free + 8 * v_at, ((now / V_STAGES) & 1) ^ 1);
+            expect(v_full + 8 * v_at, PIECE_TILE);
+            load_tile<PIECE>(v + v_at * PIECE_TILE, &call.v, v_full + 8 * v_at, token, x.kv, b);
+          }
         }
         if (x.marks & FIRST) count++;
-        i++;
+        i += PIECES;
       });
-      int stage = i % STAGES;
+      int stage = i % K_STAGES;
       if (leads) {
-        wait(k_free + 8 * stage, ((i / STAGES) & 1) ^ 1);
+        wait(k_free + 8 * stage, ((i / K_STAGES) & 1) ^ 1);
         store_ints(whats + 16 * stage, 0, 0, 0, END);
         arrive(k_full + 8 * stage);
       }
@@ -146,8 +151,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
   MORE_REGISTERS(224);
   blind(call);
   int half = group - 1, thread = threadIdx.x & 127, lane = thread & 31, warp = thread >> 5;
-  float o[HEAD / 2], s[64];
-  u32 p[32];
+  float o[HEAD / 2], s[PIECE / 2];
+  u32 p[PIECE / 4];
   Line first = {-INFINITE, 0.f}, second = first;
   float keep_first, keep_second;
   int row = half * 64 + warp * 16 + (lane >> 2), column = 2 * (lane & 3);
@@ -204,7 +209,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
     pin(s);
     if (lane == 0) arrive(k_free + 8 * stage);
     if (what.x < 0)
-      hide(s, call, what.x, what.w & BRANCH, what.y / call.heads / call.parts, what.y % call.heads, what.z * TALL + row, tile_of(what.x) * TALL + column);
+      hide(s, call, what.x, what.w & BRANCH, what.y / call.heads / call.parts, what.y % call.heads, what.z * TALL + row, key_of(what) + column);
     softmax(s, first, second, keep_first, keep_second, call.scale_log2);
   };
   auto begin = [&](int4 what) {
@@ -220,12 +225,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
   int4 what = load_ints(whats);
   int i = 0;
   while (!(what.w & END)) {
-    int at = (count + 1) % Q_STAGES, stage = i % STAGES;
+    int at = (count + 1) % Q_STAGES, stage = i % K_STAGES;
     wait(q_full + 8 * at, ((count + 1) / Q_STAGES) & 1);
     meet(1 + half, 256);
     pin(s);
     products_begin();
-    scores(s, q + (at * BRANCHES + (what.w & BRANCH)) * TILE + half * 64 * ROW_BYTES, k + stage * TILE);
+    scores(s, q + (at * BRANCHES + (what.w & BRANCH)) * TILE + half * 64 * ROW_BYTES, k + stage * PIECE_TILE);
     products_commit();
     pass_by(2 - half, 256);
     products_wait<0>();
@@ -235,28 +240,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
     begin(what);
     pack_all(p, s);
     for (;;) {
-      int before = i % STAGES;
-      u32 phase_before = (i / STAGES) & 1;
+      int before = i % V_STAGES;
+      u32 phase_before = (i / V_STAGES) & 1;
       bool last = what.w & LAST;
       // Or the loader would wait for its place before it brought anything more.
       if (last) settle(count - 1);
       i++;
       if (Q_STAGES == 1 && last) break;
-      stage = i % STAGES;
-      wait(k_full + 8 * stage, (i / STAGES) & 1);
+      stage = i % K_STAGES;
+      wait(k_full + 8 * stage, (i / K_STAGES) & 1);
       what = load_ints(whats + 16 * stage);
-      bool begins = what.w & FIRST;
+      bool begins = Q_STAGES > 1 && (what.w & FIRST);
       if (what.w & END) break;
+      // The same, where another tile cannot have begun: two registers less.
+      if (Q_STAGES == 1) what.y = bh, what.z = tile;
       if (begins) wait(q_full + 8 * ((count + 1) % Q_STAGES), ((count + 1) / Q_STAGES) & 1);
       u32 mine = q + ((count + begins) % Q_STAGES * BRANCHES + (what.w & BRANCH)) * TILE + half * 64 * ROW_BYTES;
       meet(1 + half, 256);
       pin(s);
       pin(o);
       products_begin();
-      scores(s, mine, k + stage * TILE);
+      scores(s, mine, k + stage * PIECE_TILE);
       products_commit();
       wait(v_full + 8 * before, phase_before);
-      values(o, p, v + before * TILE);
+      values(o, p, v + before * PIECE_TILE);
       products_commit();
       pass_by(2 - half, 256);
       products_wait<1>();
@@ -285,11 +292,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
       pack_all(p, s);
     }
     // The last values, with nothing beside them.
-    int last = (i - 1) % STAGES;
-    wait(v_full + 8 * last, ((i - 1) / STAGES) & 1);
+    int last = (i - 1) % V_STAGES;
+    wait(v_full + 8 * last, ((i - 1) / V_STAGES) & 1);
     pin(o);
     products_begin();
-    values(o, p, v + last * TILE);
+    values(o, p, v + last * PIECE_TILE);
     products_commit();
     products_wait<0>();
     pin(o);
@@ -298,8 +305,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
     finish(first, second);
     settle(count);
     if (Q_STAGES > 1) continue;
-    wait(k_full + 8 * (i % STAGES), (i / STAGES) & 1);
-    what = load_ints(whats + 16 * (i % STAGES));
+    wait(k_full + 8 * (i % K_STAGES), (i / K_STAGES) & 1);
+    what = load_ints(whats + 16 * (i % K_STAGES));
   }
   if (thread == 0) stores_written();
 }

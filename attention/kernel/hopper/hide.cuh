@@ -3,6 +3,8 @@
 
 // Columns that are looked at together: the fewer, the more is read for each.
 #define AT_ONCE(rules) ((rules) & (STRIDE | LIST) ? 1 : (rules) & (LABELS | POSITIONS) ? 2 : 4)
+// Masks with a stride and a list look at so much that wide heads leave room for one query at a time.
+#define ONE_BY_ONE(rules) (HEAD > 128 && ((rules) & (STRIDE | LIST)) == (STRIDE | LIST))
 
 // Keys are columns: this thread has queries `token` and `token + 8`, and keys `key + 8j` and those behind.
 template<int RULES> __device__ __forceinline__ int four_of_keys(const Side* side, const View* view, Query first, Query second, int key) {
@@ -11,16 +13,31 @@ template<int RULES> __device__ __forceinline__ int four_of_keys(const Side* side
   return seen(RULES, side, view, first, left) | seen(RULES, side, view, first, right) << 1
        | seen(RULES, side, view, second, left) << 2 | seen(RULES, side, view, second, right) << 3;
 }
+// The same of one query.
+template<int RULES> __device__ __forceinline__ int two_of_keys(const Side* side, const View* view, Query query, int key) {
+  Key left, right;
+  keys_at(RULES, side, view, key, &left, &right);
+  return seen(RULES, side, view, query, left) | seen(RULES, side, view, query, right) << 1;
+}
 template<int RULES, int N> __device__ __forceinline__ void hide_keys(float (&s)[N], const Side* side, int b, int h, int token, int key) {
   View view = view_of(RULES, side, b, h);
-  Query first = query_at(RULES, side, &view, token), second = query_at(RULES, side, &view, token + 8);
   // Bits first, so that what is looked at takes few registers beside the scores.
 #pragma unroll
   for (int part = 0; part < N; part += 32) {
     u32 bits = 0;
+    if (ONE_BY_ONE(RULES)) {
+#pragma unroll 1
+      for (int row = 0; row < 16; row += 8) {
+        Query query = query_at(RULES, side, &view, token + row);
+#pragma unroll 1
+        for (int j = 0; j < 8; j++) bits |= two_of_keys<RULES>(side, &view, query, key + part * 2 + 8 * j) << (4 * j + row / 4);
+      }
+    } else {
+      Query first = query_at(RULES, side, &view, token), second = query_at(RULES, side, &view, token + 8);
 #pragma unroll AT_ONCE(RULES)
-    for (int j = 0; j < 8; j++)
-      bits |= four_of_keys<RULES>(side, &view, first, second, key + part * 2 + 8 * j) << (4 * j);
+      for (int j = 0; j < 8; j++)
+        bits |= four_of_keys<RULES>(side, &view, first, second, key + part * 2 + 8 * j) << (4 * j);
+    }
 #pragma unroll
     for (int i = 0; i < 32; i++)
       if (!(bits >> i & 1)) s[part + i] = -INFINITE;

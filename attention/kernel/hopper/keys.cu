@@ -6,13 +6,11 @@
 // Matrix products: scores and dp [64, TALL] by channels, dv and dk [64, HEAD] by queries,
 // dq [64, 64] by keys.
 
-// Queries of a tile. A warpgroup has 64 x 64 of its dq: of all queries and half of the channels, or of half
-// of the queries and all channels.
-#define TALL (8192 / HEAD)
-#define KEYS 128
+// Of a tile's dq a warpgroup has 64 x 64: of all queries and half of the channels, or of half of the queries and all
+// channels.
+
 #define TILE (TALL * HEAD * 2)
 #define KEY_TILE (KEYS * HEAD * 2)
-#define STAGES 2
 #define LINE (TALL * 4)
 
 #define AT_K 0
@@ -30,22 +28,6 @@
 #endif
 #define AT_DOT (AT_LSE + STAGES * LINE)
 #define AT_BARS (AT_DOT + STAGES * LINE)
-
-// Tiles of queries of one head that see a tile of keys: first, and behind the last.
-__device__ __forceinline__ int2 list_of(const Call& call, int branch, int b, int h, int tile) {
-  const Side& side = call.sides[branch];
-  int tiles = (call.keys + KEYS - 1) / KEYS;
-  int row = (b * side.classes + __ldg(side.numbers + side.heads + 4 * h)) * tiles + tile;
-  return make_int2(__ldg(side.starts + row), __ldg(side.starts + row + 1));
-}
-// Whether there are any, over the heads that read a key head.
-__device__ __forceinline__ bool any(const Call& call, int branch, int b, int head, int heads, int tile) {
-  for (int h = head; h < head + heads; h++) {
-    int2 list = list_of(call, branch, b, h, tile);
-    if (list.x < list.y) return true;
-  }
-  return false;
-}
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) keys(const __grid_constant__ Call call) {
   extern __shared__ __align__(1024) unsigned char memory[];

@@ -2,7 +2,6 @@
 
 use super::arrange::{Item, arranged};
 use super::later::Later;
-use super::rules::ROUND;
 use crate::{BlockKind, Mask};
 
 /// Set where a tile is seen in part.
@@ -39,7 +38,7 @@ impl Lists {
             let seen = map.keys_of(b, class, q).iter().rev();
             tiles.extend(seen.map(|&k| {
                 let whole = map.kind(b, class, q, k as usize) == BlockKind::Full;
-                let whole = whole && !is_ragged(mask, k as usize, columns);
+                let whole = whole && !is_ragged(mask, k as usize, columns, tile.1);
                 entry(k, whole, || later.hides(b, class, q, k as usize))
             }));
         });
@@ -88,7 +87,7 @@ impl Lists {
             let seen = map.queries_of(b, class, k).iter();
             tiles.extend(seen.map(|&q| {
                 let whole = map.kind(b, class, q as usize, k) == BlockKind::Full;
-                let whole = whole && !is_ragged(mask, k, columns);
+                let whole = whole && !is_ragged(mask, k, columns, tile.1);
                 entry(q, whole, || later.hides(b, class, q as usize, k))
             }));
         });
@@ -139,8 +138,8 @@ impl Lists {
 }
 
 /// Whether keys fill their last tile in part: the mask tells them apart from the zeros behind them.
-fn is_ragged(mask: &Mask, k: usize, columns: usize) -> bool {
-    k + 1 == columns && !mask.keys().len().is_multiple_of(ROUND)
+fn is_ragged(mask: &Mask, k: usize, columns: usize, tall: usize) -> bool {
+    k + 1 == columns && !mask.keys().len().is_multiple_of(tall)
 }
 
 fn entry(tile: u32, whole: bool, later: impl FnOnce() -> bool) -> i32 {

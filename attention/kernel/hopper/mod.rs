@@ -5,8 +5,9 @@
 //! dv and else dq) and goes through the tiles of the other side that its mask shows: lists per row and class
 //! of heads (`lists`), whole tiles without a predicate, and in an order of their own (`arrange`). Few queries
 //! share a tile, and share out their keys (`few`). What a mask looks at is compiled in, numbers per
-//! token come as arrays (`rules`, `mask.cuh`). Heads of any width up to 128 are read into tiles of 64 or
-//! 128 channels, any number of tokens into whole tiles: TMA fills up with zeros. Queries of one key head
+//! token come as arrays (`rules`, `mask.cuh`). Heads of any width up to 256 are read into tiles of 64, 128,
+//! 192 or 256 channels, any number of tokens into whole tiles: TMA fills up with zeros. From 129 channels on, tiles of
+//! keys come in halves, dq always has a pass of its own, and of two warpgroups one has dv and one dk (`wide.cu`). Queries of one key head
 //! read it where it lies. Scores, softmax and sums are in f32.
 //!
 //! `source` puts a kernel's text together from the files here, `card` has it compiled and loaded.
@@ -31,4 +32,4 @@ mod wgmma;
 const OPTIONS: [&str; 1] = ["--gpu-architecture=sm_90a"];
 
 #[cfg(feature = "cuda-nvrtc")]
-pub(crate) use pass::{backward, forward, prepare, refusal};
+pub(crate) use pass::{backward, forward, on_cuda, prepare, refusal};

@@ -23,7 +23,7 @@ use cubecl::server::Handle;
 use std::sync::Arc;
 
 /// Channels of the widest head.
-const WIDEST: usize = 128;
+const WIDEST: usize = 256;
 /// Rows of TMA begin at multiples of 16 bytes.
 const ALIGNED: usize = 8;
 /// Threads of the kernels that compute tiles, and of those around them.
@@ -39,8 +39,14 @@ const FEW_TILES: usize = 10;
 const IN_CACHE: usize = 16 << 20;
 /// Queries and keys of a tile of the passes by queries.
 const TILE: (usize, usize) = (ROUND, ROUND);
-/// Queries that leave at a time, and keys of a piece of a tile.
+/// Queries that leave at a time.
 const HALF: u32 = ROUND as u32 / 2;
+
+/// Whether `v` is on an NVIDIA card.
+pub(crate) fn on_cuda(v: &Tensor<4>) -> bool {
+    let x = v.clone().inner().try_into_primitive::<Cube>();
+    x.is_ok_and(|x| x.device().client().name() == "cuda")
+}
 
 /// Why the kernels do not run for tensors like `v`, if they do not.
 pub(crate) fn refusal(v: &Tensor<4>) -> Option<String> {
@@ -88,9 +94,12 @@ pub(crate) fn prepare(
     if d.max(e) > WIDEST {
         return Err(format!("`Hopper` has heads of up to {WIDEST} channels, not {}", d.max(e)));
     }
-    if plan.0.masks.len() > MOST_BRANCHES {
-        let branches = plan.0.masks.len();
-        return Err(format!("`Hopper` has up to {MOST_BRANCHES} branches, not {branches}"));
+    let head = d.max(e).next_multiple_of(64);
+    let (branches, most) = (plan.0.masks.len(), Variant::most_branches(head));
+    if branches > most {
+        return Err(format!(
+            "`Hopper` has up to {most} branches for heads of {head}, not {branches}"
+        ));
     }
     if plan.0.scale <= 0.0 {
         return Err(format!("`Hopper` scales scores by more than 0, not by {}", plan.0.scale));
@@ -209,12 +218,12 @@ impl Form {
     }
 
     /// Whether dq has a pass of its own: where two runs must give the same bits, and where a tile of queries sees so
-    /// few tiles of keys that computing their scores twice takes less than adding up dq in memory.
+    /// few tiles of keys that computing their scores twice takes less than adding up dq in memory; of wide heads always.
     ///
     /// # Shapes
     /// q `[B, H, T, ..]`, v `[B, kv, ..]`
     fn alone(&self, plan: &Plan, [b, h, t]: [usize; 3], kv: usize) -> bool {
-        if plan.0.deterministic {
+        if plan.0.deterministic || Variant::always_alone(self.variant.head) {
             return true;
         }
         let numbers = self.masks.len() * b * h * t.next_multiple_of(ROUND) * self.variant.head;
@@ -443,6 +452,7 @@ fn tiles(x: &Inputs, plan: &Plan, by: By) -> (CubeTensor, CubeTensor) {
     let maps = [&x.q, &x.k, &x.v, &out].map(layout);
     let (mut call, numbers) = (x.call(plan), form.variant.numbers);
     call.parts = parts as i32;
+    let piece = Variant::piece(Kernel::Forward, form.variant.head) as u32;
     let entries = form.entries(Kernel::Forward, false);
     let combine = whole.is_some().then(|| form.entries(Kernel::Combine, false));
     let mut writes = vec![out.handle.clone(), lse.handle.clone()];
@@ -450,8 +460,8 @@ fn tiles(x: &Inputs, plan: &Plan, by: By) -> (CubeTensor, CubeTensor) {
     submit(&form.device, reads, writes, move |stream, at| {
         let (from, to) = at.split_at(all_reads);
         call.q = maps[0].map(from[0], numbers, ROUND as u32)?;
-        call.k = maps[1].map(from[1], numbers, ROUND as u32)?;
-        call.v = maps[2].map(from[2], numbers, ROUND as u32)?;
+        call.k = maps[1].map(from[1], numbers, piece)?;
+        call.v = maps[2].map(from[2], numbers, piece)?;
         lent.put(&from[3..], &mut call);
         (call.out, call.lse) = (to[0], to[1]);
         call.to = maps[3].map(call.out, numbers, HALF)?;
@@ -515,7 +525,7 @@ pub(crate) fn backward(
     (call.of_out, call.of_dout) = (steps(&out), steps(&dout));
     let keys = form.entries(Kernel::Keys, alone);
     let others = form.entries(if alone { Kernel::Queries } else { Kernel::Around }, alone);
-    let tile = Variant::tile_by_keys(head).0 as u32;
+    let (tile, piece) = (Variant::tile_by_keys(head), Variant::piece(Kernel::Queries, head) as u32);
     submit(&form.device, reads, writes, move |stream, at| {
         let (from, to) = at.split_at(all_reads);
         (call.out, call.lse, call.dout_rows) = (from[3], from[4], from[5]);
@@ -531,7 +541,7 @@ pub(crate) fn backward(
         // Safe: all buffers have the sizes that the call tells.
         unsafe {
             if let Some(lent) = &of_queries {
-                of_tiles(&mut call, ROUND as u32, HALF)?;
+                of_tiles(&mut call, ROUND as u32, piece)?;
                 call.o = of_out.map(call.out, numbers, ROUND as u32)?;
                 call.to = of_dq.map(call.dq, numbers, HALF)?;
                 lent.put(&from[inputs + masks..], &mut call);
@@ -541,7 +551,7 @@ pub(crate) fn backward(
                 let rows = (batch * heads * tall) as u32;
                 others[0].launch(stream, (rows.div_ceil(SMALL / 32), 1, 1), SMALL, &call)?;
             }
-            of_tiles(&mut call, tile, ROUND as u32)?;
+            of_tiles(&mut call, tile.0 as u32, tile.1 as u32)?;
             of_keys.put(&from[inputs..inputs + masks], &mut call);
             keys[0].launch(stream, (of_keys.groups, 1, 1), THREADS, &call)?;
             if of_queries.is_some() {

@@ -7,13 +7,10 @@
 //
 // Matrix products: scores and dp [64, 64] by channels, dq [64, HEAD] by keys.
 
-#define PIECE 64
-#define PIECE_TILE (PIECE * HEAD * 2)
-#define STAGES 3
-// Tiles of queries, and of dout.
-#define Q_STAGES 2
-// With an entry comes which half of its tile.
-#define SECOND 128
+// Whether there are registers for dp while a product still reads the ds before it.
+#define DP_BESIDE (HEAD <= 192)
+// Whether there are registers for the rows of out beside all that is computed.
+#define OUT_BESIDE (HEAD <= 128)
 
 // For tiles of queries that see nothing: zeros, and where no branch sees anything, an lse of +inf, under which
 // every weight is 0.
@@ -61,15 +58,17 @@ __device__ __forceinline__ float dot_of(int4 x, uint4 y) {
 extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_constant__ Call call) {
   extern __shared__ __align__(1024) unsigned char memory[];
   u32 base = (shared_address(memory) + ATOM - 1) & ~(ATOM - 1);
-  u32 q = base, pieces = q + Q_STAGES * 2 * TILE, bars = pieces + STAGES * 2 * PIECE_TILE;
-  u32 k_full = bars, k_free = k_full + 8 * STAGES, v_full = k_free + 8 * STAGES, v_free = v_full + 8 * STAGES,
-      q_full = v_free + 8 * STAGES, q_free = q_full + 8 * Q_STAGES, whats = bars + 128;
+  u32 q = base, k = q + Q_STAGES * 2 * TILE, v = k + K_STAGES * PIECE_TILE, bars = v + V_STAGES * PIECE_TILE;
+  u32 k_full = bars, k_free = k_full + 8 * K_STAGES, v_full = k_free + 8 * K_STAGES, v_free = v_full + 8 * V_STAGES,
+      q_full = v_free + 8 * V_STAGES, q_free = q_full + 8 * Q_STAGES, whats = bars + 128;
   int group = threadIdx.x >> 7;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < STAGES; i++) {
+    for (int i = 0; i < K_STAGES; i++) {
       barrier_init(k_full + 8 * i, 1);
-      barrier_init(v_full + 8 * i, 1);
       barrier_init(k_free + 8 * i, READERS);
+    }
+    for (int i = 0; i < V_STAGES; i++) {
+      barrier_init(v_full + 8 * i, 1);
       barrier_init(v_free + 8 * i, READERS);
     }
     for (int i = 0; i < Q_STAGES; i++) {
@@ -101,25 +100,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_co
           }
           int now = i;
 #pragma unroll 1
-          for (int piece = 0; piece < 2; piece++, now++) {
-            int stage = now % STAGES, token = tile_of(x.entry) * TALL + piece * PIECE;
-            u32 to = pieces + stage * 2 * PIECE_TILE, phase = ((now / STAGES) & 1) ^ 1;
-            wait(k_free + 8 * stage, phase);
-            store_ints(whats + 16 * stage, x.entry, x.bh, x.tile,
-                       (x.marks & BRANCH) | (begins && piece == 0 ? FIRST_OF_LIST : 0) | (piece == 1 ? SECOND : 0));
-            expect(k_full + 8 * stage, PIECE_TILE);
-            load_tile<PIECE>(to, &call.k, k_full + 8 * stage, token, x.kv, row);
-            wait(v_free + 8 * stage, phase);
-            expect(v_full + 8 * stage, PIECE_TILE);
-            load_tile<PIECE>(to + PIECE_TILE, &call.v, v_full + 8 * stage, token, x.kv, x.row);
+          for (int piece = 0; piece < PIECES; piece++, now++) {
+            int k_at = now % K_STAGES, v_at = now % V_STAGES, token = tile_of(x.entry) * TALL + piece * PIECE;
+            wait(k_free + 8 * k_at, ((now / K_STAGES) & 1) ^ 1);
+            store_ints(whats + 16 * k_at, x.entry, x.bh, x.tile, marks_of(x.marks, piece));
+            expect(k_full + 8 * k_at, PIECE_TILE);
+            load_tile<PIECE>(k + k_at * PIECE_TILE, &call.k, k_full + 8 * k_at, token, x.kv, row);
+            wait(v_free + 8 * v_at, ((now / V_STAGES) & 1) ^ 1);
+            expect(v_full + 8 * v_at, PIECE_TILE);
+            load_tile<PIECE>(v + v_at * PIECE_TILE, &call.v, v_full + 8 * v_at, token, x.kv, x.row);
           }
         }
-        i += 2;
+        i += PIECES;
         count += begins;
       });
-      int stage = i % STAGES;
+      int stage = i % K_STAGES;
       if (leads) {
-        wait(k_free + 8 * stage, ((i / STAGES) & 1) ^ 1);
+        wait(k_free + 8 * stage, ((i / K_STAGES) & 1) ^ 1);
         store_ints(whats + 16 * stage, 0, 0, 0, END);
         arrive(k_full + 8 * stage);
       }
@@ -139,7 +136,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_co
   // Whether the tile before it may still be on its way out of shared memory.
   bool owed = false;
 
-  auto place = [&](int of) { return q + (of % Q_STAGES) * 2 * TILE; };
+  // Made anew each time where it is always the same, or what follows from it would be kept in registers.
+  auto place = [&](int of) { return Q_STAGES == 1 ? (u32)fresh(q) : q + (of % Q_STAGES) * 2 * TILE; };
   auto settle = [&](int of) {
     if (thread == 0 && owed) {
       stores_read();
@@ -149,23 +147,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_co
   };
   // Scores and dp of a piece, of the tile of queries with that number.
   auto scores = [&](int of, int i) {
-    int stage = i % STAGES;
-    u32 my_q = place(of) + half * 64 * ROW_BYTES, k = pieces + stage * 2 * PIECE_TILE;
+    u32 my_q = place(of) + half * 64 * ROW_BYTES, my_k = k + i % K_STAGES * PIECE_TILE;
 #pragma unroll
     for (int step = 0; step < HEAD / 16; step++)
-      scores_product(s, by_channels<TALL>(my_q, step), by_channels<PIECE>(k, step), step != 0);
-    products_commit();
-    wait(v_full + 8 * stage, (i / STAGES) & 1);
-#pragma unroll
-    for (int step = 0; step < HEAD / 16; step++)
-      scores_product(dp, by_channels<TALL>(my_q + TILE, step), by_channels<PIECE>(k + PIECE_TILE, step), step != 0);
+      scores_product(s, by_channels<TALL>(my_q, step), by_channels<PIECE>(my_k, step), step != 0);
     products_commit();
   };
-  auto gradient = [&](int stage) {
-    u32 k = pieces + stage * 2 * PIECE_TILE;
+  auto changes_of_weights = [&](int of, int i) {
+    u32 my_dout = place(of) + TILE + half * 64 * ROW_BYTES, my_v = v + i % V_STAGES * PIECE_TILE;
+    wait(v_full + 8 * (i % V_STAGES), (i / V_STAGES) & 1);
+#pragma unroll
+    for (int step = 0; step < HEAD / 16; step++)
+      scores_product(dp, by_channels<TALL>(my_dout, step), by_channels<PIECE>(my_v, step), step != 0);
+    products_commit();
+  };
+  auto gradient = [&](int i) {
+    u32 my_k = k + i % K_STAGES * PIECE_TILE;
 #pragma unroll
     for (int step = 0; step < PIECE / 16; step++)
-      gradient_product(dq, ds[4 * step], ds[4 * step + 1], ds[4 * step + 2], ds[4 * step + 3], by_tokens<PIECE>(k, step));
+      gradient_product(dq, ds[4 * step], ds[4 * step + 1], ds[4 * step + 2], ds[4 * step + 3], by_tokens<PIECE>(my_k, step));
     products_commit();
   };
   auto lse_of = [&](int4 what) {
@@ -193,7 +193,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_co
   auto weights = [&](int4 what) {
     if (what.x < 0)
       hide(s, call, what.x, what.w & BRANCH, what.y / call.heads, what.y % call.heads, what.z * TALL + row,
-           tile_of(what.x) * TALL + (what.w & SECOND ? PIECE : 0) + column);
+           key_of(what) + column);
 #pragma unroll
     for (int j = 0; j < PIECE / 8; j++) {
       s[4 * j] = power_of_2(fmaf(s[4 * j], call.scale_log2, -lse_a));
@@ -264,66 +264,89 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_co
 
   wait(k_full, 0);
   int4 what = load_ints(whats);
-  if (what.w & END) return;
-  begin(what);
-  wait(q_full, 0);
-  pin(s);
-  pin(dp);
-  products_begin();
-  scores(count, 0);
-  lse_of(what);
-  read_out(what);
-  products_wait<1>();
-  pin(s);
-  weights(what);
-  products_wait<0>();
-  pin(dp);
-  if (lane == 0) arrive(v_free);
-  dots_of(what, count);
-  changes();
   int i = 0;
-  for (;;) {
-    int before = i % STAGES;
-    i++;
-    int stage = i % STAGES;
-    wait(k_full + 8 * stage, (i / STAGES) & 1);
-    what = load_ints(whats + 16 * stage);
-    bool begins = what.w & FIRST_OF_LIST;
-    if (what.w & END) break;
-    if (begins) wait(q_full + 8 * ((count + 1) % Q_STAGES), ((count + 1) / Q_STAGES) & 1);
+  while (!(what.w & END)) {
+    // The first piece, with nothing beside it.
+    begin(what);
+    wait(q_full + 8 * (count % Q_STAGES), (count / Q_STAGES) & 1);
+    lse_of(what);
+    read_out(what);
+    if (!OUT_BESIDE) dots_of(what, count);
     pin(s);
     pin(dp);
-    pin(dq);
     products_begin();
-    scores(count + begins, i);
-    gradient(before);
-    if (begins) {
-      lse_of(what);
-      read_out(what);
-    }
-    products_wait<2>();
+    scores(count, i);
+    changes_of_weights(count, i);
+    products_wait<1>();
     pin(s);
     weights(what);
-    products_wait<1>();
+    products_wait<0>();
     pin(dp);
-    if (lane == 0) arrive(v_free + 8 * stage);
-    if (begins) dots_of(what, count + 1);
+    if (lane == 0) arrive(v_free + 8 * (i % V_STAGES));
+    if (OUT_BESIDE) dots_of(what, count);
+    changes();
+    for (;;) {
+      bool last = what.w & LAST_OF_LIST;
+      i++;
+      if (Q_STAGES == 1 && last) break;
+      int stage = i % K_STAGES;
+      wait(k_full + 8 * stage, (i / K_STAGES) & 1);
+      what = load_ints(whats + 16 * stage);
+      bool begins = Q_STAGES > 1 && (what.w & FIRST_OF_LIST);
+      if (what.w & END) break;
+      // The same, where another tile cannot have begun: two registers less.
+      if (Q_STAGES == 1) what.y = bh, what.z = tile;
+      if (begins) wait(q_full + 8 * ((count + 1) % Q_STAGES), ((count + 1) / Q_STAGES) & 1);
+      pin(s);
+      if (DP_BESIDE) pin(dp);
+      pin(dq);
+      products_begin();
+      scores(count + begins, i);
+      if (DP_BESIDE) changes_of_weights(count + begins, i);
+      gradient(i - 1);
+      if (begins) {
+        lse_of(what);
+        read_out(what);
+      }
+      products_wait<1 + DP_BESIDE>();
+      pin(s);
+      weights(what);
+      if (DP_BESIDE) {
+        products_wait<1>();
+        pin(dp);
+        if (lane == 0) arrive(v_free + 8 * (i % V_STAGES));
+        if (begins) dots_of(what, count + 1);
+      }
+      products_wait<0>();
+      pin(dq);
+      if (lane == 0) arrive(k_free + 8 * ((i - 1) % K_STAGES));
+      if (!DP_BESIDE) {
+        pin(dp);
+        products_begin();
+        changes_of_weights(count, i);
+        products_wait<0>();
+        pin(dp);
+        if (lane == 0) arrive(v_free + 8 * (i % V_STAGES));
+      }
+      settle(count - 1);
+      if (begins) {
+        finish();
+        begin(what);
+      }
+      changes();
+    }
+    // The last dq, with nothing beside it.
+    pin(dq);
+    products_begin();
+    gradient(i - 1);
     products_wait<0>();
     pin(dq);
-    if (lane == 0) arrive(k_free + 8 * before);
-    settle(count - 1);
-    if (begins) {
-      finish();
-      begin(what);
-    }
-    changes();
+    if (lane == 0) arrive(k_free + 8 * ((i - 1) % K_STAGES));
+    finish();
+    settle(count);
+    if (Q_STAGES > 1) continue;
+    wait(k_full + 8 * (i % K_STAGES), (i / K_STAGES) & 1);
+    what = load_ints(whats + 16 * (i % K_STAGES));
   }
-  // The last dq, with nothing beside it.
-  pin(dq);
-  products_begin();
-  gradient((i + STAGES - 1) % STAGES);
-  products_wait<0>();
-  pin(dq);
-  finish();
   if (thread == 0) stores_written();
 }

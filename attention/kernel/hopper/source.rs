@@ -5,11 +5,48 @@ use super::rules::Rules;
 use super::wgmma::{Left, product};
 use std::fmt::Write;
 
-/// Branches that fit into shared memory.
+/// Branches that any kernel has.
 pub(super) const MOST_BRANCHES: usize = 3;
 
+/// Bytes of shared memory that a workgroup may have.
+pub(super) const SHARED: usize = 227 << 10;
 /// Bytes that a tile's address is rounded up by, and barriers.
 const BESIDES: usize = 1024 + 256;
+/// Channels up to which a warpgroup has registers for both dk and dv.
+const NARROW: usize = 128;
+
+/// Tiles that a pass by queries has in shared memory at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stages {
+    /// Of queries, of every branch, or with those of dout.
+    queries: usize,
+    /// Pieces of keys, and of values.
+    keys: usize,
+    values: usize,
+}
+
+impl Stages {
+    /// Of shared memory, and what lies besides.
+    fn bytes(self, kernel: Kernel, head: usize, branches: usize) -> usize {
+        let of_token = 2 * head;
+        let of_queries = if kernel == Kernel::Queries { 2 } else { branches };
+        let pieces = (self.keys + self.values) * Variant::piece(kernel, head);
+        (self.queries * of_queries * 128 + pieces) * of_token + BESIDES
+    }
+}
+
+/// From what is fastest to what takes least.
+const FORWARD: [Stages; 4] = [
+    Stages { queries: 2, keys: 2, values: 3 },
+    Stages { queries: 1, keys: 2, values: 3 },
+    Stages { queries: 1, keys: 2, values: 2 },
+    Stages { queries: 1, keys: 2, values: 1 },
+];
+const QUERIES: [Stages; 3] = [
+    Stages { queries: 2, keys: 3, values: 3 },
+    Stages { queries: 1, keys: 3, values: 2 },
+    Stages { queries: 1, keys: 2, values: 1 },
+];
 
 /// Which file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,7 +83,7 @@ impl Numbers {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Variant {
     pub kernel: Kernel,
-    /// Channels of a tile, 64 or 128; heads may have fewer.
+    /// Channels of a tile, 64, 128, 192 or 256; heads may have fewer.
     pub head: usize,
     pub numbers: Numbers,
     pub branches: usize,
@@ -59,7 +96,38 @@ pub(super) struct Variant {
 impl Variant {
     /// Queries and keys of a tile of a backward pass by keys.
     pub fn tile_by_keys(head: usize) -> (usize, usize) {
-        (8192 / head, 128)
+        if head <= NARROW { (8192 / head, 128) } else { (64, 64) }
+    }
+
+    /// Whether dq always has a pass of its own: the one by keys has no registers for it.
+    pub fn always_alone(head: usize) -> bool {
+        head > NARROW
+    }
+
+    /// Branches that there is shared memory for.
+    pub fn most_branches(head: usize) -> usize {
+        let fits = |branches: &usize| {
+            FORWARD.iter().any(|stages| stages.bytes(Kernel::Forward, head, *branches) <= SHARED)
+        };
+        (1..=MOST_BRANCHES).rev().find(fits).unwrap_or_default()
+    }
+
+    /// Keys of a tile that a pass by queries has at a time.
+    pub fn piece(kernel: Kernel, head: usize) -> usize {
+        if kernel == Kernel::Forward && head <= NARROW { 128 } else { 64 }
+    }
+
+    /// Of a pass by queries.
+    fn stages(&self) -> Stages {
+        let all = if self.kernel == Kernel::Queries { &QUERIES[..] } else { &FORWARD };
+        let fits = |stages: &&Stages| stages.bytes(self.kernel, self.head, self.branches) <= SHARED;
+        // What takes least, even where it is too much: `most_branches` tells.
+        *all.iter().find(fits).unwrap_or(&all[all.len() - 1])
+    }
+
+    /// Tiles of queries, and of dout, that a pass by keys has at a time.
+    fn stages_by_keys(&self) -> usize {
+        if self.head == 192 { 3 } else { 2 }
     }
 
     /// CUDA C++ without includes.
@@ -85,11 +153,29 @@ impl Variant {
         define(&mut text, "IS_BF16", (self.numbers == Numbers::Bf16) as usize);
         define(&mut text, "KEYS_ARE_COLUMNS", (self.kernel != Kernel::Keys) as usize);
         define(&mut text, "CALL_BYTES", size_of::<Call>());
+        match self.kernel {
+            Kernel::Forward | Kernel::Queries => {
+                let stages = self.stages();
+                define(&mut text, "PIECE", Self::piece(self.kernel, self.head));
+                define(&mut text, "Q_STAGES", stages.queries);
+                define(&mut text, "K_STAGES", stages.keys);
+                define(&mut text, "V_STAGES", stages.values);
+            }
+            Kernel::Keys => {
+                let (queries, keys) = Self::tile_by_keys(self.head);
+                define(&mut text, "TILE_QUERIES", queries);
+                define(&mut text, "TILE_KEYS", keys);
+                define(&mut text, "STAGES", self.stages_by_keys());
+            }
+            Kernel::Around | Kernel::Combine => {}
+        }
         let _ = writeln!(text, "#define TYPE \"{}\"", self.numbers.name());
         let (hide, walk) = (include_str!("hide.cuh"), include_str!("walk.cuh"));
+        let lists = include_str!("lists.cuh");
         let kernel: &[&str] = match self.kernel {
             Kernel::Forward => &[hide, walk, include_str!("forward.cu")],
-            Kernel::Keys => &[hide, include_str!("keys.cu")],
+            Kernel::Keys if self.head <= NARROW => &[hide, lists, include_str!("keys.cu")],
+            Kernel::Keys => &[hide, lists, include_str!("wide.cu")],
             Kernel::Queries => &[hide, walk, include_str!("queries.cu")],
             Kernel::Around => &[include_str!("around.cu")],
             Kernel::Combine => &[include_str!("combine.cu")],
@@ -105,8 +191,12 @@ impl Variant {
         let by_channels = Left::Shared { turned: false };
         match self.kernel {
             Kernel::Forward => vec![
-                ("scores_product", 128, by_channels),
+                ("scores_product", Self::piece(self.kernel, self.head), by_channels),
                 ("values_product", self.head, Left::Registers),
+            ],
+            Kernel::Keys if self.head > NARROW => vec![
+                ("scores_product", 64, by_channels),
+                ("gradient_product", self.head, Left::Registers),
             ],
             Kernel::Keys => vec![
                 ("scores_product", Self::tile_by_keys(self.head).0, by_channels),
@@ -134,16 +224,23 @@ impl Variant {
 
     /// Bytes of shared memory of a workgroup.
     pub fn shared(&self) -> usize {
-        let tile = 128 * self.head * 2;
         match self.kernel {
-            // Queries of one branch come ahead.
-            Kernel::Forward => (self.branches.max(2) + 4) * tile + BESIDES,
-            Kernel::Queries => 7 * tile + BESIDES,
+            Kernel::Forward | Kernel::Queries => {
+                self.stages().bytes(self.kernel, self.head, self.branches)
+            }
             Kernel::Keys => {
                 let (queries, keys) = Self::tile_by_keys(self.head);
-                let of_queries = 2 * (2 * queries * self.head * 2 + 2 * queries * 4);
-                let of_dq = if self.alone { 0 } else { 2 * keys * queries * 2 + 2 * 64 * 64 * 4 };
-                2 * tile + of_queries + of_dq + BESIDES
+                let of_keys = 2 * keys * self.head * 2;
+                let of_queries =
+                    self.stages_by_keys() * (2 * queries * self.head * 2 + 2 * queries * 4);
+                let of_rest = if self.head > NARROW {
+                    keys * queries * 4
+                } else if self.alone {
+                    0
+                } else {
+                    2 * keys * queries * 2 + 2 * 64 * 64 * 4
+                };
+                of_keys + of_queries + of_rest + BESIDES
             }
             Kernel::Around | Kernel::Combine => 0,
         }

@@ -12,14 +12,11 @@ use super::arrange::{Arranged, Item, arranged};
 use super::launch::Call;
 use super::lists::{LATER, Lists};
 use super::rules::{Rules, Tokens};
-use super::source::{Kernel, MOST_BRANCHES, Numbers, Variant};
+use super::source::{Kernel, MOST_BRANCHES, Numbers, SHARED, Variant};
 use crate::attention::tests::cases;
 use crate::cuda::cubin;
 use crate::cuda::emulated::Scratch;
 use crate::{BlockList, Mask, MaskSpec, TokenMeta};
-
-/// Bytes of shared memory that a workgroup may have.
-const SHARED: usize = 227 << 10;
 
 /// Masks of all kinds at awkward lengths, those longer than a tile of their own.
 pub(super) fn masks() -> Vec<(String, Mask)> {
@@ -147,7 +144,7 @@ fn lists_hold_what_is_seen() {
         let heads = mask.heads();
         let lists = Lists::by_queries(&mask, (128, 128), heads, 3);
         check(&name, &mask, &lists, false, (128, 128), heads);
-        for head in [64, 128] {
+        for head in HEADS {
             let tile = Variant::tile_by_keys(head);
             // Key heads that divide those of all cases.
             for kv in [1, mask.heads()] {
@@ -207,14 +204,18 @@ pub(super) fn variant(kernel: Kernel, head: usize) -> Variant {
     Variant { kernel, head, numbers, branches, rules, alone }
 }
 
+/// Channels of tiles.
+pub(super) const HEADS: [usize; 4] = [64, 128, 192, 256];
+
 const KERNELS: [Kernel; 5] =
     [Kernel::Forward, Kernel::Keys, Kernel::Queries, Kernel::Around, Kernel::Combine];
 
 #[test]
 fn every_kernel_fits_into_shared_memory() {
-    for head in [64, 128] {
+    for head in HEADS {
         for kernel in KERNELS {
-            for (branches, alone) in [(1, false), (MOST_BRANCHES, false), (1, true)] {
+            let most = Variant::most_branches(head);
+            for (branches, alone) in [(1, false), (most, false), (1, true)] {
                 let variant = Variant { branches, alone, ..variant(kernel, head) };
                 assert!(variant.shared() <= SHARED, "{variant:?}: {}", variant.shared());
                 let source = variant.source();
@@ -224,6 +225,14 @@ fn every_kernel_fits_into_shared_memory() {
             }
         }
     }
+}
+
+/// And what has no room is said to have none.
+#[test]
+fn wide_heads_have_fewer_branches() {
+    assert_eq!(HEADS.map(Variant::most_branches), [3, 3, 3, 2]);
+    let forward = Variant { branches: 3, ..variant(Kernel::Forward, 256) };
+    assert!(forward.shared() > SHARED);
 }
 
 /// A launch's argument has what the driver takes at most.
@@ -252,7 +261,7 @@ fn a_cubins_name_tells_all_that_it_depends_on() {
     }
     // Variants differ in their text.
     let mut names: Vec<String> = Vec::new();
-    for head in [64, 128] {
+    for head in HEADS {
         for kernel in KERNELS {
             for (numbers, alone) in [(Numbers::Bf16, false), (Numbers::F16, true)] {
                 let variant = Variant { numbers, alone, ..variant(kernel, head) };

@@ -1,8 +1,14 @@
 // What a workgroup of a pass by queries goes through: turns, of which each has a tile of queries of a head, and of
 // that the tiles of keys which are in its lists.
 
+//
+// PIECE keys of a tile come at a time; Q_STAGES, K_STAGES and V_STAGES say how many tiles of queries and pieces of keys
+// and values there is room for (see source.rs).
+
 #define TALL 128
 #define TILE (TALL * HEAD * 2)
+#define PIECES (TALL / PIECE)
+#define PIECE_TILE (PIECE * HEAD * 2)
 
 // The lists of a tile of queries, one per branch: where in the side's tiles they begin, and their lengths.
 struct Lists {
@@ -32,15 +38,25 @@ __device__ __forceinline__ int item(const Call& call, int turn, int& tile) {
   return __ldg(at);
 }
 
-// With every stage of keys come four numbers for those who compute: an entry of a list, the row and head and
+// With every piece of keys come four numbers for those who compute: an entry of a list, the row and head and
 // the tile of queries that it is for, and marks: which branch it is of, whether it is the first or last of its tile of
-// queries or of its list, and whether there is nothing more.
+// queries or of its list, whether it is the second of its tile of keys, and whether there is nothing more.
 #define BRANCH 3
 #define FIRST 4
 #define LAST 8
 #define FIRST_OF_LIST 16
 #define LAST_OF_LIST 32
 #define END 64
+#define SECOND 128
+
+// Of a piece, where `marks` are those of its tile.
+__device__ __forceinline__ int marks_of(int marks, int piece) {
+  if (piece != 0) marks = (marks & ~(FIRST | FIRST_OF_LIST)) | SECOND;
+  if (piece != PIECES - 1) marks &= ~(LAST | LAST_OF_LIST);
+  return marks;
+}
+// The first key of a piece.
+__device__ __forceinline__ int key_of(int4 what) { return tile_of(what.x) * TALL + (what.w & SECOND ? PIECE : 0); }
 
 // What there is to load: these numbers, and whose they are.
 struct Load { int entry, bh, tile, marks, row, h, kv; };

@@ -2,7 +2,7 @@
 
 use super::{host, random};
 use burn::tensor::{DType, Device, Tensor};
-use longburn::kernel::attention::implementation_for;
+use longburn::kernel::attention::{implementation_for, passed_over};
 use longburn::kernel::{
     AttentionOptions, AttentionOutput, BlockList, BlockStride, Branch, Error, GroupSize, Groups,
     Implementation, Mask, MaskSpec, TokenMeta, attention_backward, masked_attention,
@@ -64,7 +64,9 @@ fn widths() -> Vec<Case> {
         square(&name, [2, 4, 2, t], d, MaskSpec::causal(), tokens)
     };
     let lengths = [1, 63, 128, 257];
-    [64, 128, 96, 40, 12].into_iter().flat_map(|d| lengths.map(|t| of(d, t))).collect()
+    let narrow = [64, 128, 96, 40, 12];
+    let wide = [192, 256, 136, 200];
+    narrow.into_iter().chain(wide).flat_map(|d| lengths.map(|t| of(d, t))).collect()
 }
 
 /// Every rule of masks.
@@ -118,19 +120,27 @@ fn others() -> Vec<Case> {
         few("long cache", 5, 64, 104, None),
         few("long cache, one query", 1, 128, 128, None),
         few("long cache, window", 16, 128, 64, Some(300)),
+        few("long cache, wide", 5, 256, 200, None),
+        few("long cache, wide, window", 1, 192, 136, Some(300)),
         square("one key head", [1, 3, 1, 900], 64, causal(), plain(1, 900, 0)),
         square("1500 tokens", [1, 2, 2, 1500], 128, causal(), plain(1, 1500, 0)),
+        square("1500 tokens, 192 channels", [1, 4, 2, 1500], 192, causal(), plain(1, 1500, 0)),
+        square("1500 tokens, 256 channels", [1, 4, 2, 1500], 256, causal(), plain(1, 1500, 0)),
         // So many tokens that dq has a pass of its own unless many keys are seen.
         square("2100 tokens", [2, 8, 2, 2100], 128, causal(), plain(2, 2100, 0)),
         // And so many keys that it is added up.
         square("3500 tokens", [1, 10, 2, 3500], 128, causal(), plain(1, 3500, 0)),
         cache,
-        branches(),
+        branches(64, 64),
+        branches(192, 136),
+        branches(256, 256),
+        three(64),
+        three(192),
     ]
 }
 
 /// Near pairs with one rotation, far pairs with another: every pair in one branch only.
-fn branches() -> Case {
+fn branches(d: usize, e: usize) -> Case {
     let (t, far) = (300, 40);
     let plain = TokenMeta::contiguous(2, t, 0);
     let near = MaskSpec::causal().with_window(Some(far));
@@ -140,8 +150,22 @@ fn branches() -> Case {
     let segment = (0..2 * t).map(|i| if i % t < far { -1 } else { 0 }).collect();
     let shifted = TokenMeta::new(2, t, pos, segment).unwrap();
     let far = Mask::new(MaskSpec::causal(), shifted, plain, 4).unwrap();
-    let name = "two branches".into();
-    Case { name, sizes: [2, 4, 2, t, t, 64, 64], masks: vec![near, far] }
+    let name = format!("two branches, {d} channels");
+    Case { name, sizes: [2, 4, 2, t, t, d, e], masks: vec![near, far] }
+}
+
+/// A third of the keys in each branch.
+fn three(d: usize) -> Case {
+    let t = 300;
+    let tokens = |shown: usize| {
+        let pos = (0..t as i32).collect();
+        let segment = |i: usize| if i * 3 / t == shown { 0 } else { -1 };
+        TokenMeta::new(1, t, pos, (0..t).map(segment).collect()).unwrap()
+    };
+    let queries = TokenMeta::contiguous(1, t, 0);
+    let of = |shown| Mask::new(MaskSpec::causal(), queries.clone(), tokens(shown), 4).unwrap();
+    let name = format!("three branches, {d} channels");
+    Case { name, sizes: [1, 4, 2, t, t, d, d], masks: (0..3).map(of).collect() }
 }
 
 /// out, lse, gradients of v and of q and k of every branch.
@@ -234,6 +258,14 @@ pub fn hopper_equals_the_reference_with_heads_of_128(device: &Device) {
     equal(device, || rules(128));
 }
 
+pub fn hopper_equals_the_reference_with_heads_of_192(device: &Device) {
+    equal(device, || rules(192));
+}
+
+pub fn hopper_equals_the_reference_with_heads_of_256(device: &Device) {
+    equal(device, || rules(256));
+}
+
 pub fn hopper_equals_the_reference_behind_a_cache(device: &Device) {
     equal(device, others);
 }
@@ -250,19 +282,34 @@ pub fn auto_takes_hopper_where_it_runs(device: &Device) {
     assert_eq!(chosen(DType::BF16, 64), Implementation::Hopper);
     assert_eq!(chosen(DType::F16, 128), Implementation::Hopper);
     assert_eq!(chosen(DType::F32, 64), Implementation::Tiled);
-    assert_eq!(chosen(DType::BF16, 160), Implementation::Tiled);
+    assert_eq!(chosen(DType::BF16, 160), Implementation::Hopper);
+    assert_eq!(chosen(DType::BF16, 256), Implementation::Hopper);
+    assert_eq!(chosen(DType::BF16, 264), Implementation::Tiled);
+    let reason = |d| {
+        let v = random([1, 1, 8, d], 1, device).cast(DType::BF16);
+        passed_over(Implementation::Auto, &v)
+    };
+    assert_eq!(reason(256), None);
+    assert!(reason(264).is_some_and(|reason| reason.contains("up to 256 channels")));
     let case = |e| Case {
         name: format!("values of {e} channels"),
-        sizes: [1, 2, 1, 70, 70, 160, e],
+        sizes: [1, 2, 1, 70, 70, 264, e],
         masks: vec![Mask::causal(1, 70, 2)],
     };
-    let auto = AttentionOptions::default();
-    let exact = auto.clone().with_implementation(Implementation::Reference);
-    // Keys that are too wide are seen only by the call itself.
-    for e in [160, 64] {
-        let case = case(e);
+    // Keys that are too wide, and branches that have no room, are seen only by the call itself.
+    for case in [case(264), case(64), three(256)] {
+        let auto = AttentionOptions::default();
+        let exact = auto.clone().with_implementation(Implementation::Reference);
         let want = run(&case, &reference(device), DType::BF16, &exact);
         compare(&case, &run(&case, device, DType::BF16, &auto), &want);
+        let [b, h, kv, t, s, d, e] = case.sizes;
+        let of = |shape| random(shape, 1, device).cast(DType::BF16);
+        let branch =
+            |mask: &Mask| Branch { q: of([b, h, t, d]), k: of([b, kv, s, d]), mask: mask.clone() };
+        let branches: Vec<Branch> = case.masks.iter().map(branch).collect();
+        let options = AttentionOptions::default().with_implementation(Implementation::Hopper);
+        let said = masked_attention(&branches, of([b, kv, s, e]), &options).map(|_| ());
+        assert!(matches!(said, Err(Error::Unsupported { .. })), "{}: {said:?}", case.name);
     }
 }
 
@@ -270,8 +317,14 @@ pub fn hopper_repeats(device: &Device) {
     if !there(device) {
         return;
     }
+    for d in [128, 256] {
+        repeats(device, d);
+    }
+}
+
+fn repeats(device: &Device, d: usize) {
     let tokens = TokenMeta::contiguous(1, 1100, 0);
-    let case = square("repeated", [1, 4, 2, 1100], 128, MaskSpec::causal(), tokens);
+    let case = square("repeated", [1, 4, 2, 1100], d, MaskSpec::causal(), tokens);
     let options = AttentionOptions::default().with_implementation(Implementation::Hopper);
     let first = run(&case, device, DType::BF16, &options);
     let exact = options.clone().with_deterministic(true);
@@ -288,7 +341,13 @@ pub fn hopper_reads_what_is_seen(device: &Device) {
     if !there(device) {
         return;
     }
-    let (t, d) = (1024, 64);
+    for d in [64, 192] {
+        reads_what_is_seen(device, d);
+    }
+}
+
+fn reads_what_is_seen(device: &Device, d: usize) {
+    let t = 1024;
     let seen = |_, h: usize, q: usize, k: usize| k != 1 && (k == q || (k + h).is_multiple_of(2));
     let list = BlockList::from_fn([1, 2, t, t], [256, 256], seen).unwrap();
     let mask = Mask::causal(1, t, 2).with_blocks(list).unwrap();

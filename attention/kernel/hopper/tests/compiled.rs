@@ -3,8 +3,8 @@
 
 use super::super::OPTIONS;
 use super::super::rules::Rules;
-use super::super::source::{Kernel, MOST_BRANCHES, Numbers, Variant};
-use super::variant;
+use super::super::source::{Kernel, Numbers, Variant};
+use super::{HEADS, variant};
 use crate::cuda::cubin;
 
 /// What masks look at, from nothing to all that goes together.
@@ -28,27 +28,32 @@ fn rules() -> Vec<Rules> {
 
 fn variants() -> Vec<Variant> {
     let mut all = Vec::new();
-    for head in [64, 128] {
+    for head in HEADS {
         for (kernel, alone) in [
             (Kernel::Forward, false),
             (Kernel::Keys, false),
             (Kernel::Keys, true),
             (Kernel::Queries, true),
         ] {
+            if kernel == Kernel::Keys && !alone && Variant::always_alone(head) {
+                continue;
+            }
             let plain = Variant { alone, ..variant(kernel, head) };
             for of_mask in rules() {
                 let rules = [of_mask, Rules::default(), Rules::default()];
                 all.push(Variant { rules, ..plain });
             }
             let rules = [rules()[2], rules()[3], rules()[1]];
-            for branches in 2..=MOST_BRANCHES {
+            for branches in 2..=Variant::most_branches(head) {
                 all.push(Variant { rules, branches, ..plain });
             }
             all.push(Variant { numbers: Numbers::F16, ..plain });
         }
         for numbers in [Numbers::Bf16, Numbers::F16] {
             all.push(Variant { numbers, ..variant(Kernel::Combine, head) });
-            all.push(Variant { numbers, ..variant(Kernel::Around, head) });
+            if !Variant::always_alone(head) {
+                all.push(Variant { numbers, ..variant(Kernel::Around, head) });
+            }
         }
     }
     all
