@@ -9,6 +9,7 @@
 
 mod blocks;
 mod groups;
+mod joined;
 #[cfg(feature = "cuda-nvrtc")]
 mod kept;
 mod lines;

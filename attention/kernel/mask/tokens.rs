@@ -1,7 +1,11 @@
 //! Attributes of tokens that masks look at.
 
+use super::joined::Joined;
 use crate::Error;
 use std::sync::Arc;
+
+/// What caches have grown to lately.
+static JOINED: Joined = Joined::new();
 
 /// Position and document of each token of a batch; cheap to clone.
 ///
@@ -11,11 +15,11 @@ use std::sync::Arc;
 /// encoding is to use, where it is another than `pos`; no mask looks at it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenMeta {
-    batch: usize,
-    len: usize,
-    pos: Arc<Vec<i32>>,
-    segment: Arc<Vec<i32>>,
-    rotary: Option<Arc<Vec<i32>>>,
+    pub(super) batch: usize,
+    pub(super) len: usize,
+    pub(super) pos: Arc<Vec<i32>>,
+    pub(super) segment: Arc<Vec<i32>>,
+    pub(super) rotary: Option<Arc<Vec<i32>>>,
 }
 
 impl TokenMeta {
@@ -198,6 +202,9 @@ impl TokenMeta {
                 format!("{} rows followed by {}", self.batch, next.batch),
             ));
         }
+        if let Some(joined) = JOINED.get(self, next) {
+            return Ok(joined);
+        }
         let join = |a: &[i32], b: &[i32]| -> Vec<i32> {
             let mut out = Vec::with_capacity(a.len() + b.len());
             for row in 0..self.batch {
@@ -212,10 +219,12 @@ impl TokenMeta {
             join(&self.pos, &next.pos),
             join(&self.segment, &next.segment),
         )?;
-        match self.rotary.is_some() || next.rotary.is_some() {
-            true => joined.with_rotary(join(self.rotary(), next.rotary())),
-            false => Ok(joined),
-        }
+        let joined = match self.rotary.is_some() || next.rotary.is_some() {
+            true => joined.with_rotary(join(self.rotary(), next.rotary()))?,
+            false => joined,
+        };
+        JOINED.put(self, next, &joined);
+        Ok(joined)
     }
 
     /// Some tokens of every row, by their places in it, with padding where none is named; rows are
