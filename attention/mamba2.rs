@@ -159,7 +159,7 @@ impl Mamba2Config {
         self.inner(hidden).checked_div(self.head_dim).unwrap_or(0)
     }
 
-    fn check(&self, hidden: usize, layers: usize) -> Result<()> {
+    pub(super) fn check(&self, hidden: usize, layers: usize) -> Result<()> {
         let bad = |field: &str, value: &dyn std::fmt::Display, expected: &str| {
             Err(Error::config("mixer mamba2", field, value, expected))
         };

@@ -172,6 +172,39 @@ fn all_blocks_equal_dense() {
     }
 }
 
+/// Blocks longer than all documents take no more room than these, and leave nothing to choose.
+#[test]
+fn a_block_longer_than_all_documents_holds_each_whole() {
+    let device = Device::flex().autodiff();
+    let dense = DenseConfig::new().init(projections(&device, 2));
+    let config = everything().with_block(1 << 40).with_select(Some(Select::NzRatio(0.1)));
+    let sparse = seer(&config.with_last_block_dense(false), &device, 2).unwrap();
+    for tokens in [
+        TokenMeta::contiguous(2, 21, 0),
+        TokenMeta::packed(&[vec![21, 1, 40], vec![33, 30]], 64).unwrap(),
+        TokenMeta::left_padded(&[40, 1, 23], 40).unwrap(),
+        TokenMeta::right_padded(&[40, 1, 23], 40).unwrap(),
+    ] {
+        for (i, (got, want)) in pass(&sparse, &tokens, Phase::Infer)
+            .iter()
+            .zip(&pass(&dense, &tokens, Phase::Infer))
+            .enumerate()
+        {
+            let r = ratio(got, want);
+            assert!(r <= 1e-5, "{} tokens, {i}: {r:e}", tokens.len());
+        }
+        // Its loss is there, too, and 0: every document has one block.
+        let loss = forward(
+            &sparse,
+            normal([tokens.batch(), tokens.len(), HIDDEN], 1),
+            &tokens,
+            Phase::Train,
+            None,
+        );
+        assert!(host(loss.unwrap().aux.unwrap())[0].abs() < 1e-6);
+    }
+}
+
 fn options() -> CheckOptions {
     CheckOptions::new(HIDDEN)
         .with_rope(RopeConfig::new(10_000.0, WIDTH))

@@ -32,6 +32,13 @@ fn settings_out_of_range_are_named() {
         let text = refusal(config);
         assert!(text.contains(&format!("`{field}`")) && text.contains(value), "{text}");
     }
+    for (config, field) in [
+        (SeerConfig::new().with_block(1 << 40), "block"),
+        (SeerConfig::new().with_gate_dim(Some(1 << 40)), "gate_dim"),
+    ] {
+        let error = MixerConfig::Seer(config).check_sizes(HIDDEN).unwrap_err().to_string();
+        assert!(error.contains(&format!("`{field}`")), "{error}");
+    }
     let odd = SeerConfig::decode().with_head_pool(HeadPool::Qavg).with_gate_dim(Some(4));
     let mixer = odd.init(projections(&Device::flex(), 2), None).unwrap();
     let error = mixer.with_gate(&Streams::new(0), 0).unwrap_err().to_string();
