@@ -326,16 +326,13 @@ impl LactConfig {
         self.init(shape, std, site.streams, site.own_streams(), site.device)
     }
 
-    /// Whether it goes into a layer of this shape.
+    /// Whether it goes into a layer of this shape. Of its heads, those of the queries count: the
+    /// window attention has as many keys as queries, of a projection of its own.
     pub(super) fn check(&self, shape: &AttnShape) -> Result<()> {
         self.widths(shape.hidden)?;
         if shape.heads == 0 || shape.heads.checked_mul(shape.head_dim) != Some(shape.hidden) {
             let expected = format!("heads that make up the width {} together", shape.hidden);
             return Err(Error::config("mixer lact", "heads", shape.heads, expected));
-        }
-        if shape.kv_heads != shape.heads {
-            let expected = format!("{}, as query heads", shape.heads);
-            return Err(Error::config("mixer lact", "kv_heads", shape.kv_heads, expected));
         }
         Ok(())
     }
@@ -344,8 +341,7 @@ impl LactConfig {
     /// output projection; stream `first` initialises.
     ///
     /// # Errors
-    /// Settings that cannot work, heads that do not make up the width, or fewer key heads than
-    /// query heads.
+    /// Settings that cannot work, or heads that do not make up the width.
     pub fn init(
         &self,
         shape: &AttnShape,
