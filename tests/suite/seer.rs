@@ -85,6 +85,25 @@ fn forward(
     mixer.forward(x, &ctx, state.flatten())
 }
 
+/// Queries and keys as a gate sees them.
+fn unrotated(mixer: &Seer, x: Tensor<3>, tokens: &TokenMeta) -> (Tensor<4>, Tensor<4>) {
+    let ctx = MixContext {
+        tokens,
+        rope: None,
+        unrotated_cache: None,
+        layer: 0,
+        phase: Phase::Infer,
+        keep_state: false,
+        implementation: Implementation::Auto,
+        deterministic: false,
+        compute: Compute::F32,
+        taps: &[Tap::QueriesAndKeys],
+    };
+    let dense = DenseConfig::new().init(mixer.proj.clone());
+    let taps = dense.forward(x, &ctx, None).unwrap().taps;
+    (taps.q.unwrap().detach(), taps.k.unwrap().detach())
+}
+
 /// Values, and gradients of input and parameters, of Σ y·w.
 fn pass(mixer: &impl SequenceMixer, tokens: &TokenMeta, phase: Phase) -> Vec<Vec<f32>> {
     let shape = [tokens.batch(), tokens.len(), HIDDEN];
