@@ -162,7 +162,8 @@ impl Mamba1Config {
     }
 }
 
-/// A selective state-space layer. `A_log`, `D` and the bias of `dt_proj` take no weight decay.
+/// A selective state-space layer. In the paper `A_log`, `D` and the bias of `dt_proj` take no weight decay:
+/// where training has one, a group of the roles `state_space` and `bias` leaves it out.
 #[derive(Module, Debug)]
 pub struct Mamba1 {
     /// `hidden -> 2 E`: the stream, then its gate

@@ -247,7 +247,8 @@ impl Mamba2Config {
     }
 }
 
-/// A state-space layer with one decay per head. `A_log`, `D` and `dt_bias` take no weight decay.
+/// A state-space layer with one decay per head. In the paper `A_log`, `D` and `dt_bias` take no weight
+/// decay: where training has one, a group of the role `state_space` leaves it out.
 #[derive(Module, Debug)]
 pub struct Mamba2 {
     /// `hidden -> 2 E + 2 G N + H`: gate, stream, B, C and Δ

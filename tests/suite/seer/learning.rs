@@ -195,6 +195,15 @@ fn only_the_gate_learns() {
 fn gates_are_saved_beside_the_model() {
     for config in [SeerConfig::new().with_block(8), SeerConfig::decode().with_block(8)] {
         let (dense, seer) = model(&config);
+        // Every layer's gate is drawn by itself.
+        let of_layer = |layer: usize| -> Vec<Vec<f32>> {
+            let start = format!("layers.{layer}.self_attn.attn_gate.attngate_linear_k");
+            let other = format!("layers.{layer}.self_attn.attn_gate.mask_linear_k");
+            let is = |path: &str| path.starts_with(&start) || path.starts_with(&other);
+            let found = longburn::models::keymap::read_params(&seer, is);
+            found.into_iter().map(|(.., values)| values).collect()
+        };
+        assert!(of_layer(0).len() == 1 && of_layer(0) != of_layer(1));
         let dir = tempfile::tempdir().unwrap();
         gates::save(&seer, &config, dir.path()).unwrap();
         seer.save(dir.path(), &Default::default()).unwrap();
