@@ -44,8 +44,14 @@ impl AnchorConfig {
     /// # Errors
     /// [`Error::Unsupported`] for a window.
     pub fn init(&self, proj: AttnProjections, window: Option<usize>) -> Result<Anchor> {
+        self.check(window)?;
+        Ok(Anchor { proj })
+    }
+
+    /// Whether it goes into a layer.
+    pub(super) fn check(&self, window: Option<usize>) -> Result<()> {
         match window {
-            None => Ok(Anchor { proj }),
+            None => Ok(()),
             Some(window) => Err(Error::Unsupported {
                 what: format!("a shared anchor in a layer with a sliding window of {window}"),
                 remedy: "leave the mixer dense, and pack with an anchor in front of every document"

@@ -172,6 +172,13 @@ impl LongGenConfig {
     /// A block, a number of nearest blocks or a stride of 0, settings of a stride without one, more
     /// dense heads than there are, or a window.
     pub fn init(&self, proj: AttnProjections, window: Option<usize>) -> Result<LongGen> {
+        self.check(proj.kv_heads(), window)?;
+        let parts = self.parts(proj.heads(), proj.kv_heads());
+        Ok(LongGen { proj, config: self.clone(), parts })
+    }
+
+    /// Whether it goes into a layer with so many key heads.
+    pub(super) fn check(&self, key_heads: usize, window: Option<usize>) -> Result<()> {
         let bad = |field: &str, value: usize, expected: &str| {
             Err(Error::config("mixer longgen", field, value, expected))
         };
@@ -192,8 +199,8 @@ impl LongGenConfig {
                 }
             }
         }
-        if self.dense_heads > proj.kv_heads() {
-            let expected = format!("at most the {} key heads", proj.kv_heads());
+        if self.dense_heads > key_heads {
+            let expected = format!("at most the {key_heads} key heads");
             return bad("dense_heads", self.dense_heads, &expected);
         }
         if let Some(window) = window {
@@ -202,8 +209,7 @@ impl LongGenConfig {
                 remedy: "its own nearest blocks are the window; leave this layer dense".into(),
             });
         }
-        let parts = self.parts(proj.heads(), proj.kv_heads());
-        Ok(LongGen { proj, config: self.clone(), parts })
+        Ok(())
     }
 
     /// Key heads that keep the same keys, in the order of their first.

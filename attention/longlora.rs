@@ -108,6 +108,12 @@ impl LongLoraConfig {
     /// Group or ratio 0, an odd group or an odd number of heads with a shift, the rolled form
     /// with ragged lengths.
     pub fn init(&self, proj: AttnProjections, window: Option<usize>) -> Result<LongLora> {
+        self.check(proj.heads())?;
+        Ok(LongLora { proj, window, config: self.clone() })
+    }
+
+    /// Whether it goes into a layer with so many query heads.
+    pub(super) fn check(&self, heads: usize) -> Result<()> {
         let bad = |field: &str, value: &dyn std::fmt::Display, expected: &str| {
             Err(Error::config("mixer longlora", field, value, expected))
         };
@@ -119,13 +125,13 @@ impl LongLoraConfig {
             None if self.group_ratio == 0 => return bad("group_ratio", &0, "at least 1"),
             _ => {}
         }
-        if self.shift && !proj.heads().is_multiple_of(2) {
-            return bad("heads", &proj.heads(), "an even number (half of the heads are shifted)");
+        if self.shift && !heads.is_multiple_of(2) {
+            return bad("heads", &heads, "an even number (half of the heads are shifted)");
         }
         if self.form == LongLoraForm::Rolled && self.ragged {
             return bad("ragged", &true, "false with form = \"rolled\"");
         }
-        Ok(LongLora { proj, window, config: self.clone() })
+        Ok(())
     }
 }
 

@@ -128,19 +128,23 @@ impl Mamba1Config {
         self.drawn(&Drawing::of(site))
     }
 
-    fn drawn(&self, at: &Drawing<'_>) -> Result<Mamba1> {
-        let &Drawing { hidden, layers, device, .. } = at;
-        let (inner, rank, n) = (self.inner(hidden), self.rank(hidden), self.d_state);
+    pub(super) fn check(&self, hidden: usize, layers: usize) -> Result<()> {
         let sizes = &[
             ("hidden", hidden),
             ("layers", layers),
-            ("d_state", n),
+            ("d_state", self.d_state),
             ("d_conv", self.d_conv),
-            ("d_inner", inner),
-            ("dt_rank", rank),
+            ("d_inner", self.inner(hidden)),
+            ("dt_rank", self.rank(hidden)),
         ];
         check_sizes("mixer mamba1", sizes)?;
-        self.step_sizes.check("mixer mamba1")?;
+        self.step_sizes.check("mixer mamba1")
+    }
+
+    fn drawn(&self, at: &Drawing<'_>) -> Result<Mamba1> {
+        let &Drawing { hidden, layers, device, .. } = at;
+        self.check(hidden, layers)?;
+        let (inner, rank, n) = (self.inner(hidden), self.rank(hidden), self.d_state);
         let mut dt_proj = at.linear((rank, inner), false, 1.0, 4);
         dt_proj.bias = Some(Param::from_tensor(at.steps(&self.step_sizes, inner)));
         let row = (1..=n).map(|n| (n as f32).ln());
@@ -158,7 +162,8 @@ impl Mamba1Config {
     }
 }
 
-/// A selective state-space layer. `A_log`, `D` and the bias of `dt_proj` take no weight decay.
+/// A selective state-space layer. In the paper `A_log`, `D` and the bias of `dt_proj` take no weight decay:
+/// where training has one, a group of the roles `state_space` and `bias` leaves it out.
 #[derive(Module, Debug)]
 pub struct Mamba1 {
     /// `hidden -> 2 E`: the stream, then its gate

@@ -159,7 +159,7 @@ impl Mamba2Config {
         self.inner(hidden).checked_div(self.head_dim).unwrap_or(0)
     }
 
-    fn check(&self, hidden: usize, layers: usize) -> Result<()> {
+    pub(super) fn check(&self, hidden: usize, layers: usize) -> Result<()> {
         let bad = |field: &str, value: &dyn std::fmt::Display, expected: &str| {
             Err(Error::config("mixer mamba2", field, value, expected))
         };
@@ -247,7 +247,8 @@ impl Mamba2Config {
     }
 }
 
-/// A state-space layer with one decay per head. `A_log`, `D` and `dt_bias` take no weight decay.
+/// A state-space layer with one decay per head. In the paper `A_log`, `D` and `dt_bias` take no weight
+/// decay: where training has one, a group of the role `state_space` leaves it out.
 #[derive(Module, Debug)]
 pub struct Mamba2 {
     /// `hidden -> 2 E + 2 G N + H`: gate, stream, B, C and Δ

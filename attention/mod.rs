@@ -46,7 +46,7 @@ use crate::{Error, Result};
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Tensor};
 use longburn_kernels::MaskSpec;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// One mechanism that turns a sequence into a sequence of the same shape.
 ///
@@ -96,12 +96,14 @@ pub trait SequenceMixer: Module + ModuleDisplay {
 pub enum MixerConfig {
     /// Causal attention over everything (or the checkpoint's own sliding window).
     #[default]
+    #[serde(deserialize_with = "no_settings")]
     Dense,
     /// Shifted sparse attention in training, dense attention in inference (LongLoRA).
     LongLora(LongLoraConfig),
     /// Near blocks with sinks or a stride, in training and in inference (LongGen).
     LongGen(LongGenConfig),
     /// Documents of a row with an anchor that all of them see (AnchorAttention).
+    #[serde(deserialize_with = "no_settings")]
     Anchor,
     /// Fast weights that learn by chunks, beside window attention (LaCT).
     Lact(LactConfig),
@@ -111,6 +113,14 @@ pub enum MixerConfig {
     Mamba2(Mamba2Config),
     /// Blocks of keys that a learned gate chooses (SeerAttention); dense while the gate learns.
     Seer(SeerConfig),
+}
+
+/// Of a mixer without settings; serde alone would pass over fields that it does not have.
+fn no_settings<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<(), D::Error> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Nothing {}
+    Nothing::deserialize(from).map(|Nothing {}| ())
 }
 
 impl MixerConfig {
@@ -125,6 +135,34 @@ impl MixerConfig {
             Self::Mamba2(config) => Mixer::Mamba2(config.build(site)?),
             _ => self.init(site.projections()?, site.window)?,
         })
+    }
+
+    /// Whether it goes into a layer of a model of width `hidden` with so many layers, told without
+    /// building one.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build), but for what only a gate's weights show.
+    pub fn check(
+        &self,
+        (hidden, layers): (usize, usize),
+        attention: Option<&AttnShape>,
+        window: Option<usize>,
+    ) -> Result<()> {
+        self.check_sizes(hidden)?;
+        match (self, attention) {
+            (Self::Mamba1(config), _) => config.check(hidden, layers),
+            (Self::Mamba2(config), _) => config.check(hidden, layers),
+            (_, None) => Err(Error::Unsupported {
+                what: format!("the mixer {} in a family without heads", self.name()),
+                remedy: "take the checkpoint's own mixer, or a family with attention".into(),
+            }),
+            (Self::Dense, _) => Ok(()),
+            (Self::LongLora(config), Some(shape)) => config.check(shape.heads),
+            (Self::LongGen(config), Some(shape)) => config.check(shape.kv_heads, window),
+            (Self::Anchor, _) => AnchorConfig::new().check(window),
+            (Self::Lact(config), Some(shape)) => config.check(shape),
+            (Self::Seer(config), _) => config.validate(),
+        }
     }
 
     /// Build for a layer with these projections.

@@ -5,6 +5,10 @@ use crate::{Error, Result};
 
 /// Largest size of a mixer: far above any model, far below what overflows.
 const LARGEST: usize = 1 << 26;
+/// Widest head, and most of what a layer has per head or group.
+const WIDEST: usize = 1 << 16;
+/// Most numbers in one tensor of a layer.
+const MOST: usize = 1 << 32;
 
 /// Names within the mixer, and shapes.
 type Weights = Vec<(&'static str, Vec<usize>)>;
@@ -16,30 +20,44 @@ impl MixerConfig {
     /// [`Error::Config`] with the mixer's field.
     pub fn check_sizes(&self, hidden: usize) -> Result<()> {
         let sizes = match self {
-            Self::Dense | Self::LongLora(_) | Self::LongGen(_) | Self::Anchor | Self::Seer(_) => {
-                Vec::new()
-            }
+            Self::Dense | Self::LongLora(_) | Self::LongGen(_) | Self::Anchor => Vec::new(),
             Self::Lact(config) => return config.widths(hidden).map(drop),
+            Self::Seer(c) => {
+                vec![("block", c.block, LARGEST), ("gate_dim", c.gate_dim.unwrap_or(1), WIDEST)]
+            }
             Self::Mamba1(c) => vec![
-                ("d_state", c.d_state),
-                ("d_conv", c.d_conv),
-                ("expand", c.inner(hidden)),
-                ("dt_rank", c.rank(hidden)),
+                ("d_state", c.d_state, LARGEST),
+                ("d_conv", c.d_conv, LARGEST),
+                ("expand", c.inner(hidden), LARGEST),
+                ("dt_rank", c.rank(hidden), LARGEST),
             ],
             Self::Mamba2(c) => vec![
-                ("d_state", c.d_state),
-                ("d_conv", c.d_conv),
-                ("expand", c.inner(hidden)),
-                ("head_dim", c.head_dim),
-                ("n_groups", c.n_groups),
+                ("d_state", c.d_state, LARGEST),
+                ("d_conv", c.d_conv, LARGEST),
+                ("expand", c.inner(hidden), LARGEST),
+                ("head_dim", c.head_dim, LARGEST),
+                ("n_groups", c.n_groups, LARGEST),
             ],
         };
-        match sizes.into_iter().find(|(_, size)| !(1..=LARGEST).contains(size)) {
-            None => Ok(()),
-            Some((field, size)) => {
-                let expected = format!("from 1 to {LARGEST}");
-                Err(Error::config(format!("mixer {}", self.name()), field, size, expected))
-            }
+        let bad = |field: &str, size: usize, expected: String| {
+            Err(Error::config(format!("mixer {}", self.name()), field, size, expected))
+        };
+        if let Some((field, size, most)) =
+            sizes.iter().find(|(_, size, most)| !(1..=*most).contains(size))
+        {
+            return bad(field, *size, format!("from 1 to {most}"));
+        }
+        // Each by itself may be one that goes, and the product of two none that can be had.
+        let numbers =
+            |shape: &[usize]| shape.iter().fold(1usize, |n, axis| n.saturating_mul(*axis));
+        let large = self.own_weights(hidden).into_iter().find(|(_, shape)| numbers(shape) > MOST);
+        match (large, sizes.iter().max_by_key(|(_, size, _)| *size)) {
+            (Some((name, shape)), Some((field, size, _))) => bad(
+                field,
+                *size,
+                format!("sizes with which no weight has over {MOST} numbers; {name} has {shape:?}"),
+            ),
+            _ => Ok(()),
         }
     }
 

@@ -6,20 +6,22 @@
 //! saved stays the checkpoint that it was.
 
 use super::decoder::STREAMS_PER_BLOCK;
-use super::keymap::{map_params, params, read_params};
+use super::keymap::{in_mixer, map_params, params, read_params};
 use super::weights::{RawTensor, SaveDtype, WeightFiles, write_safetensors};
 use super::{Block, Decoder};
 use crate::attention::{Mixer, MixerConfig, MixerSchedule, SeerConfig, SequenceMixer};
 use crate::streams::Streams;
 use crate::{Error, Result};
 use serde_json::Value;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 /// Name of the file in a model's folder.
 pub const GATE_FILE: &str = "attn_gate_weights.safetensors";
 /// Entry of its header that holds the settings that the gates were made with.
 const SETTINGS: &str = "seer";
+/// Entry with the numbers of the layers that have gates.
+const LAYERS: &str = "seer_layers";
 /// Settings without which the weights mean nothing.
 const MEANING: [&str; 8] =
     ["gate", "block", "gate_dim", "q_pool", "k_pool", "force_double", "head_pool", "qk_norm"];
@@ -93,6 +95,7 @@ pub fn save<M: SequenceMixer>(model: &Decoder<M>, config: &SeerConfig, dir: &Pat
             remedy: "prepare or load some first".into(),
         });
     }
+    let layers: BTreeSet<usize> = found.iter().filter_map(|(path, ..)| in_mixer(path)).collect();
     let tensors: BTreeMap<String, RawTensor> = found
         .into_iter()
         .map(|(path, shape, data)| {
@@ -100,9 +103,11 @@ pub fn save<M: SequenceMixer>(model: &Decoder<M>, config: &SeerConfig, dir: &Pat
         })
         .collect::<Result<_>>()?;
     let settings = serde_json::to_string(config).map_err(|e| Error::io(dir, e.into()))?;
+    let layers = serde_json::to_string(&layers).map_err(|e| Error::io(dir, e.into()))?;
     let metadata = BTreeMap::from([
         ("format".to_string(), "pt".to_string()),
         (SETTINGS.to_string(), settings),
+        (LAYERS.to_string(), layers),
     ]);
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     write_safetensors(&dir.join(GATE_FILE), &tensors, &metadata)
@@ -112,42 +117,105 @@ pub fn save<M: SequenceMixer>(model: &Decoder<M>, config: &SeerConfig, dir: &Pat
 ///
 /// # Errors
 /// As [`WeightFiles::open_file`]; [`Error::Parse`] where the file does not say, or says what is no
-/// settings.
+/// settings; [`Error::Config`] with the file's name for settings that cannot be used.
 pub fn settings(path: &Path) -> Result<SeerConfig> {
     let file = file_of(path);
-    let files = WeightFiles::open_file(&file)?;
-    let text = files.metadata().get(SETTINGS).map_or("", String::as_str);
-    let config: SeerConfig = serde_json::from_str(text).map_err(|e| parse_error(&file, &e))?;
-    config.validate()?;
+    settings_of(&file, &WeightFiles::open_file(&file)?)
+}
+
+fn settings_of(file: &Path, files: &WeightFiles) -> Result<SeerConfig> {
+    let Some(text) = files.metadata().get(SETTINGS) else {
+        return Err(Error::Parse {
+            file: file.display().to_string(),
+            message: format!(
+                "the header has no entry `{SETTINGS}` with the settings of the gates (remedy: load \
+                 such a file with models::gates::load, which takes the model's settings)"
+            ),
+            text: None,
+            span: None,
+        });
+    };
+    let config: SeerConfig =
+        serde_json::from_str(text).map_err(|e| parse_error(file, SETTINGS, &e))?;
+    let sizes = || MixerConfig::Seer(config.clone()).check_sizes(1);
+    config.validate().and_then(|()| sizes()).map_err(|e| match e {
+        Error::Config { field, value, expected, .. } => {
+            let file = file.display().to_string();
+            Error::config(file, format!("{SETTINGS}.{field}"), value, expected)
+        }
+        other => other,
+    })?;
     Ok(config)
 }
 
+/// Layers that the file has gates for: those that it says, else those of its tensors.
+fn layers(file: &Path, files: &WeightFiles) -> Result<BTreeSet<usize>> {
+    let of_name = |name: &str| in_mixer(name.strip_prefix("model.")?);
+    let Some(text) = files.metadata().get(LAYERS) else {
+        return Ok(files.names().filter_map(of_name).collect());
+    };
+    serde_json::from_str(text).map_err(|e| parse_error(file, LAYERS, &e))
+}
+
 /// The mixers of a model that has `own`, with those that take gates in the layers for which the
-/// file, or the file of the folder, has some.
+/// file, or the file of the folder, was saved with some.
 ///
 /// # Errors
-/// As [`settings`].
+/// As [`settings`]; [`Error::Config`] for layers that the model does not have, or has without
+/// attention.
 pub fn mixers(path: &Path, own: &[MixerConfig]) -> Result<MixerSchedule> {
-    let (config, files) = (settings(path)?, WeightFiles::open_file(&file_of(path))?);
-    let gated = |layer: usize| {
-        let start = format!("model.layers.{layer}.");
-        files.names().any(|name| name.starts_with(&start))
-    };
-    let mixers = own.iter().enumerate().map(|(layer, own)| match gated(layer) {
-        true => MixerConfig::Seer(config.clone()),
+    let GateSummary { settings, layers, .. } = GateSummary::read(path)?;
+    for layer in &layers {
+        let expected = match own.get(*layer) {
+            None => format!("layers below {}, as many as the model has", own.len()),
+            Some(own) if own.has_projections_only() => continue,
+            Some(own) => format!("layers with attention; the model's is {}", own.name()),
+        };
+        let file = file_of(path).display().to_string();
+        return Err(Error::config(file, "layers with gates", layer, expected));
+    }
+    let mixers = own.iter().enumerate().map(|(layer, own)| match layers.contains(&layer) {
+        true => MixerConfig::Seer(settings.clone()),
         false => own.clone(),
     });
     Ok(MixerSchedule::of(&mixers.collect::<Vec<_>>()))
+}
+
+/// What a file of gates says of itself, from its header.
+#[derive(Clone, Debug)]
+pub struct GateSummary {
+    /// What the gates were made with.
+    pub settings: SeerConfig,
+    /// Layers that have one.
+    pub layers: BTreeSet<usize>,
+    /// Shapes of all tensors.
+    pub shapes: Vec<Vec<usize>>,
+}
+
+impl GateSummary {
+    /// Of a file, or of the file of a folder.
+    ///
+    /// # Errors
+    /// As [`settings`].
+    pub fn read(path: &Path) -> Result<Self> {
+        let file = file_of(path);
+        let files = WeightFiles::open_file(&file)?;
+        Ok(Self {
+            settings: settings_of(&file, &files)?,
+            layers: layers(&file, &files)?,
+            shapes: files.names().filter_map(|name| Some(files.shape(name)?.to_vec())).collect(),
+        })
+    }
 }
 
 fn file_of(path: &Path) -> PathBuf {
     if path.is_dir() { path.join(GATE_FILE) } else { path.into() }
 }
 
-fn parse_error(file: &Path, error: &serde_json::Error) -> Error {
+fn parse_error(file: &Path, entry: &str, error: &serde_json::Error) -> Error {
     Error::Parse {
         file: file.display().to_string(),
-        message: format!("header entry `{SETTINGS}`: {error}"),
+        message: format!("header entry `{entry}`: {error}"),
         text: None,
         span: None,
     }
@@ -194,7 +262,7 @@ fn meaning(config: &SeerConfig) -> serde_json::Map<String, Value> {
 }
 
 fn check_settings(file: &Path, text: &str, config: &SeerConfig) -> Result<()> {
-    let stored: Value = serde_json::from_str(text).map_err(|e| parse_error(file, &e))?;
+    let stored: Value = serde_json::from_str(text).map_err(|e| parse_error(file, SETTINGS, &e))?;
     for (field, wanted) in meaning(config) {
         let found = &stored[&field];
         if *found != wanted {

@@ -326,12 +326,22 @@ impl LactConfig {
         self.init(shape, std, site.streams, site.own_streams(), site.device)
     }
 
+    /// Whether it goes into a layer of this shape. Of its heads, those of the queries count: the
+    /// window attention has as many keys as queries, of a projection of its own.
+    pub(super) fn check(&self, shape: &AttnShape) -> Result<()> {
+        self.widths(shape.hidden)?;
+        if shape.heads == 0 || shape.heads.checked_mul(shape.head_dim) != Some(shape.hidden) {
+            let expected = format!("heads that make up the width {} together", shape.hidden);
+            return Err(Error::config("mixer lact", "heads", shape.heads, expected));
+        }
+        Ok(())
+    }
+
     /// Build for a layer of this shape. `std` are the standard deviations of q, k, v and of the
     /// output projection; stream `first` initialises.
     ///
     /// # Errors
-    /// Settings that cannot work, heads that do not make up the width, or fewer key heads than
-    /// query heads.
+    /// Settings that cannot work, or heads that do not make up the width.
     pub fn init(
         &self,
         shape: &AttnShape,
@@ -340,18 +350,9 @@ impl LactConfig {
         first: u32,
         device: &Device,
     ) -> Result<Lact> {
+        self.check(shape)?;
         let hidden = shape.hidden;
         let (d, d_h) = self.widths(hidden)?;
-        let bad = |field: &str, value: usize, expected: String| {
-            Err(Error::config("mixer lact", field, value, expected))
-        };
-        if shape.heads == 0 || shape.heads.checked_mul(shape.head_dim) != Some(hidden) {
-            let expected = format!("heads that make up the width {hidden} together");
-            return bad("heads", shape.heads, expected);
-        }
-        if shape.kv_heads != shape.heads {
-            return bad("kv_heads", shape.kv_heads, format!("{}, as query heads", shape.heads));
-        }
         let drawing = Drawing { streams, layer: first, drawn: std.0 != 0.0, device };
         let inner = |part| match self.low_rank {
             0 => drawing.full([self.fast_heads, d_h, d], part),

@@ -354,3 +354,19 @@ pub(super) fn of_width(rope: &Rope, head_dim: usize, gate_dim: usize) -> Result<
         )
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// GPT-NeoX rotates a share of each head: the gate rotates that share of its own width.
+    #[test]
+    fn partial_rotation_stays_partial() {
+        let rope = RopeConfig::new(1e4, 4).init().unwrap();
+        for (gate_dim, expected) in [(16, 4), (32, 8), (8, 2)] {
+            assert_eq!(of_width(&rope, 16, gate_dim).unwrap().config().dim, expected);
+        }
+        let error = of_width(&rope, 16, 4).unwrap_err().to_string();
+        assert!(error.contains("gate_dim"), "{error}");
+    }
+}

@@ -65,9 +65,12 @@ impl BlockLayout {
             return Err(Error::config("mixer", "block", 0, "at least 1 token"));
         }
         let (batch, len) = (tokens.batch(), tokens.len());
-        let rows: Vec<Vec<Cell>> = (0..batch)
-            .map(|b| Ok(cells(&runs(tokens, b)?, tokens.pos(), b * len, block)))
-            .collect::<Result<_>>()?;
+        let runs = (0..batch).map(|b| runs(tokens, b)).collect::<Result<Vec<_>>>()?;
+        // A block longer than all documents holds each whole, and needs no more room than that.
+        let longest = runs.iter().flatten().map(Range::len).max().unwrap_or(1);
+        let block = block.min(longest);
+        let rows: Vec<Vec<Cell>> =
+            (0..batch).map(|b| cells(&runs[b], tokens.pos(), b * len, block)).collect();
         let blocks = rows.iter().map(Vec::len).max().unwrap_or(0).max(1);
         let uniform = rows.iter().all(|row| *row == rows[0]);
         let mut layout = Self {
@@ -84,18 +87,18 @@ impl BlockLayout {
             row.resize(blocks, Cell::EMPTY);
             layout.cells.append(&mut row);
         }
-        layout.lay_out(tokens)?;
+        layout.lay_out(tokens, &runs)?;
         Ok(layout)
     }
 
     /// Find the place of every token, and move them where they are not there already.
-    fn lay_out(&mut self, tokens: &TokenMeta) -> Result<()> {
+    fn lay_out(&mut self, tokens: &TokenMeta, runs: &[Vec<Range<usize>>]) -> Result<()> {
         let (len, wide) = (self.len.0, self.blocks * self.block);
         let mut from = vec![-1i32; self.batch * wide];
         let mut to = vec![-1i32; self.batch * len];
         for b in 0..self.batch {
             let mut place = b * wide;
-            for run in runs(tokens, b)? {
+            for run in &runs[b] {
                 for t in run.clone() {
                     (from[place], to[b * len + t]) = ((b * len + t) as i32, place as i32);
                     place += 1;

@@ -21,7 +21,8 @@ use std::path::{Path, PathBuf};
 ///
 /// Reads config.json, the headers of the weight files and the tokenizer; no weights are loaded.
 /// Of a repository of the Hub that is not in the cache, configuration, tokenizer and the list of
-/// weights are downloaded. Of an adapter in PEFT form it says what it is and which base it belongs to. With --verify all bytes are read and compared with the sums in the folder's
+/// weights are downloaded. Of an adapter in PEFT form it says what it is and which base it belongs to, of gates of
+/// SeerAttention what they were made with and where they run. With --verify all bytes are read and compared with the sums in the folder's
 /// manifest.json, which checkpoints of training have, or with the digests that name them in the cache
 /// of the Hub.
 #[derive(Args)]
@@ -93,11 +94,17 @@ impl InspectArgs {
         dir: &Path,
         listed: Option<&[ListedFile]>,
     ) -> Result<Vec<(&'static str, Value)>> {
-        let mut facts = adapter::facts(dir, &self.dir)?;
-        facts.push(match listed {
-            None => ("weights", adapter::weights(dir)),
-            Some(listed) => ("weights", self.on_the_hub(listed)),
-        });
+        let mut facts = match adapter::has_gates(dir) {
+            true => adapter::of_gates(dir, &self.dir)?,
+            false => {
+                let mut facts = adapter::facts(dir, &self.dir)?;
+                facts.push(match listed {
+                    None => ("weights", adapter::weights(dir)),
+                    Some(listed) => ("weights", self.on_the_hub(listed)),
+                });
+                facts
+            }
+        };
         let file = dir.join("config.json");
         if file.is_file() {
             let config = ModelConfig::from_file(&file)?;

@@ -22,7 +22,22 @@ pub fn model(dir: &Path, adapter: Option<&Path>, globals: &Globals) -> Result<De
     let device = globals.device.open()?;
     // An adapter's folder has a configuration of its own where training changed the positions.
     let own = adapter.map(|adapter| adapter.join("config.json")).filter(|file| file.exists());
-    let config = ModelConfig::from_file(&own.unwrap_or_else(|| dir.join("config.json")))?;
+    let base = ModelConfig::from_file(&dir.join("config.json"))?;
+    let config = match &own {
+        Some(file) => ModelConfig::from_file(file)?,
+        None => base.clone(),
+    };
+    if let (Some(file), Some(layer)) = (own, config.new_mixers(&base).first()) {
+        return Err(Error::Unsupported {
+            what: format!(
+                "{} has the mixer {} in layer {layer}, of which {} has no weights",
+                file.display(),
+                config.mixers[*layer].name(),
+                dir.display()
+            ),
+            remedy: "name the checkpoint that the adapter was trained beside".into(),
+        });
+    }
     let gates = adapter.filter(|adapter| adapter.join(gates::GATE_FILE).is_file());
     let mixers = match gates {
         Some(gates) => gates::mixers(gates, &config.mixers)?,

@@ -4,6 +4,7 @@ use crate::output::Target;
 use crate::{Globals, load, output};
 use clap::{Args, ValueEnum};
 use longburn::datasets::Tokenizer;
+use longburn::models::gates::GATE_FILE;
 use longburn::models::weights::{Dtype, SaveDtype, WeightFiles};
 use longburn::models::{Blocks, SaveOptions, copy_companions, lora, peft};
 use longburn::{Error, Result};
@@ -65,6 +66,18 @@ impl MergeArgs {
     }
 
     pub fn run(&self, globals: &Globals) -> Result<()> {
+        if self.adapter.join(GATE_FILE).is_file() {
+            return Err(Error::Unsupported {
+                what: format!(
+                    "merging the gates of {}, which change no weight of a model",
+                    self.adapter.display()
+                ),
+                remedy:
+                    "name their folder where the model is used: longburn generate, eval or logits \
+                         with --adapter"
+                        .into(),
+            });
+        }
         let base = match &self.base {
             Some(base) => base.clone(),
             None => self.named_base()?,

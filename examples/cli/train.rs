@@ -53,7 +53,10 @@ fn mixer(name: &str) -> std::result::Result<MixerConfig, String> {
 
 impl TrainArgs {
     pub fn run(&self, globals: &Globals) -> Result<()> {
-        let recipe = Recipe::from_file(&self.recipe)?;
+        let recipe = match &self.mixer {
+            Some(mixer) => Recipe::from_file_with(&self.recipe, mixer)?,
+            None => Recipe::from_file(&self.recipe)?,
+        };
         let options = RunOptions::new(globals.device.open()?)
             .with_seed(globals.seed)
             .with_out(self.out.clone())

@@ -1,12 +1,12 @@
 //! What can be done with a checkpoint: here, and in other programs.
 
 use crate::output;
-use burn::tensor::Device;
-use longburn::attention::{AttnShape, LongGenConfig, LongLoraConfig, MixerConfig, SeerConfig};
+use longburn::attention::{
+    LactConfig, LongGenConfig, LongLoraConfig, Mamba1Config, Mamba2Config, MixerConfig, SeerConfig,
+};
 use longburn::models::lora::{Role, Target};
 use longburn::models::{Architecture, ModelConfig};
 use longburn::positional::RopeKind;
-use longburn::streams::Streams;
 use serde_json::{Map, Value, json};
 
 /// Widths of heads that all attention code of vLLM takes.
@@ -37,22 +37,13 @@ pub fn usable_for(config: &ModelConfig) -> Value {
     })
 }
 
-/// Each mixer, tried on projections with this model's heads.
+/// Each mixer, and in how many layers it would begin with new weights.
 fn mixers(config: &ModelConfig) -> Value {
     if !config.architecture.has_attention() {
         let own = config.mixers.first().map_or("none", MixerConfig::name);
         return json!({ own: { "for": "training and inference" } });
     }
-    let shape = AttnShape {
-        hidden: 2,
-        heads: config.num_attention_heads,
-        kv_heads: config.num_key_value_heads,
-        head_dim: 2,
-        qkv_bias: false,
-        o_bias: false,
-        qk_norm: None,
-    };
-    let proj = shape.init((0.0, 0.0), &Streams::new(0), 0, &Device::flex());
+    let (shape, layers) = (config.attention(), config.num_hidden_layers);
     let window = config.windows.iter().flatten().next().copied();
     let mut found = Map::new();
     for (mixer, use_for) in [
@@ -61,12 +52,27 @@ fn mixers(config: &ModelConfig) -> Value {
         (MixerConfig::LongGen(LongGenConfig::new()), "training and inference"),
         (MixerConfig::Anchor, "training; inference is dense"),
         (MixerConfig::Seer(SeerConfig::new()), "training of a gate; sparse inference with it"),
+        (MixerConfig::Mamba1(Mamba1Config::new()), "training and inference"),
+        (MixerConfig::Mamba2(Mamba2Config::new()), "training and inference"),
+        (MixerConfig::Lact(LactConfig::new()), "training and inference"),
     ] {
-        let entry = match mixer.init(proj.clone(), window) {
-            Ok(_) => json!({ "for": use_for, "max_length": config.max_context() }),
-            Err(error) => json!({ "problem": error.to_string() }),
+        // The checkpoint's own settings, where it has this mixer.
+        let own = config.mixers.iter().find(|own| own.name() == mixer.name());
+        let mixer = own.cloned().unwrap_or(mixer);
+        let new = config.mixers.iter().filter(|own| !mixer.shares_weights_with(own)).count();
+        let mut entry = Map::from_iter([("for".to_string(), json!(use_for))]);
+        match mixer.check((config.hidden_size, layers), shape.as_ref(), window) {
+            Ok(()) => entry.insert("max_length".into(), json!(config.max_context())),
+            Err(error) => {
+                entry.clear();
+                entry.insert("problem".into(), json!(error.to_string()))
+            }
         };
-        found.insert(mixer.name().into(), entry);
+        if new > 0 && entry.contains_key("for") {
+            let new = format!("in {new} of {layers} layers, to be trained");
+            entry.insert("new_weights".into(), json!(new));
+        }
+        found.insert(mixer.name().into(), Value::Object(entry));
     }
     Value::Object(found)
 }

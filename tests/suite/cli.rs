@@ -8,6 +8,7 @@ mod eval;
 mod extend;
 mod machine;
 mod merge;
+mod mixers;
 mod models;
 mod outputs;
 mod plan;

@@ -145,6 +145,15 @@ fn bad_lists_of_mixers_are_told_by_index() {
             "line 11: `mixer[1].n_groups` is 0; expected from 1 to",
         ),
         ("[[mixer]]\nlayers = [0]".into(), "mixer[0]: missing field `name`"),
+        (
+            dense("[0]") + "[[mixer]]\nname = \"dense\"\nwindow = 4",
+            "line 11: mixer[1]: unknown field `window`",
+        ),
+        (
+            "[mixer]\nname = \"anchor\"\nengine = \"shared\"".into(),
+            "line 8: unknown field `engine`",
+        ),
+        ("[mixer]\nname = \"dense\"\nwindow = 4".into(), "line 8: unknown field `window`"),
         ("[[mixer]]\nname = \"conv\"".into(), "line 6: mixer[0]: unknown variant `conv`"),
     ] {
         let error = recipe(&mixers).unwrap_err().to_string();

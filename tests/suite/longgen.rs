@@ -161,6 +161,8 @@ fn decoding_behind_the_evicting_cache_equals_one_pass() {
             state = out.state;
             let tokens: usize = (0..KEY_HEADS).map(|h| held(&config, state.as_ref(), h)).sum();
             assert_eq!(state.as_ref().unwrap().bytes(), tokens * 2 * DIM * 4, "{name}, {step}");
+            let most = (0..KEY_HEADS).map(|h| held(&config, state.as_ref(), h)).max();
+            assert_eq!(state.as_ref().map(State::len), most, "{name}, {step}");
         }
         assert_eq!(peak, formula, "{name}");
     }

@@ -365,6 +365,14 @@ fn a_dense_checkpoint_becomes_a_hybrid_that_keeps_the_rest() {
             assert!(!other.iter().any(|(known, _, values)| known == path && values == value));
         }
     }
+    // Every layer from streams of its own.
+    let two = MixerSchedule::new(MixerConfig::Dense).with_layers(Layers::parse("1-2"), mamba1());
+    let two = weights(&Decoder::convert(dir.path(), &config, &two, 5, &Device::flex()).unwrap());
+    let drawn = |layer: usize| {
+        let name = format!("layers.{layer}.self_attn.in_proj.weight");
+        two.iter().find(|(path, ..)| *path == name).unwrap().2.clone()
+    };
+    assert_ne!(drawn(1), drawn(2));
     // Attention in three layers adapts; the new one does not, and merging leaves it alone.
     let hybrid = convert(5);
     let adapted = lora::apply(hybrid.clone(), &LoraConfig::new().with_rank(2)).unwrap();

@@ -426,7 +426,9 @@ fn what_generation_remembers_is_what_the_states_hold() {
         (MixerConfig::Lact(small.clone().with_window(5)), 24),
         (MixerConfig::Lact(small.with_window(50).with_norm(WeightNorm::Pre)), 16),
         (MixerConfig::Seer(decode.clone()), 20),
-        (MixerConfig::Seer(decode.with_select(Some(Select::Budget(8)))), 20),
+        (MixerConfig::Seer(decode.clone().with_select(Some(Select::Budget(8)))), 20),
+        // A block longer than the text.
+        (MixerConfig::Seer(decode.with_block(64).with_select(Some(Select::Budget(8)))), 20),
     ] {
         let model = ModelConfig::llama(300, 64, 2, 4).with_max_positions(64);
         let config = PlanConfig::new(model, length).with_mixer(mixer.clone());

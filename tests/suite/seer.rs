@@ -69,11 +69,23 @@ fn forward(
     phase: Phase,
     state: Option<Option<State>>,
 ) -> Result<MixOutput> {
-    let table = rope().table(&Positions::of(tokens), &x.device());
+    forward_with(mixer, x, tokens, (phase, false), state)
+}
+
+/// The same; the flag says that the cache keeps keys as they are before rotation.
+fn forward_with(
+    mixer: &impl SequenceMixer,
+    x: Tensor<3>,
+    tokens: &TokenMeta,
+    (phase, unrotated): (Phase, bool),
+    state: Option<Option<State>>,
+) -> Result<MixOutput> {
+    let rope = rope();
+    let table = rope.table(&Positions::of(tokens), &x.device());
     let ctx = MixContext {
         tokens,
         rope: Some(&table),
-        unrotated_cache: None,
+        unrotated_cache: unrotated.then_some(&rope),
         layer: 0,
         phase,
         keep_state: state.is_some(),
@@ -83,6 +95,25 @@ fn forward(
         taps: &[],
     };
     mixer.forward(x, &ctx, state.flatten())
+}
+
+/// Queries and keys as a gate sees them.
+fn unrotated(mixer: &Seer, x: Tensor<3>, tokens: &TokenMeta) -> (Tensor<4>, Tensor<4>) {
+    let ctx = MixContext {
+        tokens,
+        rope: None,
+        unrotated_cache: None,
+        layer: 0,
+        phase: Phase::Infer,
+        keep_state: false,
+        implementation: Implementation::Auto,
+        deterministic: false,
+        compute: Compute::F32,
+        taps: &[Tap::QueriesAndKeys],
+    };
+    let dense = DenseConfig::new().init(mixer.proj.clone());
+    let taps = dense.forward(x, &ctx, None).unwrap().taps;
+    (taps.q.unwrap().detach(), taps.k.unwrap().detach())
 }
 
 /// Values, and gradients of input and parameters, of Σ y·w.
@@ -168,6 +199,78 @@ fn all_blocks_equal_dense() {
                     assert!(r <= 1e-5, "{kv_heads}, {} tokens, {i}: {r:e}", tokens.len());
                 }
             }
+        }
+    }
+}
+
+/// Blocks longer than all documents take no more room than these, and leave nothing to choose.
+#[test]
+fn a_block_longer_than_all_documents_holds_each_whole() {
+    let device = Device::flex().autodiff();
+    let dense = DenseConfig::new().init(projections(&device, 2));
+    let config = everything().with_block(1 << 40).with_select(Some(Select::NzRatio(0.1)));
+    let sparse = seer(&config.with_last_block_dense(false), &device, 2).unwrap();
+    for tokens in [
+        TokenMeta::contiguous(2, 21, 0),
+        TokenMeta::packed(&[vec![21, 1, 40], vec![33, 30]], 64).unwrap(),
+        TokenMeta::left_padded(&[40, 1, 23], 40).unwrap(),
+        TokenMeta::right_padded(&[40, 1, 23], 40).unwrap(),
+    ] {
+        for (i, (got, want)) in pass(&sparse, &tokens, Phase::Infer)
+            .iter()
+            .zip(&pass(&dense, &tokens, Phase::Infer))
+            .enumerate()
+        {
+            let r = ratio(got, want);
+            assert!(r <= 1e-5, "{} tokens, {i}: {r:e}", tokens.len());
+        }
+        // Its loss is there, too, and 0: every document has one block.
+        let loss = forward(
+            &sparse,
+            normal([tokens.batch(), tokens.len(), HIDDEN], 1),
+            &tokens,
+            Phase::Train,
+            None,
+        );
+        assert!(host(loss.unwrap().aux.unwrap())[0].abs() < 1e-6);
+    }
+}
+
+/// A checkpoint's own window holds for the gate's choice, too, wherever keys are rotated.
+#[test]
+fn windows_and_unrotated_caches_equal_those_of_dense_attention() {
+    let device = Device::flex().autodiff();
+    let (len, window) = (37, Some(9));
+    let (tokens, x) = (TokenMeta::contiguous(2, len, 0), normal([2, len, HIDDEN], 1));
+    let dense = DenseConfig::new().with_window(window).init(projections(&device, 2));
+    let want = host(forward(&dense, x.clone(), &tokens, Phase::Infer, None).unwrap().y);
+    let all = Select::Budget(1000);
+    for base in [SeerConfig::new(), SeerConfig::decode()] {
+        let config = base.with_block(8).with_select(Some(all)).with_last_block_dense(false);
+        let mixer = config.init(projections(&device, 2), window).unwrap();
+        let mixer = mixer.with_gate(&Streams::new(5), 0).unwrap();
+        let taught = forward(&mixer, x.clone(), &tokens, Phase::Train, None).unwrap().y;
+        assert!(ratio(&host(taught), &want) <= 1e-5, "{:?}, training", config.gate);
+        for unrotated in [false, true] {
+            let (mut state, mut got) = (None, vec![Vec::new(); 2]);
+            let pieces: Vec<usize> = std::iter::once(20).chain(vec![1; len - 20]).collect();
+            let mut at = 0;
+            for piece in pieces {
+                let part = tokens.slice(at..at + piece).unwrap();
+                let x = x.clone().narrow(1, at, piece);
+                let out = forward_with(&mixer, x, &part, (Phase::Infer, unrotated), Some(state));
+                let MixOutput { y, state: next, .. } = out.unwrap();
+                let y = host(y);
+                for (row, y) in got.iter_mut().zip(y.chunks(piece * HIDDEN)) {
+                    row.extend_from_slice(y);
+                }
+                // A state without its graph is the same state.
+                let next: State = next.unwrap();
+                let tensors = next.tensors().into_iter().map(|x| x.detach()).collect();
+                (state, at) = (Some(next.from_tensors(tensors).unwrap()), at + piece);
+            }
+            let r = ratio(&got.concat(), &want);
+            assert!(r <= 1e-5, "{:?}, unrotated {unrotated}: {r:e}", config.gate);
         }
     }
 }

@@ -97,7 +97,7 @@ impl<'a> Layer<'a> {
 
     /// Pooled over blocks; `pools` of them side by side.
     fn pooled(&self, tape: &Tape, x: &Value, pools: usize) -> Value {
-        let (n, block) = (self.blocks, self.config.block as u64);
+        let (n, block) = (self.blocks, (self.config.block as u64).min(self.sizes.len));
         let each = x.floats / self.sizes.len;
         // A last block that is cut off is filled up, and hidden pair by pair.
         let filled = (n * block > self.sizes.len).then(|| tape.made(each * n * block));

@@ -32,6 +32,7 @@ pub use sections::{
 pub use settings::{exit_code, settings};
 pub use watch::MemoryReport;
 
+use crate::attention::MixerConfig;
 use crate::{Error, Result};
 use std::path::Path;
 
@@ -48,14 +49,30 @@ impl Recipe {
         Self::parse(&text, &path.display().to_string())
     }
 
+    /// The same with another mixer in all layers than the file's, which is not looked at.
+    ///
+    /// # Errors
+    /// As [`from_file`](Self::from_file).
+    pub fn from_file_with(path: &Path, mixer: &MixerConfig) -> Result<Self> {
+        let text = crate::models::weights::read_text(path, MAX_FILE)?;
+        Self::read(&text, &path.display().to_string(), Some(mixer))
+    }
+
     /// Read the text of a recipe; `file` is its name in messages.
     ///
     /// # Errors
     /// [`Error::Parse`], pointing into the line, for what is no TOML, for unknown keys, and for
     /// values that cannot be used or contradict each other.
     pub fn parse(text: &str, file: &str) -> Result<Self> {
+        Self::read(text, file, None)
+    }
+
+    fn read(text: &str, file: &str, mixer: Option<&MixerConfig>) -> Result<Self> {
         let mut recipe: Self = toml::parse(text, file)?;
         (recipe.file, recipe.text) = (file.into(), text.into());
+        if let Some(mixer) = mixer {
+            recipe.mixer = mixer.into();
+        }
         recipe.check()?;
         Ok(recipe)
     }

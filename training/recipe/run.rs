@@ -454,15 +454,24 @@ impl Recipe {
     /// The mixer of each layer of the model that trains.
     ///
     /// # Errors
-    /// [`Error::Parse`], pointing into the line, for a list that does not fit the layers.
+    /// [`Error::Parse`], pointing into the line, for a list that does not fit the layers, and for a
+    /// mixer that does not fit its layer.
     pub fn mixers(&self, config: &ModelConfig) -> Result<Vec<MixerConfig>> {
         for (place, mixer) in self.mixer.named() {
             mixer.check_sizes(config.hidden_size).map_err(|e| self.within(&place, e))?;
         }
-        self.mixer.resolve(&config.mixers).map_err(|e| match e {
+        let mixers = self.mixer.resolve(&config.mixers).map_err(|e| match e {
             Error::Config { field, value, expected, .. } => self.bad(&field, value, expected),
             other => other,
-        })
+        })?;
+        let (sizes, shape) = ((config.hidden_size, mixers.len()), config.attention());
+        for (layer, mixer) in mixers.iter().enumerate() {
+            let window = config.windows.get(layer).copied().flatten();
+            if let Err(error) = mixer.check(sizes, shape.as_ref(), window) {
+                return Err(self.within(&self.mixer.place(layer, mixers.len())?, error));
+            }
+        }
+        Ok(mixers)
     }
 
     /// What is wrong with the section is said of the recipe, the rest of the file it is in.

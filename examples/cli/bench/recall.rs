@@ -12,6 +12,7 @@ pub use page::RecallPageArgs;
 use crate::{Globals, output};
 use cell::{Cell, Key};
 use clap::Args;
+use longburn::models::weights::obstacle;
 use longburn::training::report::Progress;
 use longburn::{Error, Result};
 use serde_json::json;
@@ -24,8 +25,8 @@ use std::sync::{Mutex, PoisonError};
 /// Multi-query associative recall, selective copying and pass keys; every mixer in a model of the same
 /// size, trained for the same number of steps at 128 tokens, asked at 128 and 512. Each task, mixer and
 /// seed is a cell with a file of its own in the folder of results; cells that are there are not computed
-/// again, so that the same command goes on after an interruption. The whole grid takes about an hour and
-/// a half of one core.
+/// again, so that the same command goes on after an interruption. The whole grid takes a little more than
+/// two hours of one core.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -61,6 +62,11 @@ impl RecallArgs {
         if self.jobs == 0 || self.jobs > MOST_JOBS {
             let expected = format!("from 1 to {MOST_JOBS}");
             return Err(Error::config("command line", "jobs", self.jobs, expected));
+        }
+        if let Some(found) = obstacle(&self.out) {
+            let value = format!("{} ({found})", self.out.display());
+            let expected = "a folder that can be written in";
+            return Err(Error::config("command line", "out", value, expected));
         }
         let settings = Settings::load(self.settings.as_deref(), self.steps)?;
         let (mut done, mut left) = (Vec::new(), Vec::new());

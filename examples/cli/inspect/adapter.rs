@@ -2,14 +2,54 @@
 
 use crate::output;
 use longburn::Result;
+use longburn::models::gates::{GATE_FILE, GateSummary};
 use longburn::models::peft::AdapterSummary;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Whether a folder holds an adapter and no model.
+/// Whether a folder holds an adapter, or gates, and no model.
 pub fn is_adapter(dir: &Path) -> bool {
     let has = |name: &str| dir.join(name).is_file();
-    has("adapter_config.json") && !has("model.safetensors") && !has("model.safetensors.index.json")
+    (has("adapter_config.json") || has(GATE_FILE))
+        && !has("model.safetensors")
+        && !has("model.safetensors.index.json")
+}
+
+/// Whether what it holds are gates.
+pub fn has_gates(dir: &Path) -> bool {
+    dir.join(GATE_FILE).is_file()
+}
+
+/// The same as [`facts`] for gates, from the header of their file.
+pub fn of_gates(dir: &Path, name: &Path) -> Result<Vec<(&'static str, Value)>> {
+    let GateSummary { settings, layers, shapes } = GateSummary::read(dir)?;
+    let mut gates = json!({ "form": "gates of SeerAttention", "layers": layers });
+    if let (Value::Object(gates), Value::Object(fields)) = (&mut gates, output::value(&settings)) {
+        gates.extend(fields);
+    }
+    let no = "no: the base alone does, and attends to everything";
+    Ok(vec![
+        ("gates", gates),
+        (
+            "weights",
+            json!({ "tensors": shapes.len(), "parameters": super::parameters(shapes.iter()) }),
+        ),
+        (
+            "usable_for",
+            json!({
+                "generate": format!("longburn generate BASE --adapter {} --prompt TEXT", name.display()),
+                "eval": format!("longburn eval BASE --adapter {} --data TEXTS", name.display()),
+            }),
+        ),
+        (
+            "runs_in",
+            json!({
+                "longburn": "yes, beside its base",
+                "transformers": no,
+                "vllm": no,
+            }),
+        ),
+    ])
 }
 
 /// What it is, what it holds, and the commands that take it; `name` is how it was named.

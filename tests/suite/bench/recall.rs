@@ -237,6 +237,10 @@ fn what_cannot_be_is_named() {
     let folder = Folder::new(1);
     let (kind, message) = folder.refusal("a", &["--jobs", "0"]);
     assert!(kind == "config" && message.contains("`jobs`"), "{message}");
+    // Told before anything is trained.
+    let (kind, message) =
+        folder.refusal("settings.toml", &["--task", "passkey", "--mixer", "dense"]);
+    assert!(kind == "config" && message.contains("`out` is"), "{message}");
     let text = fs::read_to_string(folder.path("settings.toml")).unwrap();
     for (from, to, kind, parts) in [
         ("lengths = [128", "lengths = [64", "config", ["tasks.mqar.length", "128"]),

@@ -116,6 +116,21 @@ fn copying_says_scattered_tokens_in_their_order() {
     assert_eq!(places, BTreeSet::from_iter(0..25));
 }
 
+/// The same rows with nothing given: every question is the sign.
+#[test]
+fn signs_ask_for_what_copying_says() {
+    let config = copying(30);
+    let (copying, signs) = (config.init().unwrap(), TaskConfig::Signs(config).init().unwrap());
+    assert_eq!((signs.vocabulary(), signs.answers()), (copying.vocabulary(), copying.answers()));
+    // Of twelve values any may come, since none has been seen.
+    assert_eq!(signs.chance(), 1.0 / 12.0);
+    for (given, asked) in copying.rows(1, 0, 20).into_iter().zip(signs.rows(1, 0, 20)) {
+        assert_eq!(given.questions, asked.questions);
+        assert_eq!(given.ids[..25], asked.ids[..25]);
+        assert_eq!(asked.ids[25..], [4; 5]);
+    }
+}
+
 #[test]
 fn a_pass_key_stands_between_words_that_repeat_and_is_asked_for_at_the_end() {
     let task = passkey(40).init().unwrap();

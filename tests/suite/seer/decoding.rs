@@ -56,6 +56,34 @@ fn compressed_keys_equal_those_of_one_pass() {
     }
 }
 
+/// What decoding compares queries with is what the gate learned with: the same pooling, norm and
+/// position, at the block's first token.
+#[test]
+fn compressed_keys_equal_those_of_training() {
+    let device = Device::flex().autodiff();
+    let config = config().with_select(Some(Select::Budget(16)));
+    let mixer = seer(&config, &device, 2).unwrap();
+    let AttnGate::Decode(gate) = mixer.attn_gate.clone().unwrap() else { panic!("no gate") };
+    let (tokens, x) = (TokenMeta::contiguous(2, 32, 0), normal([2, 32, HIDDEN], 1));
+    let layout = BlockLayout::of(&tokens, 8).unwrap();
+    let (q, k) = unrotated(&mixer, x.clone(), &tokens);
+    let learned = gate.tokens_and_blocks(q.clone(), k.clone(), &layout, Some(&rope())).unwrap();
+    let (shape, got) = compressed(&piece(&mixer, &x, &tokens, 0..32, None).1);
+    assert_eq!(shape, learned.1.dims());
+    assert!(ratio(&got, &host(learned.1.clone())) <= 1e-6);
+
+    // Where a block and a token are counts: what is rotated by hand is the same.
+    let at = |places: Vec<i64>| {
+        let places = [places.clone(), places].concat();
+        let table = rope().table(&Positions::new(2, places.len() / 2, places, 1).unwrap(), &device);
+        move |x| table.rotate(x)
+    };
+    let keys = at((0..4).map(|n| 8 * n).collect())(gate.keys(layout.pool(k, &Pool::ALL), None));
+    assert!(ratio(&host(learned.1), &host(keys)) <= 1e-6);
+    let queries = at((0..32).collect())(gate.queries(q, None));
+    assert!(ratio(&host(learned.0), &host(queries)) <= 1e-6);
+}
+
 /// Item 7: a budget of everything is dense decoding; a smaller one is not.
 #[test]
 fn a_budget_of_everything_equals_dense() {

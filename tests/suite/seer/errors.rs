@@ -32,6 +32,13 @@ fn settings_out_of_range_are_named() {
         let text = refusal(config);
         assert!(text.contains(&format!("`{field}`")) && text.contains(value), "{text}");
     }
+    for (config, field) in [
+        (SeerConfig::new().with_block(1 << 40), "block"),
+        (SeerConfig::new().with_gate_dim(Some(1 << 40)), "gate_dim"),
+    ] {
+        let error = MixerConfig::Seer(config).check_sizes(HIDDEN).unwrap_err().to_string();
+        assert!(error.contains(&format!("`{field}`")), "{error}");
+    }
     let odd = SeerConfig::decode().with_head_pool(HeadPool::Qavg).with_gate_dim(Some(4));
     let mixer = odd.init(projections(&Device::flex(), 2), None).unwrap();
     let error = mixer.with_gate(&Streams::new(0), 0).unwrap_err().to_string();
@@ -95,6 +102,12 @@ fn caches_that_cannot_be_followed_are_refused() {
     let again = state.from_tensors(state.tensors().into_iter().map(Tensor::detach).collect());
     let again = again.unwrap();
     assert_eq!((again.len(), again.bytes()), (state.len(), state.bytes()));
+    // Other tensors are those that it has then.
+    let doubled: Vec<_> = state.tensors().into_iter().map(|x| x.mul_scalar(2.0)).collect();
+    let other = state.from_tensors(doubled.clone()).unwrap();
+    for (got, want) in other.tensors().into_iter().zip(doubled) {
+        assert_eq!(host(got), host(want));
+    }
     assert!(state.from_tensors(Vec::new()).is_err());
     forward(&mixer, x.clone(), &next, Phase::Infer, Some(Some(again))).unwrap();
     assert!(forward(&mixer, x, &next, Phase::Train, Some(None)).is_err());

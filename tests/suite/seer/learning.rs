@@ -26,24 +26,6 @@ fn loss(mixer: &Seer, x: Tensor<3>, tokens: &TokenMeta) -> (f32, Vec<(String, Ve
     (value, params(&mixer).into_iter().filter_map(of).collect())
 }
 
-fn unrotated(mixer: &Seer, x: Tensor<3>, tokens: &TokenMeta) -> (Tensor<4>, Tensor<4>) {
-    let ctx = MixContext {
-        tokens,
-        rope: None,
-        unrotated_cache: None,
-        layer: 0,
-        phase: Phase::Infer,
-        keep_state: false,
-        implementation: Implementation::Auto,
-        deterministic: false,
-        compute: Compute::F32,
-        taps: &[Tap::QueriesAndKeys],
-    };
-    let dense = DenseConfig::new().init(mixer.proj.clone());
-    let taps = dense.forward(x, &ctx, None).unwrap().taps;
-    (taps.q.unwrap().detach(), taps.k.unwrap().detach())
-}
-
 /// Items 2 and 8: targets and loss equal the reference made of all attention weights, value and
 /// gradients of the gate.
 #[test]
@@ -111,12 +93,15 @@ fn loss_equals_the_reference() {
 #[test]
 fn loss_of_packed_documents_equals_theirs() {
     let device = Device::flex().autodiff();
-    for base in [SeerConfig::new(), SeerConfig::decode()] {
+    let both = |reduction| {
+        [SeerConfig::new(), SeerConfig::decode()].map(|base| SeerConfig { reduction, ..base })
+    };
+    for base in [both(Reduction::Mean), both(Reduction::BatchMean)].concat() {
         let config = base.with_block(8);
         // Blocks for blocks: every score counts alike. Blocks for tokens: every document.
-        let elements = |len: usize| match (config.gate, len.div_ceil(8)) {
-            (GateKind::Prefill, n) => ((n - n / 4) * n) as f32,
-            (GateKind::Decode, _) => 1.0,
+        let elements = |len: usize| match (config.gate, config.reduction, len.div_ceil(8)) {
+            (GateKind::Prefill, Reduction::Mean, n) => ((n - n / 4) * n) as f32,
+            _ => 1.0,
         };
         let mixer = seer(&config, &device, 2).unwrap();
         let lengths = [21, 9, 30];
@@ -210,6 +195,15 @@ fn only_the_gate_learns() {
 fn gates_are_saved_beside_the_model() {
     for config in [SeerConfig::new().with_block(8), SeerConfig::decode().with_block(8)] {
         let (dense, seer) = model(&config);
+        // Every layer's gate is drawn by itself.
+        let of_layer = |layer: usize| -> Vec<Vec<f32>> {
+            let start = format!("layers.{layer}.self_attn.attn_gate.attngate_linear_k");
+            let other = format!("layers.{layer}.self_attn.attn_gate.mask_linear_k");
+            let is = |path: &str| path.starts_with(&start) || path.starts_with(&other);
+            let found = longburn::models::keymap::read_params(&seer, is);
+            found.into_iter().map(|(.., values)| values).collect()
+        };
+        assert!(of_layer(0).len() == 1 && of_layer(0) != of_layer(1));
         let dir = tempfile::tempdir().unwrap();
         gates::save(&seer, &config, dir.path()).unwrap();
         seer.save(dir.path(), &Default::default()).unwrap();
