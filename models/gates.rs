@@ -9,6 +9,7 @@ use super::decoder::STREAMS_PER_BLOCK;
 use super::keymap::{in_mixer, map_params, params, read_params};
 use super::weights::{RawTensor, SaveDtype, WeightFiles, write_safetensors};
 use super::{Block, Decoder};
+use crate::attention::seer::Select;
 use crate::attention::{Mixer, MixerConfig, MixerSchedule, SeerConfig, SequenceMixer};
 use crate::streams::Streams;
 use crate::{Error, Result};
@@ -158,13 +159,17 @@ fn layers(file: &Path, files: &WeightFiles) -> Result<BTreeSet<usize>> {
 }
 
 /// The mixers of a model that has `own`, with those that take gates in the layers for which the
-/// file, or the file of the folder, was saved with some.
+/// file, or the file of the folder, was saved with some. `select` takes the place of the rule that they were
+/// saved with.
 ///
 /// # Errors
-/// As [`settings`]; [`Error::Config`] for layers that the model does not have, or has without
+/// As [`settings`]; [`Error::Config`] for a rule that they do not have, and for layers that the model does not have, or has without
 /// attention.
-pub fn mixers(path: &Path, own: &[MixerConfig]) -> Result<MixerSchedule> {
+pub fn mixers(path: &Path, own: &[MixerConfig], select: Option<Select>) -> Result<MixerSchedule> {
     let GateSummary { settings, layers, .. } = GateSummary::read(path)?;
+    let select = select.or(settings.select);
+    let settings = settings.with_select(select);
+    settings.validate()?;
     for layer in &layers {
         let expected = match own.get(*layer) {
             None => format!("layers below {}, as many as the model has", own.len()),

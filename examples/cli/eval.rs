@@ -90,9 +90,8 @@ pub struct EvalArgs {
     /// Draw needles or pass keys, length by depth, as a heat map
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
-    /// Folder or repository of an adapter in PEFT form
-    #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
+    #[command(flatten)]
+    with: load::AdapterArgs,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -105,7 +104,7 @@ enum ProtocolName {
 
 impl EvalArgs {
     pub fn models(&mut self) -> Vec<&mut PathBuf> {
-        std::iter::once(&mut self.dir).chain(&mut self.adapter).collect()
+        std::iter::once(&mut self.dir).chain(&mut self.with.adapter).collect()
     }
 
     pub fn targets(&self) -> Vec<Target<'_>> {
@@ -115,7 +114,7 @@ impl EvalArgs {
 
     pub fn run(&self, globals: &Globals) -> Result<()> {
         self.check()?;
-        let model = load::model(&self.dir, self.adapter.as_deref(), globals)?;
+        let model = load::model(&self.dir, &self.with, globals)?;
         let tokenizer = load::needed_tokenizer(&self.dir, &model)?;
         let seed = globals.seed.unwrap_or(0);
         let mut result = Map::new();
@@ -166,7 +165,9 @@ impl EvalArgs {
     fn results(&self, what: Value) -> Result<Option<ResultsFile>> {
         let Some(path) = &self.results else { return Ok(None) };
         let settings = json!({
-            "model": model_stamp(&self.dir, self.adapter.as_deref())?,
+            "model": model_stamp(&self.dir, self.with.adapter.as_deref())?,
+            // Absent where gates have their own, as in the files of earlier versions.
+            "select": self.with.select,
             "data": self.data.as_deref().map(data_stamp).transpose()?,
             "field": self.field,
             // Absent where nothing is skipped, as in the files of earlier versions.

@@ -131,7 +131,7 @@ impl ExtendArgs {
     }
 
     fn preview(&self, path: &Path, after: &ModelConfig, globals: &Globals) -> Result<Preview> {
-        let model = load::model(&self.dir, None, globals)?;
+        let model = load::model(&self.dir, &Default::default(), globals)?;
         let tokenizer = load::needed_tokenizer(&self.dir, &model)?;
         let (documents, account) = tokenize(&source::open(path)?.read_all()?, &tokenizer, true)?;
         let windows = windows(&documents, self.to, self.windows);

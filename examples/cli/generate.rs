@@ -52,9 +52,8 @@ pub struct GenerateArgs {
     /// What passes compute in, and with it what a cache holds
     #[arg(long, default_value = "f32", value_name = "NAME", value_parser = computes())]
     compute: Compute,
-    /// Folder or repository of an adapter in PEFT form
-    #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
+    #[command(flatten)]
+    with: load::AdapterArgs,
 }
 
 fn computes() -> impl TypedValueParser<Value = Compute> {
@@ -85,7 +84,7 @@ struct SamplingArgs {
 
 impl GenerateArgs {
     pub fn models(&mut self) -> Vec<&mut PathBuf> {
-        std::iter::once(&mut self.dir).chain(&mut self.adapter).collect()
+        std::iter::once(&mut self.dir).chain(&mut self.with.adapter).collect()
     }
 
     pub fn run(&self, globals: &Globals) -> Result<()> {
@@ -97,7 +96,7 @@ impl GenerateArgs {
                 remedy: "leave it out, or choose a device that has it".into(),
             });
         }
-        let model = load::model(&self.dir, self.adapter.as_deref(), globals)?;
+        let model = load::model(&self.dir, &self.with, globals)?;
         let model = model.rounded(self.compute);
         let tokenizer = match self.prompt.is_text() || !self.stop.is_empty() {
             true => Some(load::needed_tokenizer(&self.dir, &model)?),

@@ -1,6 +1,8 @@
 //! What several verbs read: models, tokenizers, lists of ids.
 
 use crate::{Globals, output};
+use clap::Args;
+use longburn::attention::seer::Select;
 use longburn::attention::{Mixer, MixerSchedule};
 use longburn::datasets::Tokenizer;
 use longburn::models::hub::{HubConfig, Need};
@@ -17,8 +19,37 @@ pub fn locate(name: &mut PathBuf) -> Result<()> {
     Ok(())
 }
 
+/// What is put on a checkpoint.
+#[derive(Args, Clone, Debug, Default)]
+pub struct AdapterArgs {
+    /// Folder or repository of an adapter in PEFT form, or folder of gates
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Blocks of keys that gates let through, in place of what they were saved with: `threshold=X`,
+    /// `nz-ratio=X` or `budget=TOKENS`
+    #[arg(long, value_name = "RULE", requires = "adapter", value_parser = select)]
+    pub select: Option<Select>,
+}
+
+/// `threshold=0.002` and the like.
+fn select(text: &str) -> std::result::Result<Select, String> {
+    let expected = "expected threshold=X, nz-ratio=X or budget=TOKENS";
+    let (rule, value) = text.split_once('=').ok_or(expected)?;
+    let number = || value.parse::<f64>().map_err(|e| format!("{value}: {e}; {expected}"));
+    match rule {
+        "threshold" => Ok(Select::Threshold(number()?)),
+        "nz-ratio" => Ok(Select::NzRatio(number()?)),
+        "budget" => {
+            let tokens = value.parse().map_err(|e| format!("{value}: {e}; {expected}"))?;
+            Ok(Select::Budget(tokens))
+        }
+        _ => Err(expected.into()),
+    }
+}
+
 /// The model of a folder, with an adapter where one is named.
-pub fn model(dir: &Path, adapter: Option<&Path>, globals: &Globals) -> Result<Decoder<Mixer>> {
+pub fn model(dir: &Path, with: &AdapterArgs, globals: &Globals) -> Result<Decoder<Mixer>> {
+    let adapter = with.adapter.as_deref();
     let device = globals.device.open()?;
     // An adapter's folder has a configuration of its own where training changed the positions.
     let own = adapter.map(|adapter| adapter.join("config.json")).filter(|file| file.exists());
@@ -40,7 +71,11 @@ pub fn model(dir: &Path, adapter: Option<&Path>, globals: &Globals) -> Result<De
     }
     let gates = adapter.filter(|adapter| adapter.join(gates::GATE_FILE).is_file());
     let mixers = match gates {
-        Some(gates) => gates::mixers(gates, &config.mixers)?,
+        Some(gates) => gates::mixers(gates, &config.mixers, with.select)?,
+        None if with.select.is_some() => {
+            let expected = "left out: the adapter has no gates";
+            return Err(Error::config("command line", "select", "given", expected));
+        }
         None => MixerSchedule::Own,
     };
     let mut model = Decoder::convert(dir, &config, mixers, 0, &device)?;

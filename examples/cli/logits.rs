@@ -29,14 +29,13 @@ pub struct LogitsArgs {
     /// File to write, safetensors
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Folder or repository of an adapter in PEFT form
-    #[arg(long, value_name = "DIR")]
-    adapter: Option<PathBuf>,
+    #[command(flatten)]
+    with: load::AdapterArgs,
 }
 
 impl LogitsArgs {
     pub fn models(&mut self) -> Vec<&mut PathBuf> {
-        std::iter::once(&mut self.dir).chain(&mut self.adapter).collect()
+        std::iter::once(&mut self.dir).chain(&mut self.with.adapter).collect()
     }
 
     pub fn targets(&self) -> Vec<Target<'_>> {
@@ -50,7 +49,7 @@ impl LogitsArgs {
             let file = self.ids.display().to_string();
             return Err(Error::config(file, "[]", "empty", "at least one row of ids"));
         }
-        let model = load::model(&self.dir, self.adapter.as_deref(), globals)?;
+        let model = load::model(&self.dir, &self.with, globals)?;
         let vocabulary = model.config().vocab_size;
         for (i, row) in rows.iter().enumerate() {
             load::check_ids(row, vocabulary, &self.ids, i)?;

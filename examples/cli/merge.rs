@@ -82,7 +82,8 @@ impl MergeArgs {
             Some(base) => base.clone(),
             None => self.named_base()?,
         };
-        let model = load::model(&base, Some(&self.adapter), globals)?;
+        let with = load::AdapterArgs { adapter: Some(self.adapter.clone()), select: None };
+        let model = load::model(&base, &with, globals)?;
         let tokenizer = [&self.adapter, &base].into_iter().find(|d| has_tokenizer(d));
         if let Some(dir) = tokenizer {
             Tokenizer::from_file(dir)?.check_model(model.config().vocab_size)?;

@@ -227,5 +227,24 @@ fn gates_go_on(recipe: &dyn Fn(usize) -> String) {
         let result = bench.json(&[&args[..], adapter].concat());
         result["perplexity"]["ppl"].as_f64().unwrap()
     };
-    assert_ne!(eval(&[]), eval(&["--adapter", "run/adapter"]));
+    let chosen = eval(&["--adapter", "run/adapter"]);
+    assert_ne!(eval(&[]), chosen);
+    // Another rule takes the place of what they were saved with.
+    let by = |rule| eval(&["--adapter", "run/adapter", "--select", rule]);
+    assert_eq!(by("nz-ratio=0.5"), chosen);
+    assert!((by("budget=1000") - eval(&[])).abs() < 1e-4 * eval(&[]));
+    assert_ne!(by("threshold=0.3"), chosen);
+    let args = ["eval", "model", "--data", "texts/3.txt", "--max-len", "16", "--select"];
+    let gates = ["--adapter", "run/adapter"];
+    for (rule, gates, code, words) in [
+        ("nz-ratio=2", &gates[..], 1, ["select", "nz_ratio 2"]),
+        ("fast=1", &gates, 2, ["'fast=1'", "threshold=X"]),
+        ("budget=many", &gates, 2, ["many", "invalid digit"]),
+        ("budget=8", &[], 2, ["--adapter", "required"]),
+    ] {
+        let args = [&args[..], &[rule], gates].concat();
+        let out = longburn(bench.dir.path(), &args).assert().code(code);
+        let message = String::from_utf8(out.get_output().stderr.clone()).unwrap();
+        assert!(words.iter().all(|word| message.contains(word)), "{message}");
+    }
 }
