@@ -162,8 +162,8 @@ impl Mamba1Config {
     }
 }
 
-/// A selective state-space layer. In the paper `A_log`, `D` and the bias of `dt_proj` take no weight decay:
-/// where training has one, a group of the roles `state_space` and `bias` leaves it out.
+/// A selective state-space layer. As in the authors' code, `A_log` and `D` take no weight decay, unless a group of
+/// parameters of the role `state_space` has one; a group of the role `bias` leaves it out for the bias of `dt_proj`.
 #[derive(Module, Debug)]
 pub struct Mamba1 {
     /// `hidden -> 2 E`: the stream, then its gate

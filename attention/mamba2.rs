@@ -247,8 +247,8 @@ impl Mamba2Config {
     }
 }
 
-/// A state-space layer with one decay per head. In the paper `A_log`, `D` and `dt_bias` take no weight
-/// decay: where training has one, a group of the role `state_space` leaves it out.
+/// A state-space layer with one decay per head. As in the authors' code, `A_log`, `D` and `dt_bias` take no weight
+/// decay, unless a group of parameters of the role `state_space` has one.
 #[derive(Module, Debug)]
 pub struct Mamba2 {
     /// `hidden -> 2 E + 2 G N + H`: gate, stream, B, C and Δ

@@ -16,7 +16,8 @@ pub struct AdamW {
     pub beta2: f32,
     /// Added to the root of the mean square.
     pub eps: f32,
-    /// Share of a weight taken off per step and unit of learning rate.
+    /// Share of a weight taken off per step and unit of learning rate; none where it shapes the state of a
+    /// state-space layer, unless a group says so.
     pub weight_decay: f32,
 }
 

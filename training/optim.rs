@@ -97,7 +97,8 @@ impl Rule {
 }
 
 impl Optimizer {
-    /// AdamW, and Muon where it is set, for what [`Muon::updates`].
+    /// AdamW, and Muon where it is set, for what [`Muon::updates`]. What shapes the state of state-space layers has
+    /// no weight decay unless a group claims it.
     ///
     /// # Errors
     /// Settings that cannot work, or a role in two groups.
@@ -124,6 +125,12 @@ impl Optimizer {
                 lr_factor: group.lr_factor,
                 ..Rule::adamw(AdamW { weight_decay, ..*adamw })?
             });
+        }
+        let claimed = |rule: &Rule| rule.roles.contains(&Role::StateSpace);
+        if adamw.weight_decay > 0.0 && !rules.iter().any(claimed) {
+            // As the authors of Mamba train: rates of decay are not to be driven to one value.
+            let adamw = AdamW { weight_decay: 0.0, ..*adamw };
+            rules.push(Rule { roles: vec![Role::StateSpace], ..Rule::adamw(adamw)? });
         }
         let rule = |muon: &Muon| -> Result<Rule> {
             Ok(Rule { roles: vec![], lr_factor: 1.0, update: muon.rule()?, adamw: None })

@@ -3,9 +3,10 @@
 use super::{batch, bits, decoder, silent, weights};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use longburn::models::ForwardOptions;
+use longburn::attention::{Mamba2Config, MixerConfig};
 use longburn::models::keymap::params;
 use longburn::models::lora::{self, LoraConfig, Role};
+use longburn::models::{Decoder, ForwardOptions};
 use longburn::training::strategy::Plain;
 use longburn::training::{
     AdamW, LossParts, Muon, NextToken, Objective, ParamGroup, Schedule, TrainConfig, Trainer,
@@ -120,6 +121,30 @@ fn adamw_with_groups_schedule_and_clipping() {
     let mut expected = [0.3f32.into(), 0.0, -1.5];
     reference(&mut expected, grads(1), steps, |s| 0.05 * factor(s), rule(0.2f32.into()));
     close(&after["proj.weight"], &expected);
+}
+
+/// A_log, D and dt_bias, which a group may claim.
+#[test]
+fn what_shapes_a_state_does_not_decay_by_itself() {
+    let mixer = MixerConfig::Mamba2(Mamba2Config::new().with_head_dim(8).with_d_state(4));
+    // After one step: the gradients of a second would depend on what has decayed.
+    let after = |weight_decay: f32, groups: Vec<ParamGroup>| {
+        let adamw = AdamW { weight_decay, ..AdamW::default() };
+        let config = TrainConfig::new(1, 0.1).with_adamw(adamw).with_groups(groups);
+        let mut data = |step, _| Ok(Some(batch(step, &[12, 9])));
+        let model = Decoder::new(&super::config(false), &mixer, 3, &Device::flex()).unwrap();
+        let trained = Trainer::new(config).unwrap().fit(model, &NextToken, &mut data, &mut silent);
+        weights(&trained.unwrap().model)
+    };
+    let (none, some) = (after(0.0, vec![]), after(0.5, vec![]));
+    let claimed = after(0.5, vec![ParamGroup::new(&[Role::StateSpace])]);
+    for (name, decays) in
+        [("A_log", false), ("D", false), ("dt_bias", false), ("in_proj.weight", true)]
+    {
+        let path = format!("layers.0.self_attn.{name}");
+        assert_eq!(some[&path] != none[&path], decays, "{name}");
+        assert_ne!(claimed[&path], none[&path], "{name}");
+    }
 }
 
 fn close(a: &[f32], b: &[f64]) {
