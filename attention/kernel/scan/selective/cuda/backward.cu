@@ -88,8 +88,8 @@ struct Room {
   float4 tokens[WARPS][SPAN][OF_WARP];
   // How dt changes with delta, and what y is multiplied by for the gate's gradient.
   float2 factors[WARPS][SPAN][OF_WARP];
-  // States before all runs of tokens but the first, and before the span.
-  float4 states[WARPS][RUNS - 1][OWN / 4][32];
+  // States before runs of tokens, and before the next span.
+  float4 states[WARPS][RUNS][OWN / 4][32];
   float before[WARPS][OWN][32];
   // What comes for a run of the next span: delta, u, the gradient of the output and z.
   float4 next[WARPS][4][32];
@@ -284,16 +284,18 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) gradients(const __gr
       }
     arrived<0>();
     __syncthreads();
-    if (more) {
-      ASK_SHARED(start - SPAN)
-    }
     // States before runs of tokens.
     {
       float h[OWN];
 #pragma unroll
       for (int i = 0; i < OWN; ++i) h[i] = before[i][lane];
+      if (more) state -= width, ask_state();
 #pragma unroll 1
-      for (int run = 0; run < RUNS - 1; ++run) {
+      for (int run = 0; run < RUNS; ++run) {
+#pragma unroll
+        for (int q = 0; q < 4; ++q)
+          kept[run][q][lane] = make_float4(h[4 * q], h[4 * q + 1], h[4 * q + 2], h[4 * q + 3]);
+        if (run == RUNS - 1) break;
 #pragma unroll
         for (int j = 0; j < RUN; ++j) {
           int t = run * RUN + j;
@@ -310,9 +312,6 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) gradients(const __gr
             h[i] = fmaf(token.y, b.x[i % 4], ex2(token.x * rates[i]) * h[i]);
           }
         }
-#pragma unroll
-        for (int q = 0; q < 4; ++q)
-          kept[run][q][lane] = make_float4(h[4 * q], h[4 * q + 1], h[4 * q + 2], h[4 * q + 3]);
       }
     }
 #pragma unroll 1
@@ -320,18 +319,13 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) gradients(const __gr
       // What the next span needs comes to the place of what this one had.
       if (more) ways.send(start - SPAN + run * RUN, next, lane);
       float h[OWN];
-      if (run > 0) {
 #pragma unroll
-        for (int q = 0; q < 4; ++q) {
-          Four v = kept[run - 1][q][lane];
+      for (int q = 0; q < 4; ++q) {
+        Four v = kept[run][q][lane];
 #pragma unroll
-          for (int n = 0; n < 4; ++n) h[4 * q + n] = v.x[n];
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < OWN; ++i) h[i] = before[i][lane];
-        if (more) state -= width, ask_state();
+        for (int n = 0; n < 4; ++n) h[4 * q + n] = v.x[n];
       }
+      // Of the states, the first is read again: registers are few.
       float decay[RUN][OWN], past[RUN][OWN], y[RUN], sum_c[RUN];
 #pragma unroll
       for (int j = 0; j < RUN; ++j) {
@@ -347,7 +341,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) gradients(const __gr
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
           float4 token = tokens[t][places[i / 4]];
-          past[j][i] = h[i];
+          if (j > 0) past[j][i] = h[i];
           decay[j][i] = ex2(token.x * rates[i]);
           h[i] = fmaf(token.y, b.x[i % 4], decay[j][i] * h[i]);
           read[i / 4] = fmaf(h[i], c.x[i % 4], read[i / 4]);
@@ -360,6 +354,14 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) gradients(const __gr
         int t = run * RUN + j;
         Four b = room.shared[0][t][of_states][turn], c = room.shared[1][t][of_states][turn];
         float of_b[4] = {}, by_input[4] = {}, by_decay[4] = {};
+        if (j == 0) {
+#pragma unroll
+          for (int q = 0; q < 4; ++q) {
+            Four v = kept[run][q][lane];
+#pragma unroll
+            for (int n = 0; n < 4; ++n) past[0][4 * q + n] = v.x[n];
+          }
+        }
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
           float4 token = tokens[t][places[i / 4]];
@@ -402,6 +404,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) gradients(const __gr
         for (int i = 0; i < 4; ++i)
           ways.put(delta.x[i], u.x[i], dout.x[i], z.x[i], here != SKIP, i, tokens[t], factors[t]);
       }
+    }
+    if (more) {
+      ASK_SHARED(start - SPAN)
     }
     __syncthreads();
 #pragma unroll

@@ -107,7 +107,7 @@ pub(super) const LONGEST: usize = 256;
 pub(super) const ROOM: usize = {
     let run = 4;
     let tokens = (4 + 2) * SPAN * WIDE + 4 * run * WIDE;
-    let states = SPAN / run * STATES * WIDE;
+    let states = (SPAN / run + 1) * STATES * WIDE;
     let shared = 4 * 2 * SPAN * STATES + WARPS * SPAN * 2 * STATES;
     4 * (tokens + states + shared + WARPS * SPAN)
 };
