@@ -10,10 +10,10 @@
 //! Tokens come through shared memory long before they are wanted: of loads into registers that are written ahead of
 //! their use the compiler makes loads right before it. On an H100, what bounds the passes is the number of
 //! instructions and of exponentials (five for each number of the state), not memory. Other divisions were slower there:
-//! lanes by runs of tokens (one exponential per number instead of two, but as many instructions), gradients with a
-//! lane per channel (fewer instructions, but room for half the warps), three tokens' worth of warps more with runs of
-//! two (as many instructions more), `ends` and `outputs`, or `starts` and `gradients`, as one kernel whose workgroups
-//! wait for each other (fewer warps for what waits for exponentials), and a part of the exponentials by polynomials.
+//! lanes by runs of tokens (one exponential per number instead of two, but as many instructions); gradients with a
+//! lane per channel (fewer instructions, but room for half the warps), or with half as many warps again and runs of
+//! two tokens (more instructions); `ends` and `outputs`, or `starts` and `gradients`, as one kernel whose workgroups
+//! wait for each other (too few warps for what waits for exponentials); and some exponentials by polynomials.
 
 #[cfg_attr(not(feature = "cuda-nvrtc"), allow(dead_code))]
 mod cut;
