@@ -361,6 +361,12 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) gradients(const __gr
 #pragma unroll
             for (int n = 0; n < 4; ++n) past[0][4 * q + n] = v.x[n];
           }
+#if !PLAIN
+          if (does[t] == FIRST) {
+#pragma unroll
+            for (int i = 0; i < OWN; ++i) past[0][i] = 0.0f;
+          }
+#endif
         }
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {

@@ -77,7 +77,7 @@ fn rows_are_cut_where_they_are_too_few() {
 mod emulated {
     use super::super::source::{ADDRESSES, BACKWARD, Call, FORWARD, Form, SPAN, STATES, WIDE};
     use crate::cuda::emulated::{Launch, Memory, Program};
-    use crate::scan::tests::{Pass, broken, compare, host, leaf};
+    use crate::scan::tests::{Pass, broken, compare, crowded_steps, host, leaf};
     use crate::{Implementation, SelectiveScan, Step, Steps, selective_scan};
     use burn::tensor::{DType, Tensor};
 
@@ -111,7 +111,11 @@ mod emulated {
             Self {
                 sizes,
                 form,
-                steps: if form.plain { Steps::plain(batch, len) } else { broken(len) },
+                steps: match batch {
+                    _ if form.plain => Steps::plain(batch, len),
+                    4 => crowded_steps(len),
+                    _ => broken(len),
+                },
                 rows: [
                     leaf(rows, 1, 1.0, kind),
                     Tensor::from_inner(delta).require_grad(),
@@ -312,6 +316,9 @@ mod emulated {
         check([2, 40, 130, 16, 1, 16, 16], of(false, false, true));
         check([1, 1, 1, 1, 1, 1, 1], of(true, false, false));
         check([2, 71, 132, 5, 1, 71, 71], of(false, true, true));
+        // Documents that begin anywhere among the tokens that are computed together.
+        check([4, 75, 4, 3, 1, 32, 48], of(false, true, true));
+        check([4, 75, 3, 2, 1, 75, 75], of(false, false, false));
         check([1, 130, 24, 16, 2, 130, 64], of(true, true, false));
     }
 }
