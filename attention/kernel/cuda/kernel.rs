@@ -87,6 +87,42 @@ impl Entry {
         }
         .map_err(|e| format!("a launch of a kernel in CUDA C++: {e}"))
     }
+
+    /// Behind a launch on the same stream, of which its kernel waits for what it needs: it may begin before that one
+    /// ends, on cards of capability 9.0 and above.
+    ///
+    /// # Safety
+    /// As of [`Entry::launch`].
+    pub unsafe fn launch_behind<C: Copy>(
+        self,
+        stream: sys::CUstream,
+        grid: (u32, u32, u32),
+        threads: u32,
+        call: &C,
+    ) -> Result<(), String> {
+        let mut arguments = [std::ptr::from_ref(call).cast_mut().cast::<c_void>()];
+        let overlap =
+            sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        let value = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
+        let mut attribute = sys::CUlaunchAttribute { id: overlap, pad: [0; 4], value };
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid.0,
+            gridDimY: grid.1,
+            gridDimZ: grid.2,
+            blockDimX: threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: self.shared,
+            hStream: stream,
+            attrs: &raw mut attribute,
+            numAttrs: 1,
+        };
+        let (to, none) = (arguments.as_mut_ptr(), std::ptr::null_mut());
+        // Safe: as above; the driver copies the argument and the attribute.
+        unsafe { sys::cuLaunchKernelEx(&raw const config, self.function, to, none) }
+            .result()
+            .map_err(|e| format!("a launch of a kernel in CUDA C++: {e}"))
+    }
 }
 
 /// The compute capability of a CUDA device, nine for 9.0 as 90; none on others.

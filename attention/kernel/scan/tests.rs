@@ -89,7 +89,7 @@ fn crowded(len: usize) -> TokenMeta {
     TokenMeta::new(4, len, vec![0; 4 * len], segments).unwrap()
 }
 
-fn crowded_steps(len: usize) -> Steps {
+pub(in crate::scan) fn crowded_steps(len: usize) -> Steps {
     Steps::of(&crowded(len), Some(&[-1, -1, 1, 0])).unwrap().0
 }
 

@@ -23,6 +23,7 @@ using std::min;
 struct Dim { int x, y, z; };
 struct float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
+inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 static int current, threads;
@@ -121,6 +122,10 @@ inline void send_for(float* to, const float* from, bool counts = true) {
   groups.back().push_back({to, from, counts});
   *to = NAN;
 }
+inline void send_for_four(float* to, const float* from) {
+  if (((size_t)to | (size_t)from) % 16 != 0) fail("four numbers that do not lie together");
+  for (int i = 0; i < 4; i++) send_for(to + i, from + i);
+}
 inline void sent() {
   if (on_way[current].empty()) on_way[current].emplace_back();
   on_way[current].emplace_back();
@@ -139,6 +144,11 @@ template <int but> inline void arrived() {
 inline float ex2(float x) { return exp2f(x); }
 inline float reciprocal(float x) { return 1.0f / x; }
 inline int unknown(int x) { return x; }
+inline void store_if(bool is, float* to, float x) {
+  if (is) *to = x;
+}
+inline void next_may_begin() {}
+inline void before_ended() {}
 // What tensor cores read of a number.
 static float read_part(int x) { return __int_as_float(x & 0xffffe000); }
 static void add_product(float (&x)[4], const int (&a)[4], const int (&b)[2]) {

@@ -7,6 +7,7 @@
 __device__ __forceinline__ void hand_on(const Call &k, float *states, int slots, int per_chunk, bool given,
                                         bool reverse) {
   int width = k.states_n * k.channels, number = blockIdx.x * WIDE + threadIdx.x, row = blockIdx.y;
+  next_may_begin();
   if (number >= width) return;
   int channel = number % k.channels;
   float h = given ? k.first[row * k.of_row + number] : 0.0f;
@@ -15,6 +16,7 @@ __device__ __forceinline__ void hand_on(const Call &k, float *states, int slots,
   const float *totals = k.totals + (long long)row * k.chunks * k.channels + channel;
   const int *cuts = k.cuts + (long long)row * k.chunks;
   int last = k.chunks - 1;
+  before_ended();
   for (int from = 0; from <= last; from += AT_A_TIME) {
     float left[AT_A_TIME], decay[AT_A_TIME];
     bool cut[AT_A_TIME];
@@ -49,6 +51,7 @@ extern "C" __global__ void __launch_bounds__(WIDE) combine_back(const __grid_con
 
 // dB and dC, then dA, then dD; parts in their order.
 extern "C" __global__ void __launch_bounds__(WIDE) sums(const __grid_constant__ Call k) {
+  before_ended();
   long long i = (long long)blockIdx.x * WIDE + threadIdx.x;
   long long lines = (long long)k.batch * k.groups * k.len, shared = lines * 2 * STATES;
   int width = k.states_n * k.channels, parts = k.batch * k.chunks;

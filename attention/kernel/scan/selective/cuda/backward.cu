@@ -5,6 +5,7 @@ extern "C" __global__ void __launch_bounds__(WIDE) starts(const __grid_constant_
   extern __shared__ float4 space[];
   float4 *tile = space;
   float *rings = (float *)(tile + k.chunk * (STATES / 4));
+  next_may_begin();
   Place p(k, blockIdx.y + 1);
   int channel;
   bool is = p.channel(k, threadIdx.x, channel);
@@ -16,14 +17,15 @@ extern "C" __global__ void __launch_bounds__(WIDE) starts(const __grid_constant_
 #define ASK_BACK(t) delta.ask(k, p, t), dout.ask(k, p, t), sent()
 #endif
   int last = (p.count - 1) / TOGETHER * TOGETHER;
+  lay_out(k, p, k.c, tile, 0, k.chunk);
 #pragma unroll
   for (int t = 0; t < AHEAD - TOGETHER; t += TOGETHER) ASK_BACK(last - t);
-  lay_out(k, p, k.c, (float *)tile);
-  __syncthreads();
-  if (!is) return;
   float g[STATES], rates[STATES];
 #pragma unroll
   for (int n = 0; n < STATES; ++n) g[n] = 0.0f, rates[n] = rate(k, n, channel);
+  arrived<AHEAD / TOGETHER - 2>();
+  __syncthreads();
+  if (!is) return;
   float total = 0.0f;
   bool cut = false;
   for (int t = last; t >= 0; t -= TOGETHER) {
@@ -71,282 +73,354 @@ extern "C" __global__ void __launch_bounds__(WIDE) starts(const __grid_constant_
   if (threadIdx.x == 0) k.cuts[chunk] = cut;
 }
 
-// A warp has 16 channels: a lane two of them, lanes 0 .. 8 the next two each, and four states of both, the next
-// four in lanes 8 .. 16 and so on. Tokens go in pairs, so that sums over states are of four numbers for four
-// lanes, and sums over channels of eight for eight: three and seven exchanges. What belongs to a token and a
-// channel alone is computed by the lane that such a sum ends in.
-#define PAIRS (SPAN / 2)
+// A warp has 32 channels: a lane four of them, 8 apart, and four states of each; lanes 0 .. 8 have the first four
+// states, the next lanes the next. So sums over either cost three exchanges for four numbers; of a channel they end in
+// a lane of its own. From memory, a lane has a token of a run and four channels side by side.
 #define OF_WARP (WIDE / WARPS)
-// Numbers of a token and channel that are kept while its span is worked on.
-#define KEPT 4
-#define OWN 8
+// Tokens whose decays and states are in registers together.
+#define RUN 4
+#define RUNS (SPAN / RUN)
+// Numbers of a lane: i is of its channel i / 4 and its state i % 4.
+#define OWN 16
 
 struct Room {
-  // dt, u, the gradient of y before the gate, and what y is multiplied by for the gate's.
-  float tokens[WARPS][KEPT][SPAN][OF_WARP];
-  // States before all pairs of tokens but the last.
-  float4 states[WARPS][PAIRS - 1][OWN / 4][32];
+  // dt, dt u, the gradient of y before the gate, and u.
+  float4 tokens[WARPS][SPAN][OF_WARP];
+  // How dt changes with delta, and what y is multiplied by for the gate's gradient.
+  float2 factors[WARPS][SPAN][OF_WARP];
+  // States before runs of tokens, and before the next span.
+  float4 states[WARPS][RUNS][OWN / 4][32];
+  float before[WARPS][OWN][32];
+  // What comes for a run of the next span: delta, u, the gradient of the output and z.
+  float4 next[WARPS][4][32];
   // B and C: the next four states, in all orders that lanes have them in.
   float4 shared[2][SPAN][STATES / 4][4];
   float sums[WARPS][SPAN][2 * STATES];
+  // What tokens do.
+  int does[WARPS][SPAN];
 };
 
 static_assert(sizeof(Room) == ROOM, "shared memory as the host counts it");
 
-// The order in which a lane has its four states: number i of it is state i ^ turn. Lanes that exchange sums then have
+// The order in which a lane has four of something: its number i is number i ^ turn. Lanes that exchange sums then have
 // what each gives and keeps in the same places.
 __device__ __forceinline__ int turn_of(int lane) { return (lane & 1) * 2 + (lane >> 1 & 1); }
 
-// Sums of numbers of four states and two tokens over lanes 0 .. 8, 8 .. 16 ...; a lane has that of its first state
-// and, by its third bit, of the first token or the second.
-__device__ __forceinline__ float over_channels(const float (&v)[8], int lane) {
-  float a[4], b[2];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    int at = i / 2 * 4 + i % 2;
-    a[i] = v[at] + __shfl_xor_sync(~0u, v[at + 2], 1);
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) b[i] = a[2 * i] + __shfl_xor_sync(~0u, a[2 * i + 1], 2);
-  float keep = lane & 4 ? b[1] : b[0], send = lane & 4 ? b[0] : b[1];
-  return keep + __shfl_xor_sync(~0u, send, 4);
+// Sums over four lanes, `apart` and twice that, of four numbers each; a lane has that of its first.
+template <int apart>
+__device__ __forceinline__ float of_four(const float (&v)[4]) {
+  float a = v[0] + __shfl_xor_sync(~0u, v[2], apart), b = v[1] + __shfl_xor_sync(~0u, v[3], apart);
+  return a + __shfl_xor_sync(~0u, b, 2 * apart);
 }
 
-// Sums of four numbers over lanes that are 8 apart; lane i has number 2 (i >> 3 & 1) + (i >> 4).
-__device__ __forceinline__ float over_states(const float (&v)[4], int lane) {
-  float a[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    float keep = lane & 8 ? v[2 + i] : v[i], send = lane & 8 ? v[i] : v[2 + i];
-    a[i] = keep + __shfl_xor_sync(~0u, send, 8);
-  }
-  float keep = lane & 16 ? a[1] : a[0], send = lane & 16 ? a[0] : a[1];
-  return keep + __shfl_xor_sync(~0u, send, 16);
-}
-
-struct Two {
-  float x[2];
-  __device__ __forceinline__ Two(float2 v) : x{v.x, v.y} {}
-};
+// Where a channel of a warp is among its 32: no two of 8 lanes meet in a bank, neither with channels side by side nor
+// with channels four apart.
+__device__ __forceinline__ int slot(int channel) { return channel ^ channel >> 3; }
 
 struct Four {
   float x[4];
   __device__ __forceinline__ Four(float4 v) : x{v.x, v.y, v.z, v.w} {}
 };
 
-// What a token's numbers of a channel become: delta, u, the gradient of the output and z.
-__device__ __forceinline__ void turn_into(float (&of)[KEPT][SPAN][OF_WARP], int t, int own, int live) {
-  float dy = of[2][t][own], factor = 0.0f;
-#if GATE
-  float z = of[3][t][own], s = sigmoid(z);
-  factor = dy * (s * fmaf(z, 1.0f - s, 1.0f));
-  dy *= z * s;
-#endif
-  of[0][t][own] = where(live, step_of(of[0][t][own]));
-  of[1][t][own] = where(live, of[1][t][own]);
-  of[2][t][own] = where(live, dy);
-  of[3][t][own] = where(live, factor);
-}
+// A lane's part of what comes from memory by tokens.
+struct Ways {
+  const Call &k;
+  const Place &p;
+  // Its token of a run, its first channel among those of the warp, and how many of the four there are.
+  int of_run, side, channels, first;
+  // Of the chunk.
+  const float *delta, *u, *dout, *z;
+  bool aligned;
 
-// All gradients of each chunk, from the states before its spans and the gradient of the state behind it, which
-// is in `carry`.
+  __device__ Ways(const Call &k, const Place &p, int warp, int lane)
+      : k(k), p(p), of_run(lane / (32 / RUN)), side(lane % (32 / RUN) * 4) {
+    int of_group = k.channels / k.groups, here = p.block * WIDE + warp * OF_WARP + side;
+    channels = max(0, min(4, of_group - here));
+    first = p.group * of_group + (channels > 0 ? here : 0);
+    delta = k.delta + p.token(k, k.len), u = k.u + p.token(k, k.len);
+    dout = k.dout + p.token(k, k.rows), z = k.z + p.token(k, k.len);
+    long long all = (long long)k.delta | (long long)k.u | (long long)k.dout | (long long)k.z;
+    aligned = all % 16 == 0 && k.channels % 4 == 0 && of_group % 4 == 0;
+  }
+
+  // Sends for a token and channel of a run from `t` on, or others where there are no more: numbers `apart`.
+  __device__ __forceinline__ void send(int t, int i, float *to, int apart) const {
+    int at = min(t + of_run, p.count - 1) * k.channels + first + min(i, max(channels - 1, 0));
+    send_for(to, delta + at), send_for(to + apart, u + at), send_for(to + 2 * apart, dout + at);
+    if (GATE) send_for(to + 3 * apart, z + at);
+  }
+
+  __device__ __forceinline__ void send(int t, float4 (&to)[4][32], int lane) const {
+    if (aligned) {
+      int at = min(t + of_run, p.count - 1) * k.channels + first;
+      send_for_four(&to[0][lane].x, delta + at), send_for_four(&to[1][lane].x, u + at);
+      send_for_four(&to[2][lane].x, dout + at);
+      if (GATE) send_for_four(&to[3][lane].x, z + at);
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < 4; ++i) send(t, i, &to[0][lane].x + i, 4 * 32);
+    }
+    sent();
+  }
+
+  // What delta, u, the gradient of the output and z become, for a token of a span and the lane's channel i.
+  __device__ __forceinline__ void put(float delta, float u, float dout, float z, bool there, int i, float4 *tokens,
+                                      float2 *factors) const {
+    int live = bits(there && i < channels), at = slot(side + i);
+    float slope, dt = where(live, step_of(delta, slope)), dy = dout, factor = 0.0f;
+    u = where(live, u);
+#if GATE
+    float s = sigmoid(z);
+    factor = where(live, dy * (s * fmaf(z, 1.0f - s, 1.0f)));
+    dy *= z * s;
+#endif
+    tokens[at] = make_float4(dt, dt * u, where(live, dy), u);
+    factors[at] = make_float2(where(live, slope), factor);
+  }
+};
+
+// All gradients of each chunk, from the states before its spans and the gradient of the state behind it: of several
+// chunks, that in `carry`.
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) gradients(const __grid_constant__ Call k) {
   extern __shared__ float4 space[];
   Room &room = *(Room *)space;
+  next_may_begin();
   Place p(k, blockIdx.y);
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, of_channels = lane & 7, of_states = lane >> 3;
-  // The lane's own token of a pair, and its own channel.
-  int second = lane >> 3 & 1, own = 2 * of_channels + (lane >> 4), turn = turn_of(lane), channel;
+  // The orders of the lane's states and channels, and its own channel.
+  int turn = turn_of(lane), turned = turn_of(of_states), own = of_channels + 8 * turned, channel;
   bool is = p.channel(k, warp * OF_WARP + own, channel);
+  own = slot(own);
+  int places[4];
+#pragma unroll
+  for (int q = 0; q < 4; ++q) places[q] = slot(of_channels + 8 * (q ^ turned));
   auto &tokens = room.tokens[warp];
+  auto &factors = room.factors[warp];
   auto &kept = room.states[warp];
-  float h[OWN], g[OWN], da[OWN], rates[OWN];
+  auto &before = room.before[warp];
+  auto &next = room.next[warp];
+  auto &does = room.does[warp];
+  Ways ways(k, p, warp, lane);
+  float g[OWN], da[OWN], rates[OWN];
   long long width = (long long)k.states_n * k.channels;
-  int spans = (p.count + SPAN - 1) / SPAN;
-  // Of two channels and four states: where they are in [N, E], and whether there is one.
-  int member = p.block * WIDE + warp * OF_WARP + 2 * of_channels, of_group = k.channels / k.groups;
-  int corner = 4 * of_states * k.channels + p.group * of_group + member;
-#define THERE(i) (4 * of_states + ((i) / 2 ^ turn) < k.states_n && member + (i) % 2 < of_group)
-#define AT(i) (corner + ((i) / 2 ^ turn) * k.channels + (i) % 2)
+  int spans = (p.count + SPAN - 1) / SPAN, start = (spans - 1) * SPAN;
+  int member = p.block * WIDE + warp * OF_WARP + of_channels, of_group = k.channels / k.groups;
+#define MEMBER(i) (member + 8 * ((i) / 4 ^ turned))
+#define STATE(i) (4 * of_states + ((i) % 4 ^ turn))
+// Where in [N, E] a number of the lane is, and whether there is one.
+#define AT(i) (STATE(i) * k.channels + p.group * of_group + MEMBER(i))
+#define THERE(i) (STATE(i) < k.states_n && MEMBER(i) < of_group)
 // Some other number where there is none.
 #define SOME(x, i) where(bits(THERE(i)), (x)[THERE(i) ? AT(i) : 0])
-  const float *behind = k.carry + ((long long)p.row * k.chunks + p.chunk) * width;
   const float *state = k.states + ((long long)p.row * k.slots + p.first / SPAN + spans - 1) * width;
+  int there = 0;
 #pragma unroll
-  for (int i = 0; i < OWN; ++i) {
-    rates[i] = LOG2_E * SOME(k.a, i);
-    g[i] = SOME(behind, i);
-    da[i] = 0.0f;
-  }
+  for (int i = 0; i < OWN; ++i) there |= THERE(i) << i;
+  // The state before a span.
+  auto ask_state = [&] {
+#pragma unroll 1
+    for (int n = 0; n < 4; ++n) {
+      const float *line = state + (STATE(n) < k.states_n ? AT(0) + (STATE(n) - STATE(0)) * k.channels : 0);
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        bool is = there >> 4 * q + n & 1;
+        send_for(&before[4 * q + n][lane], is ? line + 8 * (q ^ turned) - 8 * turned : state, is);
+      }
+    }
+    sent();
+  };
+
+  // All that comes first is asked for together; numbers of tokens lie where what becomes of them will.
+#pragma unroll 1
+  for (int run = 0; run < RUNS; ++run)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      ways.send(start + run * RUN, i, &tokens[run * RUN + ways.of_run][slot(ways.side + i)].x, 1);
+  ask_state();
+  // Numbers of B and C for the next span.
+  int line = threadIdx.x / STATES, column = threadIdx.x % STATES;
+#define LINES (32 * WARPS / STATES)
+  float next_b[SPAN / LINES], next_c[SPAN / LINES];
+#define ASK_SHARED(start)                                                                                            \
+  _Pragma("unroll") for (int i = 0; i < SPAN / LINES; ++i)                                                           \
+      next_b[i] = shared_number(k, p, k.b, (start) + line + i * LINES, column),                                      \
+      next_c[i] = shared_number(k, p, k.c, (start) + line + i * LINES, column);
+  ASK_SHARED(start)
+  // Tokens of the lane's own channel.
+  int mine = is ? p.count : 0;
   float d = 0.0f, dd = 0.0f;
 #if SKIP_D
   d = k.d[channel];
 #endif
-  // Of the lane's own token and channel.
-  long long from = p.token(k, k.len) + channel;
-  long long from_dout = p.token(k, k.rows) + channel;
+#pragma unroll
+  for (int i = 0; i < OWN; ++i) rates[i] = LOG2_E * SOME(k.a, i), da[i] = 0.0f;
+  float *du = k.du + p.token(k, k.len), *ddelta = k.ddelta + p.token(k, k.len), *dz = k.dz + p.token(k, k.len);
   float *shared = k.shared + (((long long)p.block * k.batch + p.row) * k.groups + p.group) * k.len * (2 * STATES);
-
-#define ASK_TOKEN(t, at)                                                                                             \
-  send_for(&tokens[0][t][own], k.delta + (from + (at))), send_for(&tokens[1][t][own], k.u + (from + (at)));          \
-  send_for(&tokens[2][t][own], k.dout + (from_dout + (at)));                                                         \
-  if (GATE) send_for(&tokens[3][t][own], k.z + (from + (at)));
-// The state before a span comes to where that before its first pair of tokens is.
-#define ASK_STATE                                                                                                    \
-  _Pragma("unroll 1") for (int i = 0; i < OWN; ++i)                                                                  \
-      send_for((float *)&kept[0][i / 4][lane] + i % 4, state + (THERE(i) ? AT(i) : 0), THERE(i));
-
-  int start = (spans - 1) * SPAN;
+  arrived<0>();
 #pragma unroll 1
-  for (int t = second; t < SPAN; t += 2) {
-    int at = min(start + t, p.count - 1) * k.channels;
-    ASK_TOKEN(t, at)
+  for (int t = ways.of_run; t < SPAN; t += RUN) {
+    int here = what(k, p, start + t);
+    if (!PLAIN && ways.side == 0) does[t] = here;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float4 x = tokens[t][slot(ways.side + i)];
+      ways.put(x.x, x.y, x.z, x.w, here != SKIP, i, tokens[t], factors[t]);
+    }
   }
-  ASK_STATE
-  sent();
-  // A number of B and one of C for the next span.
-  int line = threadIdx.x / STATES, column = threadIdx.x % STATES;
-  float next_b = shared_number(k, p, k.b, start + line, column);
-  float next_c = shared_number(k, p, k.c, start + line, column);
+  before_ended();
+  bool alone = k.chunks == 1;
+  const float *behind = alone ? k.first + p.row * k.of_row : k.carry + ((long long)p.row * k.chunks + p.chunk) * width;
+#pragma unroll
+  for (int i = 0; i < OWN; ++i) g[i] = !alone || KEEP_STATE ? SOME(behind, i) : 0.0f;
 
   for (; start >= 0; start -= SPAN) {
     bool more = start > 0;
+#pragma unroll
+    for (int i = 0; i < SPAN / LINES; ++i)
+#pragma unroll
+      for (int turned = 0; turned < 4; ++turned) {
+        ((float *)&room.shared[0][line + i * LINES][column / 4][turned])[column % 4 ^ turned] = next_b[i];
+        ((float *)&room.shared[1][line + i * LINES][column / 4][turned])[column % 4 ^ turned] = next_c[i];
+      }
     arrived<0>();
-#pragma unroll 4
-    for (int t = second; t < SPAN; t += 2) turn_into(tokens, t, own, bits(is && what(k, p, start + t) != SKIP));
-#pragma unroll
-    for (int turned = 0; turned < 4; ++turned) {
-      ((float *)&room.shared[0][line][column / 4][turned])[column % 4 ^ turned] = next_b;
-      ((float *)&room.shared[1][line][column / 4][turned])[column % 4 ^ turned] = next_c;
-    }
     __syncthreads();
-    // States before pairs of tokens.
+    // States before runs of tokens.
+    {
+      float h[OWN];
 #pragma unroll
-    for (int i = 0; i < OWN / 4; ++i) {
-      float4 v = kept[0][i][lane];
-      h[4 * i] = v.x, h[4 * i + 1] = v.y, h[4 * i + 2] = v.z, h[4 * i + 3] = v.w;
+      for (int i = 0; i < OWN; ++i) h[i] = before[i][lane];
+      if (more) state -= width, ask_state();
+#pragma unroll 1
+      for (int run = 0; run < RUNS; ++run) {
+#pragma unroll
+        for (int q = 0; q < 4; ++q)
+          kept[run][q][lane] = make_float4(h[4 * q], h[4 * q + 1], h[4 * q + 2], h[4 * q + 3]);
+        if (run == RUNS - 1) break;
+#pragma unroll
+        for (int j = 0; j < RUN; ++j) {
+          int t = run * RUN + j;
+          Four b = room.shared[0][t][of_states][turn];
+#if !PLAIN
+          if (does[t] == FIRST) {
+#pragma unroll
+            for (int i = 0; i < OWN; ++i) h[i] = 0.0f;
+          }
+#endif
+#pragma unroll
+          for (int i = 0; i < OWN; ++i) {
+            float2 token = *(const float2 *)&tokens[t][places[i / 4]];
+            h[i] = fmaf(token.y, b.x[i % 4], ex2(token.x * rates[i]) * h[i]);
+          }
+        }
+      }
     }
 #pragma unroll 1
-    for (int pair = 0; pair < PAIRS - 1; ++pair) {
+    for (int run = RUNS - 1; run >= 0; --run) {
+      // What the next span needs comes to the place of what this one had.
+      if (more) ways.send(start - SPAN + run * RUN, next, lane);
+      float h[OWN];
 #pragma unroll
-      for (int i = 0; i < OWN / 4; ++i)
-        if (pair > 0) kept[pair][i][lane] = make_float4(h[4 * i], h[4 * i + 1], h[4 * i + 2], h[4 * i + 3]);
+      for (int q = 0; q < 4; ++q) {
+        Four v = kept[run][q][lane];
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        int t = 2 * pair + j;
-        Two dt = ((const float2 *)tokens[0][t])[of_channels], of_u = ((const float2 *)tokens[1][t])[of_channels];
-        Four b = room.shared[0][t][of_states][turn];
+        for (int n = 0; n < 4; ++n) h[4 * q + n] = v.x[n];
+      }
+      // Of the states, the first is read again: registers are few.
+      float decay[RUN][OWN], past[RUN][OWN], y[RUN], sum_c[RUN];
+#pragma unroll
+      for (int j = 0; j < RUN; ++j) {
+        int t = run * RUN + j;
+        Four b = room.shared[0][t][of_states][turn], c = room.shared[1][t][of_states][turn];
 #if !PLAIN
-        if (what(k, p, start + t) == FIRST) {
+        if (does[t] == FIRST) {
 #pragma unroll
           for (int i = 0; i < OWN; ++i) h[i] = 0.0f;
         }
 #endif
-        float x[2] = {dt.x[0] * of_u.x[0], dt.x[1] * of_u.x[1]};
+        float read[4] = {}, of_c[4] = {};
 #pragma unroll
-        for (int i = 0; i < OWN; ++i) h[i] = fmaf(x[i % 2], b.x[i / 2], ex2(dt.x[i % 2] * rates[i]) * h[i]);
-      }
-    }
-#pragma unroll 1
-    for (int pair = PAIRS - 1; pair >= 0; --pair) {
-      if (pair < PAIRS - 1) {
-#pragma unroll
-        for (int i = 0; i < OWN / 4; ++i) {
-          float4 v = kept[pair][i][lane];
-          h[4 * i] = v.x, h[4 * i + 1] = v.y, h[4 * i + 2] = v.z, h[4 * i + 3] = v.w;
+        for (int i = 0; i < OWN; ++i) {
+          float4 token = tokens[t][places[i / 4]];
+          if (j > 0) past[j][i] = h[i];
+          decay[j][i] = ex2(token.x * rates[i]);
+          h[i] = fmaf(token.y, b.x[i % 4], decay[j][i] * h[i]);
+          read[i / 4] = fmaf(h[i], c.x[i % 4], read[i / 4]);
+          of_c[i % 4] = fmaf(token.z, h[i], of_c[i % 4]);
         }
+        y[j] = of_four<8>(read), sum_c[j] = of_four<1>(of_c);
       }
-      // Decays, and what they left of the states before.
-      float decay[2][OWN], past[2][OWN], read[4] = {}, of_c[8] = {};
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        int t = 2 * pair + j;
-        Two dt = ((const float2 *)tokens[0][t])[of_channels], of_u = ((const float2 *)tokens[1][t])[of_channels];
-        Two dy = ((const float2 *)tokens[2][t])[of_channels];
+      for (int j = RUN - 1; j >= 0; --j) {
+        int t = run * RUN + j;
         Four b = room.shared[0][t][of_states][turn], c = room.shared[1][t][of_states][turn];
+        float of_b[4] = {}, by_input[4] = {}, by_decay[4] = {};
+        if (j == 0) {
+#pragma unroll
+          for (int q = 0; q < 4; ++q) {
+            Four v = kept[run][q][lane];
+#pragma unroll
+            for (int n = 0; n < 4; ++n) past[0][4 * q + n] = v.x[n];
+          }
 #if !PLAIN
-        if (what(k, p, start + t) == FIRST) {
+          if (does[t] == FIRST) {
 #pragma unroll
-          for (int i = 0; i < OWN; ++i) h[i] = 0.0f;
-        }
+            for (int i = 0; i < OWN; ++i) past[0][i] = 0.0f;
+          }
 #endif
-        float x[2] = {dt.x[0] * of_u.x[0], dt.x[1] * of_u.x[1]};
-#pragma unroll
-        for (int i = 0; i < OWN; ++i) {
-          decay[j][i] = ex2(dt.x[i % 2] * rates[i]);
-          past[j][i] = decay[j][i] * h[i];
-          h[i] = fmaf(x[i % 2], b.x[i / 2], past[j][i]);
-          read[2 * j + i % 2] = fmaf(h[i], c.x[i / 2], read[2 * j + i % 2]);
-          of_c[4 * j + i / 2] = fmaf(dy.x[i % 2], h[i], of_c[4 * j + i / 2]);
         }
-      }
-      if (pair == 0 && more) {
-        state -= width;
-        ASK_STATE
-      }
-      float of_b[8] = {}, by_input[4] = {}, by_decay[4] = {};
-#pragma unroll
-      for (int j = 1; j >= 0; --j) {
-        int t = 2 * pair + j;
-        Two dt = ((const float2 *)tokens[0][t])[of_channels], of_u = ((const float2 *)tokens[1][t])[of_channels];
-        Two dy = ((const float2 *)tokens[2][t])[of_channels];
-        Four b = room.shared[0][t][of_states][turn], c = room.shared[1][t][of_states][turn];
-        float x[2] = {dt.x[0] * of_u.x[0], dt.x[1] * of_u.x[1]};
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
-          g[i] = fmaf(dy.x[i % 2], c.x[i / 2], g[i]);
-          of_b[4 * j + i / 2] = fmaf(g[i], x[i % 2], of_b[4 * j + i / 2]);
-          by_input[2 * j + i % 2] = fmaf(g[i], b.x[i / 2], by_input[2 * j + i % 2]);
-          float of_decay = g[i] * past[j][i];
-          by_decay[2 * j + i % 2] = fmaf(of_decay, rates[i], by_decay[2 * j + i % 2]);
-          da[i] = fmaf(of_decay, dt.x[i % 2], da[i]);
+          float4 token = tokens[t][places[i / 4]];
+          g[i] = fmaf(token.z, c.x[i % 4], g[i]);
+          of_b[i % 4] = fmaf(g[i], token.y, of_b[i % 4]);
+          by_input[i / 4] = fmaf(g[i], b.x[i % 4], by_input[i / 4]);
           g[i] *= decay[j][i];
+          float of_decay = g[i] * past[j][i];
+          by_decay[i / 4] = fmaf(of_decay, rates[i], by_decay[i / 4]);
+          da[i] = fmaf(of_decay, token.x, da[i]);
         }
 #if !PLAIN
-        if (what(k, p, start + t) == FIRST) {
+        if (does[t] == FIRST) {
 #pragma unroll
           for (int i = 0; i < OWN; ++i) g[i] = 0.0f;
         }
 #endif
-      }
-      float y = over_states(read, lane);
-      float into = over_states(by_input, lane), through = LN_2 * over_states(by_decay, lane);
-      float sum_b = over_channels(of_b, lane), sum_c = over_channels(of_c, lane);
-      int odd = lane >> 2 & 1, n = 4 * of_states + turn;
-      // Halves change places in every other line, which the lanes of a sum write at the same time.
-      room.sums[warp][2 * pair + odd][odd * STATES + n] = sum_b;
-      room.sums[warp][2 * pair + odd][(1 - odd) * STATES + n] = sum_c;
-      int t = 2 * pair + second;
-      float dt = tokens[0][t][own], of_u = tokens[1][t][own], dy = tokens[2][t][own];
-      dd = fmaf(dy, of_u, dd);
-      if (is && start + t < p.count) {
-        int live = bits(PLAIN || what(k, p, start + t) != SKIP);
-        long long at = from + (start + t) * k.channels;
-        k.du[at] = where(live, fmaf(dt, into, d * dy));
-        k.ddelta[at] = where(live, fmaf(of_u, into, through) * slope_of(dt));
-        if (GATE) k.dz[at] = where(live, tokens[3][t][own] * fmaf(d, of_u, y));
+        float into = of_four<8>(by_input), through = LN_2 * of_four<8>(by_decay), sum_b = of_four<1>(of_b);
+        // Half of the lanes end with a sum for dB, the others with one for dC.
+        float sum = (lane & 4 ? sum_c[j] : sum_b) + __shfl_xor_sync(~0u, lane & 4 ? sum_b : sum_c[j], 4);
+        room.sums[warp][t][(lane >> 2 & 1) * STATES + 4 * of_states + turn] = sum;
+        float4 token = tokens[t][own];
+        float2 factor = factors[t][own];
+        dd = fmaf(token.z, token.w, dd);
+        bool there = start + t < mine;
+        int live = bits(PLAIN || does[t] != SKIP);
+        int at = (start + t) * k.channels + channel;
+        store_if(there, du + at, where(live, fmaf(token.x, into, d * token.z)));
+        store_if(there, ddelta + at, where(live, fmaf(token.w, into, through) * factor.x));
+        if (GATE) store_if(there, dz + at, where(live, factor.y * fmaf(d, token.w, y[j])));
       }
       __syncwarp();
-      // What the next span needs is asked for as soon as there is room.
       if (more) {
-        int at = (start - SPAN + t) * k.channels;
-        ASK_TOKEN(t, at)
+        arrived<0>();
+        int t = run * RUN + ways.of_run;
+        int here = what(k, p, start - SPAN + t);
+        if (!PLAIN && ways.side == 0) does[t] = here;
+        Four delta = next[0][lane], u = next[1][lane], dout = next[2][lane], z = GATE ? next[3][lane] : float4{};
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          ways.put(delta.x[i], u.x[i], dout.x[i], z.x[i], here != SKIP, i, tokens[t], factors[t]);
       }
     }
-    sent();
     if (more) {
-      next_b = shared_number(k, p, k.b, start - SPAN + line, column);
-      next_c = shared_number(k, p, k.c, start - SPAN + line, column);
+      ASK_SHARED(start - SPAN)
     }
     __syncthreads();
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      int t = i * (SPAN / 2) + threadIdx.x / (2 * STATES), at = threadIdx.x % (2 * STATES);
+    for (int t = warp; t < SPAN; t += WARPS) {
       float sum = 0.0f;
 #pragma unroll
-      for (int w = 0; w < WARPS; ++w) sum += room.sums[w][t][at];
-      if (start + t < p.count)
-        shared[(long long)(p.first + start + t) * (2 * STATES) + (at ^ (t & 1) * STATES)] = sum;
+      for (int w = 0; w < WARPS; ++w) sum += room.sums[w][t][lane];
+      if (start + t < p.count) shared[(long long)(p.first + start + t) * (2 * STATES) + lane] = sum;
     }
   }
   float *to = k.da + ((long long)p.row * k.chunks + p.chunk) * width;
@@ -356,8 +430,6 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 2) gradients(const __gr
     if (THERE(i) && p.chunk == 0) k.dh0[p.row * width + AT(i)] = g[i];
   }
 #if SKIP_D
-  // Two lanes have tokens of a channel.
-  dd += __shfl_xor_sync(~0u, dd, 8);
-  if (is && second == 0) k.dd[((long long)p.row * k.chunks + p.chunk) * k.channels + channel] = dd;
+  if (mine > 0) k.dd[((long long)p.row * k.chunks + p.chunk) * k.channels + channel] = dd;
 #endif
 }

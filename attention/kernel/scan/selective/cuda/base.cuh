@@ -60,10 +60,10 @@ __device__ __forceinline__ float where(int bits, float x) { return __int_as_floa
 __device__ __forceinline__ float small(float x) { return ex2(-LOG2_E * fabsf(x)); }
 
 // Delta from what the layer gave: ln(1 + e^x), with a polynomial of ln(1 + s) / s between 0 and 1 that is
-// exact to the last bit or two.
-__device__ __forceinline__ float step_of(float x) {
+// exact to the last bit or two; and how it changes with x.
+__device__ __forceinline__ float step_of(float x, float &slope) {
 #if SOFTPLUS
-  float s = small(x), p = -0.0031760570127516985f;
+  float s = small(x), r = reciprocal(1.0f + s), p = -0.0031760570127516985f;
   p = fmaf(p, s, 0.019542526453733444f);
   p = fmaf(p, s, -0.056373611092567444f);
   p = fmaf(p, s, 0.10543623566627502f);
@@ -72,25 +72,17 @@ __device__ __forceinline__ float step_of(float x) {
   p = fmaf(p, s, -0.24951615929603577f);
   p = fmaf(p, s, 0.33329710364341736f);
   p = fmaf(p, s, -0.49999892711639404f);
+  slope = r * (x >= 0.0f ? 1.0f : s);
   return fmaf(fmaf(p, s, 1.0f), s, fmaxf(x, 0.0f));
 #else
+  slope = 1.0f;
   return x;
 #endif
 }
 
-// How that changes with x: e^x / (1 + e^x) = 1 - exp(-dt).
-__device__ __forceinline__ float slope_of(float dt) {
-#if SOFTPLUS
-  float p = fmaf(dt, 1.0f / 720, -1.0f / 120);
-  p = fmaf(p, -dt, -1.0f / 24);
-  p = fmaf(p, -dt, -1.0f / 6);
-  p = fmaf(p, -dt, -0.5f);
-  p = fmaf(p, dt, 1.0f);
-  int near = bits(dt < 0.25f);
-  return where(near, dt * p) + where(~near, 1.0f - ex2(-LOG2_E * dt));
-#else
-  return 1.0f;
-#endif
+__device__ __forceinline__ float step_of(float x) {
+  float slope;
+  return step_of(x, slope);
 }
 
 __device__ __forceinline__ float sigmoid(float x) {
@@ -140,15 +132,15 @@ __device__ __forceinline__ float shared_number(const Call &k, const Place &p, co
   return where(bits(n < k.states_n && what(k, p, t) != SKIP), number);
 }
 
-// The same of all tokens of a chunk; a thread has one state.
-__device__ __forceinline__ void lay_out(const Call &k, const Place &p, const float *x, float *tile) {
+// Sends for the same of `count` tokens from `from` on; a thread has one state.
+__device__ __forceinline__ void lay_out(const Call &k, const Place &p, const float *x, float4 *tile, int from,
+                                        int count) {
   int n = threadIdx.x % STATES, step = k.groups * k.states_n;
   x += (((long long)p.row * k.len + p.first) * k.groups + p.group) * k.states_n + min(n, k.states_n - 1);
-#pragma unroll 8
-  for (int t = threadIdx.x / STATES; t < k.chunk; t += WIDE / STATES) {
-    float number = x[min(t, p.count - 1) * step];
-    tile[t * STATES + n] = where(bits(n < k.states_n && what(k, p, t) != SKIP), number);
-  }
+#pragma unroll 4
+  for (int t = threadIdx.x / STATES; t < count; t += WIDE / STATES)
+    send_for((float *)tile + t * STATES + n, x + min(from + t, p.count - 1) * step,
+             n < k.states_n && what(k, p, from + t) != SKIP);
 }
 
 // Tokens that a thread computes together.

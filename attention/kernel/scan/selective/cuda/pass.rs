@@ -1,6 +1,7 @@
 //! Which kernels a call has, its buffers, and its launches.
 
-use super::source::{BACKWARD, Call, FORWARD, Form, Kernel, LONGEST, ROOM, SPAN, STATES, WIDE};
+use super::cut::{self, Row};
+use super::source::{BACKWARD, Call, FORWARD, Form, Kernel, LONGEST, ROOM, STATES, WIDE};
 use crate::card::OnCard;
 use crate::cuda::cubin;
 use crate::cuda::kernel::{Entry, Loaded, capability, load, or_warn};
@@ -21,14 +22,10 @@ use std::sync::{Arc, LazyLock, Mutex, Once, PoisonError};
 
 /// The first cards whose workgroups have as much shared memory as the gradients take.
 const OLDEST: u32 = 80;
-/// Fewest tokens of a chunk: with fewer, handing on states costs more than it gains.
-const SHORTEST: usize = 32;
+/// Most numbers that are counted in 31 bits.
+const SMALL: usize = i32::MAX as usize;
 /// Most workgroups in the second and third dimension.
 const MOST: usize = 65535;
-/// Workgroups of chunks that a multiprocessor has at a time, forward and backward: of so many it has room for, and
-/// shorter chunks have more states to hand on.
-const AT_ONCE: [usize; 2] = [3, 2];
-
 /// Modules belong to a context, so that each device has its own.
 static LOADED: LazyLock<Mutex<HashMap<(i32, Form), Loaded>>> = LazyLock::new(Mutex::default);
 static TOLD: Once = Once::new();
@@ -37,6 +34,11 @@ static TOLD: Once = Once::new();
 fn card_for(device: &CubeDevice, n: usize) -> Option<u32> {
     let card = capability(device).filter(|card| *card >= OLDEST && n <= STATES)?;
     (device.client().properties().hardware.max_shared_memory_size >= ROOM).then_some(card)
+}
+
+/// Whether a kernel may begin before the one before it ends.
+fn overlaps(device: &CubeDevice) -> bool {
+    capability(device).is_some_and(|card| card >= 90)
 }
 
 /// Whether there are kernels for tensors like `u` and N states.
@@ -54,8 +56,8 @@ pub(in crate::scan::selective) fn kernels(
     let card = card_for(&x.u.device, n)?;
     // Within a chunk, and among the states of a row, they count in 31 bits; a launch has so many rows.
     let [rows, len, _] = x.u.meta.shape().dims();
-    let most = LONGEST.max(n) * channels;
-    if most > i32::MAX as usize || rows.max(len.div_ceil(SHORTEST)) > MOST {
+    let most = LONGEST.max(n) * channels.max(plan.groups * n);
+    if most > SMALL || rows.max(len.div_ceil(cut::SHORTEST)) > MOST {
         return None;
     }
     let form = form(plan);
@@ -88,14 +90,14 @@ struct Pass {
 }
 
 impl Pass {
-    fn new(x: ScanTensors<CubeBackend>, plan: &Plan, at_once: usize) -> Self {
+    fn new(x: ScanTensors<CubeBackend>, plan: &Plan, cut: fn(Row, usize, usize) -> usize) -> Self {
         let [batch, len, channels] = x.u.meta.shape().dims();
         let [n, _] = x.a.meta.shape().dims();
         let client = &x.u.client;
         let cores = client.properties().hardware.num_streaming_multiprocessors.unwrap_or(64);
         let blocks = (channels / plan.groups).div_ceil(WIDE);
-        let chunks = (at_once * cores as usize / (batch * plan.groups * blocks)).max(1);
-        let chunk = len.div_ceil(chunks).next_multiple_of(SPAN).clamp(SHORTEST, LONGEST);
+        let whole = len * channels.max(plan.groups * n) <= SMALL;
+        let chunk = cut(Row { len, whole }, batch * plan.groups * blocks, cores as usize);
         let call = Call::new([batch, len, channels], n, plan.groups, chunk, form(plan));
         // Nothing reads them where all tokens are alike.
         let steps = match plan.steps.is_plain() {
@@ -143,14 +145,22 @@ impl Call {
         &self,
         entries: &[Entry],
         kernels: &[Kernel],
+        overlap: bool,
         stream: sys::CUstream,
     ) -> Result<(), String> {
+        let mut behind = false;
         for kernel in kernels {
-            let (grid, threads, shared) = self.grid(*kernel);
+            let (grid, shared) = self.grid(*kernel);
             if grid.1 > 0 {
                 let entry = entries[*kernel as usize].with_shared(shared);
                 // Safe: as above.
-                unsafe { entry.launch(stream, grid, threads, self)? };
+                unsafe {
+                    match behind && overlap {
+                        true => entry.launch_behind(stream, grid, WIDE as u32, self)?,
+                        false => entry.launch(stream, grid, WIDE as u32, self)?,
+                    }
+                };
+                behind = true;
             }
         }
         Ok(())
@@ -164,7 +174,7 @@ pub(in crate::scan::selective) fn forward(
     kernels: Arc<[Entry]>,
 ) -> (FloatTensor<Cube>, FloatTensor<Cube>) {
     let dtype = x.u.dtype;
-    let pass = Pass::new(x, plan, AT_ONCE[0]);
+    let pass = Pass::new(x, plan, cut::forward);
     let mut call = pass.call;
     let Call { batch, channels, states_n, chunks, slots, rows, .. } = call;
     let out = pass.empty([batch, rows, channels]);
@@ -174,13 +184,14 @@ pub(in crate::scan::selective) fn forward(
     let mut reads = pass.reads();
     reads.push(pass.x.h0.handle.clone());
     let writes = [&out, &states, &totals, &cuts].map(|x| x.handle.clone()).to_vec();
+    let overlap = overlaps(&out.device);
     submit(&out.device, reads, writes, move |stream, at| {
         call.put(at);
         call.first = at[8];
         call.of_row = i64::from(states_n) * i64::from(channels);
         [call.out, call.states, call.totals, call.cuts] = std::array::from_fn(|i| at[9 + i]);
         // Safe: all buffers have the sizes that the call tells.
-        unsafe { call.launch(&kernels, &FORWARD, stream) }
+        unsafe { call.launch(&kernels, &FORWARD, overlap, stream) }
     });
     (Cube::lift(cast(out, dtype)), Cube::lift(states))
 }
@@ -194,7 +205,7 @@ pub(in crate::scan::selective) fn gradients(
     kernels: Arc<[Entry]>,
 ) -> ScanTensors<Cube> {
     let like = x.clone();
-    let pass = Pass::new(x, plan, AT_ONCE[1]);
+    let pass = Pass::new(x, plan, cut::backward);
     let mut call = pass.call;
     let Call { batch, len, channels, states_n, groups, blocks, chunks, .. } = call;
     let dout = plain(dout);
@@ -220,6 +231,7 @@ pub(in crate::scan::selective) fn gradients(
         &sum_c,
     ];
     let writes = writes.map(|x| x.handle.clone()).to_vec();
+    let overlap = overlaps(&du.device);
     submit(&du.device, reads, writes, move |stream, at| {
         call.put(at);
         (call.dout, call.states) = (at[8], at[9]);
@@ -231,7 +243,7 @@ pub(in crate::scan::selective) fn gradients(
         call.first = call.dout + 4 * len as u64 * channels as u64;
         call.of_row = i64::from(call.rows) * i64::from(channels);
         // Safe: all buffers have the sizes that the call tells.
-        unsafe { call.launch(&kernels, &BACKWARD, stream) }
+        unsafe { call.launch(&kernels, &BACKWARD, overlap, stream) }
     });
     let of = |x: CubeTensor, like: &CubeTensor| Cube::lift(cast(x, like.dtype));
     ScanTensors {

@@ -6,7 +6,7 @@ use std::fmt::Write;
 pub(super) const SPAN: usize = 16;
 /// Most states of a channel.
 pub(super) const STATES: usize = 16;
-/// Channels of a workgroup.
+/// Channels of a workgroup, and its threads.
 pub(super) const WIDE: usize = 128;
 
 /// What is known when kernels are compiled.
@@ -62,6 +62,8 @@ impl Form {
             ("WIDE", WIDE),
             ("WARPS", WARPS),
             ("AHEAD", AHEAD),
+            ("TILE", TILE),
+            ("TILES", TILES),
             ("ROOM", ROOM),
             ("CALL_BYTES", size_of::<Call>()),
         ] {
@@ -81,7 +83,7 @@ impl Form {
     /// Names of what is launched, and most bytes of shared memory.
     pub fn entries(self) -> Vec<(&'static str, usize)> {
         let tile = LONGEST * STATES * 4;
-        let mut entries = vec![("ends", tile + 2 * COLUMN), ("combine", 0), ("outputs", 2 * tile)];
+        let mut entries = vec![("ends", tile + 2 * COLUMN), ("combine", 0), ("outputs", TILES)];
         if self.tracked {
             entries.push(("starts", tile + 3 * COLUMN));
             entries.extend([("combine_back", 0), ("gradients", ROOM), ("sums", 0)]);
@@ -91,19 +93,23 @@ impl Form {
 }
 
 /// Warps of a workgroup of the gradients.
-pub(super) const WARPS: usize = 8;
+pub(super) const WARPS: usize = 4;
 /// Tokens that a thread has or that are on their way to it, where they come through shared memory.
 pub(super) const AHEAD: usize = 16;
 /// Bytes of a number of each of these for a workgroup.
 const COLUMN: usize = 4 * AHEAD * WIDE;
-/// Most tokens of a chunk.
+/// Tokens of which B and C are in shared memory together, and bytes of two such tiles.
+const TILE: usize = 64;
+const TILES: usize = 2 * 2 * 4 * TILE * STATES;
+/// Most tokens of a chunk where there are several.
 pub(super) const LONGEST: usize = 256;
-/// Bytes of shared memory of a workgroup of the gradients: `Room` in backward.cu.
+/// Bytes of shared memory of a workgroup of the gradients: `Room` in backward.cu, where `run` tokens make a run.
 pub(super) const ROOM: usize = {
-    let (warps, pairs) = (WARPS, SPAN / 2);
-    let tokens = 4 * SPAN * WIDE;
-    let states = warps * (pairs - 1) * 8 * 32;
-    4 * (tokens + states + 4 * 2 * SPAN * STATES + warps * SPAN * 2 * STATES)
+    let run = 4;
+    let tokens = (4 + 2) * SPAN * WIDE + 4 * run * WIDE;
+    let states = (SPAN / run + 1) * STATES * WIDE;
+    let shared = 4 * 2 * SPAN * STATES + WARPS * SPAN * 2 * STATES;
+    4 * (tokens + states + shared + WARPS * SPAN)
 };
 
 /// The argument of every kernel, as base.cuh has it; what a kernel does not read stays 0.
@@ -183,27 +189,26 @@ impl Call {
         }
     }
 
-    /// Workgroups of a kernel, which may be none, their threads, and bytes of shared memory.
-    pub fn grid(&self, kernel: Kernel) -> ((u32, u32, u32), u32, usize) {
+    /// Workgroups of a kernel, which may be none, and bytes of shared memory.
+    pub fn grid(&self, kernel: Kernel) -> ((u32, u32, u32), usize) {
         let tile = self.chunk as usize * STATES * 4;
         let small = |numbers: usize| numbers.div_ceil(WIDE) as u32;
         let numbers = (self.states_n * self.channels) as usize;
         let batch = self.batch as u32;
         let of_chunks = |chunks: i32| ((self.groups * self.blocks) as u32, chunks as u32, batch);
-        let (grid, shared) = match kernel {
+        match kernel {
             // The last chunk, or the first, hands nothing on.
             Kernel::Ends => (of_chunks(self.chunks - 1), tile + 2 * COLUMN),
             Kernel::Starts => (of_chunks(self.chunks - 1), tile + 3 * COLUMN),
+            Kernel::Combine | Kernel::CombineBack if self.chunks == 1 => ((1, 0, 1), 0),
             Kernel::Combine | Kernel::CombineBack => ((small(numbers), batch, 1), 0),
-            Kernel::Outputs => (of_chunks(self.chunks), 2 * tile),
+            Kernel::Outputs => (of_chunks(self.chunks), TILES),
             Kernel::Gradients => (of_chunks(self.chunks), ROOM),
             Kernel::Sums => {
                 let lines = self.batch as usize * self.groups as usize * self.len as usize;
                 let sums = lines * 2 * STATES + numbers + self.channels as usize;
                 ((small(sums), 1, 1), 0)
             }
-        };
-        let threads = if kernel == Kernel::Gradients { 32 * WARPS } else { WIDE };
-        (grid, threads as u32, shared)
+        }
     }
 }

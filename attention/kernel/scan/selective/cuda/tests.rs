@@ -1,6 +1,7 @@
 //! What can be said of the kernels without a card.
 
-use super::source::{Call, Form};
+use super::cut::{self, Row, SHORTEST};
+use super::source::{Call, Form, LONGEST, SPAN};
 
 fn forms() -> Vec<Form> {
     let of = |plain, options, tracked, keep_state| Form {
@@ -53,11 +54,30 @@ fn every_form_compiles_without_spills() {
     }
 }
 
+/// Rows are cut where they are too few for a card, and not where they fill it.
+#[test]
+fn rows_are_cut_where_they_are_too_few() {
+    let whole = |len| Row { len, whole: true };
+    let both = |row, groups| [cut::forward(row, groups, 132), cut::backward(row, groups, 132)];
+    assert_eq!(both(whole(4096), 12), [96, 192]);
+    assert_eq!(both(whole(2048), 264), [2048, 2048]);
+    assert_eq!(both(whole(100), 528), [100, 100]);
+    // Twenty-four workgroups more than the card has at a time would take as long again.
+    assert_eq!(cut::backward(whole(2048), 288, 132), 256);
+    for groups in [1, 7, 48, 132, 192, 264, 300, 5000] {
+        for len in [1, 16, 100, 2048, 1 << 20] {
+            for chunk in both(Row { len, whole: false }, groups) {
+                assert!((SHORTEST..=LONGEST).contains(&chunk) && chunk % SPAN == 0, "{chunk}");
+            }
+        }
+    }
+}
+
 #[cfg(feature = "flex")]
 mod emulated {
-    use super::super::source::{ADDRESSES, BACKWARD, Call, FORWARD, Form, SPAN, STATES};
+    use super::super::source::{ADDRESSES, BACKWARD, Call, FORWARD, Form, SPAN, STATES, WIDE};
     use crate::cuda::emulated::{Launch, Memory, Program};
-    use crate::scan::tests::{Pass, broken, compare, host, leaf};
+    use crate::scan::tests::{Pass, broken, compare, crowded_steps, host, leaf};
     use crate::{Implementation, SelectiveScan, Step, Steps, selective_scan};
     use burn::tensor::{DType, Tensor};
 
@@ -91,7 +111,11 @@ mod emulated {
             Self {
                 sizes,
                 form,
-                steps: if form.plain { Steps::plain(batch, len) } else { broken(len) },
+                steps: match batch {
+                    _ if form.plain => Steps::plain(batch, len),
+                    4 => crowded_steps(len),
+                    _ => broken(len),
+                },
                 rows: [
                     leaf(rows, 1, 1.0, kind),
                     Tensor::from_inner(delta).require_grad(),
@@ -239,8 +263,8 @@ mod emulated {
                     ..all
                 };
                 for kernel in *pass {
-                    let (grid, threads, _) = call.grid(*kernel);
-                    launches.push(Launch::new(*kernel as usize, grid, threads, &call));
+                    let (grid, _) = call.grid(*kernel);
+                    launches.push(Launch::new(*kernel as usize, grid, WIDE as u32, &call));
                 }
             }
             program.run(&mut memory, &launches);
@@ -275,7 +299,8 @@ mod emulated {
         }
     }
 
-    /// Chunks that are cut off, documents and padding, groups, blocks of channels that are cut off.
+    /// Whole rows and such in chunks that are cut off, documents and padding, groups, blocks of channels that are cut
+    /// off, channels by fours and others.
     #[test]
     fn kernels_equal_the_reference_where_they_are_emulated() {
         let of = |plain, options, keep_state| Form {
@@ -289,6 +314,11 @@ mod emulated {
         check([2, 71, 6, 4, 1, 32, 48], of(true, true, true));
         check([2, 65, 10, 3, 5, 32, 32], of(false, true, false));
         check([2, 40, 130, 16, 1, 16, 16], of(false, false, true));
-        check([1, 1, 1, 1, 1, 32, 32], of(true, false, false));
+        check([1, 1, 1, 1, 1, 1, 1], of(true, false, false));
+        check([2, 71, 132, 5, 1, 71, 71], of(false, true, true));
+        // Documents that begin anywhere among the tokens that are computed together.
+        check([4, 75, 4, 3, 1, 32, 48], of(false, true, true));
+        check([4, 75, 3, 2, 1, 75, 75], of(false, false, false));
+        check([1, 130, 24, 16, 2, 130, 64], of(true, true, false));
     }
 }
