@@ -13,6 +13,17 @@ pub(super) const LATER: i32 = 1 << 30;
 const START_BY_QUERIES: f64 = 0.6;
 const START_BY_KEYS: f64 = 2.0;
 
+/// Under what a mask keeps lists of a kind for a device: masks are shared by calls with heads of other widths, whose
+/// tiles may be alike in one direction only.
+pub(super) fn kept_under(
+    device: usize,
+    kind: usize,
+    tile: (usize, usize),
+    kv: usize,
+) -> [usize; 4] {
+    [device, kind, tile.0 << 16 | tile.1, kv]
+}
+
 /// Lists of the tiles that are computed, for the workgroups of one pass.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Lists {

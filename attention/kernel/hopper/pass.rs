@@ -3,7 +3,7 @@
 use super::card::{Layout, ready};
 use super::few;
 use super::launch::{Call, Side, Steps};
-use super::lists::Lists;
+use super::lists::{Lists, kept_under};
 use super::rules::{ROUND, Rules, Tokens};
 use super::source::{Kernel, MOST_BRANCHES, Numbers, Variant};
 use crate::Mask;
@@ -242,7 +242,7 @@ impl Form {
         let of = |mask: &Mask| {
             let by_keys = by == By::Keys;
             let tile = if by_keys { Variant::tile_by_keys(self.variant.head) } else { TILE };
-            mask.kept([index, 4 + by as usize, tile.0, kv], || {
+            mask.kept(kept_under(index, 4 + by as usize, tile, kv), || {
                 let groups = self.multiprocessors();
                 let (lists, parts) = match by {
                     By::Queries => (Lists::by_queries(mask, tile, kv, groups), 1),

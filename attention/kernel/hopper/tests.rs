@@ -10,7 +10,7 @@ mod seen;
 use super::OPTIONS;
 use super::arrange::{Arranged, Item, arranged};
 use super::launch::Call;
-use super::lists::{LATER, Lists};
+use super::lists::{LATER, Lists, kept_under};
 use super::rules::{Rules, Tokens};
 use super::source::{Kernel, MOST_BRANCHES, Numbers, SHARED, Variant};
 use crate::attention::tests::cases;
@@ -151,6 +151,21 @@ fn lists_hold_what_is_seen() {
                 check(&name, &mask, &Lists::by_keys(&mask, tile, kv, 3), true, tile, kv);
             }
         }
+    }
+}
+
+/// Heads of different widths share masks, and lists only where these are the same.
+#[test]
+fn lists_of_other_tiles_are_kept_apart() {
+    let tokens = TokenMeta::contiguous(1, 300, 0);
+    let mask = Mask::new(MaskSpec::causal(), tokens.clone(), tokens, 2).unwrap();
+    let of = |head| {
+        let tile = Variant::tile_by_keys(head);
+        (kept_under(0, 6, tile, 2), Lists::by_keys(&mask, tile, 2, 3))
+    };
+    for (one, other) in HEADS.into_iter().flat_map(|one| HEADS.map(|other| (one, other))) {
+        let ((key, lists), (other_key, other_lists)) = (of(one), of(other));
+        assert!(key != other_key || lists == other_lists, "{one} and {other} channels");
     }
 }
 

@@ -11,7 +11,8 @@ use super::super::wgmma::Left;
 use crate::attention::tests::{Case, cases, device, random, ratio, values};
 use crate::cuda::emulated::Scratch;
 use crate::{
-    AttentionOptions, Branch, Implementation, Mask, MaskSpec, TokenMeta, masked_attention,
+    AttentionOptions, BlockList, BlockStride, Branch, Implementation, Mask, MaskSpec, TokenMeta,
+    masked_attention,
 };
 use burn::tensor::{DType, Tensor};
 use std::collections::HashMap;
@@ -320,13 +321,25 @@ fn kernels_equal_the_reference_where_they_are_emulated() {
 /// Two and one branches of heads that leave less room; several tiles of queries for a workgroup.
 #[test]
 fn wide_kernels_equal_the_reference_where_they_are_emulated() {
-    let one = |t: usize, dim: usize, value_dim: usize| {
-        let mut case = branches(t, dim, value_dim);
-        (case.name, case.heads) = ("causal, wide", 4);
-        case.masks = vec![Mask::causal(1, t, 4)];
+    let one = |name, mask: Mask, dim: usize, value_dim: usize| {
+        let mut case = branches(mask.keys().len(), dim, value_dim);
+        (case.name, case.heads, case.batch) = (name, 4, mask.keys().batch());
+        case.masks = vec![mask];
         case
     };
-    check("wide", [branches(130, 136, 200), one(200, 256, 136), one(140, 152, 192)].into_iter());
+    // What looks at most.
+    let tokens = TokenMeta::packed(&[vec![150]], 150).unwrap();
+    let stride = MaskSpec::causal().with_stride(BlockStride::new(16, 2, 3, 1)).with_sinks(3);
+    let seen = |_, h: usize, q: usize, k: usize| !(q + k + h).is_multiple_of(3);
+    let list = BlockList::from_fn([1, 4, 150, 150], [24, 20], seen).unwrap();
+    let strided = Mask::new(stride, tokens.clone(), tokens, 4).unwrap();
+    let cases = [
+        branches(130, 136, 200),
+        one("causal, 256 channels", Mask::causal(1, 200, 4), 256, 136),
+        one("causal, 192 channels", Mask::causal(2, 128, 4), 152, 192),
+        one("blocks of a stride", strided.with_blocks(list).unwrap(), 192, 208),
+    ];
+    check("wide", cases.into_iter());
 }
 
 /// More turns, and more entries of them, than the lanes of a warp look up at a time; a row in which most tiles of
@@ -439,11 +452,15 @@ fn kernels_equal_the_reference_with_every_mask() {
     let whole = |case: &Case| {
         case.dim.is_multiple_of(8) && case.value_dim.is_multiple_of(8) && case.keys <= 450
     };
-    let wide = |mut case: Case| {
-        (case.dim, case.value_dim) = (128, 104);
-        case
+    let wide = |case: Case| {
+        [(128, 104), (136, 192), (256, 256)].map(|(dim, value_dim)| Case {
+            dim,
+            value_dim,
+            masks: case.masks.clone(),
+            ..case
+        })
     };
     let some = ["sinks", "packed", "groups ragged packed", "blocks of 20 x 90", "two branches"];
-    let wider = cases().into_iter().filter(|case| some.contains(&case.name)).map(wide);
+    let wider = cases().into_iter().filter(|case| some.contains(&case.name)).flat_map(wide);
     check("masks", cases().into_iter().filter(whole).chain(wider));
 }
