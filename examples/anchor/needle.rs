@@ -103,11 +103,12 @@ impl NeedlePart {
         row
     }
 
-    /// Rows of micro-batch `n`, the same for each packing but for rotary positions.
+    /// Rows of a micro-batch of a step, the same for each packing but for rotary positions.
     ///
     /// # Errors
     /// As [`check`](Self::check).
-    pub fn batch(&self, arm: Arm, seed: u64, n: u64) -> Result<TokenBatch> {
+    pub fn batch(&self, arm: Arm, seed: u64, (step, micro): (u64, u32)) -> Result<TokenBatch> {
+        let n = 2 * step + u64::from(micro);
         let mut rng = Streams::new(seed).rng(Purpose::Synthetic, n, 0, 0);
         // Enough for rows of short ones; those that are left over are not used.
         let count = self.train.rows() * (self.train.length / self.shortest + 1);
@@ -142,7 +143,7 @@ impl NeedlePart {
         config.initializer_range = self.embedding;
         let model = Decoder::new(&config, &MixerConfig::Dense, seed, &Device::flex())?;
         let mut data = |step: u64, micro: u32| {
-            let batch = self.batch(arm, seed, 2 * step + u64::from(micro))?;
+            let batch = self.batch(arm, seed, (step, micro))?;
             coverage.add(&batch.tokens)?;
             Ok(Some(batch))
         };
@@ -184,8 +185,9 @@ impl NeedlePart {
     fn one(&self, arm: Arm, seed: u64) -> Result<Outcome> {
         let mut coverage = Coverage::new(self.train.length);
         if arm == Arm::Reset {
-            for n in 0..2 * self.train.steps {
-                coverage.add(&self.batch(arm, seed, n)?.tokens)?;
+            // As a trainer counts.
+            for (step, micro) in (1..=self.train.steps).flat_map(|step| [(step, 0), (step, 1)]) {
+                coverage.add(&self.batch(arm, seed, (step, micro))?.tokens)?;
             }
             return Ok(Outcome { coverage, answers: None });
         }

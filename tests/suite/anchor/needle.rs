@@ -94,9 +94,9 @@ fn positions_are_counted_as_queries_see_them() {
 fn packings_of_needles_are_equal_but_for_the_positions_of_anchors() {
     let part = short();
     part.check().unwrap();
-    for n in 0..4 {
+    for step in 0..4 {
         let [apart, anchor] =
-            [Arm::Continuous, Arm::Anchor].map(|arm| part.batch(arm, 3, n).unwrap());
+            [Arm::Continuous, Arm::Anchor].map(|arm| part.batch(arm, 3, (step, 1)).unwrap());
         assert_eq!((&apart.ids, &apart.labels), (&anchor.ids, &anchor.labels));
         assert_eq!(apart.tokens.segment(), anchor.tokens.segment());
         assert_eq!(apart.tokens.len(), 64);
