@@ -156,7 +156,10 @@ impl NeedlePart {
         let task = self.task_of(self.task.length)?;
         let mut all = Vec::new();
         for n in 0..self.rows.div_ceil(AT_ONCE) as u64 {
-            let rows = task.rows(UNSEEN + seed, n, AT_ONCE).into_iter().map(|row| self.led(row));
+            let rows = task
+                .rows(UNSEEN.wrapping_add(seed), n, AT_ONCE)
+                .into_iter()
+                .map(|row| self.led(row));
             let batch = QuestionBatch::stack(&rows.collect::<Vec<_>>())?;
             let said = answered(model, &batch, task.answers())?;
             let asked = batch.questions.iter().map(|(_, question)| question.at - question.evidence);
