@@ -1,6 +1,6 @@
 //! What AnchorAttention must show: packing, positions, mask, and why.
 
-mod needle;
+mod needles;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use longburn::attention::*;
