@@ -1,11 +1,16 @@
 //! AnchorAttention (arXiv 2411.13476): what bf16 does to rotary positions, measured on a model that
-//! this program trains, and four ways of packing short documents into long rows.
+//! this program trains, ways of packing short documents into long rows, and needles that lie farther
+//! away than such documents are long.
 //!
 //! `cargo run --example anchor`
 
 #[path = "../corpus.rs"]
 mod corpus;
+mod coverage;
 mod drift;
+mod needle;
+mod packing;
+mod parts;
 #[path = "../seeds.rs"]
 mod seeds;
 
@@ -13,17 +18,17 @@ use burn::tensor::Device;
 use clap::Parser;
 use drift::{Drift, DriftPart};
 use longburn::attention::MixerConfig;
-use longburn::datasets::{
-    AnchorEngine, AnchorPacking, PackConfig, PackPositions, TokenDocument, Tokenizer, split,
-};
-use longburn::models::{Blocks, Decoder, ModelConfig};
-use longburn::positional::RopeConfig;
+use longburn::datasets::{TokenDocument, Tokenizer, split};
+use longburn::models::{Blocks, Decoder};
 use longburn::streams::{Draw, Purpose, Streams};
 use longburn::training::eval::{by_position, document_starts};
 use longburn::training::recipe::{exit_code, settings};
 use longburn::training::report::{Cell, Table, mean_se};
-use longburn::training::{NextToken, Schedule, TrainConfig, Trainer, Warmup};
+use longburn::training::{NextToken, Trainer};
 use longburn::{Error, Result};
+use needle::NeedlePart;
+use packing::Arm;
+use parts::{ModelPart, TrainPart};
 use seeds::{by_seed, each_seed};
 use serde::Deserialize;
 use std::ops::Range;
@@ -32,7 +37,7 @@ use std::path::{Path, PathBuf};
 /// Behind the 256 bytes.
 const BOS: u32 = 256;
 
-/// Pack short documents in four ways, train on each, and measure what bf16 does to rotation.
+/// Pack short documents in several ways, train on each, and measure what bf16 does to rotation.
 #[derive(Parser, Debug)]
 #[command(
     after_help = "Examples:\n  cargo run --example anchor\n  cargo run --example anchor -- --seeds 0,1,2"
@@ -47,6 +52,9 @@ struct Args {
     /// Train the models of all seeds at the same time, for machines with many cores.
     #[arg(long)]
     at_once: bool,
+    /// Needles alone, without the packings of text.
+    #[arg(long, conflicts_with = "model")]
+    needle: bool,
     /// Measure the drift of a checkpoint instead, on `--text`.
     #[arg(long, requires = "text")]
     model: Option<PathBuf>,
@@ -67,6 +75,7 @@ struct Recipe {
     train: TrainPart,
     evaluate: EvaluatePart,
     drift: DriftPart,
+    needle: NeedlePart,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -76,25 +85,6 @@ struct TextPart {
     longest: usize,
     crates: usize,
     hold_out: usize,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ModelPart {
-    width: usize,
-    layers: usize,
-    heads: usize,
-    rope_theta: f64,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TrainPart {
-    length: usize,
-    batch: usize,
-    steps: u64,
-    lr: f64,
-    warmup: f64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -111,6 +101,7 @@ impl Recipe {
             let expected = "at least `shortest`, which is at least 2";
             return Err(Error::config("run.toml", "text.longest", longest, expected));
         }
+        recipe.needle.check()?;
         Ok(recipe)
     }
 
@@ -118,50 +109,6 @@ impl Recipe {
     fn buckets(&self) -> [Range<usize>; 3] {
         let TextPart { shortest, longest, .. } = self.text;
         [1..shortest, shortest..longest, longest..self.train.length]
-    }
-}
-
-/// Ways of packing.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Arm {
-    Joined,
-    Reset,
-    Continuous,
-    Anchor,
-    SharedAnchor,
-}
-
-impl Arm {
-    const ALL: [Self; 5] =
-        [Self::Joined, Self::Reset, Self::Continuous, Self::Anchor, Self::SharedAnchor];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Joined => "joined, no documents",
-            Self::Reset => "apart, positions reset",
-            Self::Continuous => "apart, positions continuous",
-            Self::Anchor => "anchor in every document",
-            Self::SharedAnchor => "shared anchor",
-        }
-    }
-
-    fn packing(self, length: usize) -> PackConfig {
-        let plain = PackConfig::new(length).with_shuffle(true);
-        let anchor = |engine| AnchorPacking::new(BOS).with_engine(engine);
-        match self {
-            Self::Joined => plain,
-            Self::Reset => plain.with_segments(true),
-            Self::Continuous => plain.with_segments(true).with_positions(PackPositions::Continuous),
-            Self::Anchor => plain.with_anchor(anchor(AnchorEngine::PerDocument)),
-            Self::SharedAnchor => plain.with_anchor(anchor(AnchorEngine::Shared)),
-        }
-    }
-
-    fn mixer(self) -> MixerConfig {
-        match self {
-            Self::SharedAnchor => MixerConfig::Anchor,
-            _ => MixerConfig::Dense,
-        }
     }
 }
 
@@ -218,6 +165,10 @@ fn run(args: &Args) -> Result<()> {
     if let (Some(dir), Some(text)) = (&args.model, &args.text) {
         return checkpoint(&recipe, dir, text, &args.out);
     }
+    recipe.needle.run(seeds, args.at_once, &args.out)?;
+    if args.needle {
+        return Ok(());
+    }
     let text = Text::read(&recipe)?;
     let of_seeds = each_seed(seeds, args.at_once, |seed| arms(&recipe, &text, seed))?;
     let head = recipe.buckets().map(|part| format!("{} to {}", part.start, part.end));
@@ -259,25 +210,18 @@ fn arms(recipe: &Recipe, text: &Text, seed: u64) -> Result<(Vec<Vec<f64>>, Vec<D
 }
 
 fn new(recipe: &Recipe, seed: u64) -> Result<Decoder> {
-    let ModelPart { width, layers, heads, rope_theta } = recipe.model;
-    let config = ModelConfig::llama(BOS as usize + 1, width, layers, heads)
-        .with_rope(RopeConfig::new(rope_theta, width / heads))
-        .with_max_positions(recipe.train.length + 1);
+    let config = recipe.model.config(BOS as usize + 1, recipe.train.length);
     Decoder::new(&config, &MixerConfig::Dense, seed, &Device::default())
 }
 
 fn train(recipe: &Recipe, text: &Text, arm: Arm, seed: u64) -> Result<Decoder> {
-    let TrainPart { length, batch, steps, lr, warmup } = recipe.train;
-    // Two micro-batches make a step.
-    let packing = arm.packing(length);
-    let mut rows = packing.init(text.train.clone(), batch.div_ceil(2), Streams::new(seed))?;
-    let config = TrainConfig::new(steps, lr)
-        .with_schedule(Schedule::Linear { warmup: Warmup::Fraction(warmup), last: 0.0 })
-        .with_clip(1.0)
-        .with_micro_batches(2)
-        .with_workers(2);
+    let TrainPart { length, .. } = recipe.train;
+    let packing = arm.packing(length, BOS).with_shuffle(true);
+    let mut rows = packing.init(text.train.clone(), recipe.train.rows(), Streams::new(seed))?;
     let model = new(recipe, seed)?.swap_mixer(arm.mixer())?;
-    Ok(Trainer::new(config)?.fit(model, &NextToken, &mut rows, &mut |_| Ok(()))?.model)
+    Ok(Trainer::new(recipe.train.config())?
+        .fit(model, &NextToken, &mut rows, &mut |_| Ok(()))?
+        .model)
 }
 
 /// Mean loss by position, of the model as it is used: dense.

@@ -1,5 +1,7 @@
 //! What AnchorAttention must show: packing, positions, mask, and why.
 
+mod needles;
+
 use burn::tensor::{Device, Tensor, TensorData};
 use longburn::attention::*;
 use longburn::datasets::*;
