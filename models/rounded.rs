@@ -40,9 +40,20 @@ impl<M: SequenceMixer> Decoder<M> {
 /// Rounds the matrices of linear layers, low-rank updates included.
 struct Linears {
     compute: Compute,
-    /// Whether each module that the walk is in is a linear layer or within one.
-    inside: Vec<bool>,
+    /// Of each module that the walk is in.
+    inside: Vec<Within>,
 }
+
+/// What a walk is in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Within {
+    Other,
+    Linear,
+    Wide,
+}
+
+/// Linear layers that mixers give f32 whatever they compute in: sizes of steps, rates of learning.
+const WIDE: [&str; 5] = ["x_proj", "dt_proj", "lr_proj", "momentum_proj", "ttt_scale_proj"];
 
 impl Linears {
     fn rounded<const D: usize>(&self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
@@ -52,15 +63,22 @@ impl Linears {
 
 impl ModuleMapper for Linears {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        match D == 2 && self.inside.last() == Some(&true) {
+        match D == 2 && self.inside.last() == Some(&Within::Linear) {
             true => self.rounded(param),
             false => param,
         }
     }
 
-    fn enter_module(&mut self, _: &str, container: &str) {
-        let within = self.inside.last() == Some(&true);
-        self.inside.push(within || container == "Struct:Linear");
+    fn enter_module(&mut self, name: &str, container: &str) {
+        let within = self.inside.last().copied();
+        let inside = match within {
+            // Of a layer that is given f32, and of all in it.
+            Some(Within::Wide) => Within::Wide,
+            _ if WIDE.contains(&name) => Within::Wide,
+            _ if container == "Struct:Linear" => Within::Linear,
+            other => other.unwrap_or(Within::Other),
+        };
+        self.inside.push(inside);
     }
 
     fn exit_module(&mut self, _: &str, _: &str) {

@@ -286,7 +286,11 @@ struct Begin<'a> {
 
 impl ModuleMapper for Begin<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some(grad) = self.grads.get::<D>(param.id) else { return param };
+        let grad = self.grads.get::<D>(param.id);
+        // A parameter that stands in several places has one step.
+        let Some(grad) = grad.filter(|_| !self.begun.params.contains(&param.id)) else {
+            return param;
+        };
         let path = self.stack.path();
         let rule = self.optimizer.rule(&path, D);
         let lr = self.lr * rule.lr_factor;
@@ -320,8 +324,11 @@ struct Undo<'a> {
 
 impl ModuleVisitor for Undo<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if !self.begun.contains(&param.id) {
+            return;
+        }
         let (path, states) = (self.stack.path(), &mut self.optimizer.states);
-        let state = states.remove(&path).filter(|_| self.begun.contains(&param.id));
+        let state = states.remove(&path);
         if let Some(state) = state.and_then(|state| undone(state.downcast::<AdamWState<D>>())) {
             states.insert(path, DynState::create(state, D));
         }

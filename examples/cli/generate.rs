@@ -89,15 +89,7 @@ impl GenerateArgs {
 
     pub fn run(&self, globals: &Globals) -> Result<()> {
         let stops = StopStrings::new(&self.stop)?;
-        let device = globals.device.open()?;
-        if !self.compute.runs_on(&device) {
-            return Err(Error::Unsupported {
-                what: format!("--compute {} on {}", self.compute.name(), globals.device),
-                remedy: "leave it out, or choose a device that has it".into(),
-            });
-        }
-        let model = load::model(&self.dir, &self.with, globals)?;
-        let model = model.rounded(self.compute);
+        let model = load::model_in(&self.dir, &self.with, self.compute, globals)?;
         let tokenizer = match self.prompt.is_text() || !self.stop.is_empty() {
             true => Some(load::needed_tokenizer(&self.dir, &model)?),
             false => load::tokenizer(&self.dir, &model)?,

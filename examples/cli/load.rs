@@ -3,7 +3,7 @@
 use crate::{Globals, output};
 use clap::Args;
 use longburn::attention::seer::Select;
-use longburn::attention::{Mixer, MixerSchedule};
+use longburn::attention::{Compute, Mixer, MixerSchedule};
 use longburn::datasets::Tokenizer;
 use longburn::models::hub::{HubConfig, Need};
 use longburn::models::{Blocks, Decoder, ForwardOptions, ModelConfig, gates, peft};
@@ -48,9 +48,31 @@ fn select(text: &str) -> std::result::Result<Select, String> {
 }
 
 /// The model of a folder, with an adapter where one is named.
+///
+/// # Errors
+/// What checkpoints and adapters are refused for, and a device that does not compute so.
 pub fn model(dir: &Path, with: &AdapterArgs, globals: &Globals) -> Result<Decoder<Mixer>> {
+    model_in(dir, with, Compute::F32, globals)
+}
+
+/// The same for passes that compute in `compute`.
+///
+/// # Errors
+/// As [`model`].
+pub fn model_in(
+    dir: &Path,
+    with: &AdapterArgs,
+    compute: Compute,
+    globals: &Globals,
+) -> Result<Decoder<Mixer>> {
     let adapter = with.adapter.as_deref();
     let device = globals.device.open()?;
+    if !compute.runs_on(&device) {
+        return Err(Error::Unsupported {
+            what: format!("--compute {} on {}", compute.name(), globals.device),
+            remedy: "leave it out, or choose a device that has it".into(),
+        });
+    }
     // An adapter's folder has a configuration of its own where training changed the positions.
     let own = adapter.map(|adapter| adapter.join("config.json")).filter(|file| file.exists());
     let base = ModelConfig::from_file(&dir.join("config.json"))?;
@@ -86,13 +108,13 @@ pub fn model(dir: &Path, with: &AdapterArgs, globals: &Globals) -> Result<Decode
         };
     }
     if globals.explain {
-        let options = ForwardOptions::infer();
+        let options = ForwardOptions::infer().with_compute(compute);
         for line in model.explain(&options, &device) {
             output::note(format_args!("{line}"));
         }
         output::note(format_args!("{}", model.explain_products(&options, &device)));
     }
-    Ok(model)
+    Ok(model.rounded(compute))
 }
 
 /// The tokenizer of a folder, found to fit the model; `None` where there is none.

