@@ -15,12 +15,9 @@ use longburn::{Error, Result};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// Sizes of a Llama.
+/// Sizes of a Llama, but for its length and depth.
 #[derive(Args)]
-struct Sizes {
-    /// Tokens per row; a list gives a row of results each
-    #[arg(long, value_delimiter = ',', default_value = "4096", value_name = "N,..")]
-    len: Vec<usize>,
+struct Shape {
     /// Rows
     #[arg(long, default_value_t = 1, value_name = "N")]
     batch: usize,
@@ -36,6 +33,35 @@ struct Sizes {
     /// Inner width of the feed-forward layer; 8/3 of the width where not given
     #[arg(long, value_name = "N")]
     inner: Option<usize>,
+}
+
+impl Shape {
+    /// Dense in f32, by its plain gradients.
+    fn job(&self, len: usize, layers: usize, vocab: usize) -> ModelJob {
+        ModelJob {
+            len,
+            batch: self.batch,
+            layers,
+            width: self.width,
+            heads: self.heads,
+            kv_heads: self.kv_heads.unwrap_or(self.heads),
+            vocab,
+            inner: self.inner,
+            mask: MaskKind::Dense,
+            dtype: Numbers::F32,
+            strategy: Strategy::Plain,
+        }
+    }
+}
+
+/// What is trained.
+#[derive(Args)]
+struct Sizes {
+    /// Tokens per row; a list gives a row of results each
+    #[arg(long, value_delimiter = ',', default_value = "4096", value_name = "N,..")]
+    len: Vec<usize>,
+    #[command(flatten)]
+    shape: Shape,
     /// What products and attention compute in; weights, gradients and optimizer are f32
     #[arg(long, default_value = "f32", value_name = "NAME", value_parser = of_steps())]
     dtype: Numbers,
@@ -54,17 +80,10 @@ fn of_steps() -> impl TypedValueParser<Value = Numbers> {
 impl Sizes {
     fn jobs(&self, layers: usize, vocab: usize, strategy: Strategy) -> Vec<ModelJob> {
         let job = |len: &usize| ModelJob {
-            len: *len,
-            batch: self.batch,
-            layers,
-            width: self.width,
-            heads: self.heads,
-            kv_heads: self.kv_heads.unwrap_or(self.heads),
-            vocab,
-            inner: self.inner,
             mask: self.mask.kind(),
             dtype: self.dtype,
             strategy,
+            ..self.shape.job(*len, layers, vocab)
         };
         self.len.iter().map(job).collect()
     }
@@ -140,24 +159,11 @@ pub struct DecodeArgs {
     /// Tokens of the cache; a list gives a row of results each
     #[arg(long, value_delimiter = ',', default_value = "4096", value_name = "N,..")]
     len: Vec<usize>,
-    /// Rows
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    batch: usize,
+    #[command(flatten)]
+    shape: Shape,
     /// Blocks
     #[arg(long, default_value_t = 2, value_name = "N")]
     layers: usize,
-    /// Width of a token
-    #[arg(long, default_value_t = 256, value_name = "N")]
-    width: usize,
-    /// Query heads
-    #[arg(long, default_value_t = 4, value_name = "N")]
-    heads: usize,
-    /// Key and value heads; as many as query heads where not given
-    #[arg(long, value_name = "N")]
-    kv_heads: Option<usize>,
-    /// Inner width of the feed-forward layer; 8/3 of the width where not given
-    #[arg(long, value_name = "N")]
-    inner: Option<usize>,
     /// Words
     #[arg(long, default_value_t = 4096, value_name = "N")]
     vocab: usize,
@@ -171,19 +177,8 @@ pub struct DecodeArgs {
 impl DecodeArgs {
     pub fn run(&self, globals: &Globals) -> Result<()> {
         let job = |len: &usize| {
-            Job::Decode(ModelJob {
-                len: *len,
-                batch: self.batch,
-                layers: self.layers,
-                width: self.width,
-                heads: self.heads,
-                kv_heads: self.kv_heads.unwrap_or(self.heads),
-                vocab: self.vocab,
-                inner: self.inner,
-                mask: MaskKind::Dense,
-                dtype: self.dtype,
-                strategy: Strategy::Plain,
-            })
+            let job = self.shape.job(*len, self.layers, self.vocab);
+            Job::Decode(ModelJob { dtype: self.dtype, ..job })
         };
         measure(&self.len.iter().map(job).collect::<Vec<_>>(), &self.measure, globals)
     }
