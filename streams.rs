@@ -9,6 +9,9 @@ pub use rand_chacha::rand_core::RngCore;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
+/// Words of 32 bits of a stream that [`Draw::normal`] takes, for those who begin in the middle of one.
+pub const WORDS_OF_NORMAL: u128 = 4;
+
 /// What random numbers are for; streams of different purposes are independent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -105,6 +108,15 @@ mod tests {
         ] {
             assert_ne!(base, other);
         }
+    }
+
+    #[test]
+    fn a_stream_can_be_entered_at_any_normal() {
+        let start = Streams::new(3).rng(Purpose::Init, 0, 0, 1);
+        let (mut all, mut late) = (start.clone(), start);
+        let all: Vec<f64> = (0..9).map(|_| all.normal()).collect();
+        late.set_word_pos(5 * WORDS_OF_NORMAL);
+        assert_eq!(all[5..], [late.normal(), late.normal(), late.normal(), late.normal()]);
     }
 
     #[test]

@@ -86,6 +86,10 @@ impl SequenceMixer for Anchor {
         true
     }
 
+    fn plain_attention(&self) -> Option<&AttnProjections> {
+        Some(&self.proj)
+    }
+
     fn explain(&self, ctx: &MixContext<'_>, device: &Device) -> String {
         format!(
             "causal attention with a shared anchor: {}",

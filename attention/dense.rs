@@ -56,6 +56,10 @@ impl SequenceMixer for Dense {
         true
     }
 
+    fn plain_attention(&self) -> Option<&AttnProjections> {
+        self.window.is_none().then_some(&self.proj)
+    }
+
     fn explain(&self, ctx: &MixContext<'_>, device: &Device) -> String {
         let what = match self.window {
             Some(window) => format!("causal attention, window {window}"),

@@ -177,6 +177,10 @@ impl SequenceMixer for LongLora {
         true
     }
 
+    fn plain_attention(&self) -> Option<&AttnProjections> {
+        self.window.is_none().then_some(&self.proj)
+    }
+
     fn explain(&self, ctx: &MixContext<'_>, device: &Device) -> String {
         let code = dense::code(ctx, self.proj.head_dim(), device);
         match ctx.phase {

@@ -83,6 +83,12 @@ pub trait SequenceMixer: Module + ModuleDisplay {
         compute == Compute::F32
     }
 
+    /// The projections of a mixer that is causal attention over everything before a token, once it does not train: a
+    /// decoder may then append tokens to a cache without calling it.
+    fn plain_attention(&self) -> Option<&AttnProjections> {
+        None
+    }
+
     /// One sentence on the code that would run, for `--explain`.
     fn explain(&self, ctx: &MixContext<'_>, device: &Device) -> String {
         let _ = ctx;
@@ -422,5 +428,14 @@ impl SequenceMixer for Mixer {
 
     fn sees_anchor(&self) -> bool {
         matches!(self, Self::Anchor(m) if m.sees_anchor())
+    }
+
+    fn plain_attention(&self) -> Option<&AttnProjections> {
+        match self {
+            Self::Dense(m) => m.plain_attention(),
+            Self::LongLora(m) => m.plain_attention(),
+            Self::Anchor(m) => m.plain_attention(),
+            _ => None,
+        }
     }
 }

@@ -4,7 +4,7 @@ use super::LactState;
 use super::seer::SeerCache;
 use crate::{Error, Result};
 use burn::tensor::{Int, Tensor, TensorData};
-use longburn_kernels::{Mask, MaskSpec, TokenMeta};
+use longburn_kernels::{Mask, MaskSpec, TokenMeta, leading};
 
 /// The memory of one layer. Strategies detach, relay and count its tensors without knowing the
 /// mixer.
@@ -88,6 +88,19 @@ impl KvCache {
         Ok(Self { k, v, tokens, room: Some([k_room, v_room]) })
     }
 
+    /// Keys and values with room for a token more behind those that are there, which come first.
+    pub(crate) fn into_room(self) -> ([Tensor<4>; 2], TokenMeta) {
+        let Self { k, v, tokens, room } = self;
+        let [k_room, v_room] = room.map_or([None, None], |room| room.map(Some));
+        ([(k, k_room), (v, v_room)].map(|(old, room)| roomy(old, room, 1)), tokens)
+    }
+
+    /// A cache of `tokens`, which come first in `room`.
+    pub(crate) fn in_room(room: [Tensor<4>; 2], tokens: TokenMeta) -> Self {
+        let [k, v] = room.clone().map(|x| leading(x, tokens.len()));
+        Self { k, v, tokens, room: Some(room) }
+    }
+
     /// Key heads `heads` alone.
     pub fn heads(&self, heads: &[usize]) -> Self {
         let pick = |x: &Tensor<4>| x.clone().select(1, indices(heads.iter().copied(), x));
@@ -139,22 +152,28 @@ impl KvCache {
 /// `old` `[B, K, S, D]` and `new` behind it, and the memory that they lie in. `old` is a part of
 /// `room`, where there is any.
 fn grown(old: Tensor<4>, room: Option<Tensor<4>>, new: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+    let ([b, heads, len, d], more) = (old.dims(), new.dims()[2]);
+    let all = len + more;
+    let room = roomy(old, room, more).slice_assign([0..b, 0..heads, len..all, 0..d], new);
+    (leading(room.clone(), all), room)
+}
+
+/// Memory that begins with `old` `[B, K, S, D]` and has room for `more` tokens: `room`, of which `old` is a part, or new.
+fn roomy(old: Tensor<4>, room: Option<Tensor<4>>, more: usize) -> Tensor<4> {
     let [b, heads, len, d] = old.dims();
-    let all = len + new.dims()[2];
-    let room = match room {
+    let all = len + more;
+    match room {
         Some(room) if room.dims()[2] >= all => {
             // The room is written where it lies if nobody else looks at it.
             drop(old);
             room
         }
         _ => {
-            let more = all - len + (all / ROOM.0).max(ROOM.1);
+            let more = more + (all / ROOM.0).max(ROOM.1);
             let empty = Tensor::<4>::zeros([b, heads, more, d], &old.device()).cast(old.dtype());
             Tensor::cat(vec![old, empty], 2)
         }
-    };
-    let room = room.slice_assign([0..b, 0..heads, len..all, 0..d], new);
-    (room.clone().narrow(2, 0, all), room)
+    }
 }
 
 /// One query behind the last key of every document, `[B, most documents of a row]`.

@@ -14,7 +14,7 @@ use crate::{Error, Result};
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use longburn_kernels::fused::{embed, linear, products_on};
-use longburn_kernels::{Implementation, TokenMeta};
+use longburn_kernels::{Implementation, TokenMeta, TokenModel};
 use std::collections::BTreeSet;
 
 /// Random streams that one block's initialisation takes: four for attention, three for the MLP,
@@ -213,6 +213,11 @@ pub trait Blocks: Module {
 
     /// The model's configuration.
     fn config(&self) -> &ModelConfig;
+
+    /// The weights of a model that can append tokens to caches in a few launches a layer.
+    fn token_model(&self) -> Option<TokenModel> {
+        None
+    }
 
     /// The whole pass.
     ///
@@ -578,6 +583,10 @@ impl<M: SequenceMixer> Blocks for Decoder<M> {
 
     fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    fn token_model(&self) -> Option<TokenModel> {
+        super::token::model(self, self.rope.config().dim)
     }
 }
 

@@ -14,6 +14,7 @@ mod norm;
 pub mod peft;
 mod rounded;
 pub mod stored;
+mod token;
 pub mod weights;
 
 pub use checkpoint::SaveOptions;

@@ -47,7 +47,9 @@ mod simd;
 mod stream;
 #[cfg(feature = "flex")]
 mod threads;
+mod token;
 mod trace;
+mod view;
 
 pub use attention::{Reduce, attention_backward, attention_stats, masked_attention};
 pub use branch::{AttentionGrads, AttentionOptions, AttentionOutput, Branch, Implementation};
@@ -56,7 +58,9 @@ pub use host::keep_freed_memory;
 pub use loss::{linear_cross_entropy, linear_nll};
 pub use named::card_name;
 pub use scan::{SelectiveScan, Ssd, SsdDiscrete, Step, Steps, selective_scan, ssd, ssd_discrete};
+pub use token::{Logits, TokenLayer, TokenModel, TokenPass, Tokens};
 pub use trace::{Launch, traced};
+pub use view::leading;
 
 pub use mask::{
     BlockKind, BlockList, BlockMap, BlockStride, GroupSize, Groups, Mask, MaskSpec, TokenMeta,

@@ -1,9 +1,10 @@
 //! A model and what its layers remember.
 
+use super::token::OneByOne;
 use crate::attention::{Compute, State};
 use crate::models::{Blocks, ForwardOptions, ids_tensor};
 use crate::{Error, Result};
-use burn::tensor::DType;
+use burn::tensor::{DType, TensorData};
 use longburn_kernels::TokenMeta;
 
 /// Sequences that grow, one row each: the model and what its layers remember of them.
@@ -12,12 +13,14 @@ pub struct Generator<M: Blocks> {
     states: Vec<State>,
     len: usize,
     compute: Compute,
+    one_by_one: OneByOne,
 }
 
 impl<M: Blocks> Generator<M> {
     /// Start with nothing. The model's parameters are shared, not copied.
     pub fn new(model: &M) -> Self {
-        Self { model: model.valid(), states: Vec::new(), len: 0, compute: Compute::F32 }
+        let (model, one_by_one) = (model.valid(), OneByOne::default());
+        Self { model, states: Vec::new(), len: 0, compute: Compute::F32, one_by_one }
     }
 
     /// Choose what passes compute in, and with it what a cache holds; a [rounded](crate::models::Decoder::rounded)
@@ -43,6 +46,7 @@ impl<M: Blocks> Generator<M> {
             return Err(Error::shape("Generator", reason));
         }
         (self.states, self.len) = (states, len);
+        self.one_by_one.forget();
         Ok(self)
     }
 
@@ -93,6 +97,13 @@ impl<M: Blocks> Generator<M> {
                 self.len + at % len,
             )));
         }
+        if len == 1 && self.one_by_one.takes(&self.model, self.compute, &self.states, tokens) {
+            let states = std::mem::take(&mut self.states);
+            let (logits, states) = self.one_by_one.step(&self.model, ids, tokens, states)?;
+            (self.states, self.len) = (states, self.len + 1);
+            return Ok(logits);
+        }
+        self.one_by_one.forget();
         let device = self.model.head().device();
         let options = ForwardOptions::infer().with_state(true).with_compute(self.compute);
         let states = std::mem::take(&mut self.states);
@@ -108,8 +119,12 @@ impl<M: Blocks> Generator<M> {
         self.states = out.states;
         self.len += len;
         let last = out.last.narrow(1, len - 1, 1);
-        let logits = self.model.logits(last).cast(DType::F32).into_data();
-        let logits: Vec<f32> = logits.iter::<f32>().collect();
-        Ok(logits.chunks(logits.len() / rows).map(<[f32]>::to_vec).collect())
+        Ok(by_rows(self.model.logits(last).cast(DType::F32).into_data(), rows))
     }
+}
+
+/// `[B, .., V]` in f32 -> `[B]` of `[V]`
+pub(super) fn by_rows(logits: TensorData, rows: usize) -> Vec<Vec<f32>> {
+    let logits: Vec<f32> = logits.iter::<f32>().collect();
+    logits.chunks(logits.len() / rows).map(<[f32]>::to_vec).collect()
 }

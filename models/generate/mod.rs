@@ -5,6 +5,7 @@ mod config;
 mod generator;
 mod sampler;
 mod stop;
+mod token;
 
 pub use config::GenerateConfig;
 pub use generator::Generator;

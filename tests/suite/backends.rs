@@ -9,6 +9,7 @@ mod layers;
 mod products;
 mod scan;
 mod ssd;
+mod token;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use convolution::convolutions_equal_the_formula;
@@ -55,6 +56,7 @@ use ssd::{
     ssd_does_not_reach_other_documents, ssd_of_documents_equals_the_reference,
     ssd_of_whole_rows_equals_the_reference,
 };
+use token::{tokens_have_kernels_on_hopper, tokens_one_by_one_equal_whole_rows};
 
 /// Single precision with another order of summation.
 const FORWARD: f64 = 1e-5;
@@ -109,6 +111,8 @@ device_test!(
     ssd_of_documents_equals_the_reference,
     ssd_of_whole_rows_equals_the_reference,
     ssd_does_not_reach_other_documents,
+    tokens_have_kernels_on_hopper,
+    tokens_one_by_one_equal_whole_rows,
     products_equal_sums_in_f64,
     products_with_wide_weights,
     products_of_frozen_parts,

@@ -4,7 +4,7 @@ use super::Work;
 use crate::bench::inputs;
 use crate::bench::job::ModelJob;
 use crate::bench::probe::{Found, Probe};
-use burn::tensor::Device;
+use burn::tensor::{Device, Distribution, Tensor};
 use longburn::Result;
 use longburn::attention::{KvCache, State};
 use longburn::kernel::TokenMeta;
@@ -23,13 +23,10 @@ pub fn ours(job: &ModelJob, device: &Device) -> Result<Box<dyn Work>> {
     let model = super::decoder(job, device)?.rounded(compute);
     let tokens = TokenMeta::contiguous(job.batch, job.len, 0);
     let shape = [job.batch, job.kv_heads, job.len, job.width / job.heads];
-    let state = |layer: usize| {
-        let of = |salt: usize| {
-            inputs::tensor::<4>(shape, (2 * layer + salt) as u64, 1.0, device).cast(compute.dtype())
-        };
-        State::Kv(KvCache::new(of(7), of(8), tokens.clone()))
-    };
-    let states = (0..job.layers).map(state).collect();
+    // Drawn by the device: no peer needs the same numbers, and a host would draw for minutes.
+    let of = || Tensor::random(shape, Distribution::Normal(0.0, 1.0), (device, compute.dtype()));
+    let state = || State::Kv(KvCache::new(of(), of(), tokens.clone()));
+    let states = (0..job.layers).map(|_| state()).collect();
     let generator = Generator::new(&model).with_compute(compute).with_states(states, job.len)?;
     Ok(Box::new(Tokens { generator, ids: inputs::ids(job.batch, job.vocab, 5) }))
 }
