@@ -1,0 +1,125 @@
+//! Tokens appended one by one are what whole rows give; on Hopper cards through kernels of the whole model.
+
+use super::{host, random};
+use burn::module::Param;
+use burn::tensor::{DType, Device, Tensor};
+use longburn::attention::{Compute, Mixer, MixerConfig};
+use longburn::kernel::attention::implementation_for;
+use longburn::kernel::{Implementation, TokenMeta, TokenPass};
+use longburn::models::generate::Generator;
+use longburn::models::{Blocks, Decoder, ForwardOptions, ModelConfig, ids_tensor};
+use longburn::testing::ratio;
+
+const VOCAB: usize = 100;
+/// Of logits in bf16.
+const ROUNDED: f64 = 2e-2;
+
+/// Two layers with norms, and biases where they are asked for, that are not what they begin with.
+fn model(config: &ModelConfig, biased: bool, device: &Device) -> Decoder {
+    let mut model = Decoder::new(config, &MixerConfig::Dense, 5, device).unwrap();
+    let width = config.hidden_size;
+    let norm = |salt| Param::from_tensor(random::<1>([width], salt, device) * 0.3 + 1.0);
+    model.norm.weight = norm(1);
+    for (i, block) in model.layers.iter_mut().enumerate() {
+        let salt = 10 * (i as u64 + 1);
+        block.input_layernorm.weight = norm(salt);
+        block.post_attention_layernorm.as_mut().unwrap().weight = norm(salt + 1);
+        let Mixer::Dense(dense) = &mut block.self_attn else { panic!("a dense layer") };
+        let proj = &mut dense.proj;
+        for (j, linear) in
+            [&mut proj.q_proj, &mut proj.k_proj, &mut proj.v_proj].into_iter().enumerate()
+        {
+            let len = linear.features().1;
+            linear.bias =
+                biased.then(|| Param::from_tensor(random::<1>([len], salt + 2 + j as u64, device)));
+        }
+    }
+    model.rounded(Compute::Bf16)
+}
+
+fn ids(row: usize, len: usize) -> Vec<u32> {
+    (0..len as u32).map(|i| (i * i * 7 + i * 13 + row as u32 * 29) % VOCAB as u32).collect()
+}
+
+/// Logits behind the last of the row's first `len` tokens, computed from all of them at once.
+fn whole(model: &Decoder, row: usize, len: usize, device: &Device) -> Vec<f32> {
+    let options = ForwardOptions::infer().with_compute(Compute::Bf16);
+    let (ids, tokens) = (ids_tensor(&ids(row, len), 1, device), TokenMeta::contiguous(1, len, 0));
+    let last = model.forward_ids(ids, &tokens, &options, vec![]).unwrap().last;
+    host(model.logits(last.narrow(1, len - 1, 1)))
+}
+
+/// Feeds tokens `from..to` of rows whose padding is on the left.
+fn feed(
+    generator: &mut Generator<Decoder>,
+    padding: &[usize],
+    range: std::ops::Range<usize>,
+) -> Vec<Vec<f32>> {
+    let (mut all, mut pos, mut segment) = (vec![], vec![], vec![]);
+    for (row, padding) in padding.iter().enumerate() {
+        let of_row = ids(row, range.end);
+        for at in range.clone() {
+            let place = at.checked_sub(*padding);
+            all.push(place.map_or(0, |place| of_row[place]));
+            pos.push(place.unwrap_or(0) as i32);
+            segment.push(place.map_or(-1, |_| 0));
+        }
+    }
+    let tokens = TokenMeta::new(padding.len(), range.len(), pos, segment).unwrap();
+    generator.feed_rows(&all, &tokens).unwrap()
+}
+
+/// Prefill, tokens one by one, a few at once, and one by one again.
+fn check(config: &ModelConfig, biased: bool, prompt: usize, padding: &[usize], device: &Device) {
+    let model = model(config, biased, device);
+    let mut generator = Generator::new(&model).with_compute(Compute::Bf16);
+    let mut ends = vec![prompt];
+    ends.extend(prompt + 1..prompt + 20);
+    ends.extend([prompt + 22, prompt + 23, prompt + 24]);
+    let mut from = 0;
+    for end in ends {
+        let got = feed(&mut generator, padding, from..end);
+        from = end;
+        for (row, padding) in padding.iter().enumerate().filter(|(_, padding)| end > **padding) {
+            let want = whole(&model, row, end - padding, device);
+            let r = ratio(&got[row], &want);
+            assert!(r <= ROUNDED, "row {row} behind {end} tokens: logits differ by {r:.1e}");
+        }
+    }
+}
+
+fn llama(hidden: usize, heads: usize, kv_heads: usize, inner: usize) -> ModelConfig {
+    ModelConfig::llama(VOCAB, hidden, 2, heads).with_kv_heads(kv_heads).with_intermediate(inner)
+}
+
+pub fn tokens_one_by_one_equal_whole_rows(device: &Device) {
+    check(&llama(256, 4, 2, 352), true, 5, &[0], device);
+    // Keys in several parts, and more tokens of them than a stage has, at odd places.
+    check(&llama(256, 4, 1, 352), false, 700, &[0, 300, 690], device);
+    check(&llama(512, 4, 4, 512).with_tied(true), true, 33, &[0, 1, 2, 3, 4, 30, 6, 7, 40], device);
+    // The most rows, a row that begins with the first token after the prompt, and another width on either side.
+    let padding: Vec<usize> = (0..16).map(|row| row * 3 % 19).collect();
+    check(&llama(768, 12, 4, 1376).with_head_dim(64), false, 18, &padding, device);
+    check(&llama(320, 8, 1, 704).with_head_dim(128), true, 270, &[17], device);
+}
+
+/// The kernels are there where the card is, and for what they can do.
+pub fn tokens_have_kernels_on_hopper(device: &Device) {
+    let pass = |config: &ModelConfig, compute| {
+        let model = model(config, false, device);
+        let model = if compute == Compute::Bf16 {
+            model
+        } else {
+            Decoder::new(config, &MixerConfig::Dense, 5, device).unwrap()
+        };
+        model.token_model().and_then(|model| TokenPass::new(&model)).is_some()
+    };
+    let probe = Tensor::<4>::zeros([1, 1, 1, 64], (device, DType::BF16));
+    let hopper = implementation_for(Implementation::Auto, &probe);
+    let there = matches!(hopper, Ok(Implementation::Hopper));
+    assert_eq!(pass(&llama(256, 4, 2, 352), Compute::Bf16), there);
+    assert!(!pass(&llama(256, 4, 2, 352), Compute::F32), "weights in f32");
+    assert!(!pass(&llama(128, 4, 2, 352), Compute::Bf16), "heads of 32 channels");
+    assert!(!pass(&llama(256, 4, 2, 350), Compute::Bf16), "a width that is not divided whole");
+    assert!(!pass(&llama(1024, 16, 1, 352), Compute::Bf16), "16 query heads of a key head");
+}
