@@ -82,8 +82,8 @@ pub struct MixContext<'a> {
 }
 
 impl<'a> MixContext<'a> {
-    /// Inference over these tokens in the first layer: without rotation, state or taps, in f32, by the
-    /// code that is chosen where nothing is asked for. What differs is written over it.
+    /// Inference over these tokens in the first layer, without rotation, state or taps, in f32: what a
+    /// caller that needs something else begins with.
     pub fn infer(tokens: &'a TokenMeta) -> Self {
         Self {
             tokens,

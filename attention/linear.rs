@@ -1,8 +1,9 @@
 //! A linear layer with weights as checkpoints store them, and an optional low-rank update.
 
-use crate::streams::{Draw, Purpose, Streams};
+use super::drawing::normal;
+use crate::streams::Streams;
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use longburn_kernels::fused::{linear, linear_bias};
 
 /// Configuration of [`Linear`].
@@ -43,22 +44,6 @@ impl LinearConfig {
             lora: None,
         }
     }
-}
-
-/// Normal numbers from the initialisation stream `index`; zeros for a standard deviation of 0.
-pub(crate) fn normal(
-    shape: [usize; 2],
-    std: f64,
-    streams: &Streams,
-    index: u32,
-    device: &Device,
-) -> Tensor<2> {
-    if std == 0.0 {
-        return Tensor::zeros(shape, device);
-    }
-    let mut rng = streams.rng(Purpose::Init, 0, 0, index);
-    let data: Vec<f32> = (0..shape[0] * shape[1]).map(|_| (rng.normal() * std) as f32).collect();
-    Tensor::from_data(TensorData::new(data, shape), device)
 }
 
 /// `y = x·Wᵀ + b`, plus `scale·(x·Aᵀ)·Bᵀ` with LoRA (Hu et al., 2106.09685): the update stays in

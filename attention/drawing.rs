@@ -1,0 +1,122 @@
+//! Initial weights out of random streams.
+
+use super::{Linear, MixerSite};
+use crate::streams::{Draw, Purpose, Streams};
+use burn::module::Param;
+use burn::tensor::{Device, Tensor, TensorData};
+use rand_chacha::ChaCha8Rng;
+
+/// Normal numbers from the initialisation stream `index`; zeros for a standard deviation of 0.
+pub(crate) fn normal<const D: usize>(
+    shape: [usize; D],
+    std: f64,
+    streams: &Streams,
+    index: u32,
+    device: &Device,
+) -> Tensor<D> {
+    if std == 0.0 {
+        return Tensor::zeros(shape, device);
+    }
+    filled(shape, streams, (0, index), device, |rng| (rng.normal() * std) as f32)
+}
+
+/// Part `part` of stream `index`, number by number.
+fn filled<const D: usize>(
+    shape: [usize; D],
+    streams: &Streams,
+    (part, index): (u32, u32),
+    device: &Device,
+    mut value: impl FnMut(&mut ChaCha8Rng) -> f32,
+) -> Tensor<D> {
+    let mut rng = streams.rng(Purpose::Init, 0, part, index);
+    let data: Vec<f32> = (0..shape.iter().product()).map(|_| value(&mut rng)).collect();
+    Tensor::from_data(TensorData::new(data, shape), device)
+}
+
+/// Draws the weights of a layer that has more than the projections of attention.
+pub(crate) struct Drawing<'a> {
+    pub streams: &'a Streams,
+    /// The first of the layer's streams.
+    pub first: u32,
+    pub device: &'a Device,
+    /// What is about to be read takes no time to draw: matrices are then zero.
+    pub drawn: bool,
+}
+
+impl<'a> Drawing<'a> {
+    /// For a layer of a model.
+    pub(crate) fn of(site: &MixerSite<'a>) -> Self {
+        let &MixerSite { streams, device, drawn, .. } = site;
+        Self { streams, first: site.own_streams(), device, drawn }
+    }
+
+    /// `value` of numbers that are uniform in [0, 1), from the layer's stream `index`.
+    pub(crate) fn each<const D: usize>(
+        &self,
+        shape: [usize; D],
+        index: u32,
+        value: impl Fn(f64) -> f32,
+    ) -> Tensor<D> {
+        let stream = (0, self.first + index);
+        filled(shape, self.streams, stream, self.device, |rng| value(rng.unit()))
+    }
+
+    /// Uniform in ± `bound`, from the layer's stream `index`.
+    pub(crate) fn uniform<const D: usize>(
+        &self,
+        shape: [usize; D],
+        bound: f64,
+        index: u32,
+    ) -> Tensor<D> {
+        self.each(shape, index, |unit| ((2.0 * unit - 1.0) * bound) as f32)
+    }
+
+    /// Normal numbers of this standard deviation, from part `part` of the layer's first stream.
+    pub(crate) fn normal<const D: usize>(
+        &self,
+        shape: [usize; D],
+        std: f64,
+        part: u32,
+    ) -> Tensor<D> {
+        if !self.drawn {
+            return Tensor::zeros(shape, self.device);
+        }
+        let stream = (part, self.first);
+        filled(shape, self.streams, stream, self.device, |rng| (rng.normal() * std) as f32)
+    }
+
+    /// A linear layer as PyTorch draws it, uniform in ± `factor`/√in; biases zero.
+    pub(crate) fn uniform_linear(
+        &self,
+        (from, to): (usize, usize),
+        bias: bool,
+        factor: f64,
+        index: u32,
+    ) -> Linear {
+        let weight = match self.drawn {
+            true => self.uniform([to, from], factor / (from as f64).sqrt(), index),
+            false => Tensor::zeros([to, from], self.device),
+        };
+        self.linear(weight, bias)
+    }
+
+    /// A linear layer with normal weights; biases zero.
+    pub(crate) fn normal_linear(
+        &self,
+        (from, to): (usize, usize),
+        bias: bool,
+        std: f64,
+        part: u32,
+    ) -> Linear {
+        self.linear(self.normal([to, from], std, part), bias)
+    }
+
+    fn linear(&self, weight: Tensor<2>, bias: bool) -> Linear {
+        let bias = bias.then(|| Tensor::zeros([weight.dims()[0]], self.device));
+        Linear {
+            weight: Param::from_tensor(weight),
+            bias: bias.map(Param::from_tensor),
+            lora: None,
+        }
+    }
+}
