@@ -9,8 +9,10 @@ pub use rand_chacha::rand_core::RngCore;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
-/// Words of 32 bits of a stream that [`Draw::normal`] takes, for those who begin in the middle of one.
-pub const WORDS_OF_NORMAL: u128 = 4;
+/// Words of 32 bits of a stream that [`Draw::unit`] takes, for those who begin in the middle of one.
+pub const WORDS_OF_UNIT: u128 = 2;
+/// The same of [`Draw::normal`].
+pub const WORDS_OF_NORMAL: u128 = 2 * WORDS_OF_UNIT;
 
 /// What random numbers are for; streams of different purposes are independent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -81,7 +81,24 @@ pub struct MixContext<'a> {
     pub taps: &'a [Tap],
 }
 
-impl MixContext<'_> {
+impl<'a> MixContext<'a> {
+    /// Inference over these tokens in the first layer, without rotation, state or taps, in f32: what a
+    /// caller that needs something else begins with.
+    pub fn infer(tokens: &'a TokenMeta) -> Self {
+        Self {
+            tokens,
+            rope: None,
+            unrotated_cache: None,
+            layer: 0,
+            phase: Phase::Infer,
+            keep_state: false,
+            implementation: Implementation::Auto,
+            deterministic: false,
+            compute: Compute::F32,
+            taps: &[],
+        }
+    }
+
     /// How attention is to be computed.
     pub fn attention(&self) -> AttentionOptions {
         AttentionOptions::default()

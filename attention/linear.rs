@@ -1,10 +1,10 @@
 //! A linear layer with weights as checkpoints store them, and an optional low-rank update.
 
-use crate::streams::{Draw, Purpose, Streams, WORDS_OF_NORMAL};
+use super::drawing::normal;
+use crate::streams::Streams;
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use longburn_kernels::fused::{linear, linear_bias};
-use rayon::prelude::*;
 
 /// Configuration of [`Linear`].
 #[derive(Clone, Debug)]
@@ -44,31 +44,6 @@ impl LinearConfig {
             lora: None,
         }
     }
-}
-
-/// Numbers that a thread draws in a row.
-const DRAWN: usize = 1 << 14;
-
-/// Normal numbers from the initialisation stream `index`; zeros for a standard deviation of 0.
-pub(crate) fn normal(
-    shape: [usize; 2],
-    std: f64,
-    streams: &Streams,
-    index: u32,
-    device: &Device,
-) -> Tensor<2> {
-    if std == 0.0 {
-        return Tensor::zeros(shape, device);
-    }
-    let rng = streams.rng(Purpose::Init, 0, 0, index);
-    let mut data = vec![0.0; shape[0] * shape[1]];
-    // A billion numbers take a thread half a minute.
-    data.par_chunks_mut(DRAWN).enumerate().for_each(|(i, part)| {
-        let mut rng = rng.clone();
-        rng.set_word_pos((i * DRAWN) as u128 * WORDS_OF_NORMAL);
-        part.fill_with(|| (rng.normal() * std) as f32);
-    });
-    Tensor::from_data(TensorData::new(data, shape), device)
 }
 
 /// `y = x·Wᵀ + b`, plus `scale·(x·Aᵀ)·Bᵀ` with LoRA (Hu et al., 2106.09685): the update stays in

@@ -15,7 +15,7 @@
 //! begin anywhere, not on the borders of blocks alone. Strided heads may have sinks, too, if asked to.
 
 use super::dense::{self, output, over, project};
-use super::state::indices;
+use super::rows::indices;
 use super::{
     AttnProjections, Compute, KvCache, MixContext, MixOutput, MixerConfig, SequenceMixer, State,
 };
@@ -341,7 +341,7 @@ impl LongGen {
             let queries = || part.heads.iter().flat_map(|h| h * group..(h + 1) * group);
             let new = new.heads(&part.heads);
             let cache = old.append(new.k, new.v, ctx.tokens)?;
-            let q = q.clone().select(1, indices(queries(), &q));
+            let q = q.clone().select(1, indices(queries(), &q.device()));
             outs.push(over(&cache, part.spec.clone(), q, ctx)?);
             caches.push(cache);
             order.extend(queries());
@@ -350,7 +350,7 @@ impl LongGen {
         let mut places: Vec<usize> = (0..order.len()).collect();
         places.sort_by_key(|place| order[*place]);
         let out = Tensor::cat(outs, 1);
-        let index = indices(places.into_iter(), &out);
+        let index = indices(places.into_iter(), &out.device());
         Ok((out.select(1, index), caches))
     }
 }

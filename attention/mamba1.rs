@@ -11,7 +11,8 @@
 //! last state has a gradient.
 
 use super::compute::wide;
-use super::state_space::{self, Conv1d, Drawing, Past, StepSizes};
+use super::drawing::Drawing;
+use super::state_space::{self, Conv1d, Past, StepSizes};
 use super::{Compute, Linear, MixContext, MixOutput, MixerSite, SequenceMixer, State, Taps};
 use crate::Result;
 use crate::error::check_sizes;
@@ -117,7 +118,7 @@ impl Mamba1Config {
         first: u32,
         device: &Device,
     ) -> Result<Mamba1> {
-        self.drawn(&Drawing { hidden, layers, streams, first, device, drawn: true })
+        self.drawn((hidden, layers), &Drawing { streams, first, device, drawn: true })
     }
 
     /// Build for a layer of a model.
@@ -125,7 +126,7 @@ impl Mamba1Config {
     /// # Errors
     /// As [`Mamba1Config::init`].
     pub fn build(&self, site: &MixerSite<'_>) -> Result<Mamba1> {
-        self.drawn(&Drawing::of(site))
+        self.drawn((site.hidden, site.layers), &Drawing::of(site))
     }
 
     pub(super) fn check(&self, hidden: usize, layers: usize) -> Result<()> {
@@ -141,23 +142,22 @@ impl Mamba1Config {
         self.step_sizes.check("mixer mamba1")
     }
 
-    fn drawn(&self, at: &Drawing<'_>) -> Result<Mamba1> {
-        let &Drawing { hidden, layers, device, .. } = at;
+    fn drawn(&self, (hidden, layers): (usize, usize), at: &Drawing<'_>) -> Result<Mamba1> {
         self.check(hidden, layers)?;
         let (inner, rank, n) = (self.inner(hidden), self.rank(hidden), self.d_state);
-        let mut dt_proj = at.linear((rank, inner), false, 1.0, 4);
+        let mut dt_proj = at.uniform_linear((rank, inner), false, 1.0, 4);
         dt_proj.bias = Some(Param::from_tensor(at.steps(&self.step_sizes, inner)));
         let row = (1..=n).map(|n| (n as f32).ln());
         let A_log: Vec<f32> = (0..inner).flat_map(|_| row.clone()).collect();
-        let A_log = Tensor::from_data(TensorData::new(A_log, [inner, n]), device);
+        let A_log = Tensor::from_data(TensorData::new(A_log, [inner, n]), at.device);
         Ok(Mamba1 {
-            in_proj: at.linear((hidden, 2 * inner), self.bias, 1.0, 0),
+            in_proj: at.uniform_linear((hidden, 2 * inner), self.bias, 1.0, 0),
             conv1d: at.conv(inner, self.d_conv, self.conv_bias),
-            x_proj: at.linear((inner, rank + 2 * n), false, 1.0, 3),
+            x_proj: at.uniform_linear((inner, rank + 2 * n), false, 1.0, 3),
             dt_proj,
             A_log: Param::from_tensor(A_log),
-            D: Param::from_tensor(Tensor::ones([inner], device)),
-            out_proj: at.out(inner, self.bias),
+            D: Param::from_tensor(Tensor::ones([inner], at.device)),
+            out_proj: at.out((inner, hidden), self.bias, layers),
         })
     }
 }

@@ -10,7 +10,8 @@
 //! convolution, several tokens may follow a state, and the last state has a gradient.
 
 use super::compute::wide;
-use super::state_space::{self, Conv1d, Drawing, Past, StepSizes};
+use super::drawing::Drawing;
+use super::state_space::{self, Conv1d, Past, StepSizes};
 use super::{
     Compute, Linear, MixContext, MixOutput, MixerSite, RmsNorm, RmsNormConfig, SequenceMixer,
     State, Taps,
@@ -213,7 +214,7 @@ impl Mamba2Config {
         first: u32,
         device: &Device,
     ) -> Result<Mamba2> {
-        self.drawn(&Drawing { hidden, layers, streams, first, device, drawn: true })
+        self.drawn((hidden, layers), &Drawing { streams, first, device, drawn: true })
     }
 
     /// Build for a layer of a model.
@@ -221,27 +222,24 @@ impl Mamba2Config {
     /// # Errors
     /// As [`Mamba2Config::init`].
     pub fn build(&self, site: &MixerSite<'_>) -> Result<Mamba2> {
-        self.drawn(&Drawing::of(site))
+        self.drawn((site.hidden, site.layers), &Drawing::of(site))
     }
 
-    fn drawn(&self, at: &Drawing<'_>) -> Result<Mamba2> {
-        let &Drawing { hidden, layers, device, .. } = at;
+    fn drawn(&self, (hidden, layers): (usize, usize), at: &Drawing<'_>) -> Result<Mamba2> {
         self.check(hidden, layers)?;
         let (inner, heads) = (self.inner(hidden), self.heads(hidden));
         let convolved = inner + 2 * self.n_groups * self.d_state;
         let (low, high) = self.a_init;
-        let A_log = state_space::drawn([heads], at.streams, at.first + 4, device, |unit| {
-            (low + unit * (high - low)).ln() as f32
-        });
+        let A_log = at.each([heads], 4, |unit| (low + unit * (high - low)).ln() as f32);
         let skip = if self.d_has_head_dim { inner } else { heads };
         Ok(Mamba2 {
-            in_proj: at.linear((hidden, inner + convolved + heads), self.bias, 1.0, 0),
+            in_proj: at.uniform_linear((hidden, inner + convolved + heads), self.bias, 1.0, 0),
             conv1d: at.conv(convolved, self.d_conv, self.conv_bias),
             dt_bias: Param::from_tensor(at.steps(&self.step_sizes, heads)),
             A_log: Param::from_tensor(A_log),
-            D: Param::from_tensor(Tensor::ones([skip], device)),
-            norm: self.rms_norm.then(|| RmsNormConfig::new(inner, self.norm_eps).init(device)),
-            out_proj: at.out(inner, self.bias),
+            D: Param::from_tensor(Tensor::ones([skip], at.device)),
+            norm: self.rms_norm.then(|| RmsNormConfig::new(inner, self.norm_eps).init(at.device)),
+            out_proj: at.out((inner, hidden), self.bias, layers),
             config: self.clone(),
         })
     }

@@ -37,18 +37,24 @@ pub struct MixerSite<'a> {
     pub device: &'a Device,
 }
 
-impl MixerSite<'_> {
+impl<'a> MixerSite<'a> {
+    /// Sizes of attention, for a mixer `what` that needs heads.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] in a family without attention.
+    pub fn heads(&self, what: &str) -> Result<&'a AttnShape> {
+        self.attention.ok_or_else(|| Error::Unsupported {
+            what: format!("{what} in layer {} of a family without heads", self.layer),
+            remedy: "take the checkpoint's own mixer, or a family with attention".into(),
+        })
+    }
+
     /// New q, k, v and o.
     ///
     /// # Errors
     /// [`Error::Unsupported`] in a family without attention.
     pub fn projections(&self) -> Result<AttnProjections> {
-        let Some(shape) = self.attention else {
-            return Err(Error::Unsupported {
-                what: format!("attention in layer {} of a family without heads", self.layer),
-                remedy: "take the checkpoint's own mixer, or a family with attention".into(),
-            });
-        };
+        let shape = self.heads("attention")?;
         let std = (self.std(self.hidden), self.out_std(shape.heads * shape.head_dim));
         Ok(shape.init(std, self.streams, self.first, self.device))
     }

@@ -1,9 +1,10 @@
 //! What a layer remembers between calls.
 
 use super::LactState;
+use super::rows::{gather_tokens, indices};
 use super::seer::SeerCache;
 use crate::{Error, Result};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 use longburn_kernels::{Mask, MaskSpec, TokenMeta, leading};
 
 /// The memory of one layer. Strategies detach, relay and count its tensors without knowing the
@@ -103,7 +104,7 @@ impl KvCache {
 
     /// Key heads `heads` alone.
     pub fn heads(&self, heads: &[usize]) -> Self {
-        let pick = |x: &Tensor<4>| x.clone().select(1, indices(heads.iter().copied(), x));
+        let pick = |x: &Tensor<4>| x.clone().select(1, indices(heads.iter().copied(), &x.device()));
         Self::new(pick(&self.k), pick(&self.v), self.tokens.clone())
     }
 
@@ -139,12 +140,7 @@ impl KvCache {
         };
         let places: Vec<usize> =
             rows.iter().enumerate().flat_map(|(b, row)| places(b, row)).collect();
-        let pick = |x: Tensor<4>| {
-            let [b, k, s, d] = x.dims();
-            let index = indices(places.iter().copied(), &x);
-            let kept = x.swap_dims(1, 2).reshape([b * s, k * d]).select(0, index);
-            kept.reshape([b, tokens.len(), k, d]).swap_dims(1, 2)
-        };
+        let pick = |x| gather_tokens(x, &places);
         Ok(Self::new(pick(self.k), pick(self.v), tokens))
     }
 }
@@ -198,13 +194,6 @@ fn next_queries(tokens: &TokenMeta) -> Result<TokenMeta> {
     };
     let (pos, segment) = rows.iter().flat_map(padded).unzip();
     Ok(TokenMeta::new(tokens.batch(), most, pos, segment)?)
-}
-
-/// Indices on the device of `like`.
-pub(super) fn indices(at: impl Iterator<Item = usize>, like: &Tensor<4>) -> Tensor<1, Int> {
-    let at: Vec<i32> = at.map(|i| i as i32).collect();
-    let shape = [at.len()];
-    Tensor::from_data(TensorData::new(at, shape), &like.device())
 }
 
 impl State {

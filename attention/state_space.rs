@@ -2,11 +2,12 @@
 //! and the memory between calls.
 
 use super::dense::kernel_on;
-use super::{Linear, MixContext, MixerSite, Recurrent, State};
-use crate::streams::{Draw, Purpose, Streams};
+use super::drawing::Drawing;
+use super::softplus::inverse_softplus;
+use super::{Linear, MixContext, Recurrent, State};
 use crate::{Error, Result};
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use longburn_kernels::fused::{causal_conv_silu, conv_tail};
 use longburn_kernels::{Error as KernelError, Implementation, Steps};
 use serde::{Deserialize, Serialize};
@@ -43,94 +44,30 @@ impl StepSizes {
             _ => Ok(()),
         }
     }
-
-    /// Biases whose softplus are drawn step sizes, `[n]`.
-    fn biases(&self, n: usize, streams: &Streams, index: u32, device: &Device) -> Tensor<1> {
-        let (low, high) = (self.min.ln(), self.max.ln());
-        let draw = |unit: f64| {
-            let dt = (low + unit * (high - low)).exp().max(self.floor);
-            // The inverse of softplus; e^dt − 1 keeps the digits of a small dt.
-            (dt + (-(-dt).exp_m1()).ln()) as f32
-        };
-        drawn([n], streams, index, device, draw)
-    }
 }
 
-/// `value` of numbers that are uniform in [0, 1).
-pub(crate) fn drawn<const D: usize>(
-    shape: [usize; D],
-    streams: &Streams,
-    index: u32,
-    device: &Device,
-    value: impl Fn(f64) -> f32,
-) -> Tensor<D> {
-    let mut rng = streams.rng(Purpose::Init, 0, 0, index);
-    let data: Vec<f32> = (0..shape.iter().product()).map(|_| value(rng.unit())).collect();
-    Tensor::from_data(TensorData::new(data, shape), device)
-}
-
-/// Uniform in ± `bound`; nothing is drawn where that is 0.
-pub(crate) fn uniform<const D: usize>(
-    shape: [usize; D],
-    bound: f64,
-    streams: &Streams,
-    index: u32,
-    device: &Device,
-) -> Tensor<D> {
-    if bound == 0.0 {
-        return Tensor::zeros(shape, device);
-    }
-    drawn(shape, streams, index, device, |unit| ((2.0 * unit - 1.0) * bound) as f32)
-}
-
-/// What a layer is built for; its weights are drawn from the streams `first .. first + 8`.
-pub(crate) struct Drawing<'a> {
-    pub hidden: usize,
-    pub layers: usize,
-    pub streams: &'a Streams,
-    pub first: u32,
-    pub device: &'a Device,
-    /// What is about to be read takes no time to draw: matrices are then zero.
-    pub drawn: bool,
-}
-
-impl<'a> Drawing<'a> {
-    /// For a layer of a model.
-    pub(crate) fn of(site: &MixerSite<'a>) -> Self {
-        let &MixerSite { hidden, layers, streams, device, drawn, .. } = site;
-        Self { hidden, layers, streams, first: site.own_streams(), device, drawn }
+impl Drawing<'_> {
+    /// The layer's last one, into the residual stream of a model with so many layers.
+    pub(super) fn out(&self, (inner, hidden): (usize, usize), bias: bool, layers: usize) -> Linear {
+        self.uniform_linear((inner, hidden), bias, 1.0 / (layers as f64).sqrt(), 6)
     }
 
-    /// A linear layer as PyTorch draws it, uniform in ± `factor`/√in; biases zero.
-    pub(crate) fn linear(
-        &self,
-        (from, to): (usize, usize),
-        bias: bool,
-        factor: f64,
-        index: u32,
-    ) -> Linear {
-        let bound = if self.drawn { factor / (from as f64).sqrt() } else { 0.0 };
-        let weight = uniform([to, from], bound, self.streams, self.first + index, self.device);
-        Linear {
-            weight: Param::from_tensor(weight),
-            bias: bias.then(|| Param::from_tensor(Tensor::zeros([to], self.device))),
-            lora: None,
+    /// Over so many inputs of each channel, uniform in ± 1/√taps.
+    pub(super) fn conv(&self, channels: usize, taps: usize, bias: bool) -> Conv1d {
+        let bound = 1.0 / (taps as f64).sqrt();
+        let bias = bias.then(|| self.uniform([channels], bound, 2));
+        Conv1d {
+            weight: Param::from_tensor(self.uniform([channels, 1, taps], bound, 1)),
+            bias: bias.map(Param::from_tensor),
         }
     }
 
-    /// The layer's last one, into the residual stream.
-    pub(crate) fn out(&self, inner: usize, bias: bool) -> Linear {
-        self.linear((inner, self.hidden), bias, 1.0 / (self.layers as f64).sqrt(), 6)
-    }
-
-    /// Over so many inputs of each channel.
-    pub(crate) fn conv(&self, channels: usize, taps: usize, bias: bool) -> Conv1d {
-        Conv1d::init((channels, taps), bias, (self.streams, self.first + 1), self.device)
-    }
-
-    /// Biases of step sizes, `[n]`.
-    pub(crate) fn steps(&self, sizes: &StepSizes, n: usize) -> Tensor<1> {
-        sizes.biases(n, self.streams, self.first + 5, self.device)
+    /// Biases whose softplus are drawn step sizes, `[n]`.
+    pub(super) fn steps(&self, sizes: &StepSizes, n: usize) -> Tensor<1> {
+        let (low, high) = (sizes.min.ln(), sizes.max.ln());
+        self.each([n], 5, |unit| {
+            inverse_softplus((low + unit * (high - low)).exp().max(sizes.floor)) as f32
+        })
     }
 }
 
@@ -144,21 +81,6 @@ pub struct Conv1d {
 }
 
 impl Conv1d {
-    /// Uniform in ± 1/√K; streams `first` and `first + 1`.
-    fn init(
-        (channels, k): (usize, usize),
-        bias: bool,
-        (streams, first): (&Streams, u32),
-        device: &Device,
-    ) -> Self {
-        let bound = 1.0 / (k as f64).sqrt();
-        let bias = bias.then(|| uniform([channels], bound, streams, first + 1, device));
-        Self {
-            weight: Param::from_tensor(uniform([channels, 1, k], bound, streams, first, device)),
-            bias: bias.map(Param::from_tensor),
-        }
-    }
-
     /// # Shapes
     /// x `[B, T, C]`, tail `[B, 1, K, C]` -> `[B, T, C]`
     fn forward(&self, x: Tensor<3>, past: &Past) -> Tensor<3> {

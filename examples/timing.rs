@@ -3,7 +3,7 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use longburn::attention::{Compute, MixContext, MixOutput, Phase, SequenceMixer};
-use longburn::kernel::{Implementation, TokenMeta};
+use longburn::kernel::TokenMeta;
 use longburn::positional::{Positions, RopeConfig, RopeTable};
 use longburn::streams::{Draw, Purpose, Streams};
 use longburn::training::report::{Cell, Plot, Series, Table};
@@ -45,6 +45,7 @@ pub struct Pass {
     tokens: TokenMeta,
     rope: Option<RopeTable>,
     x: Tensor<3>,
+    compute: Compute,
     device: Device,
 }
 
@@ -64,7 +65,13 @@ impl Pass {
             Some(rope) => Some(rope.init()?.table(&Positions::of(&tokens), device)),
             None => None,
         };
-        Ok(Self { tokens, rope, x: normal([1, length, width], device), device: device.clone() })
+        let x = normal([1, length, width], device);
+        Ok(Self { tokens, rope, x, compute: Compute::F32, device: device.clone() })
+    }
+
+    /// The same tokens for a layer that computes in `compute`.
+    pub fn computing_in(self, compute: Compute) -> Self {
+        Self { x: compute.of(self.x), compute, ..self }
     }
 
     fn forward(
@@ -74,16 +81,11 @@ impl Pass {
         keep_state: bool,
     ) -> Result<MixOutput> {
         let ctx = MixContext {
-            tokens: &self.tokens,
             rope: self.rope.as_ref(),
-            unrotated_cache: None,
-            layer: 0,
             phase: if keep_state { Phase::Infer } else { Phase::Train },
             keep_state,
-            implementation: Implementation::Auto,
-            deterministic: false,
-            compute: Compute::F32,
-            taps: &[],
+            compute: self.compute,
+            ..MixContext::infer(&self.tokens)
         };
         layer.forward(x, &ctx, None)
     }

@@ -7,7 +7,7 @@ use crate::models::keymap::{ParamInfo, map_params, params, read_params};
 use crate::positional::{Positions, Rope};
 use crate::{Error, Result};
 use burn::tensor::{DType, Device, Tensor};
-use longburn_kernels::{Implementation, TokenMeta};
+use longburn_kernels::TokenMeta;
 use std::ops::Range;
 
 /// Steps of finite differences, relative to inputs and weights of about one. Under a short one a small
@@ -78,16 +78,11 @@ impl<'a, M: SequenceMixer> Runner<'a, M> {
     ) -> Result<(Tensor<3>, Option<State>)> {
         let table = self.rope.as_ref().map(|r| r.table(&Positions::of(tokens), &x.device()));
         let ctx = MixContext {
-            tokens,
             rope: table.as_ref(),
-            unrotated_cache: None,
-            layer: 0,
             phase,
             keep_state,
-            implementation: Implementation::Auto,
-            deterministic: false,
             compute: if x.dtype() == DType::BF16 { Compute::Bf16 } else { Compute::F32 },
-            taps: &[],
+            ..MixContext::infer(tokens)
         };
         let out = mixer.forward(x, &ctx, state)?;
         Ok((out.y, out.state))

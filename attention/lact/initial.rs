@@ -1,9 +1,8 @@
 //! The weights with which every sequence begins: slow parameters of the layer.
 
-use crate::attention::Linear;
-use crate::streams::{Draw, Purpose, Streams};
+use crate::attention::drawing::Drawing;
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 
 /// Initial fast weights of all heads, `[H, rows, columns]`.
 #[derive(Module, Debug)]
@@ -23,37 +22,11 @@ pub struct LowRank {
     pub w_right: Param<Tensor<3>>,
 }
 
-/// Draws initial weights; every tensor from a stream of its own.
-pub(super) struct Drawing<'a> {
-    pub streams: &'a Streams,
-    /// Stream of the layer.
-    pub layer: u32,
-    /// Whether anything is drawn: weights that are about to be replaced are zero.
-    pub drawn: bool,
-    pub device: &'a Device,
-}
-
 impl Drawing<'_> {
-    /// Normal numbers of this standard deviation; `part` is the tensor's number in the layer.
-    fn normal<const N: usize>(&self, shape: [usize; N], std: f64, part: u32) -> Param<Tensor<N>> {
-        if !self.drawn {
-            return Param::from_tensor(Tensor::zeros(shape, self.device));
-        }
-        let mut rng = self.streams.rng(Purpose::Init, 0, part, self.layer);
-        let data: Vec<f32> =
-            (0..shape.iter().product()).map(|_| (rng.normal() * std) as f32).collect();
-        Param::from_tensor(Tensor::from_data(TensorData::new(data, shape), self.device))
-    }
-
-    /// A linear layer `[out, in]`, its bias 0.
-    pub(super) fn linear(&self, shape: [usize; 2], bias: bool, std: f64, part: u32) -> Linear {
-        let bias = bias.then(|| Param::from_tensor(Tensor::zeros([shape[0]], self.device)));
-        Linear { weight: self.normal(shape, std, part), bias, lora: None }
-    }
-
     /// `N(0, 1/columns)`
     pub(super) fn full(&self, shape: [usize; 3], part: u32) -> InitialWeight {
-        InitialWeight::Full(self.normal(shape, 1.0 / (shape[2] as f64).sqrt(), part))
+        let std = 1.0 / (shape[2] as f64).sqrt();
+        InitialWeight::Full(Param::from_tensor(self.normal(shape, std, part)))
     }
 
     /// A product of rank `r`.
@@ -64,9 +37,11 @@ impl Drawing<'_> {
         gain: f64,
         part: u32,
     ) -> InitialWeight {
+        let left = self.normal([heads, rows, r], gain / (r as f64).sqrt(), part);
+        let right = self.normal([heads, r, columns], gain / (columns as f64).sqrt(), part + 1);
         InitialWeight::LowRank(LowRank {
-            w_left: self.normal([heads, rows, r], gain / (r as f64).sqrt(), part),
-            w_right: self.normal([heads, r, columns], gain / (columns as f64).sqrt(), part + 1),
+            w_left: Param::from_tensor(left),
+            w_right: Param::from_tensor(right),
         })
     }
 }

@@ -1,12 +1,13 @@
 //! The layer: one projection for window attention and fast weights, two branches, their sum.
 
 use super::fast::{EPS, FastWeights, Learner, norms};
-use super::memory::{LactState, within_window};
+use super::memory::LactState;
 use super::plan::Plan;
 use super::scan::{Inputs, scan};
 use super::{FastOptimizer, InitialWeight, LactConfig};
 use crate::attention::compute::wide;
 use crate::attention::projections::{join_heads, split_heads};
+use crate::attention::softplus::{inverse_softplus, softplus};
 use crate::attention::{
     Compute, KvCache, Linear, MixContext, MixOutput, RmsNorm, SequenceMixer, State, Taps, dense,
 };
@@ -151,7 +152,7 @@ impl Lact {
         if let Some(proj) = &self.ttt_scale_proj {
             fast = fast * silu(proj.forward(x_BTD)).reshape([b * t, heads, 1]);
         }
-        let state = memory.map(|memory| LactState { window: cache, memory });
+        let state = cache.zip(memory).map(|(window, memory)| LactState { window, memory });
         let fast = fast.reshape([b, t, hidden]).cast(dtype);
         Ok(Branches { window, fast, state, taps })
     }
@@ -206,10 +207,8 @@ impl Lact {
     fn rates(&self, x: Tensor<3>) -> Tensor<2> {
         let [b, t, _] = x.dims();
         let heads = self.config.fast_heads;
-        let base = self.config.base_lr;
-        // The rate that softplus makes of this is the base.
-        let inverse = base + (-(-base).exp_m1()).ln();
-        let rates = softplus(self.lr_proj.forward(x.clone()).add_scalar(inverse));
+        let base = inverse_softplus(self.config.base_lr);
+        let rates = softplus(self.lr_proj.forward(x.clone()).add_scalar(base));
         let rates = rates.reshape([b * t, heads, 3]);
         match &self.momentum_proj {
             Some(proj) => {
@@ -220,7 +219,7 @@ impl Lact {
         }
     }
 
-    /// Window attention, and the keys and values that the window still reaches.
+    /// Window attention and, where a state is wanted, the keys and values that the window still reaches.
     fn attend(
         &self,
         mut q: Tensor<4>,
@@ -228,7 +227,7 @@ impl Lact {
         v: Tensor<4>,
         ctx: &MixContext<'_>,
         cache: Option<KvCache>,
-    ) -> Result<(Tensor<3>, KvCache)> {
+    ) -> Result<(Tensor<3>, Option<KvCache>)> {
         if let Some(rope) = ctx.rope {
             (q, k) = (rope.rotate(q), rope.rotate(k));
         }
@@ -237,8 +236,10 @@ impl Lact {
             None => KvCache::new(k, v, ctx.tokens.clone()),
         };
         let spec = MaskSpec::causal().with_window(Some(self.config.window));
-        let out = dense::over(&cache, spec, q, ctx)?;
-        Ok((join_heads(out), within_window(cache, self.config.window)?))
+        let out = dense::over(&cache, spec.clone(), q, ctx)?;
+        // The rule is the same for all heads.
+        let kept = ctx.keep_state.then(|| cache.evict(&spec, 1)).transpose()?;
+        Ok((join_heads(out), kept))
     }
 }
 
@@ -277,12 +278,4 @@ impl SequenceMixer for Lact {
              window of {window}: {code}"
         )
     }
-}
-
-/// ln(1 + eˣ), exact where it is small.
-fn softplus(x: Tensor<3>) -> Tensor<3> {
-    // Beyond, it is x to the last bit.
-    const LINEAR: f32 = 20.0;
-    let low = x.clone().clamp_max(LINEAR).exp().log1p();
-    low + (x - LINEAR).clamp_min(0.0)
 }

@@ -76,23 +76,3 @@ impl LactState {
         })
     }
 }
-
-/// The part of a cache that a window still reaches from the next token on.
-pub(super) fn within_window(cache: KvCache, window: usize) -> Result<KvCache> {
-    let tokens = &cache.tokens;
-    let (batch, len) = (tokens.batch(), tokens.len());
-    let first = |row: usize| {
-        let of_row = row * len..(row + 1) * len;
-        let (pos, segment) = (&tokens.pos()[of_row.clone()], &tokens.segment()[of_row]);
-        let last = segment.iter().rposition(|s| *s >= 0)?;
-        let reach = |t: usize| (pos[t] as usize).saturating_add(window);
-        let seen = |t: usize| segment[t] == segment[last] && reach(t) > pos[last] as usize + 1;
-        (0..=last).find(|t| seen(*t))
-    };
-    let first = (0..batch).filter_map(first).min().unwrap_or(len).min(len.saturating_sub(1));
-    if first == 0 {
-        return Ok(cache);
-    }
-    let kept = |x: Tensor<4>| x.narrow(2, first, len - first);
-    Ok(KvCache::new(kept(cache.k), kept(cache.v), tokens.slice(first..len)?))
-}

@@ -33,13 +33,13 @@ pub use memory::{LactState, Memory};
 pub use scan::read_and_learn;
 pub use set::{SetOp, run_ops};
 
+use super::drawing::Drawing;
 use super::newton_schulz::NewtonSchulz;
 use super::{AttnShape, MixerSite, RmsNormConfig};
 use crate::streams::Streams;
 use crate::{Error, Result};
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
-use initial::Drawing;
 use serde::{Deserialize, Serialize};
 
 /// How a step of the fast weights is made of their gradient.
@@ -316,12 +316,7 @@ impl LactConfig {
     /// # Errors
     /// As [`LactConfig::init`], and [`Error::Unsupported`] in a family without attention.
     pub fn build(&self, site: &MixerSite<'_>) -> Result<Lact> {
-        let Some(shape) = site.attention else {
-            return Err(Error::Unsupported {
-                what: format!("LaCT in layer {} of a family without heads", site.layer),
-                remedy: "take the checkpoint's own mixer, or a family with attention".into(),
-            });
-        };
+        let shape = site.heads("LaCT")?;
         let std = (site.std(site.hidden), site.out_std(site.hidden));
         self.init(shape, std, site.streams, site.own_streams(), site.device)
     }
@@ -353,17 +348,18 @@ impl LactConfig {
         self.check(shape)?;
         let hidden = shape.hidden;
         let (d, d_h) = self.widths(hidden)?;
-        let drawing = Drawing { streams, layer: first, drawn: std.0 != 0.0, device };
+        let drawing = Drawing { streams, first, device, drawn: std.0 != 0.0 };
         let inner = |part| match self.low_rank {
             0 => drawing.full([self.fast_heads, d_h, d], part),
             r => drawing.low_rank([self.fast_heads, d_h, d], r, self.init_gain, part),
         };
-        let advice =
-            |each: usize, part| drawing.linear([each * self.fast_heads, hidden], true, std.0, part);
+        let advice = |each: usize, part| {
+            drawing.normal_linear((hidden, each * self.fast_heads), true, std.0, part)
+        };
         let norm = || self.qk_norm.then(|| RmsNormConfig::new(hidden, fast::EPS).init(device));
         Ok(Lact {
-            qkv: drawing.linear([3 * hidden, hidden], self.qkv_bias, std.0, 0),
-            out_proj: drawing.linear([hidden, hidden], false, std.1, 1),
+            qkv: drawing.normal_linear((hidden, 3 * hidden), self.qkv_bias, std.0, 0),
+            out_proj: drawing.normal_linear((hidden, hidden), false, std.1, 1),
             norm_q: norm(),
             norm_k: norm(),
             qk_scale: Param::from_tensor(Tensor::ones([hidden, 2], device)),

@@ -4,8 +4,9 @@
 use super::fast::{FastWeights, Learner};
 use super::memory::Memory;
 use super::plan::{After, Plan};
+use crate::attention::rows::{by_head, by_token, gather};
 use crate::{Error, Result};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 use longburn_kernels::TokenMeta;
 
 /// Tokens of a call as the branch takes them, one row for each.
@@ -224,43 +225,9 @@ fn remember(
     }
 }
 
-/// `[n·T, H·d] -> [n, H, T, d]`
-fn by_head(x: Tensor<2>, n: usize, heads: usize) -> Tensor<4> {
-    let [rows, width] = x.dims();
-    x.reshape([n, rows / n, heads, width / heads]).swap_dims(1, 2)
-}
-
-/// `[n, H, T, d] -> [n·T, H·d]`
-fn by_token(x: Tensor<4>) -> Tensor<2> {
-    let [n, h, t, d] = x.dims();
-    x.swap_dims(1, 2).reshape([n * t, h * d])
-}
-
 /// Networks `places` of `weights`.
 fn rows_of(weights: &FastWeights, places: &[usize]) -> FastWeights {
-    if in_order(places, weights.dims()[0]) {
-        return weights.clone();
-    }
-    let places = &indices(places, &weights.w[0].device());
-    weights.clone().each(|t| t.select(0, places.clone()))
-}
-
-/// Rows `places` of x.
-fn gather(x: Tensor<2>, places: &[usize]) -> Tensor<2> {
-    if in_order(places, x.dims()[0]) {
-        return x;
-    }
-    let places = indices(places, &x.device());
-    x.select(0, places)
-}
-
-fn in_order(places: &[usize], len: usize) -> bool {
-    places.len() == len && places.iter().enumerate().all(|(i, p)| i == *p)
-}
-
-fn indices(places: &[usize], device: &Device) -> Tensor<1, Int> {
-    let data: Vec<i32> = places.iter().map(|p| *p as i32).collect();
-    Tensor::from_data(TensorData::new(data, [places.len()]), device)
+    weights.clone().each(|t| gather(t, places))
 }
 
 /// x cut into parts of so many rows. By halves: the gradient of a cut is as long as what was cut,

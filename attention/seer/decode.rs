@@ -6,10 +6,11 @@ use super::{DecodeGate, RopeAt, Seer, Select};
 use crate::attention::compute::wide;
 use crate::attention::dense;
 use crate::attention::projections::Projected;
+use crate::attention::rows::gather_tokens;
 use crate::attention::{KvCache, MixContext, MixOutput, State};
 use crate::positional::{Positions, Rope};
 use crate::{Error, Result};
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use longburn_kernels::{BlockList, Branch, Mask, MaskSpec, TokenMeta, masked_attention};
 use std::ops::Range;
 
@@ -172,17 +173,13 @@ impl Fresh {
                 let fresh = blocks.contains(&place);
                 let first = if fresh { start + (place - blocks.start) * block } else { 0 };
                 let token = |i: usize| if fresh { first + i } else { 0 };
-                index.extend((0..block).map(|i| (row * held + token(i)) as i32));
+                index.extend((0..block).map(|i| row * held + token(i)));
                 shown.push(f32::from(fresh));
                 places.push((place * block + if at_end { block - 1 } else { 0 }) as i64);
             }
         }
-        let index = TensorData::new(index, [b * n * block]);
-        let index = Tensor::<1, Int>::from_data(index, &device);
-        let tokens = keys.swap_dims(1, 2).reshape([b * held, kv * d]).select(0, index);
-        let tokens = tokens.reshape([b, n * block, kv, d]).swap_dims(1, 2);
-        let pooled =
-            super::layout::pooled(tokens.reshape([b, kv, n, block, d]), None, gate.pools());
+        let tokens = gather_tokens(keys, &index).reshape([b, kv, n, block, d]);
+        let pooled = super::layout::pooled(tokens, None, gate.pools());
         let table = match rope {
             Some(rope) => {
                 let places = Positions::new(b, n, places, 1)?;

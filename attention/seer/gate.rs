@@ -91,9 +91,7 @@ pub enum QueryLinear {
 
 impl HeadLinear {
     fn new(shape: [usize; 3], seed: (&Streams, u32), device: &Device) -> Self {
-        let [heads, from, to] = shape;
-        let weight = normal([heads * from, to], STD, seed.0, seed.1, device).reshape(shape);
-        Self { weight: Param::from_tensor(weight) }
+        Self { weight: Param::from_tensor(normal(shape, STD, seed.0, seed.1, device)) }
     }
 
     fn heads(&self) -> usize {
@@ -146,8 +144,7 @@ impl AttnGate {
                 let group = [kv_heads, heads / kv_heads, head_dim, wide];
                 let attngate_linear_q = match config.head_pool {
                     HeadPool::Qproj => {
-                        let flat = [kv_heads * group[1] * head_dim, wide];
-                        let weight = normal(flat, STD, streams, first, device).reshape(group);
+                        let weight = normal(group, STD, streams, first, device);
                         let weight = Param::from_tensor(weight);
                         Some(QueryLinear::Group(GroupLinear { weight }))
                     }

@@ -6,9 +6,10 @@
 //! two documents and a document has the same blocks wherever it lies.
 
 use super::Pool;
+use crate::attention::rows::gather_tokens;
 use crate::positional::Positions;
 use crate::{Error, Result};
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Tensor, TensorData};
 use longburn_kernels::TokenMeta;
 use std::ops::Range;
 
@@ -164,7 +165,7 @@ impl BlockLayout {
     /// `[B, H, T, D]` -> `[B, H, T', D]`
     pub fn spread(&self, x_BHTD: Tensor<4>) -> Tensor<4> {
         match &self.moves {
-            Some((from, _)) => moved(x_BHTD, from, self.len.1),
+            Some((from, _)) => moved(x_BHTD, from),
             None => x_BHTD,
         }
     }
@@ -175,7 +176,7 @@ impl BlockLayout {
     /// `[B, H, T', D]` -> `[B, H, T, D]`
     pub fn collect(&self, x_BHTD: Tensor<4>) -> Tensor<4> {
         let Some((_, to)) = &self.moves else { return x_BHTD };
-        let y = moved(x_BHTD, to, self.len.0);
+        let y = moved(x_BHTD, to);
         if to.iter().all(|place| *place >= 0) {
             return y;
         }
@@ -277,14 +278,10 @@ pub(super) fn pooled(
     Tensor::cat(wanted.map(pool).collect(), 3)
 }
 
-/// Rows `list` of tokens counted over all rows of the batch; the first one where there is none.
-fn moved(x_BHTD: Tensor<4>, list: &[i32], len: usize) -> Tensor<4> {
-    let [b, h, t, d] = x_BHTD.dims();
-    let list: Vec<i32> = list.iter().map(|i| (*i).max(0)).collect();
-    let count = list.len();
-    let list = Tensor::<1, Int>::from_data(TensorData::new(list, [count]), &x_BHTD.device());
-    let rows = x_BHTD.swap_dims(1, 2).reshape([b * t, h * d]).select(0, list);
-    rows.reshape([b, len, h, d]).swap_dims(1, 2)
+/// Tokens `list`, counted over all rows of the batch; the first one where there is none.
+fn moved(x_BHTD: Tensor<4>, list: &[i32]) -> Tensor<4> {
+    let places: Vec<usize> = list.iter().map(|i| (*i).max(0) as usize).collect();
+    gather_tokens(x_BHTD, &places)
 }
 
 /// Runs of tokens of one document each in row `b`.

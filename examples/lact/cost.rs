@@ -1,10 +1,11 @@
 //! One layer by the size of its chunk: operations, what share of them fast weights have, speed.
 
+use crate::length::shape;
 use crate::timing::{Pass, fastest, normal};
 use burn::tensor::Device;
 use longburn::Result;
+use longburn::attention::LactConfig;
 use longburn::attention::lact::FastOptimizer;
-use longburn::attention::{AttnShape, LactConfig};
 use longburn::kernel::{Mask, MaskSpec, TokenMeta};
 use longburn::positional::RopeConfig;
 use longburn::streams::Streams;
@@ -51,7 +52,7 @@ impl Cost {
     }
 }
 
-fn name(optimizer: FastOptimizer) -> &'static str {
+pub fn name(optimizer: FastOptimizer) -> &'static str {
     match optimizer {
         FastOptimizer::Sgd => "gradient steps",
         FastOptimizer::Muon => "orthogonalised steps",
@@ -132,16 +133,8 @@ fn measure(
         .with_window(window)
         .with_optimizer(optimizer)
         .with_low_rank(0);
-    let head_dim = width / heads.max(1);
-    let shape = AttnShape {
-        hidden: width,
-        heads,
-        kv_heads: heads,
-        head_dim,
-        qkv_bias: false,
-        o_bias: false,
-        qk_norm: None,
-    };
+    let shape = shape(width, heads);
+    let head_dim = shape.head_dim;
     let device = device.clone().autodiff();
     let layer = config.init(&shape, (0.02, 0.02), &Streams::new(0), 0, &device)?;
     let tokens = TokenMeta::contiguous(1, length, 0);

@@ -3,6 +3,7 @@
 //! `cargo run --example lact`
 
 mod cost;
+mod length;
 #[path = "../options.rs"]
 mod options;
 #[path = "../seeds.rs"]
@@ -15,6 +16,7 @@ mod toys;
 use burn::tensor::Device;
 use clap::Parser;
 use cost::CostPart;
+use length::LengthPart;
 use longburn::Result;
 use longburn::attention::{LactConfig, MixerConfig};
 use longburn::datasets::synthetic::{Question, TaskConfig};
@@ -43,11 +45,20 @@ struct Args {
 struct Recipe {
     seeds: Vec<u64>,
     cost: CostPart,
+    length: LengthParts,
     model: ModelPart,
     fast: LactConfig,
     task: TaskConfig,
     train: Training,
     evaluate: EvaluatePart,
+}
+
+/// What is measured beside dense attention, by where that is.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LengthParts {
+    on_cpu: LengthPart,
+    on_card: LengthPart,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -117,6 +128,9 @@ fn run(args: &Args) -> Result<()> {
     let run = args.options.begin("lact", &recipe.seeds, recipe.arms().len())?;
     if run.does(Part::Cost) {
         cost::report(&recipe.cost, &run.device, &run.out)?;
+        let LengthParts { on_cpu, on_card } = &recipe.length;
+        let part = if length::is_card(&run.device) { on_card } else { on_cpu };
+        length::report(part, &run.device, &run.out)?;
     }
     if run.does(Part::Recall) {
         recall(&recipe, &run)?;

@@ -10,8 +10,8 @@ use longburn::attention::lact::{
     FastOptimizer, FastWeights, Learner, UpdateRule, WeightNorm, read_and_learn,
 };
 use longburn::attention::newton_schulz::NewtonSchulz;
-use longburn::attention::{AttnShape, Compute, Lact, LactConfig, MixContext, Phase, SequenceMixer};
-use longburn::kernel::{Implementation, TokenMeta};
+use longburn::attention::{AttnShape, Lact, LactConfig, MixContext, Phase, SequenceMixer};
+use longburn::kernel::TokenMeta;
 use longburn::models::keymap::{map_params, params};
 use longburn::positional::{Positions, RopeConfig};
 use longburn::streams::Streams;
@@ -138,18 +138,7 @@ pub fn layer(golden: &Golden) -> Result<(), Failure> {
     let device = Device::flex().autodiff();
     let table = rope.table(&Positions::range(batch, len, 0), &device);
     let tokens = TokenMeta::contiguous(batch, len, 0);
-    let ctx = MixContext {
-        tokens: &tokens,
-        rope: Some(&table),
-        unrotated_cache: None,
-        layer: 0,
-        phase: Phase::Train,
-        keep_state: false,
-        implementation: Implementation::Auto,
-        deterministic: false,
-        compute: Compute::F32,
-        taps: &[],
-    };
+    let ctx = MixContext { rope: Some(&table), phase: Phase::Train, ..MixContext::infer(&tokens) };
     let x = leaf(golden, "in.x", shape)?;
     let y = layer.forward(x.clone(), &ctx, None)?.y;
     golden.compare("out.y", &values(y.clone()))?;

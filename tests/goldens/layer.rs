@@ -5,10 +5,8 @@ use crate::golden::Golden;
 use crate::model::values;
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Gradients};
-use longburn::attention::{
-    AttnProjections, AttnShape, Compute, MixContext, Phase, SequenceMixer, Tap,
-};
-use longburn::kernel::{Implementation, TokenMeta};
+use longburn::attention::{AttnProjections, AttnShape, MixContext, Phase, SequenceMixer, Tap};
+use longburn::kernel::TokenMeta;
 use longburn::models::keymap::{map_params, params};
 use longburn::positional::RopeTable;
 use longburn::streams::Streams;
@@ -50,18 +48,7 @@ pub fn context<'a>(
     rope: Option<&'a RopeTable>,
     taps: &'a [Tap],
 ) -> MixContext<'a> {
-    MixContext {
-        tokens,
-        rope,
-        unrotated_cache: None,
-        layer: 0,
-        phase: Phase::Train,
-        keep_state: false,
-        implementation: Implementation::Auto,
-        deterministic: false,
-        compute: Compute::F32,
-        taps,
-    }
+    MixContext { rope, phase: Phase::Train, taps, ..MixContext::infer(tokens) }
 }
 
 /// Gradients of all parameters by the names that files have for them.

@@ -6,9 +6,7 @@ use crate::model::values;
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
-use longburn::attention::{
-    Compute, Linear, Mamba2, Mamba2Config, MixContext, Phase, SequenceMixer,
-};
+use longburn::attention::{Linear, Mamba2, Mamba2Config, MixContext, Phase, SequenceMixer};
 use longburn::kernel::fused::{GatedNorm, gated_rms_norm};
 use longburn::kernel::{
     Implementation, SelectiveScan, Ssd, SsdDiscrete, TokenMeta, selective_scan, ssd, ssd_discrete,
@@ -369,18 +367,7 @@ pub fn mixer(golden: &Golden) -> Result<(), Failure> {
 
     let x = leaf(golden, "zxbcdt", [batch, len, width])?;
     let tokens = TokenMeta::contiguous(batch, len, 0);
-    let ctx = MixContext {
-        tokens: &tokens,
-        rope: None,
-        unrotated_cache: None,
-        layer: 0,
-        phase: Phase::Train,
-        keep_state: false,
-        implementation: Implementation::Auto,
-        deterministic: false,
-        compute: Compute::F32,
-        taps: &[],
-    };
+    let ctx = MixContext { phase: Phase::Train, ..MixContext::infer(&tokens) };
     let y = mixer.forward(x.clone(), &ctx, None)?.y;
     golden.compare("out.out", &values(y.clone()))?;
     let grads = against(golden, "cot.out", &y)?.backward();

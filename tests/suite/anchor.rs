@@ -212,18 +212,8 @@ fn a_cache_knows_the_anchor() {
         for size in sizes {
             let part = tokens.slice(start..start + size).unwrap();
             let table = rope.table(&Positions::of(&part), &device);
-            let ctx = MixContext {
-                tokens: &part,
-                rope: Some(&table),
-                unrotated_cache: None,
-                layer: 0,
-                phase: Phase::Infer,
-                keep_state: true,
-                implementation: Implementation::Auto,
-                deterministic: false,
-                compute: Compute::F32,
-                taps: &[],
-            };
+            let ctx =
+                MixContext { rope: Some(&table), keep_state: true, ..MixContext::infer(&part) };
             let out = mixer.forward(x.clone().narrow(1, start, *size), &ctx, state).unwrap();
             (state, start) = (out.state, start + size);
             ys.push(out.y);

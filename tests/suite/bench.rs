@@ -205,6 +205,43 @@ fn a_token_behind_a_cache_gives_rows() {
     }
 }
 
+/// Both scans by all the ways that this program has: of the three results none differs.
+#[test]
+fn scans_equal_tensor_operations_and_the_recurrence() {
+    let sizes = ["--batch", "2", "--width", "12", "--head-dim", "4", "--states", "5"];
+    for kind in ["selective", "ssd"] {
+        let args = [&["scan", "--no-memory", "--kind", kind][..], &sizes].concat();
+        // Plain Burn wants whole chunks, of 64 tokens or of all.
+        for (len, peers) in [
+            ("1,192", &["--peer", "stock", "--peer", "recurrence"][..]),
+            ("100", &["--peer", "recurrence"]),
+        ] {
+            for row in rows(&[&args[..], &["--len", len], peers].concat()) {
+                let peers = row["peers"].as_array().unwrap();
+                assert_eq!(peers.last().unwrap()["name"], "recurrence");
+                for peer in peers {
+                    assert!(peer["version"].as_str().unwrap().starts_with("burn "), "{row}");
+                    assert!(number(peer, "difference") < 1e-5, "{row}");
+                    near(number(peer, "ratio"), number(peer, "seconds") / number(&row, "seconds"));
+                }
+            }
+        }
+    }
+}
+
+/// States of all tokens at once against states at the ends of spans.
+#[test]
+fn a_scan_takes_less_memory_than_tensor_operations() {
+    let sizes = ["scan", "--len", "1024", "--width", "64", "--memory", "--peer", "stock"];
+    let row = row(&sizes);
+    // Only Linux says.
+    if !row["peak_bytes"].is_null() {
+        // 1024 tokens of 64 channels with 16 states are 4 MiB, which several operations hold.
+        assert!(number(&row["peers"][0], "peak_bytes") > 8e6, "{row}");
+        assert!(number(&row["peers"][0], "memory_ratio") > 4.0, "{row}");
+    }
+}
+
 #[test]
 fn a_list_of_lengths_gives_a_row_each_and_a_file_holds_what_is_printed() {
     let dir = tempfile::tempdir().unwrap();

@@ -13,7 +13,7 @@ use longburn::attention::lact::{
 use longburn::attention::newton_schulz::NewtonSchulz;
 use longburn::attention::*;
 use longburn::datasets::{Side, TokenBatch};
-use longburn::kernel::{Implementation, TokenMeta};
+use longburn::kernel::TokenMeta;
 use longburn::models::keymap::{map_params, params, read_params};
 use longburn::models::{Blocks, Decoder, ForwardOptions, ModelConfig, SaveOptions, ids_tensor};
 use longburn::positional::{Positions, RopeConfig, RopeTable};
@@ -88,16 +88,10 @@ fn with_context<T>(
 ) -> T {
     let table = table(tokens);
     work(&MixContext {
-        tokens,
         rope: Some(&table),
-        unrotated_cache: None,
-        layer: 0,
         phase: Phase::Train,
         keep_state,
-        implementation: Implementation::Auto,
-        deterministic: false,
-        compute: Compute::F32,
-        taps: &[],
+        ..MixContext::infer(tokens)
     })
 }
 

@@ -75,18 +75,7 @@ fn call(
     state: Option<State>,
 ) -> longburn::Result<MixOutput> {
     let table = table(tokens);
-    let ctx = MixContext {
-        tokens,
-        rope: Some(&table),
-        unrotated_cache: None,
-        layer: 0,
-        phase: Phase::Infer,
-        keep_state,
-        implementation: Implementation::Auto,
-        deterministic: false,
-        compute: Compute::F32,
-        taps: &[],
-    };
+    let ctx = MixContext { rope: Some(&table), keep_state, ..MixContext::infer(tokens) };
     mixer.forward(x, &ctx, state)
 }
 

@@ -103,18 +103,7 @@ fn mixer(config: &LongLoraConfig, device: &Device) -> LongLora {
 
 /// Output of attention before the output projection, `[B, H, T, D]`, in training.
 fn mixed(config: &LongLoraConfig, x: Tensor<3>, tokens: &TokenMeta) -> longburn::Result<Tensor<4>> {
-    let ctx = MixContext {
-        tokens,
-        rope: None,
-        unrotated_cache: None,
-        layer: 0,
-        phase: Phase::Train,
-        keep_state: false,
-        implementation: Implementation::Auto,
-        deterministic: false,
-        compute: Compute::F32,
-        taps: &[Tap::Mixed],
-    };
+    let ctx = MixContext { phase: Phase::Train, taps: &[Tap::Mixed], ..MixContext::infer(tokens) };
     let out = mixer(config, &x.device()).forward(x, &ctx, None)?;
     Ok(out.taps.mixed.expect("the tap was asked for"))
 }
@@ -273,18 +262,7 @@ fn bad_settings_are_refused() {
 
     // A cache and shifted sparse attention exclude each other.
     let tokens = TokenMeta::contiguous(1, 8, 0);
-    let ctx = MixContext {
-        tokens: &tokens,
-        rope: None,
-        unrotated_cache: None,
-        layer: 0,
-        phase: Phase::Train,
-        keep_state: true,
-        implementation: Implementation::Auto,
-        deterministic: false,
-        compute: Compute::F32,
-        taps: &[],
-    };
+    let ctx = MixContext { phase: Phase::Train, keep_state: true, ..MixContext::infer(&tokens) };
     let x = normal([1, 8, 16], 1);
     let error = mixer(&config().with_group_size(4), &device).forward(x, &ctx, None).unwrap_err();
     assert!(error.to_string().contains("cache"), "{error}");

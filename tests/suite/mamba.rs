@@ -4,7 +4,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use longburn::attention::*;
-use longburn::kernel::{Implementation, TokenMeta};
+use longburn::kernel::TokenMeta;
 use longburn::models::keymap::read_params;
 use longburn::streams::{Draw, Purpose, Streams};
 use longburn::testing::{Check, CheckOptions, Outcome, check_mixer, ratio};
@@ -47,18 +47,7 @@ pub fn call<M: SequenceMixer>(
     tokens: &TokenMeta,
     state: Option<State>,
 ) -> longburn::Result<MixOutput> {
-    let ctx = MixContext {
-        tokens,
-        rope: None,
-        unrotated_cache: None,
-        layer: 0,
-        phase: Phase::Infer,
-        keep_state: true,
-        implementation: Implementation::Auto,
-        deterministic: false,
-        compute: Compute::F32,
-        taps: &[Tap::Mixed],
-    };
+    let ctx = MixContext { keep_state: true, taps: &[Tap::Mixed], ..MixContext::infer(tokens) };
     mixer.forward(x, &ctx, state)
 }
 

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use longburn::Result;
 use longburn::attention::*;
-use longburn::kernel::{Implementation, TokenMeta};
+use longburn::kernel::TokenMeta;
 use longburn::positional::{Positions, RopeConfig};
 use longburn::streams::Streams;
 use longburn::testing::{Check, CheckOptions, CheckReport, Outcome, check_mixer};
@@ -63,18 +63,7 @@ fn a_sliding_window_reaches_as_far_as_it_says() {
     let last = |changed: Option<usize>| -> Vec<f32> {
         let value = |i: usize| (i as f32).sin() + f32::from(changed == Some(i / 16));
         let x: Vec<f32> = (0..40 * 16).map(value).collect();
-        let ctx = MixContext {
-            tokens: &tokens,
-            rope: Some(&table),
-            unrotated_cache: None,
-            layer: 0,
-            phase: Phase::Infer,
-            keep_state: false,
-            implementation: Implementation::Auto,
-            deterministic: false,
-            compute: Compute::F32,
-            taps: &[],
-        };
+        let ctx = MixContext { rope: Some(&table), ..MixContext::infer(&tokens) };
         let x = Tensor::from_data(TensorData::new(x, [1, 40, 16]), &device);
         let y = mixer.forward(x, &ctx, None).unwrap().y;
         y.narrow(1, 39, 1).into_data().iter::<f32>().collect()

@@ -83,34 +83,18 @@ fn forward_with(
     let rope = rope();
     let table = rope.table(&Positions::of(tokens), &x.device());
     let ctx = MixContext {
-        tokens,
         rope: Some(&table),
         unrotated_cache: unrotated.then_some(&rope),
-        layer: 0,
         phase,
         keep_state: state.is_some(),
-        implementation: Implementation::Auto,
-        deterministic: false,
-        compute: Compute::F32,
-        taps: &[],
+        ..MixContext::infer(tokens)
     };
     mixer.forward(x, &ctx, state.flatten())
 }
 
 /// Queries and keys as a gate sees them.
 fn unrotated(mixer: &Seer, x: Tensor<3>, tokens: &TokenMeta) -> (Tensor<4>, Tensor<4>) {
-    let ctx = MixContext {
-        tokens,
-        rope: None,
-        unrotated_cache: None,
-        layer: 0,
-        phase: Phase::Infer,
-        keep_state: false,
-        implementation: Implementation::Auto,
-        deterministic: false,
-        compute: Compute::F32,
-        taps: &[Tap::QueriesAndKeys],
-    };
+    let ctx = MixContext { taps: &[Tap::QueriesAndKeys], ..MixContext::infer(tokens) };
     let dense = DenseConfig::new().init(mixer.proj.clone());
     let taps = dense.forward(x, &ctx, None).unwrap().taps;
     (taps.q.unwrap().detach(), taps.k.unwrap().detach())

@@ -2,6 +2,7 @@
 
 use super::job::{AttentionJob, Job, MaskKind, Numbers};
 use super::torch::Torch;
+use super::work::Side;
 use crate::device::DeviceName;
 use clap::{Args, ValueEnum};
 use longburn::{Error, Result};
@@ -26,6 +27,9 @@ pub struct MeasureArgs {
     /// Leave the peaks of memory out, which take a process per side
     #[arg(long)]
     pub no_memory: bool,
+    /// Take the peaks on a card, too: what its allocator holds (not of peers in Python)
+    #[arg(long, conflicts_with = "no_memory")]
+    pub memory: bool,
     /// Write the rows to this file, too
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
@@ -88,6 +92,8 @@ fn writable(out: &Path) -> Result<()> {
 pub enum PeerName {
     /// Tensor operations and autodiff of Burn alone (attention, linear-loss, scan)
     Stock,
+    /// One token after another, in tensor operations of Burn (scan, forward)
+    Recurrence,
     /// Longburn without the mask's gaps: what sparsity saves (attention, block, train-step)
     Dense,
     /// PyTorch: scaled_dot_product_attention and its own ops (all but generate)
@@ -106,9 +112,19 @@ impl PeerName {
         self.to_possible_value().map(|v| v.get_name().to_string()).unwrap_or_default()
     }
 
+    /// Whose code in this program it is; none for a process in Python.
+    pub fn side(self) -> Option<Side> {
+        match self {
+            Self::Stock => Some(Side::Stock),
+            Self::Recurrence => Some(Side::Recurrence),
+            Self::Dense => Some(Side::Longburn),
+            Self::Torch | Self::TorchDense | Self::TorchFlex | Self::Transformers => None,
+        }
+    }
+
     /// Whether it is a process in Python.
     pub fn in_python(self) -> bool {
-        !matches!(self, Self::Stock | Self::Dense)
+        self.side().is_none()
     }
 
     /// Whether it computes all causal pairs, whatever the mask.
@@ -122,6 +138,9 @@ impl PeerName {
             Self::Stock => {
                 matches!(job, Job::Attention(_) | Job::LinearLoss(_) | Job::Scan(_))
             }
+            // The gradient of a token's part is as long as the row, so that Burn's backward pass of
+            // such a loop would take time quadratic in it, which the recurrence does not.
+            Self::Recurrence => matches!(job, Job::Scan(scan) if !scan.backward),
             Self::Dense | Self::TorchDense => job.dense().is_some(),
             Self::Torch => match job {
                 Job::Decode(_) | Job::Generate(_) | Job::Growth(_) => false,

@@ -130,6 +130,7 @@ impl<'a> Bench<'a> {
         // What all hold is not needed while other processes are measured.
         drop(ours);
         let timed: Vec<Timed> = rivals.into_iter().map(|rival| rival.timed).collect();
+        self.device.memory_cleanup();
         let peak = self.peak(job, None, folder)?;
         let mut row = self.summary(job, &cost, samples, peak);
         row.profile = profile;
@@ -157,18 +158,18 @@ impl<'a> Bench<'a> {
         found: &Probe,
     ) -> Result<Rival> {
         let job = &of_peer(job, Some(name));
-        let (runner, version, theirs) = if name.in_python() {
-            let mut peer = self.torch.start(job, code(name), folder)?;
-            let (version, probe) = (peer.version.clone(), std::mem::take(&mut peer.probe));
-            (Runner::Python(peer), version, probe)
-        } else {
-            let (side, version) = match name {
-                PeerName::Stock => (Side::Stock, format!("burn {}", crate::doctor::BURN)),
-                _ => (Side::Longburn, format!("longburn {}", env!("CARGO_PKG_VERSION"))),
+        let (runner, version, theirs) = if let Some(side) = name.side() {
+            let version = match side {
+                Side::Longburn => format!("longburn {}", env!("CARGO_PKG_VERSION")),
+                Side::Stock | Side::Recurrence => format!("burn {}", crate::doctor::BURN),
             };
             let mut work = work(job, side, &self.device)?;
             let probe = work.probe()?;
             (Runner::Here(work), version, probe)
+        } else {
+            let mut peer = self.torch.start(job, code(name), folder)?;
+            let (version, probe) = (peer.version.clone(), std::mem::take(&mut peer.probe));
+            (Runner::Python(peer), version, probe)
         };
         let difference = match name.is_dense() {
             true => None,
@@ -186,16 +187,16 @@ impl<'a> Bench<'a> {
         peer: Option<PeerName>,
         folder: Option<&Path>,
     ) -> Result<Option<u64>> {
-        // What a card holds, the system does not count.
         let on_card = self.globals.device != DeviceName::Flex;
-        if self.args.no_memory || on_card || !job.has_memory() {
+        if self.args.no_memory || (on_card && !self.args.memory) || !job.has_memory() {
             return Ok(None);
         }
         let job = &of_peer(job, peer);
-        match peer {
-            None | Some(PeerName::Dense) => memory::peak(job, Side::Longburn, self.globals),
-            Some(PeerName::Stock) => memory::peak(job, Side::Stock, self.globals),
-            Some(name) => self.torch.memory(job, code(name), folder),
+        match peer.map_or(Some(Side::Longburn), PeerName::side) {
+            Some(side) => memory::peak(job, side, self.globals),
+            // What a card holds, the system does not count, and the script asks the system.
+            None if on_card => Ok(None),
+            None => self.torch.memory(job, peer.map_or("sdpa", code), folder),
         }
     }
 

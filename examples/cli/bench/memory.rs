@@ -1,10 +1,13 @@
 //! Most memory that a run takes beyond its inputs: in a process of its own, so that nothing else
-//! is counted, and by the system's count, so that every allocation of every library is.
+//! is counted. On the CPU by the system's count, so that every allocation of every library is; on a
+//! card by what the allocator of all tensors holds.
 
 use super::job::Job;
 use super::work::{Side, work};
+use crate::device::DeviceName;
 use crate::{Globals, output};
-use clap::Args;
+use burn::tensor::Device;
+use clap::{Args, ValueEnum};
 use longburn::training::plan::Resident;
 use longburn::{Error, Result};
 use serde_json::{Value, json};
@@ -42,7 +45,11 @@ impl SideArgs {
             // The model is made on the way to the first step, which also makes the moments.
             work.run(1)?;
         }
-        let peak = most(|| work.run(1).map(drop))?;
+        let mut run = || work.run(1).map(drop);
+        let peak = match globals.device {
+            DeviceName::Flex => most(run)?,
+            DeviceName::Wgpu(_) | DeviceName::Cuda(_) => most_on_card(&device, &mut run)?,
+        };
         output::json(&json!({ "peak_bytes": peak }))
     }
 }
@@ -59,6 +66,21 @@ fn most(run: impl FnOnce() -> Result<()>) -> Result<Option<u64>> {
     Ok(known.then(|| after.peak.saturating_sub(before.now)))
 }
 
+/// Most that the allocator of a card takes from it in `run`, beyond what tensors held before; none
+/// where a device does not say. Pages that are not full count as a whole.
+fn most_on_card(device: &Device, run: &mut impl FnMut() -> Result<()>) -> Result<Option<u64>> {
+    // What is compiled and tuned on the way takes memory of its own, which is given back.
+    run()?;
+    device.memory_cleanup();
+    let before = device.memory_pool_usage();
+    run()?;
+    // No page is given back in between: the sizes that decide so are those of the first run.
+    let after = device.memory_pool_usage();
+    Ok(before
+        .zip(after)
+        .map(|(before, after)| after.bytes_reserved.saturating_sub(before.bytes_in_use)))
+}
+
 /// Run this program again for one side, and what it says.
 ///
 /// # Errors
@@ -66,7 +88,8 @@ fn most(run: impl FnOnce() -> Result<()>) -> Result<Option<u64>> {
 pub fn other_process(job: &Job, side: Side, globals: &Globals) -> Result<Value> {
     let program = std::env::current_exe().map_err(|e| Error::io("this program", e))?;
     let text = serde_json::to_string(job).unwrap_or_default();
-    let side = if side == Side::Stock { "stock" } else { "longburn" };
+    let name = side.to_possible_value();
+    let side = name.as_ref().map_or("longburn", |name| name.get_name());
     let mut command = Command::new(&program);
     command
         .args(["bench", "side", "--json", "--side", side, "--job", &text])

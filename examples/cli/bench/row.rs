@@ -40,7 +40,8 @@ pub struct Row {
     pub flops_per_second: f64,
     /// Bytes of inputs and outputs, which must be read or written at least.
     pub bytes: f64,
-    /// Most memory beyond the inputs, bytes, in a process of its own; none where not measured.
+    /// Most memory beyond the inputs, bytes, in a process of its own (on a card: in pages of its
+    /// allocator); none where not measured.
     pub peak_bytes: Option<u64>,
     /// Visible query-key pairs, all rows and heads of a layer.
     pub pairs: Option<u64>,

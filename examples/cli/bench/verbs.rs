@@ -144,7 +144,8 @@ impl LossArgs {
 #[command(after_help = "\
 Examples:
   longburn bench scan --len 4096 --width 256 --states 16 --backward --peer stock --peer torch
-  longburn bench scan --kind ssd --width 512 --states 64 --backward --peer torch")]
+  longburn bench scan --kind ssd --width 512 --states 64 --backward --peer torch
+  longburn bench scan --kind ssd --len 2048,8192 --width 512 --peer stock --peer recurrence")]
 pub struct ScanArgs {
     /// Which scan
     #[arg(long, default_value = "selective", value_name = "NAME")]

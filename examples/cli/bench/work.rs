@@ -23,6 +23,8 @@ pub enum Side {
     Longburn,
     /// Tensor operations and autodiff of Burn alone.
     Stock,
+    /// The same, one token after another.
+    Recurrence,
 }
 
 /// One side of a comparison.
@@ -89,6 +91,7 @@ pub fn work(job: &Job, side: Side, device: &Device) -> Result<Box<dyn Work>> {
         (Job::LinearLoss(job), Side::Stock) => Ok(loss::stock(job, device)),
         (Job::Scan(job), Side::Longburn) => Ok(scan::ours(*job, device)),
         (Job::Scan(job), Side::Stock) => Ok(scan::stock(*job, device)),
+        (Job::Scan(job), Side::Recurrence) => Ok(scan::recurrence(*job, device)),
         (Job::Block(job), Side::Longburn) => model::block(job, device),
         (Job::TrainStep(job), Side::Longburn) => model::train_step(job, device),
         (Job::Decode(job), Side::Longburn) => decode::ours(job, device),

@@ -109,6 +109,7 @@ fn words_that_are_unknown_are_answered_with_those_that_are_known() {
         (&["attention", "--peer", "jax"], "torch-flex"),
         (&["matmul", "--m", "1", "--k", "1", "--n", "1", "--layout", "tt"], "nt"),
         (&["generate", "--random-llama", "7b"], "100m"),
+        (&["attention", "--memory", "--no-memory"], "--no-memory"),
     ] {
         let out = quick(args).assert().code(2);
         let said = String::from_utf8_lossy(&out.get_output().stderr).into_owned();
@@ -121,6 +122,9 @@ fn peers_that_do_something_else_are_refused_with_those_that_would_do() {
     for (args, others) in [
         (&["matmul", "--m", "1", "--k", "1", "--n", "1", "--peer", "stock"][..], "torch"),
         (&["attention", "--len", "8", "--peer", "transformers"], "stock, torch"),
+        (&["attention", "--len", "8", "--peer", "recurrence"], "stock, torch"),
+        // Burn's backward pass of a loop over parts of a row takes time quadratic in its length.
+        (&["scan", "--len", "8", "--backward", "--peer", "recurrence"], "stock, torch"),
         // Without gaps there is nothing that sparsity could save.
         (&["attention", "--len", "8", "--peer", "dense"], "stock"),
         (&["attention", "--len", "8", "--backward", "--peer", "torch-flex"], "stock"),

@@ -56,6 +56,43 @@ fn a_row_that_waits_goes_on_as_if_it_had_not() {
     }
 }
 
+/// A state after nothing but padding is that of no call.
+#[test]
+fn a_row_that_begins_with_padding_alone_equals_the_row() {
+    let layer = layer(&config());
+    let t = 2 * CHUNK + 3;
+    let x = normal([1, 3 + t, HIDDEN], 21);
+    let call = |range: std::ops::Range<usize>, tokens: &TokenMeta, state| {
+        let x = x.clone().narrow(1, range.start, range.len());
+        with_context(tokens, true, |ctx| layer.forward(x, ctx, state)).unwrap()
+    };
+    let padding = TokenMeta::new(1, 3, vec![0; 3], vec![-1; 3]).unwrap();
+    let state = call(0..3, &padding, None).state;
+    let tokens = TokenMeta::contiguous(1, t, 0);
+    let got = call(3..3 + t, &tokens, state).y;
+    let want = answer(&layer, x.clone().narrow(1, 3, t), &tokens);
+    assert!(ratio(&host(got), &host(want)) <= 1e-6);
+}
+
+/// No more than the window reaches.
+#[test]
+fn the_window_keeps_what_it_reaches() {
+    let window = 5;
+    let layer = layer(&config().with_window(window));
+    let x = normal([1, 40, HIDDEN], 22);
+    let call = |start: usize, tokens: &TokenMeta, state| {
+        let x = x.clone().narrow(1, start, tokens.len());
+        with_context(tokens, true, |ctx| layer.forward(x, ctx, state)).unwrap().state.unwrap()
+    };
+    let mut state = call(0, &TokenMeta::contiguous(1, 30, 0), None);
+    // The next token is one of those that it sees.
+    assert_eq!(state.len(), window - 1);
+    for t in 30..33 {
+        state = call(t, &TokenMeta::contiguous(1, 1, t), Some(state));
+        assert_eq!(state.len(), window - 1);
+    }
+}
+
 /// Settings can change where the weights stay what they are.
 #[test]
 fn only_settings_that_have_the_same_weights_can_change() {

@@ -42,7 +42,8 @@ const METHOD: &str = "
   is given, and the row counts for no target of shares.
 - *Peak.* Most memory beyond inputs (for a training step: beyond weights and moments), as the system
   counts it for a process of its own per side, after a small warm-up and with an allocator that gives
-  back what is freed.
+  back what is freed. On a card, with `--memory`: what the allocator of all tensors holds of it, pages
+  that are not full included.
 - *Attention* gets the gradient of its output and returns those of q, k and v. Stock Burn is
   `softmax(q·kᵀ + mask)·v` and autodiff. PyTorch is `scaled_dot_product_attention`, causal where the mask
   is dense, with a boolean mask for windows, for strides and lists of blocks as far as one per head
@@ -50,8 +51,9 @@ const METHOD: &str = "
 - *Training step.* Longburn's side is the public trainer with all its checks. PyTorch's is a Llama out of
   its own functions with fused AdamW. The losses of three steps agree.
 - *Scans* have a gate and softplus. Operations are those of the recurrence. Stock Burn holds all states at
-  once and doubles (selective) or all chunks at once (SSD), with autodiff; PyTorch goes token by token
-  over states that it has made at once, or computes all chunks at once.
+  once and doubles (selective) or all chunks at once (SSD), with autodiff; `recurrence` is Burn token by
+  token; PyTorch goes token by token over states that it has made at once, or computes all chunks at
+  once.
 - *Sparse masks.* `dense` is Longburn itself without the gaps; its ratio is what sparsity saves. Choosing
   blocks is no part of it: they are known beforehand, those of lists at random.
 - The peers' code is `benches/peers/torch_peer`, which can also be run by hand.

@@ -131,23 +131,47 @@ pub fn ours(job: ScanJob, device: &Device) -> Box<dyn Work> {
 
 /// Tensor operations alone: all states at once by doubling, or all chunks at once.
 pub fn stock(job: ScanJob, device: &Device) -> Box<dyn Work> {
-    run(job, device, move |x| {
-        let delta = softplus(x.delta.clone(), 1.0);
-        let a = x.a.clone().exp().neg();
-        let y = match job.kind {
-            ScanKind::Selective => {
-                let y = doubled(x, delta, a);
-                y + x.u.clone() * x.d.clone().unsqueeze()
-            }
-            ScanKind::Ssd => {
-                let [batch, len, width] = x.u.dims();
-                let d = x.d.clone().reshape([1, 1, job.heads(), 1]);
-                let u = x.u.clone().reshape([batch, len, job.heads(), job.head_dim]);
-                chunked(x, delta, a) + (u * d).reshape([batch, len, width])
-            }
-        };
-        Ok(y * silu(x.z.clone()))
-    })
+    let read = match job.kind {
+        ScanKind::Selective => doubled,
+        ScanKind::Ssd => chunked,
+    };
+    run(job, device, move |x| Ok(operations(job, x, read)))
+}
+
+/// Tensor operations alone, one token after another: the recurrence as papers write it.
+pub fn recurrence(job: ScanJob, device: &Device) -> Box<dyn Work> {
+    run(job, device, move |x| Ok(operations(job, x, one_by_one)))
+}
+
+/// What `read` makes of Delta and A, with what passes by the state, and the gate.
+fn operations(
+    job: ScanJob,
+    x: &Inputs,
+    read: fn(&Inputs, Tensor<3>, Tensor<2>) -> Tensor<3>,
+) -> Tensor<3> {
+    let d = x.d.clone().unsqueeze_dim::<2>(1).expand([job.heads(), job.head_dim]);
+    let y = read(x, softplus(x.delta.clone(), 1.0), x.a.clone().exp().neg());
+    (y + x.u.clone() * d.reshape([1, 1, job.width])) * silu(x.z.clone())
+}
+
+/// Delta `[B, T, H]`, A `[H, N or 1]` -> y `[B, T, E]`
+fn one_by_one(x: &Inputs, delta: Tensor<3>, a: Tensor<2>) -> Tensor<3> {
+    let ([batch, len, width], heads) = (x.u.dims(), delta.dims()[2]);
+    let (n, p) = (x.b.dims()[2], width / heads);
+    let token = |x: &Tensor<3>, t: usize| x.clone().narrow(1, t, 1);
+    // `[B, H, P, N]`
+    let mut h = Tensor::<4>::zeros([batch, heads, p, n], &delta.device());
+    let of_a = a.dims()[1];
+    let a = a.reshape([1, heads, 1, of_a]);
+    let mut y = Vec::with_capacity(len);
+    for t in 0..len {
+        let delta = token(&delta, t).reshape([batch, heads, 1, 1]);
+        let input = token(&x.u, t).reshape([batch, heads, p, 1]) * delta.clone();
+        h = (delta * a.clone()).exp() * h + input * token(&x.b, t).reshape([batch, 1, 1, n]);
+        let read = h.clone() * token(&x.c, t).reshape([batch, 1, 1, n]);
+        y.push(read.sum_dim(3).reshape([batch, 1, width]));
+    }
+    Tensor::cat(y, 1)
 }
 
 /// Delta `[B, T, E]`, A `[E, N]` -> y `[B, T, E]`
