@@ -9,6 +9,7 @@ mod growth;
 mod inputs;
 mod job;
 mod machine;
+mod masks;
 mod measure;
 mod memory;
 mod models;

@@ -93,6 +93,14 @@ fn operations_and_densities_are_those_of_the_masks_pairs() {
             &["--mask", "stride", "--block", "8", "--local-blocks", "2", "--stride", "3"],
             MaskSpec::causal().with_stride(BlockStride::new(8, 2, 3, 4)),
         ),
+        (
+            &["--mask", "longgen", "--block", "8", "--local-blocks", "2", "--sink-blocks", "3"],
+            MaskSpec::causal().with_stride(BlockStride::near(8, 2, 4)).with_sinks(24),
+        ),
+        (
+            &["--mask", "longgen", "--block", "8", "--local-blocks", "2", "--stride", "3"],
+            MaskSpec::causal().with_stride(BlockStride::new(8, 2, 3, 4)),
+        ),
     ] {
         let tokens = TokenMeta::contiguous(2, 96, 0);
         let mask_of_it = Mask::new(spec, tokens.clone(), tokens, 4).unwrap();
@@ -171,6 +179,27 @@ fn products_losses_and_models_are_counted() {
     let flops = 6.0 * 32.0 * (3.0 * products + 40.0 * 16.0) + 3.0 * 3.5 * 4.0 * 8.0 * pairs;
     near(number(&step, "flops"), flops);
     near(number(&step, "tokens_per_second"), 32.0 / number(&step, "seconds"));
+}
+
+/// A third of the layers in the middle sees all pairs, unless another number is asked for.
+#[test]
+fn longgens_schedule_counts_the_pairs_of_each_layer() {
+    let sizes = ["--len", "32", "--width", "16", "--heads", "2", "--vocab", "40", "--no-memory"];
+    let mask = ["--mask", "longgen", "--block", "8", "--local-blocks", "2", "--layers", "3"];
+    let products = 4.0 * 16.0 * 16.0 + 3.0 * 16.0 * 48.0;
+    // Four diagonal blocks, three beside them, and the first one seen by the last two.
+    let (sparse, dense) = ((2 * (4 * 36 + 3 * 64 + 2 * 64)) as f64, (32 * 33) as f64);
+    for (full, text) in [(0, ""), (1, ", 1 layer dense"), (3, ", 3 layers dense")] {
+        let number_of = ["--full-layers".to_string(), full.to_string()];
+        let number_of = number_of.each_ref().map(String::as_str);
+        let asked: &[&str] = if full == 1 { &[] } else { &number_of };
+        let step = row(&[&["train-step", "--peer", "dense"][..], &sizes, &mask, asked].concat());
+        assert_eq!(step["case"], format!("LongGen, 2 near, 1 first, blocks of 8{text}"));
+        let pairs = f64::from(full) * dense + f64::from(3 - full) * sparse;
+        let flops = 6.0 * 32.0 * (3.0 * products + 40.0 * 16.0) + 3.5 * 4.0 * 8.0 * pairs;
+        near(number(&step, "flops"), flops);
+        near(number(&step, "pairs"), sparse);
+    }
 }
 
 #[test]

@@ -6,6 +6,9 @@ import torch.nn.functional as F
 from inputs import DTYPES, tensor, timed
 from masks import flex, grouped, visible
 
+# FlexAttention tries kernels of several shapes; products are the libraries', as without it.
+AUTOTUNED = {"max_autotune": True, "max_autotune_gemm_backends": "ATEN"}
+
 
 def best_of_card(q, k, v, backward):
     """SDPA's fastest backend on a card for causal attention, and its name. Those that do not know
@@ -104,12 +107,41 @@ def attention_job(job, code, _):
     return both
 
 
-def fastest_in_model(job, dtype):
-    """Lets SDPA use its fastest backend for causal attention of a layer, and that one alone; its name."""
+def leaves_of_layer(job, dtype):
     width = job["width"] // job["heads"]
     shapes = [(job["batch"], job[heads], job["len"], width) for heads in ("heads", "kv_heads", "kv_heads")]
-    leaves = [tensor(shape, salt).to(dtype).requires_grad_() for salt, shape in enumerate(shapes)]
-    _, name = best_of_card(*leaves, True)
+    return [tensor(shape, salt).to(dtype).requires_grad_() for salt, shape in enumerate(shapes)]
+
+
+def fastest_flex(job, dtype):
+    """FlexAttention for a layer, and its tiles: PyTorch's own, or ones as narrow as the blocks of keys that
+    a stride leaves out, if they are faster forward and backward."""
+    mask, heads = job["mask"], (job["heads"], job["kv_heads"])
+    block = mask["block"] if mask.get("stride") else 128
+    sizes = [128] if block >= 128 or 128 % block or block % 16 else [128, block]
+    runs = {size: flex(mask, job["len"], heads, size, AUTOTUNED) for size in sizes}
+    if len(sizes) == 1:
+        return runs[128], "FlexAttention"
+    times = {}
+    for size, run in runs.items():
+        leaves = leaves_of_layer(job, dtype)
+
+        def once():
+            out = run(*leaves)
+            out.backward(torch.ones_like(out))
+
+        try:
+            once()
+            times[size] = timed(once, 3)
+        except RuntimeError:  # not all tiles fit all kernels
+            continue
+    size = min(times, key=times.get)
+    return runs[size], f"FlexAttention by {size} keys"
+
+
+def fastest_in_model(job, dtype):
+    """Lets SDPA use its fastest backend for causal attention of a layer, and that one alone; its name."""
+    _, name = best_of_card(*leaves_of_layer(job, dtype), True)
     torch.backends.cuda.enable_cudnn_sdp(name.startswith("cudnn"))
     torch.backends.cuda.enable_flash_sdp(name.startswith("flash"))
     torch.backends.cuda.enable_mem_efficient_sdp(False)

@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from attention import attention, fastest_in_model
+from attention import AUTOTUNED, attention, fastest_flex, fastest_in_model
 from inputs import DTYPES, ids, probe, tensor
 
 
@@ -13,7 +13,9 @@ class Llama:
     """A decoder out of the functions that PyTorch has for it; weights by Hugging Face's names.
 
     In 16 bits the weights stay f32 and are rounded where they are used, the residual stream is in 16
-    bits, and norms and rotations compute in f32. On a card a block is compiled, once for all layers.
+    bits, and norms and rotations compute in f32. On a card a block is compiled, once for all layers with
+    the same mask. Full layers of a model whose others have a mask (LongGen) are SDPA's, whatever
+    computes the others: FlexAttention is for masks that SDPA does not know.
     """
 
     OF_A_BLOCK = (
@@ -37,19 +39,33 @@ class Llama:
         self.weights = {
             name: w.requires_grad_() for name, w in weights(job, folder).items()
         }
-        on_card = str(torch.get_default_device()).startswith("cuda")
+        dense, on_card = {"name": "dense"}, str(torch.get_default_device()).startswith("cuda")
         self.version = f"torch {torch.__version__}"
-        self.repeat = False
-        if on_card and self.dtype != torch.float32 and job["mask"]["name"] == "dense":
+        full = [layer in job.get("full_layers", []) for layer in range(self.layers)]
+        kinds = {f: (dense, "sdpa") if f else (job["mask"], code) for f in set(full)}
+        by_sdpa = [mask for mask, by in kinds.values() if by == "sdpa"]
+        repeated = False
+        # Where SDPA has masks, too, PyTorch chooses among its backends: the fastest know none.
+        if on_card and self.dtype != torch.float32 and by_sdpa and all(m == dense for m in by_sdpa):
             name = fastest_in_model(job, self.dtype)
             self.version += f", {name}"
-            self.repeat = "repeated" in name
-        self.attend = attention(job["mask"], job["len"], (self.heads, self.kv), code)
+            repeated = "repeated" in name
         frequencies = 10000.0 ** -(torch.arange(0, self.head, 2, dtype=torch.float64) / self.head)
         angles = torch.arange(job["len"], dtype=torch.float64)[:, None] * frequencies
         angles = torch.cat([angles, angles], 1)
         self.cos, self.sin = angles.cos().float(), angles.sin().float()
-        self.of_block = torch.compile(self.plain_block, dynamic=False) if on_card else self.plain_block
+        blocks = {}
+        for kind, (mask, by) in kinds.items():
+            options = None
+            if on_card and by == "flex":
+                attend, name = fastest_flex(job, self.dtype)
+                self.version += f", {name}"
+                options = AUTOTUNED
+            else:
+                attend = attention(mask, job["len"], (self.heads, self.kv), by)
+            block = self.block_with(attend, repeated and by == "sdpa")
+            blocks[kind] = torch.compile(block, dynamic=False, options=options) if on_card else block
+        self.blocks = [blocks[kind] for kind in full]
         self.of_chunk = torch.compile(loss_of_chunk, dynamic=False) if on_card else loss_of_chunk
 
     def norm(self, x, weight):
@@ -63,7 +79,15 @@ class Llama:
         turned = torch.cat([-right, left], -1)
         return (x.float() * self.cos + turned * self.sin).to(x.dtype)
 
-    def plain_block(self, x, before, q, k, v, o, between, gate, up, down):
+    def block_with(self, attend, repeated):
+        """A block as a function of its input and weights; key heads are repeated, or shared."""
+
+        def block(x, *of_layer):
+            return self.plain_block(attend, repeated, x, *of_layer)
+
+        return block
+
+    def plain_block(self, attend, repeated, x, before, q, k, v, o, between, gate, up, down):
         batch, length, _ = x.shape
 
         def split(weight, heads):
@@ -73,9 +97,9 @@ class Llama:
         normed = self.norm(x, before)
         q, k, v = split(q, self.heads), split(k, self.kv), split(v, self.kv)
         q, k = self.rotate(q), self.rotate(k)
-        if self.repeat:
+        if repeated:
             k, v = (y.repeat_interleave(self.heads // self.kv, 1) for y in (k, v))
-        mixed = self.attend(q, k, v)
+        mixed = attend(q, k, v)
         mixed = mixed.transpose(1, 2).reshape(batch, length, self.width)
         x = x + self.linear(mixed, o)
         normed = self.norm(x, between)
@@ -86,10 +110,12 @@ class Llama:
         at = f"model.layers.{layer}."
         of_layer = [self.weights[f"{at}{name}.weight"] for name in self.OF_A_BLOCK]
         if not self.again:
-            return self.of_block(x, *of_layer)
+            return self.blocks[layer](x, *of_layer)
         from torch.utils.checkpoint import checkpoint
 
-        return checkpoint(self.of_block, x, *of_layer, use_reentrant=False)
+        # Nothing is drawn, so that no state of a generator needs to come back.
+        again = {"use_reentrant": False, "preserve_rng_state": False}
+        return checkpoint(self.blocks[layer], x, *of_layer, **again)
 
     def loss(self, rows):
         x = F.embedding(rows, self.weights["model.embed_tokens.weight"]).to(self.dtype)
@@ -203,7 +229,9 @@ class TrainStep:
             fused=True,
             capturable=self.rows.device.type == "cuda",
         )
-        self.graph, self.result = None, None
+        self.graph, self.result, self.grads = None, None, None
+        kinds = self.model.blocks
+        self.watched = sorted(kinds.index(block) for block in set(kinds))
 
     def __call__(self):
         if self.graph is None:
@@ -227,12 +255,20 @@ class TrainStep:
     def step(self):
         loss = self.model.loss(self.rows)
         loss.backward()
+        if self.grads is None:
+            self.grads = probe(self.watched_grads())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return [("losses", loss)]
+
+    def watched_grads(self):
+        """Of the values' weights, in a layer of each kind: losses at the start hardly depend on masks."""
+        for layer in self.watched:
+            weight = self.model.weights[f"model.layers.{layer}.self_attn.v_proj.weight"]
+            yield f"dv of layer {layer}", weight.grad
 
     def probe(self):
         losses = [self()[0][1].item() for _ in range(3)]
         if self.rows.device.type == "cuda":
             self.capture()
-        return probe([("losses", torch.tensor(losses))])
+        return probe([("losses", torch.tensor(losses))]) + self.grads

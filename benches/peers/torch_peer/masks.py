@@ -16,18 +16,10 @@ def chosen(head, q, blocks, density):
     return sorted(range(q), key=lambda k: h[k])[: count - 1] + [q]
 
 
-def of_blocks(mask, length, heads, kv_heads):
+def of_blocks(mask, length, heads):
     """Which blocks count, [H, blocks, blocks]."""
     blocks = -(-length // mask["block"])
     allowed = torch.zeros((heads, blocks, blocks), dtype=torch.bool)
-    if mask["name"] == "stride":
-        m = torch.arange(blocks)
-        near = m[:, None] - m[None, :] < mask["local"]
-        step = max(1, mask["stride"] // heads)
-        for head in range(heads):
-            phase = head // (heads // kv_heads) * step
-            allowed[head] = near | ((m[None, :] + phase) % mask["stride"] == 0)
-        return allowed
     for head in range(heads):
         for q in range(blocks):
             allowed[head, q, chosen(head, q, blocks, mask["density"])] = True
@@ -46,10 +38,10 @@ def visible(mask, length, heads):
     if mask["name"] == "documents":
         n = i // mask["tokens"]
         return causal & (n[:, None] == n[None, :])
-    if mask["name"] in ("stride", "blocks"):
-        n = i // mask["block"]
-        allowed = [causal & of[n][:, n] for of in of_blocks(mask, length, *heads)]
-        return torch.stack(allowed)[None]
+    if mask["name"] in ("stride", "longgen", "blocks"):
+        rule, differ = rule_of(mask, length, heads)
+        h = torch.arange(heads[0] if differ else 1)[:, None, None]
+        return rule(0, h, i[:, None], i[None, :])[None]
     raise ValueError(f"no boolean mask for {mask}")
 
 
@@ -76,6 +68,22 @@ def grouped(q, k, v, parts):
     return torch.cat([attend(first, 0, length, size), torch.cat(shifted, 2)], 1)
 
 
+def rule_by_blocks(mask, heads):
+    """Near blocks, the first ones, and one in so many, with a phase per key head."""
+    block, local, sinks, stride = mask["block"], mask["local"], mask.get("sinks", 0), mask["stride"]
+    group = heads[0] // heads[1]
+    step = max(1, stride // heads[0]) if stride else 0
+
+    def rule(b, h, i, j):
+        m, n = i // block, j // block
+        seen = (m - n < local) | (n < sinks)
+        if stride:
+            seen = seen | ((n + h // group * step) % stride == 0)
+        return (j <= i) & seen
+
+    return rule, bool(stride)
+
+
 def rule_of(mask, length, heads):
     """What FlexAttention compiles, and whether heads differ."""
     name = mask["name"]
@@ -95,19 +103,22 @@ def rule_of(mask, length, heads):
             return (j <= i) & ((i + shift) // size == (j + shift) // size)
 
         return rule, True
-    allowed, block = of_blocks(mask, length, *heads), mask["block"]
+    if name in ("stride", "longgen"):
+        return rule_by_blocks(mask, heads)
+    allowed, block = of_blocks(mask, length, heads[0]), mask["block"]
     return lambda b, h, i, j: (j <= i) & allowed[h, i // block, j // block], True
 
 
-def blocks_by_rows(rule, heads, length, size=128):
+def blocks_by_rows(rule, heads, length, of_keys=128):
     """A block mask, made row by row: `create_block_mask` holds all pairs at once."""
     from torch.nn.attention.flex_attention import BlockMask
 
-    count, h, j = length // size, torch.arange(heads)[:, None, None], torch.arange(length)[None, None]
+    size, count = 128, length // of_keys
+    h, j = torch.arange(heads)[:, None, None], torch.arange(length)[None, None]
     some, whole = [], []
     for first in range(0, length, size):
         seen = rule(0, h, torch.arange(first, first + size)[None, :, None], j)
-        tiles = seen.expand(heads, size, length).reshape(heads, size, count, size)
+        tiles = seen.expand(heads, size, length).reshape(heads, size, count, of_keys)
         some.append(tiles.any(3).any(1))
         whole.append(tiles.all(3).all(1))
     some, whole = torch.stack(some, 1)[None], torch.stack(whole, 1)[None]
@@ -117,22 +128,22 @@ def blocks_by_rows(rule, heads, length, size=128):
         return x.sum(-1, dtype=torch.int32), order.int()
 
     return BlockMask.from_kv_blocks(
-        *listed(some & ~whole), *listed(whole), BLOCK_SIZE=size, mask_mod=rule
+        *listed(some & ~whole), *listed(whole), BLOCK_SIZE=(size, of_keys), mask_mod=rule
     )
 
 
-def flex(mask, length, heads):
-    """FlexAttention, compiled, with the same pairs."""
+def flex(mask, length, heads, of_keys=128, options=None):
+    """FlexAttention, compiled, with the same pairs: on cards by tiles of 128 queries and `of_keys` keys."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     device = str(torch.get_default_device())
     rule, differ = rule_of(mask, length, heads)
     rows = heads[0] if differ else None
     if device.startswith("cuda") and length % 128 == 0:
-        blocks = blocks_by_rows(rule, rows or 1, length)
+        blocks = blocks_by_rows(rule, rows or 1, length, of_keys)
     else:
         blocks = create_block_mask(rule, None, rows, length, length, device=device)
-    compiled = torch.compile(flex_attention)
+    compiled = torch.compile(flex_attention, options=options)
 
     def run(q, k, v):
         return compiled(q, k, v, block_mask=blocks, enable_gqa=q.shape[1] != k.shape[1])

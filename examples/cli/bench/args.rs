@@ -1,10 +1,11 @@
 //! Options that the measuring verbs share.
 
-use super::job::{AttentionJob, Job, MaskKind, Numbers};
+use super::job::{Job, MaskKind, Numbers};
 use super::torch::Torch;
 use super::work::Side;
 use crate::device::DeviceName;
 use clap::{Args, ValueEnum};
+use longburn::attention::LongGenConfig;
 use longburn::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -100,7 +101,7 @@ pub enum PeerName {
     Torch,
     /// PyTorch without the mask's gaps (attention, block, train-step)
     TorchDense,
-    /// PyTorch's compiled FlexAttention (attention, in f32 forward alone; train-step in 16 bits)
+    /// PyTorch's compiled FlexAttention (attention, in f32 forward alone; block and train-step on a card)
     TorchFlex,
     /// transformers' generate with a cache (generate)
     Transformers,
@@ -132,8 +133,9 @@ impl PeerName {
         matches!(self, Self::Dense | Self::TorchDense)
     }
 
-    /// Whether it does such a job.
-    pub fn does(self, job: &Job) -> bool {
+    /// Whether it does such a job, on a card that it knows or on the CPU.
+    pub fn does(self, job: &Job, device: DeviceName) -> bool {
+        let on_card = matches!(device, DeviceName::Cuda(_));
         match self {
             Self::Stock => {
                 matches!(job, Job::Attention(_) | Job::LinearLoss(_) | Job::Scan(_))
@@ -144,13 +146,14 @@ impl PeerName {
             Self::Dense | Self::TorchDense => job.dense().is_some(),
             Self::Torch => match job {
                 Job::Decode(_) | Job::Generate(_) | Job::Growth(_) => false,
-                Job::Attention(attention) => fits(attention),
+                Job::Attention(job) => fits(job.mask, job.len, job.heads),
+                Job::Block(job) | Job::TrainStep(job) => fits(job.mask, job.len, job.heads),
                 _ => true,
             },
             // On the CPU it has no backward pass; on cards, where tensors are in 16 bits, it has.
             Self::TorchFlex => match job {
-                Job::Attention(attention) if attention.dtype != Numbers::F32 => true,
-                Job::TrainStep(step) => step.dtype != Numbers::F32,
+                Job::Attention(attention) if on_card && attention.dtype != Numbers::F32 => true,
+                Job::Block(job) | Job::TrainStep(job) => on_card && job.dtype != Numbers::F32,
                 Job::Attention(attention) => {
                     let rule = matches!(attention.mask, MaskKind::Dense | MaskKind::Window { .. });
                     rule && !attention.backward
@@ -163,17 +166,28 @@ impl PeerName {
 
     /// # Errors
     /// [`Error::Unsupported`], with those that do.
-    pub fn check(self, job: &Job) -> Result<()> {
-        if self.does(job) {
+    pub fn check(self, job: &Job, device: DeviceName) -> Result<()> {
+        if self.does(job, device) {
             return Ok(());
         }
-        let others: Vec<String> =
-            Self::value_variants().iter().filter(|p| p.does(job)).map(|p| p.name()).collect();
-        let remedy = match others.as_slice() {
+        let all = Self::value_variants().iter();
+        let others: Vec<String> = all.filter(|p| p.does(job, device)).map(|p| p.name()).collect();
+        let others = match others.as_slice() {
             [] => "leave --peer out".into(),
             names => format!("choose from {}", names.join(", ")),
         };
-        let what = format!("peer {} for {}, {}", self.name(), job.what(), job.case());
+        let remedy = match (self, job) {
+            (Self::TorchFlex, Job::Attention(_) | Job::Block(_) | Job::TrainStep(_)) => format!(
+                "FlexAttention has a backward pass on cards alone: add --device cuda --dtype bf16, or {others}"
+            ),
+            _ => others,
+        };
+        let (what, case) = (job.what(), job.case());
+        let what = format!(
+            "peer {} for {what}, {case}, in {} on {device}",
+            self.name(),
+            job.numbers().name()
+        );
         Err(Error::Unsupported { what, remedy })
     }
 }
@@ -183,11 +197,13 @@ const MOST_OF_MASKS: usize = 4 << 30;
 
 /// Whether PyTorch can hold the mask: where heads differ it takes one value per head and pair, a
 /// boolean and the f32 that it makes of it.
-fn fits(job: &AttentionJob) -> bool {
-    let pairs = job.len.saturating_mul(job.len);
-    let pairs = match job.mask {
-        MaskKind::Stride { .. } | MaskKind::Blocks { .. } => pairs.saturating_mul(job.heads),
-        MaskKind::Documents { .. } => pairs,
+fn fits(mask: MaskKind, len: usize, heads: usize) -> bool {
+    let pairs = len.saturating_mul(len);
+    let pairs = match mask {
+        MaskKind::Stride { .. }
+        | MaskKind::Blocks { .. }
+        | MaskKind::Longgen { stride: Some(_), .. } => pairs.saturating_mul(heads),
+        MaskKind::Documents { .. } | MaskKind::Longgen { .. } => pairs,
         _ => return true,
     };
     pairs.saturating_mul(1 + 4) <= MOST_OF_MASKS
@@ -208,15 +224,18 @@ pub struct MaskArgs {
     /// Groups of one part in so many of the length (longlora)
     #[arg(long, default_value_t = 4, value_name = "N")]
     groups: usize,
-    /// Tokens per block (stride, blocks)
+    /// Tokens per block (stride, blocks, longgen)
     #[arg(long, default_value_t = 64, value_name = "N")]
     block: usize,
-    /// Nearest blocks, the query's own included (stride)
-    #[arg(long, default_value_t = 8, value_name = "N")]
-    local_blocks: usize,
-    /// One in so many of the blocks before them (stride)
-    #[arg(long, default_value_t = 8, value_name = "N")]
-    stride: usize,
+    /// Nearest blocks, the query's own included (stride, where 8 if not given; longgen, where 31)
+    #[arg(long, value_name = "N")]
+    local_blocks: Option<usize>,
+    /// One in so many of the blocks before them (stride, where 8 if not given; longgen, where none)
+    #[arg(long, value_name = "N")]
+    stride: Option<usize>,
+    /// First blocks that stay visible (longgen); 1 where not given, 0 beside a stride
+    #[arg(long, value_name = "N")]
+    sink_blocks: Option<usize>,
     /// Share of the earlier blocks (blocks)
     #[arg(long, default_value_t = 0.1, value_name = "X")]
     density: f64,
@@ -239,6 +258,8 @@ enum MaskName {
     Blocks,
     /// Documents that see nothing of each other
     Documents,
+    /// Near blocks and the first ones, or one in so many with --stride; in models with dense layers in the middle
+    Longgen,
 }
 
 impl MaskArgs {
@@ -248,11 +269,17 @@ impl MaskArgs {
             MaskName::Window => MaskKind::Window { window: self.window, sinks: self.sinks },
             MaskName::Longlora => MaskKind::Longlora { parts: self.groups },
             MaskName::Stride => {
-                let (block, local, stride) = (self.block, self.local_blocks, self.stride);
-                MaskKind::Stride { block, local, stride }
+                let (local, stride) = (self.local_blocks.unwrap_or(8), self.stride.unwrap_or(8));
+                MaskKind::Stride { block: self.block, local, stride }
             }
             MaskName::Blocks => MaskKind::Blocks { block: self.block, density: self.density },
             MaskName::Documents => MaskKind::Documents { tokens: self.documents },
+            MaskName::Longgen => MaskKind::Longgen {
+                block: self.block,
+                local: self.local_blocks.unwrap_or(LongGenConfig::new().local_blocks),
+                sinks: self.sink_blocks.unwrap_or(usize::from(self.stride.is_none())),
+                stride: self.stride,
+            },
         }
     }
 }

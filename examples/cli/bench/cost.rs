@@ -1,6 +1,8 @@
 //! Operations and bytes of a job, counted from its shapes and the mask's visible pairs.
 
-use super::job::{AttentionJob, Code, GenerateJob, Job, ModelJob, Numbers, ScanJob, ScanKind};
+use super::job::{
+    AttentionJob, Code, GenerateJob, Job, MaskKind, ModelJob, Numbers, ScanJob, ScanKind,
+};
 use longburn::Result;
 use longburn::kernel::Mask;
 use longburn::models::ModelConfig;
@@ -19,7 +21,7 @@ pub struct Cost {
     pub flops: f64,
     /// Every tensor that goes in or comes out, once per time that it must be read or written.
     pub bytes: f64,
-    /// Visible query-key pairs over all rows and heads (of one layer).
+    /// Visible query-key pairs over all rows and heads (of one layer, a sparse one where some are dense).
     pub pairs: Option<u64>,
     /// Those over all pairs.
     pub density: Option<f64>,
@@ -51,7 +53,7 @@ impl Cost {
                 }
             }
             Job::Scan(job) => scan(job),
-            Job::Block(job) => model(&ModelJob { layers: 1, ..job.clone() }, false)?,
+            Job::Block(job) => model(&job.one_layer(), false)?,
             Job::TrainStep(job) => model(job, true)?,
             Job::Decode(job) => decode(job),
             Job::Generate(job) => generate(job)?,
@@ -139,12 +141,18 @@ fn model(job: &ModelJob, whole: bool) -> Result<Cost> {
         code: Code::Auto,
         deterministic: false,
     };
+    let of_full = match job.full_layers.is_empty() {
+        true => 0.0,
+        false => attention(&AttentionJob { mask: MaskKind::Dense, ..layer.clone() })?.flops,
+    };
     let attention = attention(&layer)?;
+    let full = job.full_layers.len() as f64;
+    let of_layers = full * of_full + (job.layers as f64 - full) * attention.flops;
     let tokens = (job.batch * job.len) as f64;
     let head = (job.vocab * job.width) as f64;
     let weights = products(&config) + if whole { head } else { 0.0 };
     // Forward, and backward to inputs and to weights.
-    let flops = 6.0 * tokens * weights + job.layers as f64 * attention.flops;
+    let flops = 6.0 * tokens * weights + of_layers;
     // Weights are read forward and backward, in 16 bits after they were read once and rounded.
     let read = match job.dtype {
         Numbers::F32 => 2.0 * F32,
@@ -199,7 +207,7 @@ fn generate(job: &GenerateJob) -> Result<Cost> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::job::{LossJob, MaskKind};
+    use crate::bench::job::LossJob;
     use crate::bench::models::{RandomLlama, two_layers};
     use burn::tensor::Device;
 

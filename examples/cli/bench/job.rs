@@ -1,9 +1,11 @@
 //! What is measured, as data: one process describes it, another does the same.
 
-use super::{inputs, room};
+pub use super::masks::MaskKind;
+use super::masks::mask;
+use super::room;
 use burn::tensor::DType;
-use longburn::attention::{Compute, LongLoraConfig, MixerConfig};
-use longburn::kernel::{BlockList, BlockStride, Implementation, Mask, MaskSpec, TokenMeta};
+use longburn::attention::{Compute, LayerSchedule, MixerSchedule};
+use longburn::kernel::{Implementation, Mask};
 use longburn::models::ModelConfig;
 use longburn::training::Strategy;
 use longburn::{Error, Result};
@@ -108,26 +110,6 @@ impl Code {
     }
 }
 
-/// Which causal pairs count. A further pattern is a variant here and a line in [`MaskKind::spec`]
-/// or [`mask`].
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "name", rename_all = "kebab-case")]
-pub enum MaskKind {
-    /// All of them.
-    Dense,
-    /// The last `window` positions and the first `sinks`.
-    Window { window: usize, sinks: usize },
-    /// Groups of one part in `parts` of the length, shifted for half of the heads.
-    Longlora { parts: usize },
-    /// The `local` nearest blocks of `block` positions and one in `stride` before them, with a
-    /// phase per key head.
-    Stride { block: usize, local: usize, stride: usize },
-    /// Blocks chosen at random for every head and block of queries, `density` of the earlier ones.
-    Blocks { block: usize, density: f64 },
-    /// Documents of `tokens` each, packed into a row.
-    Documents { tokens: usize },
-}
-
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MatmulJob {
     pub batch: usize,
@@ -201,12 +183,18 @@ pub struct ModelJob {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inner: Option<usize>,
     pub mask: MaskKind,
+    /// Layers that see all causal pairs, whatever the mask.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub full_layers: Vec<usize>,
     /// What products and attention compute in; weights and optimizer are f32.
     #[serde(default)]
     pub dtype: Numbers,
     /// How gradients come about.
     #[serde(default)]
     pub strategy: Strategy,
+    /// Whether gradients have the same bits in every run.
+    #[serde(default)]
+    pub deterministic: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -275,10 +263,19 @@ impl Job {
                 format!("{kind}, forward{}", if job.backward { " + backward" } else { "" })
             }
             Self::Block(job) => format!("{}, forward + backward", job.mask),
-            Self::TrainStep(job) => match job.strategy {
-                Strategy::Plain => job.mask.to_string(),
-                Strategy::Recompute => format!("{}, recompute", job.mask),
-            },
+            Self::TrainStep(job) => {
+                let full = match job.full_layers.len() {
+                    0 => String::new(),
+                    1 => ", 1 layer dense".into(),
+                    full => format!(", {full} layers dense"),
+                };
+                let strategy = match job.strategy {
+                    Strategy::Plain => "",
+                    Strategy::Recompute => ", recompute",
+                };
+                let order = if job.deterministic { ", deterministic" } else { "" };
+                format!("{}{full}{strategy}{order}", job.mask)
+            }
             Self::Decode(_) => "a token behind a cache".into(),
             Self::Generate(job) => job.name.clone(),
             Self::Growth(job) => format!("{} steps over {}", job.steps, job.early),
@@ -329,7 +326,10 @@ impl Job {
         let mut dense = self.clone();
         let mask = match &mut dense {
             Self::Attention(job) => &mut job.mask,
-            Self::Block(job) | Self::TrainStep(job) => &mut job.mask,
+            Self::Block(job) | Self::TrainStep(job) => {
+                job.full_layers.clear();
+                &mut job.mask
+            }
             _ => return None,
         };
         let sparse = *mask != MaskKind::Dense;
@@ -372,10 +372,7 @@ impl Job {
     /// [`Error::Config`] for a size of 0, or too large for memory or time; what masks and models refuse.
     pub fn check(&self) -> Result<()> {
         for (field, value) in self.sizes() {
-            if value == 0 || value > MOST {
-                let expected = format!("from 1 to {MOST}");
-                return Err(Error::config("command line", field, value, expected));
-            }
+            size(field, value)?;
         }
         room::check(self)?;
         match self {
@@ -391,7 +388,7 @@ impl Job {
                 }
                 job.compute()?;
                 job.config().validate()?;
-                job.mask.mixer()?;
+                job.mixers()?;
                 mask(job.mask, job.batch, job.len, (job.heads, job.kv_heads)).map(drop)
             }
             Self::Generate(job) => {
@@ -451,6 +448,15 @@ impl Job {
     }
 }
 
+/// # Errors
+/// [`Error::Config`] for a size of 0, or too large for anything.
+pub fn size(field: &str, value: usize) -> Result<()> {
+    if value > 0 && value <= MOST {
+        return Ok(());
+    }
+    Err(Error::config("command line", field, value, format!("from 1 to {MOST}")))
+}
+
 fn heads(heads: usize, kv_heads: usize) -> Result<()> {
     if heads.is_multiple_of(kv_heads) {
         return Ok(());
@@ -467,92 +473,6 @@ impl AttentionJob {
     }
 }
 
-fn mask(kind: MaskKind, batch: usize, len: usize, heads: (usize, usize)) -> Result<Mask> {
-    let (heads, key_heads) = heads;
-    let tokens = match kind {
-        MaskKind::Documents { tokens: 0 } => {
-            return Err(Error::config("command line", "documents", 0, "at least 1"));
-        }
-        MaskKind::Documents { tokens } => {
-            let count = len.div_ceil(tokens);
-            let document = |i| tokens.min(len - i * tokens);
-            let row: Vec<usize> = (0..count).map(document).collect();
-            TokenMeta::packed(&vec![row; batch], len)?
-        }
-        _ => TokenMeta::contiguous(batch, len, 0),
-    };
-    let mask = Mask::new(kind.spec(key_heads), tokens.clone(), tokens, heads)?;
-    let MaskKind::Blocks { block, density } = kind else { return Ok(mask) };
-    if !(density > 0.0 && density <= 1.0) {
-        return Err(Error::config("command line", "density", density, "above 0 and up to 1"));
-    }
-    if block == 0 {
-        return Err(Error::config("command line", "block", block, "at least 1"));
-    }
-    let blocks = len.div_ceil(block);
-    let of_head = |h| (0..blocks).map(move |q| inputs::blocks((h, q), blocks, density));
-    let of_row: Vec<Vec<usize>> = (0..heads).flat_map(of_head).collect();
-    // The same in all rows.
-    let lists: Vec<Vec<usize>> = (0..batch).flat_map(|_| of_row.clone()).collect();
-    let list = BlockList::from_lists([batch, heads, len, len], [block; 2], &lists)?;
-    Ok(mask.with_blocks(list)?)
-}
-
-impl MaskKind {
-    /// The rules for the kernels.
-    pub fn spec(self, key_heads: usize) -> MaskSpec {
-        match self {
-            Self::Dense | Self::Blocks { .. } | Self::Documents { .. } => MaskSpec::causal(),
-            Self::Window { window, sinks } => {
-                MaskSpec::causal().with_window(Some(window)).with_sinks(sinks)
-            }
-            Self::Longlora { parts } => MaskSpec::causal()
-                .with_groups(LongLoraConfig::new().with_group_ratio(parts).groups()),
-            Self::Stride { block, local, stride } => {
-                MaskSpec::causal().with_stride(BlockStride::new(block, local, stride, key_heads))
-            }
-        }
-    }
-
-    /// The mixer of a model.
-    ///
-    /// # Errors
-    /// For what a Llama does not have.
-    pub fn mixer(self) -> Result<MixerConfig> {
-        match self {
-            Self::Dense => Ok(MixerConfig::Dense),
-            Self::Window { .. }
-            | Self::Stride { .. }
-            | Self::Blocks { .. }
-            | Self::Documents { .. } => Err(Error::Unsupported {
-                what: format!("a Llama with a mask of {self}"),
-                remedy: "measure such masks by `longburn bench attention`".into(),
-            }),
-            Self::Longlora { parts } => {
-                Ok(MixerConfig::LongLora(LongLoraConfig::new().with_group_ratio(parts)))
-            }
-        }
-    }
-}
-
-impl std::fmt::Display for MaskKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Dense => f.write_str("dense"),
-            Self::Window { window, sinks: 0 } => write!(f, "window {window}"),
-            Self::Window { window, sinks } => write!(f, "window {window}, {sinks} sinks"),
-            Self::Longlora { parts } => write!(f, "LongLoRA groups of 1/{parts}"),
-            Self::Stride { block, local, stride } => {
-                write!(f, "stride {stride}, {local} near, blocks of {block}")
-            }
-            Self::Blocks { block, density } => {
-                write!(f, "{density} of the blocks of {block}")
-            }
-            Self::Documents { tokens } => write!(f, "documents of {tokens}"),
-        }
-    }
-}
-
 impl ModelJob {
     /// The decoder: a Llama.
     pub fn config(&self) -> ModelConfig {
@@ -563,6 +483,27 @@ impl ModelJob {
             Some(inner) => config.with_intermediate(inner),
             None => config,
         }
+    }
+
+    /// One layer of it, with the mask.
+    pub fn one_layer(&self) -> Self {
+        Self { layers: 1, full_layers: Vec::new(), ..self.clone() }
+    }
+
+    /// The first layer with the mask, and the first that sees all pairs.
+    pub fn kinds_of_layers(&self) -> Vec<usize> {
+        let is_full = |layer: &usize| self.full_layers.contains(layer);
+        let first = |full: bool| (0..self.layers).find(|layer| is_full(layer) == full);
+        [false, true].into_iter().filter_map(first).collect()
+    }
+
+    /// The mixers of its layers: that of the mask but where all pairs are seen.
+    ///
+    /// # Errors
+    /// As [`MaskKind::mixer`]; layers that are not there, or stand twice.
+    pub fn mixers(&self) -> Result<MixerSchedule> {
+        let full = LayerSchedule::from_list(self.layers, &self.full_layers)?;
+        Ok(MixerSchedule::of(&full.mixers(&self.mask.mixer()?)))
     }
 
     /// What its passes compute in.

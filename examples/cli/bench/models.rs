@@ -1,14 +1,14 @@
 //! Verbs that measure models.
 
 use super::args::{MaskArgs, MeasureArgs};
-use super::job::{GenerateJob, GrowthJob, Job, MaskKind, ModelJob, Numbers};
+use super::job::{self, GenerateJob, GrowthJob, Job, MaskKind, ModelJob, Numbers};
 use super::table::measure;
 use crate::Globals;
 use crate::plan::StrategyName;
 use burn::tensor::Device;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use longburn::attention::MixerConfig;
+use longburn::attention::{LayerSchedule, MixerConfig};
 use longburn::models::{Decoder, ModelConfig, SaveOptions};
 use longburn::training::Strategy;
 use longburn::{Error, Result};
@@ -48,8 +48,10 @@ impl Shape {
             vocab,
             inner: self.inner,
             mask: MaskKind::Dense,
+            full_layers: Vec::new(),
             dtype: Numbers::F32,
             strategy: Strategy::Plain,
+            deterministic: false,
         }
     }
 }
@@ -115,12 +117,14 @@ impl BlockArgs {
 /// A whole training step of a Llama: forward, backward, AdamW
 ///
 /// Longburn's side is the public trainer with everything that it checks and counts. The losses of
-/// three steps from the same weights have to agree before anything is timed.
+/// three steps from the same weights, and first gradients of values' weights in a layer of every kind, have to
+/// agree before anything is timed.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   longburn bench train-step --len 4096 --peer torch
   longburn bench train-step --len 4096 --mask longlora --peer torch --peer torch-dense
+  longburn bench train-step --len 4096 --mask longgen --layers 6 --peer torch --peer dense
   longburn bench train-step --device cuda --dtype bf16 --width 768 --heads 12 --peer torch")]
 pub struct TrainStepArgs {
     #[command(flatten)]
@@ -131,18 +135,48 @@ pub struct TrainStepArgs {
     /// Words
     #[arg(long, default_value_t = 4096, value_name = "N")]
     vocab: usize,
+    /// Layers in the middle that see all pairs (longgen); a third of them where not given
+    #[arg(long, value_name = "N")]
+    full_layers: Option<usize>,
     /// How gradients come about, on all sides
     #[arg(long, default_value = "plain")]
     strategy: StrategyName,
+    /// The same bits in every run, on our side
+    #[arg(long, hide = true)]
+    deterministic: bool,
     #[command(flatten)]
     measure: MeasureArgs,
 }
 
 impl TrainStepArgs {
     pub fn run(&self, globals: &Globals) -> Result<()> {
+        let (full_layers, deterministic) = (self.full_layers()?, self.deterministic);
         let jobs = self.sizes.jobs(self.layers, self.vocab, self.strategy.strategy());
-        let jobs = jobs.into_iter().map(Job::TrainStep);
+        let step = |job| ModelJob { full_layers: full_layers.clone(), deterministic, ..job };
+        let jobs = jobs.into_iter().map(|job| Job::TrainStep(step(job)));
         measure(&jobs.collect::<Vec<_>>(), &self.measure, globals)
+    }
+
+    /// Layers that see all pairs.
+    fn full_layers(&self) -> Result<Vec<usize>> {
+        let bad = |value, expected: String| {
+            Err(Error::config("command line", "full-layers", value, expected))
+        };
+        job::size("layers", self.layers)?;
+        let MaskKind::Longgen { .. } = self.sizes.mask.kind() else {
+            return match self.full_layers {
+                Some(full) => bad(full, "nothing but with --mask longgen".into()),
+                None => Ok(Vec::new()),
+            };
+        };
+        let schedule = match self.full_layers {
+            Some(full) if full > self.layers => {
+                return bad(full, format!("at most the {} layers", self.layers));
+            }
+            Some(full) => LayerSchedule::middle_full(self.layers, full)?,
+            None => LayerSchedule::middle_third(self.layers)?,
+        };
+        Ok((0..self.layers).filter(|layer| schedule.is_full(*layer)).collect())
     }
 }
 
@@ -297,7 +331,7 @@ impl GrowthArgs {
 
 /// A model of one block with a small vocabulary, which a block does not see.
 pub fn one_block(job: &ModelJob) -> ModelJob {
-    ModelJob { layers: 1, vocab: BLOCK_VOCAB, ..job.clone() }
+    ModelJob { vocab: BLOCK_VOCAB, ..job.one_layer() }
 }
 
 /// The training step that targets speak of.
@@ -313,7 +347,9 @@ pub fn two_layers(len: usize, mask: MaskKind) -> ModelJob {
         vocab: 4096,
         inner: None,
         mask,
+        full_layers: Vec::new(),
         dtype: Numbers::F32,
         strategy: Strategy::Plain,
+        deterministic: false,
     }
 }

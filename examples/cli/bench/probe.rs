@@ -10,6 +10,9 @@ const PROBED: usize = 512;
 /// Names the places among the hashes of [`inputs`](super::inputs).
 const PLACES: u64 = 9;
 
+/// With what names of gradients begin that came through the layers of a model.
+pub const OF_LAYER: &str = "dv of layer";
+
 /// What is known of every result.
 pub type Probe = Vec<Found>;
 

@@ -58,7 +58,10 @@ fn counts(job: &Job) -> Result<()> {
     let (heads, edge) = match mask {
         MaskKind::Dense | MaskKind::Window { .. } | MaskKind::Documents { .. } => (1, EDGE),
         MaskKind::Longlora { .. } => (2, EDGE),
-        MaskKind::Stride { block, .. } | MaskKind::Blocks { block, .. } => (heads, block),
+        MaskKind::Longgen { block, stride: None, .. } => (1, block),
+        MaskKind::Stride { block, .. }
+        | MaskKind::Blocks { block, .. }
+        | MaskKind::Longgen { block, .. } => (heads, block),
     };
     let blocks = (len as f64 / edge.max(1) as f64).ceil();
     let pairs = batch as f64 * heads as f64 * blocks * blocks;
@@ -73,7 +76,9 @@ fn counts(job: &Job) -> Result<()> {
         )
     };
     match mask {
-        MaskKind::Stride { block, .. } | MaskKind::Blocks { block, .. } => {
+        MaskKind::Stride { block, .. }
+        | MaskKind::Blocks { block, .. }
+        | MaskKind::Longgen { block, .. } => {
             let least = (len as f64 / most).ceil();
             Err(Error::config("command line", "block", block, expected("at least", least)))
         }

@@ -6,6 +6,7 @@ use super::job::{GenerateJob, Job, LossJob, MaskKind, ScanJob, ScanKind};
 use super::measure::Case;
 use super::models::{self, RandomLlama};
 use super::table;
+use crate::device::DeviceName;
 use crate::{Globals, output};
 use clap::Args;
 use longburn::{Error, Result};
@@ -44,7 +45,7 @@ impl SuiteArgs {
         let llama = size.save(&device)?;
         let wanted =
             |(job, _): &Case| self.only.as_ref().is_none_or(|text| job.line().contains(text));
-        let all = self.cases(size, &llama);
+        let all = self.cases(size, &llama, globals.device);
         let lines: Vec<String> = all.iter().map(|(job, _)| job.line()).collect();
         let cases: Vec<Case> = all.into_iter().filter(wanted).map(|c| self.asked(c)).collect();
         if cases.is_empty() {
@@ -65,10 +66,10 @@ impl SuiteArgs {
         (job, peers)
     }
 
-    fn cases(&self, size: RandomLlama, llama: &TempDir) -> Vec<Case> {
+    fn cases(&self, size: RandomLlama, llama: &TempDir, device: DeviceName) -> Vec<Case> {
         let mut cases = Vec::new();
         let short: Short = &|long| if self.quick { long / 32 } else { long };
-        attention(&mut cases, short);
+        attention(&mut cases, short, device);
         let products = [cases::squares(short), cases::products(short)].concat();
         cases.extend(products.into_iter().map(|job| (job, vec![PeerName::Torch])));
         let (width, vocab) = (256, 4096);
@@ -113,10 +114,10 @@ fn scans(cases: &mut Vec<Case>, short: Short) {
     }
 }
 
-fn attention(cases: &mut Vec<Case>, short: Short) {
+fn attention(cases: &mut Vec<Case>, short: Short, device: DeviceName) {
     use PeerName::{Dense, Stock, Torch, TorchFlex};
     let mut push = |job: Job, peers: &[PeerName]| {
-        let peers = peers.iter().copied().filter(|peer| peer.does(&job)).collect();
+        let peers = peers.iter().copied().filter(|peer| peer.does(&job, device)).collect();
         cases.push((job, peers));
     };
     for head_dim in cases::HEAD_DIMS {

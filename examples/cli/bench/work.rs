@@ -108,6 +108,7 @@ mod tests {
     use super::*;
     use crate::bench::cases;
     use crate::bench::job::{MaskKind, ModelJob};
+    use crate::bench::probe::same;
     use std::time::Duration;
 
     #[test]
@@ -121,6 +122,27 @@ mod tests {
         let seconds = work.run(10).unwrap();
         assert!(seconds >= RUN.as_secs_f64());
         assert!(10.0 * seconds <= start.elapsed().as_secs_f64());
+    }
+
+    /// One block more or less is seen in the gradients, not in the losses.
+    #[test]
+    fn a_step_with_another_mask_is_found_out() {
+        let probe = |local, full: &[usize]| {
+            let mask = MaskKind::Longgen { block: 16, local, sinks: 1, stride: None };
+            let sizes = cases::model(mask, &|n| n / 16);
+            let full_layers = full.to_vec();
+            let job = ModelJob { vocab: 64, layers: 3, width: 64, full_layers, ..sizes };
+            model::train_step(&job, &Device::flex()).unwrap().probe().unwrap()
+        };
+        let right = probe(3, &[1]);
+        let names: Vec<&str> = right.iter().map(|found| found.name.as_str()).collect();
+        assert_eq!(names, ["losses", "dv of layer 0", "dv of layer 1"]);
+        assert_eq!(same("x", &right, &probe(3, &[1]), 0.0).unwrap(), 0.0);
+        for (local, full) in [(4, &[1][..]), (2, &[1]), (3, &[1, 2])] {
+            let wrong = probe(local, full);
+            same("x", &right[..1].to_vec(), &wrong, 1e-2).unwrap();
+            assert!(same("x", &right, &wrong, 6e-2).is_err(), "{local}, {full:?}");
+        }
     }
 
     #[test]

@@ -40,6 +40,23 @@ fn sizes_and_masks_that_cannot_be_are_named() {
             "unsupported",
             &["stride 8", "bench attention"],
         ),
+        (
+            &["train-step", "--mask", "longgen", "--layers", "3", "--full-layers", "4"],
+            "config",
+            &["`full-layers`", "at most the 3 layers"],
+        ),
+        (&["train-step", "--full-layers", "1"], "config", &["`full-layers`", "--mask longgen"]),
+        (&["train-step", "--mask", "longgen", "--layers", "0"], "config", &["`layers`", "is 0"]),
+        (
+            &["train-step", "--mask", "longgen", "--layers", "99999999999999"],
+            "config",
+            &["`layers`", "from 1 to"],
+        ),
+        (
+            &["block", "--len", "8", "--mask", "longgen", "--local-blocks", "0"],
+            "kernel",
+            &["local_blocks"],
+        ),
         (&["attention", "--len", "8", "--repeats", "0"], "config", &["`repeats`"]),
         (&["decode", "--len", "0"], "config", &["`len`"]),
         (&["decode", "--kv-heads", "3"], "config", &["kv-heads", "3"]),
@@ -128,6 +145,20 @@ fn peers_that_do_something_else_are_refused_with_those_that_would_do() {
         // Without gaps there is nothing that sparsity could save.
         (&["attention", "--len", "8", "--peer", "dense"], "stock"),
         (&["attention", "--len", "8", "--backward", "--peer", "torch-flex"], "stock"),
+        // Its backward pass is on cards alone.
+        (&["attention", "--len", "8", "--backward", "--peer", "torch-flex"], "add --device cuda"),
+        (
+            &["train-step", "--len", "8", "--dtype", "bf16", "--peer", "torch-flex"],
+            "add --device cuda --dtype bf16, or choose from torch",
+        ),
+        (
+            &["attention", "--len", "8", "--dtype", "bf16", "--backward", "--peer", "torch-flex"],
+            "add --device cuda --dtype bf16, or choose from stock, torch",
+        ),
+        (
+            &["block", "--len", "32768", "--mask", "longgen", "--peer", "torch"],
+            "choose from dense, torch-dense",
+        ),
         // A boolean mask per head would take all memory.
         (
             &["attention", "--len", "16384", "--mask", "blocks", "--peer", "torch"],

@@ -87,6 +87,9 @@ fn pytorch_computes_the_same() {
     let python = python.to_str().unwrap();
     let attention = ["attention", "--len", "64", "--heads", "4", "--kv-heads", "2", "--backward"];
     let model = ["--len", "64", "--width", "32", "--heads", "4"];
+    let longgen =
+        ["train-step", "--vocab", "60", "--layers", "3", "--mask", "longgen", "--block", "4"];
+    let longgen = [&longgen[..], &["--local-blocks", "2"]].concat();
     for (case, peer) in [
         (attention.to_vec(), "torch"),
         (
@@ -104,6 +107,13 @@ fn pytorch_computes_the_same() {
         ([&["block", "--kv-heads", "2"][..], &model].concat(), "torch"),
         ([&["train-step", "--vocab", "60"][..], &model].concat(), "torch"),
         ([&["train-step", "--vocab", "60", "--mask", "longlora"][..], &model].concat(), "torch"),
+        ([&longgen[..], &model].concat(), "torch"),
+        ([&longgen[..], &["--kv-heads", "2", "--stride", "3"], &model].concat(), "torch"),
+        (
+            [&longgen[..], &["--kv-heads", "2", "--stride", "5", "--sink-blocks", "2"], &model]
+                .concat(),
+            "torch",
+        ),
         (vec!["generate", "--random-llama", "20k", "--prompt", "9", "--new", "5"], "transformers"),
     ] {
         let row = row(&[&case[..], &["--peer", peer, "--python", python]].concat());
@@ -111,4 +121,17 @@ fn pytorch_computes_the_same() {
         println!("{}, {}: {difference:e}", row["what"], row["case"]);
         assert!(difference < 1e-4, "{row}");
     }
+}
+
+/// FlexAttention has a backward pass on cards alone; its rules are those of the masks that
+/// [`pytorch_computes_the_same`] compares.
+#[test]
+fn flex_attention_sees_the_same_pairs() {
+    let Some(python) = std::env::var_os("LONGBURN_PYTHON") else {
+        return println!("skipped: LONGBURN_PYTHON names no Python");
+    };
+    let root = env!("CARGO_MANIFEST_DIR");
+    let mut script = assert_cmd::Command::new(python);
+    script.args(["tests/interop/flex_on_cpu.py", "benches/peers/torch_peer"]).current_dir(root);
+    script.assert().success();
 }

@@ -3,17 +3,20 @@
 use super::{Work, calls, lazy};
 use crate::bench::inputs;
 use crate::bench::job::ModelJob;
-use crate::bench::probe::{Found, Probe};
+use crate::bench::probe::{Found, OF_LAYER, Probe};
 use burn::module::Module;
 use burn::tensor::{DType, Device};
 use longburn::datasets::Side as Pad;
 use longburn::datasets::{Row, TokenBatch};
 use longburn::kernel::TokenMeta;
 use longburn::models::{Blocks, Decoder, ForwardOptions};
-use longburn::training::{NextToken, TrainConfig, Trainer};
+use longburn::training::{
+    GradientSum, LossParts, NextToken, Objective, Strategy, TrainConfig, TrainStrategy, Trainer,
+};
 use longburn::{Error, Result};
 use std::cell::Cell;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 /// Learning rate of the measured steps; the script of the peer has the same.
@@ -24,16 +27,17 @@ const RATE: f64 = 1e-3;
 /// # Errors
 /// What configurations and mixers refuse.
 pub fn decoder(job: &ModelJob, device: &Device) -> Result<Decoder> {
-    Decoder::new(&job.config(), &job.mask.mixer()?, 0, device)
+    Decoder::new(&job.config(), job.mixers()?, 0, device)
 }
 
 pub fn block(job: &ModelJob, device: &Device) -> Result<Box<dyn Work>> {
-    let model = decoder(&ModelJob { layers: 1, ..job.clone() }, device)?.train();
+    let model = decoder(&job.one_layer(), device)?.train();
     let shape = [job.batch, job.len, job.width];
     let x = inputs::tensor::<3>(shape, 1, 1.0, device);
     let dout = inputs::tensor::<3>(shape, 2, 1.0, device);
     let tokens = TokenMeta::contiguous(job.batch, job.len, 0);
-    let options = ForwardOptions::train().with_compute(job.compute()?);
+    let options =
+        ForwardOptions::train().with_compute(job.compute()?).with_deterministic(job.deterministic);
     Ok(calls(device, move || {
         let x = x.clone().autodiff().require_grad();
         let place = model.place(&tokens, &x.device());
@@ -55,8 +59,45 @@ struct Steps {
     done: Receiver<Result<Done>>,
 }
 
-/// Seconds and loss of a step.
-type Done = (f64, f64);
+/// A step that was made.
+struct Done {
+    seconds: f64,
+    loss: f64,
+    /// Of the first step.
+    grads: Probe,
+}
+
+/// The job's strategy, which keeps what is compared of the first gradients: losses at the start hardly
+/// depend on which pairs count, the gradients of the values' weights do.
+struct Watched {
+    strategy: Strategy,
+    /// A layer of each kind.
+    layers: Vec<usize>,
+    grads: Mutex<Option<Probe>>,
+}
+
+impl<O: Objective<Decoder>> TrainStrategy<Decoder, O> for Watched {
+    fn accumulate(
+        &self,
+        model: &Decoder,
+        objective: &O,
+        batch: &O::Batch,
+        options: &ForwardOptions,
+        gradients: &mut GradientSum,
+    ) -> Result<LossParts> {
+        let parts = self.strategy.accumulate(model, objective, batch, options, gradients)?;
+        let mut grads = self.grads.lock().unwrap_or_else(PoisonError::into_inner);
+        grads.get_or_insert_with(|| {
+            let of_layer = |layer: &usize| {
+                let proj = model.layers[*layer].self_attn.projections()?;
+                let grad = gradients.get::<2>(proj.v_proj.weight.id)?;
+                Some(Found::of_tensor(&format!("{OF_LAYER} {layer}"), grad / parts.weight))
+            };
+            self.layers.iter().filter_map(of_layer).collect()
+        });
+        Ok(parts)
+    }
+}
 
 pub fn train_step(job: &ModelJob, device: &Device) -> Result<Box<dyn Work>> {
     let (go, leave) = sync_channel(0);
@@ -91,10 +132,17 @@ fn train(
         started.set(Instant::now());
         Ok(Some(batch.clone()))
     };
-    let config = TrainConfig::new(1_000_000_000, RATE).with_compute(job.compute()?);
+    let config = TrainConfig::new(1_000_000_000, RATE)
+        .with_compute(job.compute()?)
+        .with_deterministic(job.deterministic);
+    let watched =
+        Watched { strategy: job.strategy, layers: job.kinds_of_layers(), grads: Mutex::new(None) };
     let trainer = Trainer::new(config.with_strategy(job.strategy))?;
-    trainer.fit(model, &NextToken, &mut data, &mut |step| {
-        let _ = tell.send(Ok((started.get().elapsed().as_secs_f64(), step.report.loss)));
+    trainer.fit_with(model, &NextToken, &watched, &mut data, &mut |step| {
+        let seconds = started.get().elapsed().as_secs_f64();
+        let mut grads = watched.grads.lock().unwrap_or_else(PoisonError::into_inner);
+        let grads = grads.as_mut().map(std::mem::take).unwrap_or_default();
+        let _ = tell.send(Ok(Done { seconds, loss: step.report.loss, grads }));
         Ok(())
     })?;
     Ok(())
@@ -124,14 +172,17 @@ impl Work for Steps {
     fn run(&mut self, times: usize) -> Result<f64> {
         let mut seconds = 0.0;
         for _ in 0..times {
-            seconds += self.step()?.0;
+            seconds += self.step()?.seconds;
         }
         Ok(seconds / times as f64)
     }
 
-    /// Losses of the first three steps: the third depends on both updates before it.
+    /// Gradients of the first step, and losses of the first three: the third depends on both updates
+    /// before it.
     fn probe(&mut self) -> Result<Probe> {
-        let losses: Vec<f32> = (0..3).map(|_| Ok(self.step()?.1 as f32)).collect::<Result<_>>()?;
-        Ok(vec![Found::of("losses", &losses)])
+        let steps = (0..3).map(|_| self.step()).collect::<Result<Vec<Done>>>()?;
+        let losses: Vec<f32> = steps.iter().map(|done| done.loss as f32).collect();
+        let grads = steps.into_iter().flat_map(|done| done.grads);
+        Ok(std::iter::once(Found::of("losses", &losses)).chain(grads).collect())
     }
 }
