@@ -3,7 +3,17 @@
 use super::{Block, Blocks, Decoder, ModelConfig};
 use crate::attention::{Linear, SequenceMixer};
 use burn::tensor::Tensor;
-use longburn_kernels::{TokenLayer, TokenModel};
+use longburn_kernels::{TokenLayer, TokenModel, TokenPass};
+
+impl<M: SequenceMixer> Decoder<M> {
+    /// What appends tokens one by one where that is not layer by layer, one line for `--explain`; of a
+    /// [rounded](Decoder::rounded) model.
+    pub fn explain_tokens(&self) -> Option<String> {
+        TokenPass::new(&self.token_model()?)?;
+        let rows = TokenPass::ROWS;
+        Some(format!("tokens one by one, up to {rows} rows: CUDA C++, five launches a layer"))
+    }
+}
 
 /// The weights of a decoder of the Llama kind whose layers are causal attention over everything before, all channels of
 /// whose heads turn. `turned` of them do.

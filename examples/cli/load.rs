@@ -107,14 +107,18 @@ pub fn model_in(
             None => peft::load_adapter(model, adapter)?,
         };
     }
+    let model = model.rounded(compute);
     if globals.explain {
         let options = ForwardOptions::infer().with_compute(compute);
         for line in model.explain(&options, &device) {
             output::note(format_args!("{line}"));
         }
         output::note(format_args!("{}", model.explain_products(&options, &device)));
+        if let Some(line) = model.explain_tokens() {
+            output::note(format_args!("{line}"));
+        }
     }
-    Ok(model.rounded(compute))
+    Ok(model)
 }
 
 /// The tokenizer of a folder, found to fit the model; `None` where there is none.

@@ -221,12 +221,17 @@ impl<'a> Bench<'a> {
     fn summary(&self, job: &Job, cost: &Cost, samples: Vec<f64>, peak: Option<u64>) -> Row {
         let seconds = median(&samples);
         let speed = cost.flops / seconds;
-        // The ceiling is one of products in f32.
-        let computes = cost.flops > 0.0 && job.numbers() == Numbers::F32;
-        let roof = || {
-            let by_memory = self.ceiling.bytes_per_second * cost.flops / cost.bytes;
-            self.ceiling.gemm_flops_per_second.min(by_memory)
+        let by_memory = self.ceiling.bytes_per_second * cost.flops / cost.bytes;
+        let roof = match job {
+            // Next to nothing but reading, whatever the numbers.
+            Job::Decode(_) => Some(by_memory),
+            // The ceiling is one of products in f32.
+            _ if job.numbers() == Numbers::F32 => {
+                Some(self.ceiling.gemm_flops_per_second.min(by_memory))
+            }
+            _ => None,
         };
+        let roof = roof.filter(|_| cost.flops > 0.0);
         let tokens = match job {
             Job::TrainStep(job) => Some(job.batch * job.len),
             Job::Decode(job) => Some(job.batch),
@@ -252,8 +257,8 @@ impl<'a> Bench<'a> {
             causal_share: cost.causal_share,
             date: machine::today(),
             commit: option_env!("LONGBURN_COMMIT").map(Into::into),
-            ceiling: computes.then(|| self.ceiling.clone()),
-            share: computes.then(|| speed / roof()),
+            ceiling: roof.map(|_| self.ceiling.clone()),
+            share: roof.map(|roof| speed / roof),
             tokens_per_second: tokens.map(|tokens| tokens as f64 / seconds),
             growth: None,
             profile: None,
