@@ -40,6 +40,12 @@ fn step(row: &Row, lengths: &[usize]) -> bool {
     of_step && size(row, 'T').is_some_and(|len| lengths.contains(&len))
 }
 
+/// A training step of a long row in which layers leave pairs out.
+fn sparse_step(row: &Row) -> bool {
+    let of_mask = ["LongLoRA", "LongGen"].iter().any(|mask| row.case.starts_with(mask));
+    on_card(row) && row.what == "train-step" && of_mask && size(row, 'T') == Some(32_768)
+}
+
 /// A share of what bytes over bandwidth allow.
 fn scan(rows: &[&Row], kind: &str, figure: fn(&Row) -> Option<f64>) -> Vec<(String, f64)> {
     let wanted = |row: &Row| {
@@ -50,7 +56,7 @@ fn scan(rows: &[&Row], kind: &str, figure: fn(&Row) -> Option<f64>) -> Vec<(Stri
 }
 
 /// All of them.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 16] = [
     Target {
         text: "dense causal attention forward against PyTorch's fastest backend, T 16 k and 64 k, D 128",
         bound: Bound::AtLeast(0.97),
@@ -130,6 +136,12 @@ pub const TARGETS: [Target; 15] = [
         found: |rows| figures(rows, |row| step(row, &[8192, 32_768]), ratio("torch")),
     },
     Target {
+        text: "the same with LongLoRA groups and LongGen's schedule, T 32 k, against FlexAttention",
+        bound: Bound::AtLeast(1.0),
+        cases: 4,
+        found: |rows| figures(rows, sparse_step, ratio("torch-flex")),
+    },
+    Target {
         text: "a token of a Llama of 1 B behind 32 k others, 1 row and 16, share of what bytes over bandwidth allow",
         bound: Bound::AtLeast(0.7),
         cases: 2,
@@ -152,3 +164,26 @@ pub const TARGETS: [Target; 15] = [
         found: |rows| scan(rows, "SSD", |row| Some(row.peer("torch")?.ratio)),
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::cases;
+    use crate::bench::job::{Job, MaskKind, ModelJob, Numbers};
+    use crate::bench::row::tests::row_of;
+
+    #[test]
+    fn long_steps_with_masks_are_those_that_were_asked_for() {
+        let counts = |mask, len, device: &str| {
+            let job = ModelJob { len, dtype: Numbers::Bf16, ..cases::model(mask, &|n| n) };
+            let mut row = row_of(&Job::TrainStep(job), 2.0);
+            row.device = device.into();
+            sparse_step(&row)
+        };
+        let longgen = MaskKind::Longgen { block: 64, local: 31, sinks: 1, stride: None };
+        assert!(counts(longgen, 32_768, "cuda") && counts(cases::LONGLORA, 32_768, "cuda:0"));
+        assert!(!counts(MaskKind::Dense, 32_768, "cuda"));
+        assert!(!counts(longgen, 8192, "cuda"));
+        assert!(!counts(longgen, 32_768, "flex"));
+    }
+}

@@ -49,7 +49,9 @@ const METHOD: &str = "
   is dense, with a boolean mask for windows, for strides and lists of blocks as far as one per head
   fits in 4 GiB, and by groups as rows for LongLoRA.
 - *Training step.* Longburn's side is the public trainer with all its checks. PyTorch's is a Llama out of
-  its own functions with fused AdamW. The losses of three steps agree.
+  its own functions with fused AdamW. The losses of three steps agree, and first gradients of values'
+  weights in a layer of every kind. In LongGen's schedule PyTorch's full layers are causal SDPA, and the
+  others have a boolean mask or, on cards, FlexAttention with kernels that were tried.
 - *Scans* have a gate and softplus. Operations are those of the recurrence. Stock Burn holds all states at
   once and doubles (selective) or all chunks at once (SSD), with autodiff; `recurrence` is Burn token by
   token; PyTorch goes token by token over states that it has made at once, or computes all chunks at
