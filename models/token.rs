@@ -21,7 +21,7 @@ pub(super) fn model<M: SequenceMixer>(model: &Decoder<M>, turned: usize) -> Opti
     let config = model.config();
     let shape = config.attention()?;
     let plain = model.norm.bias.is_none() && !config.parallel_residual;
-    if !plain || turned != shape.head_dim || shape.qk_norm.is_some() {
+    if !plain || turned != shape.head_dim {
         return None;
     }
     let layer = |block: &Block<M>| layer(block, config);
@@ -40,10 +40,12 @@ pub(super) fn model<M: SequenceMixer>(model: &Decoder<M>, turned: usize) -> Opti
 
 fn layer<M: SequenceMixer>(block: &Block<M>, config: &ModelConfig) -> Option<TokenLayer> {
     let (proj, mlp) = (block.self_attn.plain_attention()?, block.mlp.as_ref()?);
-    if !config.activation.is_gated() {
+    let plain =
+        proj.q_norm.is_none() && proj.k_norm.is_none() && block.input_layernorm.bias.is_none();
+    if !plain || !config.activation.is_gated() {
         return None;
     }
-    let post_norm = block.post_attention_layernorm.as_ref()?;
+    let post_norm = block.post_attention_layernorm.as_ref().filter(|norm| norm.bias.is_none())?;
     let qkv = [&proj.q_proj, &proj.k_proj, &proj.v_proj];
     let [q, k, v] = qkv.map(without_update);
     Some(TokenLayer {

@@ -56,7 +56,10 @@ use ssd::{
     ssd_does_not_reach_other_documents, ssd_of_documents_equals_the_reference,
     ssd_of_whole_rows_equals_the_reference,
 };
-use token::{tokens_have_kernels_on_hopper, tokens_one_by_one_equal_whole_rows};
+use token::{
+    tokens_have_kernels_on_hopper, tokens_leave_what_others_hold,
+    tokens_one_by_one_equal_whole_rows, tokens_run_their_own_kernels,
+};
 
 /// Single precision with another order of summation.
 const FORWARD: f64 = 1e-5;
@@ -112,7 +115,9 @@ device_test!(
     ssd_of_whole_rows_equals_the_reference,
     ssd_does_not_reach_other_documents,
     tokens_have_kernels_on_hopper,
+    tokens_leave_what_others_hold,
     tokens_one_by_one_equal_whole_rows,
+    tokens_run_their_own_kernels,
     products_equal_sums_in_f64,
     products_with_wide_weights,
     products_of_frozen_parts,

@@ -3,6 +3,9 @@
 
 // Columns that are looked at together: the fewer, the more is read for each.
 #define AT_ONCE(rules) ((rules) & (STRIDE | LIST) ? 1 : (rules) & (LABELS | POSITIONS) ? 2 : 4)
+// What is said of blocks is asked once for the 64 columns of 32 numbers: bits of this thread's row and of the one eight
+// further.
+#define ROWS_BITS(one, other) (((one) ? 0x33333333u : 0) | ((other) ? 0xccccccccu : 0))
 // Masks with a stride and a list look at so much that wide heads leave room for one query at a time.
 #define ONE_BY_ONE(rules) (HEAD > 128 && ((rules) & (STRIDE | LIST)) == (STRIDE | LIST))
 
@@ -19,8 +22,9 @@ template<int RULES> __device__ __forceinline__ int two_of_keys(const Side* side,
   keys_at(RULES, side, view, key, &left, &right);
   return seen(RULES, side, view, query, left) | seen(RULES, side, view, query, right) << 1;
 }
-template<int RULES, int N> __device__ __forceinline__ void hide_keys(float (&s)[N], const Side* side, int b, int h, int token, int key) {
-  View view = view_of(RULES, side, b, h);
+template<int ALL, int N> __device__ __forceinline__ void hide_keys(float (&s)[N], const Side* side, int b, int h, int token, int key) {
+  constexpr int RULES = OF_PAIRS(ALL);
+  View view = view_of(ALL, side, b, h);
   // Bits first, so that what is looked at takes few registers beside the scores.
 #pragma unroll
   for (int part = 0; part < N; part += 32) {
@@ -38,6 +42,11 @@ template<int RULES, int N> __device__ __forceinline__ void hide_keys(float (&s)[
       for (int j = 0; j < 8; j++)
         bits |= four_of_keys<RULES>(side, &view, first, second, key + part * 2 + 8 * j) << (4 * j);
     }
+    if (ALL & BLOCKS) {
+      Key of_all = key_at(ALL, side, &view, key + part * 2);
+      bits &= ROWS_BITS(chosen(ALL, side, &view, query_at(ALL, side, &view, token), of_all),
+                        chosen(ALL, side, &view, query_at(ALL, side, &view, token + 8), of_all));
+    }
 #pragma unroll
     for (int i = 0; i < 32; i++)
       if (!(bits >> i & 1)) s[part + i] = -INFINITE;
@@ -51,8 +60,9 @@ template<int RULES> __device__ __forceinline__ int four_of_queries(const Side* s
   return seen(RULES, side, view, left, first) | seen(RULES, side, view, right, first) << 1
        | seen(RULES, side, view, left, second) << 2 | seen(RULES, side, view, right, second) << 3;
 }
-template<int RULES, int N> __device__ __forceinline__ void hide_queries(float (&s)[N], const Side* side, int b, int h, int token, int key) {
-  View view = view_of(RULES, side, b, h);
+template<int ALL, int N> __device__ __forceinline__ void hide_queries(float (&s)[N], const Side* side, int b, int h, int token, int key) {
+  constexpr int RULES = OF_PAIRS(ALL);
+  View view = view_of(ALL, side, b, h);
   Key first = key_at(RULES, side, &view, key), second = key_at(RULES, side, &view, key + 8);
 #pragma unroll
   for (int part = 0; part < N; part += 32) {
@@ -60,6 +70,11 @@ template<int RULES, int N> __device__ __forceinline__ void hide_queries(float (&
 #pragma unroll AT_ONCE(RULES)
     for (int j = 0; j < 8; j++)
       bits |= four_of_queries<RULES>(side, &view, first, second, token + part * 2 + 8 * j) << (4 * j);
+    if (ALL & BLOCKS) {
+      Query of_all = query_at(ALL, side, &view, token + part * 2);
+      bits &= ROWS_BITS(chosen(ALL, side, &view, of_all, key_at(ALL, side, &view, key)),
+                        chosen(ALL, side, &view, of_all, key_at(ALL, side, &view, key + 8)));
+    }
 #pragma unroll
     for (int i = 0; i < 32; i++)
       if (!(bits >> i & 1)) s[part + i] = -INFINITE;

@@ -19,6 +19,10 @@
 #define POSITIONS 32  // positions are given per token; else they follow from indices
 #define STRIDE 64     // near blocks of positions, and those in a head's column
 #define LIST 128      // blocks of tokens that were chosen
+#define BLOCKS 256    // stride and list say the same of all pairs of 64 queries and 64 keys, from multiples on
+
+// What is asked of every pair.
+#define OF_PAIRS(rules) ((rules) & BLOCKS ? (rules) & ~(STRIDE | LIST) : (rules))
 
 // As lists.rs has it, and a tile without what is said of it.
 #define LATER (1 << 30)
@@ -139,6 +143,20 @@ ON_CARD struct Key key_at(const int rules, const struct Side* side, const struct
   return at & 1 ? b : a;
 }
 
+// What a stride and a list say; sinks are seen in spite of a stride.
+ON_CARD int strided(const struct View* v, struct Query q, struct Key k) {
+  return (v->column == ALL_COLUMNS) | (k.block > q.far) | (k.column == v->column);
+}
+ON_CARD int listed(const struct Side* side, const struct View* v, struct Query q, struct Key k) {
+  return (READ(side->numbers + v->bits + q.line + (k.listed >> 5)) >> (k.listed & 31)) & 1;
+}
+ON_CARD int chosen(const int rules, const struct Side* side, const struct View* v, struct Query q, struct Key k) {
+  int yes = 1;
+  if (rules & STRIDE) yes &= strided(v, q, k);
+  if (rules & LIST) yes &= listed(side, v, q, k);
+  return yes;
+}
+
 ON_CARD int seen(const int rules, const struct Side* side, const struct View* v, struct Query q, struct Key k) {
   // Behind the last key there are zeros, which would count.
   int yes = k.at < side->keys;
@@ -150,7 +168,7 @@ ON_CARD int seen(const int rules, const struct Side* side, const struct View* v,
   }
   if (rules & CAUSAL) yes &= k.pos <= q.pos;
   if (rules & WINDOW) yes &= (q.pos - k.pos < side->window) | sink;
-  if (rules & STRIDE) yes &= (v->column == ALL_COLUMNS) | (k.block > q.far) | (k.column == v->column) | sink;
-  if (rules & LIST) yes &= (READ(side->numbers + v->bits + q.line + (k.listed >> 5)) >> (k.listed & 31)) & 1;
+  if (rules & STRIDE) yes &= strided(v, q, k) | sink;
+  if (rules & LIST) yes &= listed(side, v, q, k);
   return yes;
 }

@@ -24,6 +24,7 @@ impl Rules {
     pub const POSITIONS: Self = Self(32);
     pub const STRIDE: Self = Self(64);
     pub const LIST: Self = Self(128);
+    pub const BLOCKS: Self = Self(256);
 
     pub fn bits(self) -> u32 {
         self.0
@@ -53,8 +54,31 @@ impl Rules {
         let starts = starts(mask, rules);
         let labels = rules.has(Self::ANCHOR) || !one_label(mask);
         let rules = rules.and(Self::LABELS, labels).and(Self::POSITIONS, starts.is_none());
+        let rules = rules.and(Self::BLOCKS, by_blocks(mask, rules));
         (rules, starts.unwrap_or_default())
     }
+}
+
+/// Tokens of which a thread of the kernels has one answer about blocks.
+const BLOCK: usize = 64;
+
+/// Whether stride and list say the same of all pairs of so many queries and keys, from multiples on.
+fn by_blocks(mask: &Mask, rules: Rules) -> bool {
+    let (stride, list) = (rules.has(Rules::STRIDE), rules.has(Rules::LIST));
+    if !(stride || list) || stride && rules.has(Rules::SINKS) {
+        return false;
+    }
+    let whole = |tokens: &TokenMeta, values: &[i32]| {
+        let mut rows = values.chunks(tokens.len().max(1));
+        rows.all(|row| row.chunks(BLOCK).all(|part| part.iter().all(|x| *x == part[0])))
+    };
+    let strided = mask.strided().filter(|_| stride).is_none_or(|strided| {
+        let far: Vec<i32> = mask.queries().pos().iter().map(|x| strided.farthest(*x)).collect();
+        let keys = |values: &[i32]| whole(mask.keys(), values);
+        whole(mask.queries(), &far) && keys(&strided.k_block) && keys(&strided.k_column)
+    });
+    let listed = |list: &crate::BlockList| list.block().iter().all(|x| x.is_multiple_of(BLOCK));
+    strided && mask.list().is_none_or(listed)
 }
 
 /// Whether all tokens have the same label, so that nobody needs to look.

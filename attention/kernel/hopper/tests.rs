@@ -16,7 +16,7 @@ use super::source::{Kernel, MOST_BRANCHES, Numbers, SHARED, Variant};
 use crate::attention::tests::cases;
 use crate::cuda::cubin;
 use crate::cuda::emulated::Scratch;
-use crate::{BlockList, Mask, MaskSpec, TokenMeta};
+use crate::{BlockList, BlockStride, Mask, MaskSpec, TokenMeta};
 
 /// Masks of all kinds at awkward lengths, those longer than a tile of their own.
 pub(super) fn masks() -> Vec<(String, Mask)> {
@@ -191,6 +191,23 @@ fn simple_masks_read_no_arrays() {
     assert_eq!(of(causal(), packed.clone()), labels);
     assert_eq!(of(window, packed.clone()), only(&[sinks, Rules::LABELS, Rules::POSITIONS]));
     assert_eq!(of(MaskSpec::bidirectional(), packed), Rules::LABELS);
+    // Blocks that begin at multiples of 64 tokens, by index and not by position.
+    let stride = |block| causal().with_stride(BlockStride::new(block, 1, 2, 2));
+    let strided = only(&[Rules::CAUSAL, Rules::STRIDE]);
+    let long = |start| TokenMeta::contiguous(2, 200, start);
+    assert_eq!(of(stride(64), long(0)), only(&[strided, Rules::BLOCKS]));
+    assert_eq!(of(stride(128), long(128)), only(&[strided, Rules::BLOCKS]));
+    for (mask, tokens) in [(stride(32), long(0)), (stride(64), long(1))] {
+        assert_eq!(of(mask, tokens), strided);
+    }
+    let two = TokenMeta::packed(&[vec![70, 130]], 200).unwrap();
+    assert!(!of(stride(64), two).has(Rules::BLOCKS));
+    assert!(!of(stride(64).with_sinks(3), long(0)).has(Rules::BLOCKS));
+    let listed = |block| {
+        let list = BlockList::from_fn([1, 2, 200, 200], block, |_, _, q, k| q == k).unwrap();
+        Rules::of(&Mask::causal(1, 200, 2).with_blocks(list).unwrap()).0.has(Rules::BLOCKS)
+    };
+    assert_eq!([[64, 128], [64, 32], [96, 64]].map(listed), [true, false, false]);
     // A token that was left out behind a cache's first ones.
     let gap = padded.gather(&[vec![0, 2, 3], vec![30, 31, 33]]).unwrap();
     assert_eq!(of(causal(), gap), only(&[Rules::CAUSAL, Rules::POSITIONS]));

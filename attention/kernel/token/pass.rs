@@ -17,7 +17,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::server::Handle;
 use cudarc::driver::sys;
 use std::collections::HashMap;
-use std::sync::{LazyLock, Mutex, Once, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, Once, OnceLock, PoisonError};
 
 /// Modules belong to a context, so that each device has its own.
 static LOADED: LazyLock<Mutex<HashMap<(i32, Form), Loaded>>> = LazyLock::new(Mutex::default);
@@ -65,11 +65,15 @@ pub(super) struct Pass {
     sizes: Sizes,
     /// Of every layer [`OF_LAYER`], then the last norm and the head; a missing bias is the norm, and its address unread.
     weights: Vec<Handle>,
+    /// How far rows of the same lie apart, in elements.
+    steps: Arc<[i32]>,
     biased: Vec<[bool; 3]>,
     kernels: [Kernels; 2],
     cores: usize,
-    /// `[16, K]`, zeros between launches.
+    /// `[16 * K]`, zeros between launches.
     done: CubeTensor,
+    /// Addresses of the weights, which stay where they are as long as they are held; known after the first token.
+    addresses: Arc<OnceLock<Vec<u64>>>,
 }
 
 impl Pass {
@@ -91,7 +95,7 @@ impl Pass {
         if !HEAD_DIMS.contains(&sizes.d) || heads / kv > MOST_OF_GROUP {
             return None;
         }
-        let mut weights = Vec::with_capacity(OF_LAYER * model.layers.len() + 2);
+        let mut weights: Vec<(Handle, i32)> = Vec::with_capacity(OF_LAYER * model.layers.len() + 2);
         for layer in &model.layers {
             let narrow = kv * sizes.d;
             let input = wide(&layer.input_norm, width, &device)?;
@@ -123,8 +127,12 @@ impl Pass {
         let kernels = [kernels(index, sizes, 1)?, kernels(index, sizes, 2)?];
         let client = device.client();
         let cores = client.properties().hardware.num_streaming_multiprocessors.unwrap_or(132);
-        let done = Shape::from([MOST_ROWS, kv]);
+        // In one row: those of several may lie apart.
+        let done = Shape::from([MOST_ROWS * kv]);
+        let (weights, steps): (Vec<_>, Vec<_>) = weights.into_iter().unzip();
         Some(Self {
+            addresses: Arc::default(),
+            steps: steps.into(),
             biased: model.layers.iter().map(|x| x.biases.each_ref().map(Option::is_some)).collect(),
             done: zeros_client(client, device.clone(), done, DType::U32),
             cores: cores as usize,
@@ -210,6 +218,7 @@ impl Pass {
             kernels,
             cores: self.cores as u32,
             biased: self.biased.clone(),
+            steps: self.steps.clone(),
             rows: rows as u32,
             keys,
             parts: cut as u32,
@@ -219,13 +228,22 @@ impl Pass {
             head: caches.chunks(2).map(|x| [&x[0], &x[1]].map(stride(1))).collect(),
         };
         debug_assert_eq!(group * kv, heads);
+        // To look up what stays where it is takes longer than all the rest that a token asks of the host.
+        let addresses = self.addresses.clone();
+        let known = addresses.get().is_some();
+        let weights = if known { &[][..] } else { &self.weights[..] };
         let reads: Vec<Handle> =
-            self.weights.iter().cloned().chain([&cos, &sin].map(|x| x.handle.clone())).collect();
+            weights.iter().cloned().chain([&cos, &sin].map(|x| x.handle.clone())).collect();
         let writes =
             [&x, &q, &mixed, &inner, &sums, &ends, &self.done, &logits].into_iter().chain(&caches);
         let writes: Vec<Handle> = writes.map(|x| x.handle.clone()).collect();
-        // Safe: all buffers have the sizes that the calls tell.
-        submit(&self.device, reads, writes, move |stream, at| unsafe { work.launch(stream, at) });
+        let of_weights = self.weights.len();
+        submit(&self.device, reads, writes, move |stream, at| {
+            let (found, rest) = at.split_at(if known { 0 } else { of_weights });
+            let weights = addresses.get_or_init(|| found.to_vec());
+            // Safe: all buffers have the sizes that the calls tell.
+            unsafe { work.launch(stream, weights, rest) }
+        });
         let mut caches = caches.into_iter().map(|x| Tensor::from_primitive::<Cube>(Cube::lift(x)));
         let pairs = std::iter::from_fn(|| Some([caches.next()?, caches.next()?])).collect();
         Ok((Tensor::from_primitive::<Cube>(Cube::lift(logits)), pairs))
@@ -242,7 +260,8 @@ impl Pass {
 fn own(x: CubeTensor) -> CubeTensor {
     match x.can_mut() {
         true => x,
-        false => x.copy(),
+        // The rows of a copy may lie apart.
+        false => into_contiguous(x.copy()),
     }
 }
 
@@ -251,24 +270,32 @@ fn begins_well(x: &CubeTensor) -> bool {
     x.handle.offset_start.unwrap_or_default().is_multiple_of(16)
 }
 
+/// Where it lies, and how far its rows are apart.
 fn weight<const N: usize>(
     x: &Tensor<N>,
     shape: [usize; N],
     dtype: DType,
     device: &CubeDevice,
-) -> Option<Handle> {
+) -> Option<(Handle, i32)> {
     if x.dims() != shape || x.dtype() != dtype {
         return None;
     }
-    let x = into_contiguous(Cube::lower(x.clone().inner().try_into_primitive::<Cube>().ok()?));
-    (x.device == *device && begins_well(&x)).then_some(x.handle)
+    let x = Cube::lower(x.clone().inner().try_into_primitive::<Cube>().ok()?);
+    let step = |x: &CubeTensor| if N > 1 { x.meta.strides()[0] } else { 0 };
+    let fits = |x: &CubeTensor| {
+        // Rows that lie apart are as good as others, if they begin well.
+        let rows = x.meta.strides()[N - 1] == 1 && (step(x) * dtype.size()).is_multiple_of(16);
+        rows && begins_well(x) && i32::try_from(step(x)).is_ok()
+    };
+    let x = if fits(&x) { x } else { into_contiguous(x) };
+    (x.device == *device && fits(&x)).then(|| (x.handle.clone(), step(&x) as i32))
 }
 
-fn wide(x: &Tensor<1>, len: usize, device: &CubeDevice) -> Option<Handle> {
+fn wide(x: &Tensor<1>, len: usize, device: &CubeDevice) -> Option<(Handle, i32)> {
     weight(x, [len], DType::F32, device)
 }
 
-fn matrix(x: &Tensor<2>, shape: [usize; 2], device: &CubeDevice) -> Option<Handle> {
+fn matrix(x: &Tensor<2>, shape: [usize; 2], device: &CubeDevice) -> Option<(Handle, i32)> {
     weight(x, shape, DType::BF16, device)
 }
 
@@ -298,6 +325,7 @@ struct Work {
     kernels: Kernels,
     cores: u32,
     biased: Vec<[bool; 3]>,
+    steps: Arc<[i32]>,
     rows: u32,
     keys: usize,
     parts: u32,
@@ -309,18 +337,26 @@ struct Work {
 
 impl Work {
     /// # Safety
-    /// On CubeCL's thread for the device, with addresses in the order of [`Pass::step`].
-    unsafe fn launch(&self, stream: sys::CUstream, at: &[u64]) -> Result<(), String> {
+    /// On CubeCL's thread for the device, with addresses of the weights and of the rest in the order of [`Pass::step`].
+    unsafe fn launch(
+        &self,
+        stream: sys::CUstream,
+        weights: &[u64],
+        rest: &[u64],
+    ) -> Result<(), String> {
         let Sizes { width, inner, vocab, heads, kv, d, eps } = self.sizes;
-        let (weights, rest) = at.split_at(OF_LAYER * self.biased.len());
-        let [norm, head, cos, sin, x, q, mixed, gated, sums, ends, done, logits] = rest[..12]
+        let (weights, end) = weights.split_at(OF_LAYER * self.biased.len());
+        let (&[norm, head], [cos, sin, x, q, mixed, gated, sums, ends, done, logits, caches @ ..]) =
+            (end, rest)
         else {
             return Err("a token's buffers are not all there".into());
         };
-        let caches = &rest[12..];
+        let [cos, sin, x, q, mixed] = [*cos, *sin, *x, *q, *mixed];
+        let [gated, sums, ends, done, logits] = [*gated, *sums, *ends, *done, *logits];
         let call = ThinCall { eps, rows: self.rows as i32, ..ThinCall::default() };
-        let plain = |norm, w: [u64; 2], y, first: usize, tile: usize| ThinCall {
+        let plain = |norm, w: [u64; 2], at: usize, y, first: usize, tile: usize| ThinCall {
             w: [w[0], w[1], 0],
+            step: [self.steps[at], self.steps[at + usize::from(w[1] != 0)], 0],
             norm,
             x,
             y,
@@ -336,8 +372,10 @@ impl Work {
             let (cache, row, each) =
                 ([caches[2 * layer], caches[2 * layer + 1]], self.row[layer], self.head[layer]);
             let to = cache.map(|x| x + 2 * ((self.keys - 1) * d) as u64);
+            let at = layer * OF_LAYER;
             let turned = ThinCall {
                 w: [wq, wk, wv],
+                step: std::array::from_fn(|i| self.steps[at + 5 + i]),
                 bias,
                 norm: input,
                 x,
@@ -369,8 +407,8 @@ impl Work {
                 scale_log2: (d as f32).powf(-0.5) * std::f32::consts::LOG2_E,
                 start: self.starts,
             };
-            let out = ThinCall { x: mixed, ..plain(0, [wo, 0], x, width, TILE) };
-            let down = ThinCall { x: gated, ..plain(0, [wd, 0], x, width, TILE) };
+            let out = ThinCall { x: mixed, ..plain(0, [wo, 0], at + 8, x, width, TILE) };
+            let down = ThinCall { x: gated, ..plain(0, [wd, 0], at + 11, x, width, TILE) };
             let kernels = self.kernels;
             // Safe: as of this function.
             unsafe {
@@ -380,12 +418,15 @@ impl Work {
                 self.thin(
                     &mut behind,
                     kernels.gated,
-                    &plain(post, [wg, wu], gated, inner, TILE / 2),
+                    &plain(post, [wg, wu], at + 9, gated, inner, TILE / 2),
                 )?;
                 self.thin(&mut behind, kernels.down, &down)?;
             }
         }
-        let head = ThinCall { wide: logits, ..plain(norm, [head, 0], 0, vocab, TILE) };
+        let head = ThinCall {
+            wide: logits,
+            ..plain(norm, [head, 0], self.steps.len() - 1, 0, vocab, TILE)
+        };
         // Safe: as of this function.
         unsafe { self.thin(&mut behind, self.kernels.head, &head) }
     }

@@ -149,6 +149,7 @@ pub(super) struct ThinCall {
     pub head: [i64; 2],
     pub cos: u64,
     pub sin: u64,
+    pub step: [i32; 3],
     pub of_row: i32,
     pub eps: f32,
     pub rows: i32,

@@ -31,6 +31,8 @@ struct Call {
   // [D / 2] each; those of the next row lie so many numbers further.
   const float* cos;
   const float* sin;
+  // Distances of rows of the weights, in elements.
+  int step[3];
   int of_row;
   float eps;
   int rows, tiles;
@@ -69,11 +71,11 @@ __device__ __forceinline__ Pair pair_of(const Call& call, int tile, int g, int b
   p.near = tile * 16 + g;
   p.far = p.near + 8;
 #endif
-  const u16* far = KIND == GATED ? call.w[1] : call.w[p.part];
+  const int other = KIND == GATED ? 1 : p.part;
   // Behind the last row, where their number is no multiple of 16, the last one stands for those that are not there.
   const int last = KIND == TURNED ? p.far : call.first - 1;
-  p.w_near = call.w[p.part] + (long long)min(p.near, last) * COLUMNS + begin;
-  p.w_far = far + (long long)min(p.far, last) * COLUMNS + begin;
+  p.w_near = call.w[p.part] + (long long)min(p.near, last) * call.step[p.part] + begin;
+  p.w_far = call.w[other] + (long long)min(p.far, last) * call.step[other] + begin;
   return p;
 }
 

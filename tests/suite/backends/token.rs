@@ -5,7 +5,7 @@ use burn::module::Param;
 use burn::tensor::{DType, Device, Tensor};
 use longburn::attention::{Compute, Mixer, MixerConfig};
 use longburn::kernel::attention::implementation_for;
-use longburn::kernel::{Implementation, TokenMeta, TokenPass};
+use longburn::kernel::{Implementation, TokenMeta, TokenPass, Tokens, traced};
 use longburn::models::generate::Generator;
 use longburn::models::{Blocks, Decoder, ForwardOptions, ModelConfig, ids_tensor};
 use longburn::testing::ratio;
@@ -49,17 +49,17 @@ fn whole(model: &Decoder, row: usize, len: usize, device: &Device) -> Vec<f32> {
     host(model.logits(last.narrow(1, len - 1, 1)))
 }
 
-/// Feeds tokens `from..to` of rows whose padding is on the left.
+/// Feeds tokens of rows whose padding is on the left; those that have `ended` are fed padding.
 fn feed(
     generator: &mut Generator<Decoder>,
-    padding: &[usize],
+    (padding, ended): (&[usize], &[bool]),
     range: std::ops::Range<usize>,
 ) -> Vec<Vec<f32>> {
     let (mut all, mut pos, mut segment) = (vec![], vec![], vec![]);
     for (row, padding) in padding.iter().enumerate() {
         let of_row = ids(row, range.end);
         for at in range.clone() {
-            let place = at.checked_sub(*padding);
+            let place = at.checked_sub(*padding).filter(|_| !ended[row]);
             all.push(place.map_or(0, |place| of_row[place]));
             pos.push(place.unwrap_or(0) as i32);
             segment.push(place.map_or(-1, |_| 0));
@@ -69,7 +69,8 @@ fn feed(
     generator.feed_rows(&all, &tokens).unwrap()
 }
 
-/// Prefill, tokens one by one, a few at once, and one by one again.
+/// Prefill, tokens one by one, after some of which every fourth row but the first ends, a few at once, and one by one
+/// again.
 fn check(config: &ModelConfig, biased: bool, prompt: usize, padding: &[usize], device: &Device) {
     let model = model(config, biased, device);
     let mut generator = Generator::new(&model).with_compute(Compute::Bf16);
@@ -78,9 +79,14 @@ fn check(config: &ModelConfig, biased: bool, prompt: usize, padding: &[usize], d
     ends.extend([prompt + 22, prompt + 23, prompt + 24]);
     let mut from = 0;
     for end in ends {
-        let got = feed(&mut generator, padding, from..end);
+        let rows = 0..padding.len();
+        let ended: Vec<bool> = rows.map(|row| end > prompt + 12 && row % 4 == 1).collect();
+        let got = feed(&mut generator, (padding, &ended), from..end);
         from = end;
-        for (row, padding) in padding.iter().enumerate().filter(|(_, padding)| end > **padding) {
+        for (row, padding) in padding.iter().enumerate() {
+            if end <= *padding || ended[row] {
+                continue;
+            }
             let want = whole(&model, row, end - padding, device);
             let r = ratio(&got[row], &want);
             assert!(r <= ROUNDED, "row {row} behind {end} tokens: logits differ by {r:.1e}");
@@ -96,11 +102,76 @@ pub fn tokens_one_by_one_equal_whole_rows(device: &Device) {
     check(&llama(256, 4, 2, 352), true, 5, &[0], device);
     // Keys in several parts, and more tokens of them than a stage has, at odd places.
     check(&llama(256, 4, 1, 352), false, 700, &[0, 300, 690], device);
+    check(&llama(384, 6, 3, 352), false, 300, &[0, 31, 0], device);
     check(&llama(512, 4, 4, 512).with_tied(true), true, 33, &[0, 1, 2, 3, 4, 30, 6, 7, 40], device);
     // The most rows, a row that begins with the first token after the prompt, and another width on either side.
     let padding: Vec<usize> = (0..16).map(|row| row * 3 % 19).collect();
     check(&llama(768, 12, 4, 1376).with_head_dim(64), false, 18, &padding, device);
     check(&llama(320, 8, 1, 704).with_head_dim(128), true, 270, &[17], device);
+}
+
+/// Whether the kernels run on the device.
+fn on_hopper(device: &Device) -> bool {
+    let probe = Tensor::<4>::zeros([1, 1, 1, 64], (device, DType::BF16));
+    matches!(implementation_for(Implementation::Auto, &probe), Ok(Implementation::Hopper))
+}
+
+/// They run, five a layer and one for the logits.
+pub fn tokens_run_their_own_kernels(device: &Device) {
+    if !on_hopper(device) {
+        return println!("skipped: no Hopper card");
+    }
+    let model = model(&llama(256, 4, 2, 352), false, device);
+    let mut generator = Generator::new(&model).with_compute(Compute::Bf16);
+    feed(&mut generator, (&[0, 2], &[false; 2]), 0..40);
+    feed(&mut generator, (&[0, 2], &[false; 2]), 40..41);
+    let token = || feed(&mut generator, (&[0, 2], &[false; 2]), 41..42);
+    match traced(device, token) {
+        Ok((_, launches)) => {
+            let count = |name| launches.iter().filter(|launch| launch.name == name).count();
+            assert_eq!((count("thin"), count("one")), (4 * 2 + 1, 2));
+        }
+        Err(reason) => println!("skipped: {reason}"),
+    }
+}
+
+/// Tokens and caches that somebody else holds stay as they are, and what comes of them is the same.
+pub fn tokens_leave_what_others_hold(device: &Device) {
+    let model = model(&llama(320, 8, 1, 704).with_head_dim(128), true, device);
+    let Some(pass) = model.token_model().and_then(|model| TokenPass::new(&model)) else {
+        return println!("skipped: no Hopper card");
+    };
+    let narrow = |len: usize, salt| random::<1>([len], salt, device).cast(DType::BF16);
+    let cache = |salt| narrow(2 * 40 * 128, salt).reshape([2, 1, 40, 128]);
+    let angles = |salt| random::<2>([1, 64], salt, device);
+    let given = || Tokens {
+        x: narrow(640, 1).reshape([2, 320]),
+        cos: angles(2),
+        sin: angles(3),
+        caches: vec![[cache(4), cache(5)], [cache(6), cache(7)]],
+        len: 20,
+        starts: vec![0, 3],
+    };
+    let kept = given();
+    let (x, caches) = (kept.x.clone(), kept.caches.clone());
+    let (held, after) = pass.step(kept).unwrap();
+    let (alone, _) = pass.step(given()).unwrap();
+    assert_eq!(host(held), host(alone));
+    assert_eq!(host(x), host(given().x));
+    for (kept, given) in caches.into_iter().flatten().zip(given().caches.into_iter().flatten()) {
+        assert_eq!(host(kept), host(given));
+    }
+    // The new ones hold one token more, and what was before it.
+    for (new, given) in after.into_iter().flatten().zip(given().caches.into_iter().flatten()) {
+        let part = |x: &Tensor<4>, from, len| host(x.clone().narrow(2, from, len));
+        assert_eq!(part(&new, 0, 20), part(&given, 0, 20));
+        assert_eq!(part(&new, 21, 19), part(&given, 21, 19));
+        assert_ne!(part(&new, 20, 1), part(&given, 20, 1));
+    }
+    let wrong = Tokens { len: 40, ..given() };
+    assert!(pass.step(wrong).is_err(), "no room");
+    let wrong = Tokens { starts: vec![0], ..given() };
+    assert!(pass.step(wrong).is_err(), "a row without a start");
 }
 
 /// The kernels are there where the card is, and for what they can do.
@@ -114,10 +185,7 @@ pub fn tokens_have_kernels_on_hopper(device: &Device) {
         };
         model.token_model().and_then(|model| TokenPass::new(&model)).is_some()
     };
-    let probe = Tensor::<4>::zeros([1, 1, 1, 64], (device, DType::BF16));
-    let hopper = implementation_for(Implementation::Auto, &probe);
-    let there = matches!(hopper, Ok(Implementation::Hopper));
-    assert_eq!(pass(&llama(256, 4, 2, 352), Compute::Bf16), there);
+    assert_eq!(pass(&llama(256, 4, 2, 352), Compute::Bf16), on_hopper(device));
     assert!(!pass(&llama(256, 4, 2, 352), Compute::F32), "weights in f32");
     assert!(!pass(&llama(128, 4, 2, 352), Compute::Bf16), "heads of 32 channels");
     assert!(!pass(&llama(256, 4, 2, 350), Compute::Bf16), "a width that is not divided whole");

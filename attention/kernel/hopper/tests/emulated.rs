@@ -342,6 +342,36 @@ fn wide_kernels_equal_the_reference_where_they_are_emulated() {
     check("wide", cases.into_iter());
 }
 
+/// Blocks of whole multiples of 64 tokens, about which a thread asks once for all its columns: of a list, of a stride
+/// with a phase per key head, and of both, behind keys that nobody sees.
+#[test]
+fn whole_blocks_equal_the_reference_where_they_are_emulated() {
+    let t = 330;
+    let one = |name, mask: Mask, dim: usize| {
+        let mut case = branches(t, dim, dim);
+        (case.name, case.heads, case.kv) = (name, 4, 2);
+        case.masks = vec![mask];
+        case
+    };
+    let tokens = || TokenMeta::contiguous(1, t, 0);
+    let seen = |_, h: usize, q: usize, k: usize| (3 * q + 5 * k + 2 * h) % 7 < 4;
+    let list = |block| BlockList::from_fn([1, 4, t, t], block, seen).unwrap();
+    let stride = MaskSpec::causal().with_stride(BlockStride::new(64, 1, 3, 2));
+    let strided = || Mask::new(stride.clone(), tokens(), tokens(), 4).unwrap();
+    let packed = TokenMeta::packed(&[vec![100, 230]], t).unwrap();
+    let of_documents = Mask::new(MaskSpec::causal(), packed.clone(), packed, 4).unwrap();
+    let cases = [
+        one("chosen blocks", Mask::causal(1, t, 4).with_blocks(list([64, 64])).unwrap(), 64),
+        one("in documents", of_documents.with_blocks(list([64, 128])).unwrap(), 128),
+        one("blocks of a stride", strided(), 128),
+        one("both, wide heads", strided().with_blocks(list([128, 64])).unwrap(), 192),
+    ];
+    for case in &cases {
+        assert!(Rules::of(&case.masks[0]).0.has(Rules::BLOCKS), "{}", case.name);
+    }
+    check("blocks", cases.into_iter());
+}
+
 /// More turns, and more entries of them, than the lanes of a warp look up at a time; a row in which most tiles of
 /// queries see nothing.
 #[test]
