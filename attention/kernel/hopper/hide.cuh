@@ -3,9 +3,6 @@
 
 // Columns that are looked at together: the fewer, the more is read for each.
 #define AT_ONCE(rules) ((rules) & (STRIDE | LIST) ? 1 : (rules) & (LABELS | POSITIONS) ? 2 : 4)
-// What is said of blocks is asked once for the 64 columns of 32 numbers: bits of this thread's row and of the one eight
-// further.
-#define ROWS_BITS(one, other) (((one) ? 0x33333333u : 0) | ((other) ? 0xccccccccu : 0))
 // Masks with a stride and a list look at so much that wide heads leave room for one query at a time.
 #define ONE_BY_ONE(rules) (HEAD > 128 && ((rules) & (STRIDE | LIST)) == (STRIDE | LIST))
 
@@ -29,23 +26,20 @@ template<int ALL, int N> __device__ __forceinline__ void hide_keys(float (&s)[N]
 #pragma unroll
   for (int part = 0; part < N; part += 32) {
     u32 bits = 0;
-    if (ONE_BY_ONE(RULES)) {
+    // What is said of blocks is the same for all 32 numbers.
+    bool any = !(ALL & BLOCKS) || chosen(ALL, side, &view, query_at(ALL, side, &view, token), key_at(ALL, side, &view, key + part * 2));
+    if (any && ONE_BY_ONE(RULES)) {
 #pragma unroll 1
       for (int row = 0; row < 16; row += 8) {
         Query query = query_at(RULES, side, &view, token + row);
 #pragma unroll 1
         for (int j = 0; j < 8; j++) bits |= two_of_keys<RULES>(side, &view, query, key + part * 2 + 8 * j) << (4 * j + row / 4);
       }
-    } else {
+    } else if (any) {
       Query first = query_at(RULES, side, &view, token), second = query_at(RULES, side, &view, token + 8);
 #pragma unroll AT_ONCE(RULES)
       for (int j = 0; j < 8; j++)
         bits |= four_of_keys<RULES>(side, &view, first, second, key + part * 2 + 8 * j) << (4 * j);
-    }
-    if (ALL & BLOCKS) {
-      Key of_all = key_at(ALL, side, &view, key + part * 2);
-      bits &= ROWS_BITS(chosen(ALL, side, &view, query_at(ALL, side, &view, token), of_all),
-                        chosen(ALL, side, &view, query_at(ALL, side, &view, token + 8), of_all));
     }
 #pragma unroll
     for (int i = 0; i < 32; i++)
@@ -67,13 +61,10 @@ template<int ALL, int N> __device__ __forceinline__ void hide_queries(float (&s)
 #pragma unroll
   for (int part = 0; part < N; part += 32) {
     u32 bits = 0;
+    if (!(ALL & BLOCKS) || chosen(ALL, side, &view, query_at(ALL, side, &view, token + part * 2), key_at(ALL, side, &view, key))) {
 #pragma unroll AT_ONCE(RULES)
-    for (int j = 0; j < 8; j++)
-      bits |= four_of_queries<RULES>(side, &view, first, second, token + part * 2 + 8 * j) << (4 * j);
-    if (ALL & BLOCKS) {
-      Query of_all = query_at(ALL, side, &view, token + part * 2);
-      bits &= ROWS_BITS(chosen(ALL, side, &view, of_all, key_at(ALL, side, &view, key)),
-                        chosen(ALL, side, &view, of_all, key_at(ALL, side, &view, key + 8)));
+      for (int j = 0; j < 8; j++)
+        bits |= four_of_queries<RULES>(side, &view, first, second, token + part * 2 + 8 * j) << (4 * j);
     }
 #pragma unroll
     for (int i = 0; i < 32; i++)

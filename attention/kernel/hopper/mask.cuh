@@ -20,6 +20,7 @@
 #define STRIDE 64     // near blocks of positions, and those in a head's column
 #define LIST 128      // blocks of tokens that were chosen
 #define BLOCKS 256    // stride and list say the same of all pairs of 64 queries and 64 keys, from multiples on
+// 512: there are blocks of 64 keys, or of odd multiples; tiles of keys are then as small.
 
 // What is asked of every pair.
 #define OF_PAIRS(rules) ((rules) & BLOCKS ? (rules) & ~(STRIDE | LIST) : (rules))

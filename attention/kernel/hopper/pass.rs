@@ -37,8 +37,6 @@ const MULTIPROCESSORS: usize = 132;
 const FEW_TILES: usize = 10;
 /// Bytes of sums that stay in the cache, where adding up costs little.
 const IN_CACHE: usize = 16 << 20;
-/// Queries and keys of a tile of the passes by queries.
-const TILE: (usize, usize) = (ROUND, ROUND);
 /// Queries that leave at a time.
 const HALF: u32 = ROUND as u32 / 2;
 
@@ -197,13 +195,17 @@ impl Form {
         Ok(Self { device: device.clone(), index: index.into(), variant, masks })
     }
 
+    fn of(&self, kernel: Kernel) -> Variant {
+        Variant { kernel, ..self.variant }
+    }
+
     fn ready(&self, kernel: Kernel) -> Loaded {
         self.ready_for_backward(kernel, false)
     }
 
     /// Where dq has a pass of its own, or not.
     fn ready_for_backward(&self, kernel: Kernel, alone: bool) -> Loaded {
-        let mut variant = Variant { kernel, alone, ..self.variant };
+        let mut variant = Variant { alone, ..self.of(kernel) };
         // What does not look at masks is the same for all.
         if matches!(kernel, Kernel::Around | Kernel::Combine) {
             variant.rules = Default::default();
@@ -233,7 +235,8 @@ impl Form {
         let lists = self.lists(plan, By::Queries, kv);
         let tiles: usize = lists.iter().map(|lists| lists.cost).sum();
         let rows: usize = lists.iter().map(|lists| lists.rows).sum();
-        tiles <= FEW_TILES * rows
+        let (_, keys) = self.variant.tile_by_queries();
+        tiles * keys <= FEW_TILES * ROUND * rows
     }
 
     /// Lists of every branch, by queries or by keys, of `kv` key heads.
@@ -241,7 +244,10 @@ impl Form {
         let index = self.device.to_id().index_id as usize;
         let of = |mask: &Mask| {
             let by_keys = by == By::Keys;
-            let tile = if by_keys { Variant::tile_by_keys(self.variant.head) } else { TILE };
+            let tile = match by_keys {
+                true => Variant::tile_by_keys(self.variant.head),
+                false => self.variant.tile_by_queries(),
+            };
             mask.kept(kept_under(index, 4 + by as usize, tile, kv), || {
                 let groups = self.multiprocessors();
                 let (lists, parts) = match by {
@@ -452,7 +458,7 @@ fn tiles(x: &Inputs, plan: &Plan, by: By) -> (CubeTensor, CubeTensor) {
     let maps = [&x.q, &x.k, &x.v, &out].map(layout);
     let (mut call, numbers) = (x.call(plan), form.variant.numbers);
     call.parts = parts as i32;
-    let piece = Variant::piece(Kernel::Forward, form.variant.head) as u32;
+    let piece = form.of(Kernel::Forward).piece() as u32;
     let entries = form.entries(Kernel::Forward, false);
     let combine = whole.is_some().then(|| form.entries(Kernel::Combine, false));
     let mut writes = vec![out.handle.clone(), lse.handle.clone()];
@@ -525,7 +531,7 @@ pub(crate) fn backward(
     (call.of_out, call.of_dout) = (steps(&out), steps(&dout));
     let keys = form.entries(Kernel::Keys, alone);
     let others = form.entries(if alone { Kernel::Queries } else { Kernel::Around }, alone);
-    let (tile, piece) = (Variant::tile_by_keys(head), Variant::piece(Kernel::Queries, head) as u32);
+    let (tile, piece) = (Variant::tile_by_keys(head), form.of(Kernel::Queries).piece() as u32);
     submit(&form.device, reads, writes, move |stream, at| {
         let (from, to) = at.split_at(all_reads);
         (call.out, call.lse, call.dout_rows) = (from[3], from[4], from[5]);

@@ -101,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_co
           int now = i;
 #pragma unroll 1
           for (int piece = 0; piece < PIECES; piece++, now++) {
-            int k_at = now % K_STAGES, v_at = now % V_STAGES, token = tile_of(x.entry) * TALL + piece * PIECE;
+            int k_at = now % K_STAGES, v_at = now % V_STAGES, token = tile_of(x.entry) * TILE_KEYS + piece * PIECE;
             wait(k_free + 8 * k_at, ((now / K_STAGES) & 1) ^ 1);
             store_ints(whats + 16 * k_at, x.entry, x.bh, x.tile, marks_of(x.marks, piece));
             expect(k_full + 8 * k_at, PIECE_TILE);

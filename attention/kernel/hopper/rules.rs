@@ -25,6 +25,7 @@ impl Rules {
     pub const STRIDE: Self = Self(64);
     pub const LIST: Self = Self(128);
     pub const BLOCKS: Self = Self(256);
+    pub const SMALL: Self = Self(512);
 
     pub fn bits(self) -> u32 {
         self.0
@@ -54,7 +55,8 @@ impl Rules {
         let starts = starts(mask, rules);
         let labels = rules.has(Self::ANCHOR) || !one_label(mask);
         let rules = rules.and(Self::LABELS, labels).and(Self::POSITIONS, starts.is_none());
-        let rules = rules.and(Self::BLOCKS, by_blocks(mask, rules));
+        let blocks = by_blocks(mask, rules);
+        let rules = rules.and(Self::BLOCKS, blocks).and(Self::SMALL, blocks && small(mask, rules));
         (rules, starts.unwrap_or_default())
     }
 }
@@ -79,6 +81,14 @@ fn by_blocks(mask: &Mask, rules: Rules) -> bool {
     });
     let listed = |list: &crate::BlockList| list.block().iter().all(|x| x.is_multiple_of(BLOCK));
     strided && mask.list().is_none_or(listed)
+}
+
+/// Whether blocks of keys are smaller than a whole tile, or lie across two.
+fn small(mask: &Mask, rules: Rules) -> bool {
+    let of_stride = mask.spec().stride.as_ref().filter(|_| rules.has(Rules::STRIDE));
+    let of_list = mask.list().map(|list| list.block()[1]);
+    let mut blocks = of_stride.map(|stride| stride.block).into_iter().chain(of_list);
+    blocks.any(|block| !block.is_multiple_of(ROUND))
 }
 
 /// Whether all tokens have the same label, so that nobody needs to look.

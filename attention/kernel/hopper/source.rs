@@ -1,7 +1,7 @@
 //! The kernels' text: what a variant is, and the lines before the files that make them it.
 
 use super::launch::Call;
-use super::rules::Rules;
+use super::rules::{ROUND, Rules};
 use super::wgmma::{Left, product};
 use std::fmt::Write;
 
@@ -12,6 +12,8 @@ pub(super) const MOST_BRANCHES: usize = 3;
 pub(super) const SHARED: usize = 227 << 10;
 /// Bytes that a tile's address is rounded up by, and barriers.
 const BESIDES: usize = 1024 + 256;
+/// Keys of a small tile.
+const HALF: usize = ROUND / 2;
 /// Channels up to which a warpgroup has registers for both dk and dv.
 const NARROW: usize = 128;
 
@@ -27,10 +29,10 @@ struct Stages {
 
 impl Stages {
     /// Of shared memory, and what lies besides.
-    fn bytes(self, kernel: Kernel, head: usize, branches: usize) -> usize {
+    fn bytes(self, kernel: Kernel, head: usize, branches: usize, piece: usize) -> usize {
         let of_token = 2 * head;
         let of_queries = if kernel == Kernel::Queries { 2 } else { branches };
-        let pieces = (self.keys + self.values) * Variant::piece(kernel, head);
+        let pieces = (self.keys + self.values) * piece;
         (self.queries * of_queries * 128 + pieces) * of_token + BESIDES
     }
 }
@@ -42,6 +44,8 @@ const FORWARD: [Stages; 4] = [
     Stages { queries: 1, keys: 2, values: 2 },
     Stages { queries: 1, keys: 2, values: 1 },
 ];
+/// More of them, where tiles of keys are small.
+const SMALL: Stages = Stages { queries: 2, keys: 3, values: 3 };
 const QUERIES: [Stages; 3] = [
     Stages { queries: 2, keys: 3, values: 3 },
     Stages { queries: 1, keys: 3, values: 2 },
@@ -106,23 +110,38 @@ impl Variant {
 
     /// Branches that there is shared memory for.
     pub fn most_branches(head: usize) -> usize {
+        let piece = if head <= NARROW { ROUND } else { HALF };
         let fits = |branches: &usize| {
-            FORWARD.iter().any(|stages| stages.bytes(Kernel::Forward, head, *branches) <= SHARED)
+            let bytes = |stages: &Stages| stages.bytes(Kernel::Forward, head, *branches, piece);
+            FORWARD.iter().any(|stages| bytes(stages) <= SHARED)
         };
         (1..=MOST_BRANCHES).rev().find(fits).unwrap_or_default()
     }
 
+    /// Queries and keys of a tile of a pass by queries: half as many keys where blocks of masks have no more, since a
+    /// tile is computed whole.
+    pub fn tile_by_queries(&self) -> (usize, usize) {
+        let small = self.rules[..self.branches].iter().all(|rules| rules.has(Rules::SMALL));
+        (ROUND, if small { HALF } else { ROUND })
+    }
+
     /// Keys of a tile that a pass by queries has at a time.
-    pub fn piece(kernel: Kernel, head: usize) -> usize {
-        if kernel == Kernel::Forward && head <= NARROW { 128 } else { 64 }
+    pub fn piece(&self) -> usize {
+        let whole = self.kernel == Kernel::Forward && self.head <= NARROW;
+        if whole { self.tile_by_queries().1 } else { HALF }
     }
 
     /// Of a pass by queries.
     fn stages(&self) -> Stages {
-        let all = if self.kernel == Kernel::Queries { &QUERIES[..] } else { &FORWARD };
-        let fits = |stages: &&Stages| stages.bytes(self.kernel, self.head, self.branches) <= SHARED;
+        let all = match self.kernel {
+            Kernel::Queries => QUERIES.to_vec(),
+            _ if self.tile_by_queries().1 == HALF => [&[SMALL][..], &FORWARD].concat(),
+            _ => FORWARD.to_vec(),
+        };
+        let bytes = |x: &Stages| x.bytes(self.kernel, self.head, self.branches, self.piece());
         // What takes least, even where it is too much: `most_branches` tells.
-        *all.iter().find(fits).unwrap_or(&all[all.len() - 1])
+        let least = all[all.len() - 1];
+        all.into_iter().find(|stages| bytes(stages) <= SHARED).unwrap_or(least)
     }
 
     /// Tiles of queries, and of dout, that a pass by keys has at a time.
@@ -156,7 +175,8 @@ impl Variant {
         match self.kernel {
             Kernel::Forward | Kernel::Queries => {
                 let stages = self.stages();
-                define(&mut text, "PIECE", Self::piece(self.kernel, self.head));
+                define(&mut text, "TILE_KEYS", self.tile_by_queries().1);
+                define(&mut text, "PIECE", self.piece());
                 define(&mut text, "Q_STAGES", stages.queries);
                 define(&mut text, "K_STAGES", stages.keys);
                 define(&mut text, "V_STAGES", stages.values);
@@ -191,7 +211,7 @@ impl Variant {
         let by_channels = Left::Shared { turned: false };
         match self.kernel {
             Kernel::Forward => vec![
-                ("scores_product", Self::piece(self.kernel, self.head), by_channels),
+                ("scores_product", self.piece(), by_channels),
                 ("values_product", self.head, Left::Registers),
             ],
             Kernel::Keys if self.head > NARROW => vec![
@@ -226,7 +246,7 @@ impl Variant {
     pub fn shared(&self) -> usize {
         match self.kernel {
             Kernel::Forward | Kernel::Queries => {
-                self.stages().bytes(self.kernel, self.head, self.branches)
+                self.stages().bytes(self.kernel, self.head, self.branches, self.piece())
             }
             Kernel::Keys => {
                 let (queries, keys) = Self::tile_by_keys(self.head);

@@ -142,8 +142,10 @@ fn workgroups_have_alike_much_to_do_and_stay_near() {
 fn lists_hold_what_is_seen() {
     for (name, mask) in masks() {
         let heads = mask.heads();
-        let lists = Lists::by_queries(&mask, (128, 128), heads, 3);
-        check(&name, &mask, &lists, false, (128, 128), heads);
+        for tile in [(128, 128), (128, 64)] {
+            let lists = Lists::by_queries(&mask, tile, heads, 3);
+            check(&name, &mask, &lists, false, tile, heads);
+        }
         for head in HEADS {
             let tile = Variant::tile_by_keys(head);
             // Key heads that divide those of all cases.
@@ -195,7 +197,7 @@ fn simple_masks_read_no_arrays() {
     let stride = |block| causal().with_stride(BlockStride::new(block, 1, 2, 2));
     let strided = only(&[Rules::CAUSAL, Rules::STRIDE]);
     let long = |start| TokenMeta::contiguous(2, 200, start);
-    assert_eq!(of(stride(64), long(0)), only(&[strided, Rules::BLOCKS]));
+    assert_eq!(of(stride(64), long(0)), only(&[strided, Rules::BLOCKS, Rules::SMALL]));
     assert_eq!(of(stride(128), long(128)), only(&[strided, Rules::BLOCKS]));
     for (mask, tokens) in [(stride(32), long(0)), (stride(64), long(1))] {
         assert_eq!(of(mask, tokens), strided);
@@ -247,8 +249,16 @@ fn every_kernel_fits_into_shared_memory() {
     for head in HEADS {
         for kernel in KERNELS {
             let most = Variant::most_branches(head);
-            for (branches, alone) in [(1, false), (most, false), (1, true)] {
-                let variant = Variant { branches, alone, ..variant(kernel, head) };
+            let small = Rules::BLOCKS.and(Rules::SMALL, true);
+            for (branches, alone, rules) in [
+                (1, false, Rules::CAUSAL),
+                (most, false, Rules::CAUSAL),
+                (1, true, Rules::CAUSAL),
+                (1, true, small),
+                (most, false, small),
+            ] {
+                let rules = [rules; MOST_BRANCHES];
+                let variant = Variant { branches, alone, rules, ..variant(kernel, head) };
                 assert!(variant.shared() <= SHARED, "{variant:?}: {}", variant.shared());
                 let source = variant.source();
                 for entry in variant.entries() {

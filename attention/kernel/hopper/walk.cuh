@@ -7,7 +7,7 @@
 
 #define TALL 128
 #define TILE (TALL * HEAD * 2)
-#define PIECES (TALL / PIECE)
+#define PIECES (TILE_KEYS / PIECE)
 #define PIECE_TILE (PIECE * HEAD * 2)
 
 // The lists of a tile of queries, one per branch: where in the side's tiles they begin, and their lengths.
@@ -56,7 +56,7 @@ __device__ __forceinline__ int marks_of(int marks, int piece) {
   return marks;
 }
 // The first key of a piece.
-__device__ __forceinline__ int key_of(int4 what) { return tile_of(what.x) * TALL + (what.w & SECOND ? PIECE : 0); }
+__device__ __forceinline__ int key_of(int4 what) { return tile_of(what.x) * TILE_KEYS + (what.w & SECOND ? PIECE : 0); }
 
 // What there is to load: these numbers, and whose they are.
 struct Load { int entry, bh, tile, marks, row, h, kv; };

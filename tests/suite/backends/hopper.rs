@@ -80,6 +80,8 @@ fn rules(d: usize) -> Vec<Case> {
     let right = TokenMeta::right_padded(&[0, 290], 300).unwrap();
     let stride = causal().with_stride(BlockStride::new(16, 2, 3, 2));
     let near = causal().with_stride(BlockStride::near(16, 2, 2)).with_sinks(16);
+    // Blocks that kernels ask about as a whole.
+    let whole = causal().with_stride(BlockStride::new(64, 1, 3, 2));
     let of = |name: &str, spec: MaskSpec, tokens: &TokenMeta| {
         square(&format!("{name}, {d} channels"), [2, 4, 2, 300], d, spec, tokens.clone())
     };
@@ -95,7 +97,10 @@ fn rules(d: usize) -> Vec<Case> {
         of("anchor", causal().with_anchor(true), &anchored),
         of("stride", stride.clone(), &padded),
         of("near blocks, sinks", near.clone(), &plain(2, 300, 0)),
+        of("stride of blocks of 64", whole.clone(), &plain(2, 300, 0)),
+        listed(of("the same, chosen", whole, &plain(2, 300, 0)), [128, 64]),
         listed(of("blocks of 64", causal(), &plain(2, 300, 0)), [64, 64]),
+        listed(of("blocks of 64 x 128", causal(), &packed), [64, 128]),
         listed(of("blocks of 20 x 90", causal(), &packed), [20, 90]),
         listed(of("blocks in a window", window.clone(), &plain(2, 300, 0)), [32, 32]),
         listed(of("blocks of a stride", stride.clone(), &plain(2, 300, 0)), [24, 24]),

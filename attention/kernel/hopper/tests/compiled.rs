@@ -21,6 +21,10 @@ fn rules() -> Vec<Rules> {
         of(&[causal, labels, Rules::ANCHOR, positions]),
         of(&[causal, stride]),
         of(&[causal, list]),
+        of(&[causal, stride, Rules::BLOCKS]),
+        of(&[causal, list, Rules::BLOCKS]),
+        of(&[causal, list, Rules::BLOCKS, Rules::SMALL]),
+        of(&[causal, labels, stride, list, Rules::BLOCKS]),
         of(&[causal, window, sinks, labels, positions, list]),
         of(&[causal, stride, sinks, labels, positions, list]),
     ]

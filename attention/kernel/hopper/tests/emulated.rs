@@ -203,7 +203,12 @@ fn emulated(case: &Case, alone: bool, programs: &mut Programs) -> Option<Pass> {
         for (i, mask) in case.masks.iter().enumerate() {
             let lists = match by_keys {
                 true => Lists::by_keys(mask, tile, kv, GROUPS),
-                false => Lists::by_queries(mask, (ROUND, ROUND), kv, GROUPS),
+                false => Lists::by_queries(
+                    mask,
+                    variant(Kernel::Forward, false).tile_by_queries(),
+                    kv,
+                    GROUPS,
+                ),
             };
             let (starts, tiles) = (memory.ints(&lists.starts), memory.ints(&lists.tiles));
             call.sides[i] = Side { numbers: numbers[i], starts, tiles, ..tokens[i].side };
@@ -220,13 +225,13 @@ fn emulated(case: &Case, alone: bool, programs: &mut Programs) -> Option<Pass> {
         call.v = map(v, of_v, keys);
     };
     let forward = programs.get(&variant(Kernel::Forward, false), "forward")?;
-    of_tiles(&mut call, ROUND, Variant::piece(Kernel::Forward, head));
+    of_tiles(&mut call, ROUND, variant(Kernel::Forward, false).piece());
     put(&mut call, &mut memory, false);
     call.to = map(call.out, of_out, ROUND / 2);
     memory.launch(&forward, [GROUPS, 1, 384], &call);
 
     if alone {
-        of_tiles(&mut call, ROUND, Variant::piece(Kernel::Queries, head));
+        of_tiles(&mut call, ROUND, variant(Kernel::Queries, true).piece());
         call.o = map(call.out, of_out, ROUND);
         call.to = map(call.dq, stacked(of_q), ROUND / 2);
         let program = programs.get(&variant(Kernel::Queries, true), "queries")?;
@@ -366,8 +371,11 @@ fn whole_blocks_equal_the_reference_where_they_are_emulated() {
         one("blocks of a stride", strided(), 128),
         one("both, wide heads", strided().with_blocks(list([128, 64])).unwrap(), 192),
     ];
-    for case in &cases {
-        assert!(Rules::of(&case.masks[0]).0.has(Rules::BLOCKS), "{}", case.name);
+    // Blocks of 64 keys have tiles that are as small.
+    let small = [true, false, true, true];
+    for (case, small) in cases.iter().zip(small) {
+        let rules = Rules::of(&case.masks[0]).0;
+        assert!(rules.has(Rules::BLOCKS) && rules.has(Rules::SMALL) == small, "{}", case.name);
     }
     check("blocks", cases.into_iter());
 }
@@ -425,8 +433,6 @@ fn in_parts(case: &Case, programs: &mut Programs) -> Option<[Vec<f64>; 2]> {
     let Case { batch, heads, kv, queries, keys, dim: d, value_dim: e, .. } = *case;
     let group = heads / kv;
     let mask = few::mask_of(&case.masks[0], group, kv).expect("all heads see the same");
-    let (lists, parts) = Lists::in_parts(&mask, (ROUND, ROUND), 24);
-    assert!(parts > 1);
     let tokens = Tokens::new(&mask).unwrap();
     let mut rules = [Rules::default(); MOST_BRANCHES];
     rules[0] = tokens.rules;
@@ -438,11 +444,13 @@ fn in_parts(case: &Case, programs: &mut Programs) -> Option<[Vec<f64>; 2]> {
         rules,
         alone: false,
     };
+    let (lists, parts) = Lists::in_parts(&mask, variant(Kernel::Forward).tile_by_queries(), 24);
+    assert!(parts > 1);
     let (rows, of_q) = (group * queries, [batch, kv, group * queries, d]);
     let (of_k, of_v) = ([batch, kv, keys, d], [batch, kv, keys, e]);
     let of_out = [batch * parts, kv, rows, e];
     let mut memory = Memory::default();
-    let piece = Variant::piece(Kernel::Forward, d.max(e).next_multiple_of(64));
+    let piece = variant(Kernel::Forward).piece();
     let q = memory.halves(&values(random([batch, heads, queries, d], 2)));
     let k = memory.halves(&values(random(of_k, 3)));
     let v = memory.halves(&values(random(of_v, 1)));
