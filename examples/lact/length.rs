@@ -21,6 +21,8 @@ pub struct LengthPart {
     chunk: usize,
     window: usize,
     lengths: Vec<usize>,
+    /// In f32 dense attention has no kernels of its own on cards.
+    longest_in_f32: usize,
 }
 
 /// Attention with so many heads of a model of this width.
@@ -68,7 +70,8 @@ pub fn report(part: &LengthPart, device: &Device, out: &Path) -> Result<()> {
         "time, of dense attention's",
     ]);
     for compute in dtypes {
-        for &length in &part.lengths {
+        let fits = |length: &&usize| compute != Compute::F32 || **length <= part.longest_in_f32;
+        for &length in part.lengths.iter().filter(fits) {
             let pass = Pass::new((length, width), Some(&rope), &device)?.computing_in(compute);
             let of_dense = pass.both(&dense)?;
             let mut row = |layer: &str, seconds: f64| {

@@ -76,7 +76,7 @@ impl OneByOne {
         let few = tokens.batch() <= TokenPass::ROWS;
         if compute != Compute::Bf16
             || !few
-            || !caches(states).is_some_and(|x| x.len() == model.num_blocks())
+            || caches(states).is_none_or(|x| x.len() != model.num_blocks())
         {
             return false;
         }
@@ -141,6 +141,7 @@ impl OneByOne {
         let (logits, caches) = pass.step(given)?;
         // While the card is at it.
         let after = before.concat(tokens)?;
+        drop(before);
         for (b, row) in rows.iter_mut().enumerate() {
             *row = row.then(tokens.pos()[b], tokens.segment()[b]).unwrap_or(*row);
         }

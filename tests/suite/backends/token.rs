@@ -131,7 +131,7 @@ pub fn tokens_run_their_own_kernels(device: &Device) {
             let count = |name| launches.iter().filter(|launch| launch.name == name).count();
             // Those of other tests at the same time are among them.
             let found = (count("thin"), count("one"));
-            assert!(found.0 >= 4 * 2 + 1 && found.1 >= 2, "{found:?} of {}", launches.len());
+            assert!(found.0 > 4 * 2 && found.1 >= 2, "{found:?} of {}", launches.len());
         }
         Err(reason) => println!("skipped: {reason}"),
     }
