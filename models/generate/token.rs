@@ -106,7 +106,7 @@ impl OneByOne {
         tokens: &TokenMeta,
         states: Vec<State>,
     ) -> Result<(Vec<Vec<f32>>, Vec<State>)> {
-        let (Some(Some(pass)), Some(rows)) = (&self.pass, &mut self.rows) else {
+        let (Some(Some(pass)), Some(rows)) = (&mut self.pass, &mut self.rows) else {
             return Err(Error::shape("Generator", "a token that does not go on from the others"));
         };
         let (batch, device) = (tokens.batch(), model.head().device());

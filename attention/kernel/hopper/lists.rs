@@ -9,7 +9,8 @@ const PART: i32 = i32::MIN;
 /// Set, too, where the part is what does not come later.
 pub(super) const LATER: i32 = 1 << 30;
 
-/// What a list costs beside its tiles, in tiles: queries that are loaded, results that are stored.
+/// What a list costs beside its tiles, in tiles: queries that are loaded, results that are stored. By queries in tiles
+/// of 128 keys.
 const START_BY_QUERIES: f64 = 0.6;
 const START_BY_KEYS: f64 = 2.0;
 
@@ -55,7 +56,7 @@ impl Lists {
         });
         let heads = mask.heads();
         let work = lists.work(mask, rows, heads, heads / kv.max(1));
-        let shared = arranged(work, groups, START_BY_QUERIES);
+        let shared = arranged(work, groups, START_BY_QUERIES * 128.0 / tile.1 as f64);
         (lists.order, lists.turns) = shared.turns();
         lists
     }

@@ -206,6 +206,10 @@ impl Form {
     /// Where dq has a pass of its own, or not.
     fn ready_for_backward(&self, kernel: Kernel, alone: bool) -> Loaded {
         let mut variant = Variant { alone, ..self.of(kernel) };
+        // Tiles of keys have one size there, so that it needs no kernel for each.
+        if kernel == Kernel::Keys {
+            variant.rules = variant.rules.map(|rules| rules.without(Rules::SMALL));
+        }
         // What does not look at masks is the same for all.
         if matches!(kernel, Kernel::Around | Kernel::Combine) {
             variant.rules = Default::default();

@@ -287,6 +287,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_co
     changes();
     for (;;) {
       bool last = what.w & LAST_OF_LIST;
+      // Or the loader would wait for its place before it brought anything more, where lists are a piece long.
+      if (last) settle(count - 1);
       i++;
       if (Q_STAGES == 1 && last) break;
       int stage = i % K_STAGES;

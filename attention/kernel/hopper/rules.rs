@@ -39,6 +39,10 @@ impl Rules {
         if wanted { Self(self.0 | other.0) } else { self }
     }
 
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     /// Those of a mask; positions of tokens with index 0 (query, key) where no array has them.
     pub fn of(mask: &Mask) -> (Self, [i32; 2]) {
         let spec = mask.spec();
@@ -83,7 +87,7 @@ fn by_blocks(mask: &Mask, rules: Rules) -> bool {
     strided && mask.list().is_none_or(listed)
 }
 
-/// Whether blocks of keys are smaller than a whole tile, or lie across two.
+/// Whether blocks of keys are no whole tiles.
 fn small(mask: &Mask, rules: Rules) -> bool {
     let of_stride = mask.spec().stride.as_ref().filter(|_| rules.has(Rules::STRIDE));
     let of_list = mask.list().map(|list| list.block()[1]);

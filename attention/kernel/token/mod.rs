@@ -104,7 +104,7 @@ impl TokenPass {
     ///
     /// # Errors
     /// [`Error::Shape`] where tensors are not as [`Tokens`] says, or there are more rows than [`Self::ROWS`].
-    pub fn step(&self, tokens: Tokens) -> Result<Logits, Error> {
+    pub fn step(&mut self, tokens: Tokens) -> Result<Logits, Error> {
         #[cfg(feature = "cuda-nvrtc")]
         return self.pass.step(tokens);
         #[cfg(not(feature = "cuda-nvrtc"))]

@@ -14,7 +14,8 @@ use burn_cubecl::CubeDevice;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::zeros_client;
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::server::Handle;
+use cubecl::server::{BufferBinding, Handle};
+use cubecl_environment::stream::StreamId;
 use cudarc::driver::sys;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, Once, OnceLock, PoisonError};
@@ -72,8 +73,12 @@ pub(super) struct Pass {
     cores: usize,
     /// `[16 * K]`, zeros between launches.
     done: CubeTensor,
-    /// Addresses of the weights, which stay where they are as long as they are held; known after the first token.
+    /// Addresses of the weights, known after the first token.
     addresses: Arc<OnceLock<Vec<u64>>>,
+    /// What is bound stays where it is; what is only held may be moved when memory runs short.
+    _bound: Vec<BufferBinding>,
+    /// Where all weights were made: launches on that stream come behind that, without being told.
+    stream: Option<StreamId>,
 }
 
 impl Pass {
@@ -130,8 +135,12 @@ impl Pass {
         // In one row: those of several may lie apart.
         let done = Shape::from([MOST_ROWS * kv]);
         let (weights, steps): (Vec<_>, Vec<_>) = weights.into_iter().unzip();
+        let stream = weights.first().map(|x| x.stream);
+        let alike = weights.iter().all(|x| Some(x.stream) == stream);
         Some(Self {
             addresses: Arc::default(),
+            _bound: weights.iter().cloned().map(Handle::binding).collect(),
+            stream: stream.filter(|_| alike),
             steps: steps.into(),
             biased: model.layers.iter().map(|x| x.biases.each_ref().map(Option::is_some)).collect(),
             done: zeros_client(client, device.clone(), done, DType::U32),
@@ -143,7 +152,8 @@ impl Pass {
         })
     }
 
-    pub fn step(&self, tokens: Tokens) -> Result<Logits, Error> {
+    /// One at a time: all count in the same numbers.
+    pub fn step(&mut self, tokens: Tokens) -> Result<Logits, Error> {
         let Sizes { width, vocab, heads, kv, d, .. } = self.sizes;
         let ([rows, of_x], layers) = (tokens.x.dims(), self.biased.len());
         let fail = |reason: String| Err(Error::shape("TokenPass", reason));
@@ -230,7 +240,7 @@ impl Pass {
         debug_assert_eq!(group * kv, heads);
         // To look up what stays where it is takes longer than all the rest that a token asks of the host.
         let addresses = self.addresses.clone();
-        let known = addresses.get().is_some();
+        let known = addresses.get().is_some() && self.stream == Some(StreamId::current());
         let weights = if known { &[][..] } else { &self.weights[..] };
         let reads: Vec<Handle> =
             weights.iter().cloned().chain([&cos, &sin].map(|x| x.handle.clone())).collect();

@@ -135,6 +135,15 @@ fn others() -> Vec<Case> {
         square("2100 tokens", [2, 8, 2, 2100], 128, causal(), plain(2, 2100, 0)),
         // And so many keys that it is added up.
         square("3500 tokens", [1, 10, 2, 3500], 128, causal(), plain(1, 3500, 0)),
+        // More tiles of queries than workgroups, with tiles of 64 keys.
+        listed(
+            square("blocks of 64, 2100", [1, 16, 2, 2100], 64, causal(), plain(1, 2100, 0)),
+            [64, 64],
+        ),
+        listed(
+            square("the same, 128 channels", [1, 16, 2, 2100], 128, causal(), plain(1, 2100, 0)),
+            [64, 64],
+        ),
         cache,
         branches(64, 64),
         branches(192, 136),

@@ -363,6 +363,7 @@ fn whole_blocks_equal_the_reference_where_they_are_emulated() {
     let list = |block| BlockList::from_fn([1, 4, t, t], block, seen).unwrap();
     let stride = MaskSpec::causal().with_stride(BlockStride::new(64, 1, 3, 2));
     let strided = || Mask::new(stride.clone(), tokens(), tokens(), 4).unwrap();
+    let each = BlockList::from_fn([1, 4, t, t], [128, 64], |_, _, q, k| k == 2 * q).unwrap();
     let packed = TokenMeta::packed(&[vec![100, 230]], t).unwrap();
     let of_documents = Mask::new(MaskSpec::causal(), packed.clone(), packed, 4).unwrap();
     let cases = [
@@ -370,9 +371,27 @@ fn whole_blocks_equal_the_reference_where_they_are_emulated() {
         one("in documents", of_documents.with_blocks(list([64, 128])).unwrap(), 128),
         one("blocks of a stride", strided(), 128),
         one("both, wide heads", strided().with_blocks(list([128, 64])).unwrap(), 192),
+        // A tile of keys each, one tile of queries after the other.
+        one("a block each", Mask::causal(1, t, 4).with_blocks(each).unwrap(), 64),
     ];
+    // Two branches, both of small blocks, and one of them.
+    let two = |name, far: BlockList| {
+        let mut case = branches(t, 64, 64);
+        (case.name, case.heads, case.kv) = (name, 4, 2);
+        let near = |_, h: usize, q: usize, k: usize| (3 * q + 5 * k + 2 * h) % 7 < 2;
+        let near = BlockList::from_fn([1, 4, t, t], [64, 64], near).unwrap();
+        case.masks =
+            [near, far].map(|list| Mask::causal(1, t, 4).with_blocks(list).unwrap()).into();
+        case
+    };
+    let far = |_, h: usize, q: usize, k: usize| (2..4).contains(&((3 * q + 5 * k + 2 * h) % 7));
+    let both = BlockList::from_fn([1, 4, t, t], [64, 64], far).unwrap();
+    // Of blocks of 128 keys, disjoint from those of 64 in the keys that the others leave.
+    let apart = |b, h, q: usize, k: usize| q >= 4 && k == 0 && far(b, h, q, 0) && far(b, h, q, 1);
+    let one_of_them = BlockList::from_fn([1, 4, t, t], [64, 128], apart).unwrap();
+    check("branches of blocks", [two("both", both), two("one", one_of_them)].into_iter());
     // Blocks of 64 keys have tiles that are as small.
-    let small = [true, false, true, true];
+    let small = [true, false, true, true, true];
     for (case, small) in cases.iter().zip(small) {
         let rules = Rules::of(&case.masks[0]).0;
         assert!(rules.has(Rules::BLOCKS) && rules.has(Rules::SMALL) == small, "{}", case.name);
