@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each example uses a part")]
 
 use burn::tensor::{Device, Tensor, TensorData};
-use longburn::attention::{Compute, MixContext, MixOutput, Phase, SequenceMixer};
+use longburn::attention::{AttnShape, Compute, MixContext, MixOutput, Phase, SequenceMixer};
 use longburn::kernel::TokenMeta;
 use longburn::positional::{Positions, RopeConfig, RopeTable};
 use longburn::streams::{Draw, Purpose, Streams};
@@ -38,6 +38,19 @@ pub fn fastest(device: &Device, mut work: impl FnMut() -> Result<()>) -> Result<
         least = least.min(start.elapsed().as_secs_f64());
     }
     Ok(least)
+}
+
+/// Attention with so many heads of a model of this width.
+pub fn shape(width: usize, heads: usize) -> AttnShape {
+    AttnShape {
+        hidden: width,
+        heads,
+        kv_heads: heads,
+        head_dim: width / heads.max(1),
+        qkv_bias: false,
+        o_bias: false,
+        qk_norm: None,
+    }
 }
 
 /// One row of tokens for a layer.

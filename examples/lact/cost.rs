@@ -1,7 +1,6 @@
 //! One layer by the size of its chunk: operations, what share of them fast weights have, speed.
 
-use crate::length::shape;
-use crate::timing::{Pass, fastest, normal};
+use crate::timing::{Pass, fastest, normal, shape};
 use burn::tensor::Device;
 use longburn::Result;
 use longburn::attention::LactConfig;

@@ -1,11 +1,11 @@
 //! One layer beside dense attention of the same width, over long rows.
 
 use crate::cost::name;
-use crate::timing::Pass;
+use crate::timing::{Pass, shape};
 use burn::tensor::Device;
 use longburn::Result;
 use longburn::attention::lact::FastOptimizer;
-use longburn::attention::{AttnShape, Compute, DenseConfig, LactConfig};
+use longburn::attention::{Compute, DenseConfig, LactConfig};
 use longburn::positional::RopeConfig;
 use longburn::streams::Streams;
 use longburn::training::report::{Cell, Table};
@@ -23,19 +23,6 @@ pub struct LengthPart {
     lengths: Vec<usize>,
     /// In f32 dense attention has no kernels of its own on cards.
     longest_in_f32: usize,
-}
-
-/// Attention with so many heads of a model of this width.
-pub fn shape(width: usize, heads: usize) -> AttnShape {
-    AttnShape {
-        hidden: width,
-        heads,
-        kv_heads: heads,
-        head_dim: width / heads.max(1),
-        qkv_bias: false,
-        o_bias: false,
-        qk_norm: None,
-    }
 }
 
 /// Measures, prints the table and writes it to `length.md`; in bf16, too, where the device computes

@@ -17,7 +17,7 @@ use burn::tensor::Device;
 use clap::Parser;
 use fixed::Fixed;
 use longburn::Result;
-use longburn::attention::{AttnShape, DenseConfig, Mamba1Config, MixerConfig};
+use longburn::attention::{DenseConfig, Mamba1Config, MixerConfig};
 use longburn::datasets::synthetic::TaskConfig;
 use longburn::models::{Decoder, ModelConfig};
 use longburn::positional::RopeConfig;
@@ -28,7 +28,7 @@ use options::{Options, Part, Run};
 use seeds::{by_seed, each_seed};
 use serde::Deserialize;
 use std::path::Path;
-use timing::ByLength;
+use timing::{ByLength, shape};
 use toys::{Training, share};
 
 /// Train small models with and without selection, and measure what a long row costs.
@@ -171,16 +171,8 @@ fn cost(recipe: &Recipe, device: &Device, out: &Path) -> Result<()> {
     let (width, heads) = (recipe.cost.width, recipe.evaluate.heads);
     let (streams, device) = (Streams::new(0), device.clone().autodiff());
     let mamba = recipe.layer.init(width, 1, &streams, 0, &device)?;
-    let shape = AttnShape {
-        hidden: width,
-        heads,
-        kv_heads: heads,
-        head_dim: width / heads.max(1),
-        qkv_bias: false,
-        o_bias: false,
-        qk_norm: None,
-    };
-    let dense = DenseConfig::new().init(shape.init((0.02, 0.02), &streams, 100, &device));
+    let dense =
+        DenseConfig::new().init(shape(width, heads).init((0.02, 0.02), &streams, 100, &device));
     let rope = RopeConfig::new(recipe.evaluate.rope_theta, width / heads.max(1));
     let measured = [
         recipe.cost.measure("Mamba", &mamba, None, &device)?,

@@ -12,6 +12,7 @@ use longburn_kernels::{TokenMeta, TokenPass, Tokens};
 pub(super) struct OneByOne {
     /// Asked for once, when the first token comes.
     pass: Option<Option<TokenPass>>,
+    /// With the token that is about to be appended.
     rows: Option<Vec<Row>>,
 }
 
@@ -53,7 +54,14 @@ impl Row {
         (0..tokens.batch()).map(row).collect()
     }
 
-    /// The first of `len` tokens that the next one sees.
+    /// The rows with one token more each.
+    fn all_then(rows: &[Self], tokens: &TokenMeta) -> Option<Vec<Self>> {
+        let next = tokens.pos().iter().zip(tokens.segment());
+        let next = rows.iter().zip(next).map(|(row, (pos, segment))| row.then(*pos, *segment));
+        (rows.len() == tokens.batch()).then(|| next.collect())?
+    }
+
+    /// The first of `len` tokens that the one behind them sees.
     fn sees_from(self, len: usize) -> usize {
         if self.ended { len } else { self.start.min(len) }
     }
@@ -84,18 +92,9 @@ impl OneByOne {
         if self.pass.get_or_insert_with(made).is_none() {
             return false;
         }
-        let rows = match self.rows.take() {
-            Some(rows) => Some(rows),
-            None => rows_of(states),
-        };
-        let next = |(b, row): (usize, Row)| row.then(tokens.pos()[b], tokens.segment()[b]);
-        let next = |rows: &Vec<Row>| {
-            rows.iter().copied().enumerate().map(next).collect::<Option<Vec<_>>>()
-        };
-        let goes_on =
-            rows.as_ref().is_some_and(|rows| rows.len() == tokens.batch() && next(rows).is_some());
-        self.rows = rows;
-        goes_on
+        let before = self.rows.take().or_else(|| rows_of(states));
+        self.rows = before.and_then(|rows| Row::all_then(&rows, tokens));
+        self.rows.is_some()
     }
 
     /// Appends a token to every row: logits and states. Only where it [takes](Self::takes) them.
@@ -106,7 +105,7 @@ impl OneByOne {
         tokens: &TokenMeta,
         states: Vec<State>,
     ) -> Result<(Vec<Vec<f32>>, Vec<State>)> {
-        let (Some(Some(pass)), Some(rows)) = (&mut self.pass, &mut self.rows) else {
+        let (Some(Some(pass)), Some(rows)) = (&mut self.pass, &self.rows) else {
             return Err(Error::shape("Generator", "a token that does not go on from the others"));
         };
         let (batch, device) = (tokens.batch(), model.head().device());
@@ -142,9 +141,6 @@ impl OneByOne {
         // While the card is at it.
         let after = before.concat(tokens)?;
         drop(before);
-        for (b, row) in rows.iter_mut().enumerate() {
-            *row = row.then(tokens.pos()[b], tokens.segment()[b]).unwrap_or(*row);
-        }
         let states =
             caches.into_iter().map(|room| State::Kv(KvCache::in_room(room, after.clone())));
         let states = states.collect();

@@ -4,8 +4,10 @@ use super::cubin;
 use crate::stream::within;
 use burn_cubecl::CubeDevice;
 use cudarc::driver::{result, sys};
+use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::sync::{Arc, Once};
+use std::hash::Hash;
+use std::sync::{Arc, LazyLock, Mutex, Once, PoisonError};
 
 /// What can be launched.
 #[derive(Clone, Copy, Debug)]
@@ -21,8 +23,24 @@ unsafe impl Sync for Entry {}
 /// The entries of a source, or why there are none.
 pub(crate) type Loaded = Result<Arc<[Entry]>, String>;
 
+/// What was loaded of kernels that are compiled for a `F`. Modules belong to a context, so that each device has its own.
+pub(crate) struct PerDevice<F>(LazyLock<Mutex<HashMap<(i32, F), Loaded>>>);
+
+impl<F: Eq + Hash> PerDevice<F> {
+    /// None yet.
+    pub const fn new() -> Self {
+        Self(LazyLock::new(Mutex::default))
+    }
+
+    /// Those for `form` on a device, by `load` where nobody has asked for them yet.
+    pub fn get(&self, device: i32, form: F, load: impl FnOnce() -> Loaded) -> Loaded {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry((device, form)).or_insert_with(load).clone()
+    }
+}
+
 /// Compiles a source, unless its cubin is kept, and loads it: `entries` are names, and the most bytes of
-/// shared memory that a workgroup of each has. A module is never unloaded: callers ask once per device.
+/// shared memory that a workgroup of each has. A module is never unloaded: callers ask once per device ([`PerDevice`]).
 pub(crate) fn load(
     device: i32,
     source: &str,
@@ -93,7 +111,7 @@ impl Entry {
     ///
     /// # Safety
     /// As of [`Entry::launch`].
-    pub unsafe fn launch_behind<C: Copy>(
+    unsafe fn launch_behind<C: Copy>(
         self,
         stream: sys::CUstream,
         grid: (u32, u32, u32),
@@ -122,6 +140,40 @@ impl Entry {
         unsafe { sys::cuLaunchKernelEx(&raw const config, self.function, to, none) }
             .result()
             .map_err(|e| format!("a launch of a kernel in CUDA C++: {e}"))
+    }
+}
+
+/// Launches on a stream, one after the other; where `overlap` is set, all but the first may begin before the one ahead
+/// ends ([`Entry::launch_behind`]).
+pub(crate) struct InTurn {
+    stream: sys::CUstream,
+    overlap: bool,
+    begun: bool,
+}
+
+impl InTurn {
+    /// None yet.
+    pub fn on(stream: sys::CUstream, overlap: bool) -> Self {
+        Self { stream, overlap, begun: false }
+    }
+
+    /// # Safety
+    /// As of [`Entry::launch`].
+    pub unsafe fn launch<C: Copy>(
+        &mut self,
+        entry: Entry,
+        grid: (u32, u32, u32),
+        threads: u32,
+        call: &C,
+    ) -> Result<(), String> {
+        let behind = std::mem::replace(&mut self.begun, true) && self.overlap;
+        // Safe: as of this function.
+        unsafe {
+            match behind {
+                true => entry.launch_behind(self.stream, grid, threads, call),
+                false => entry.launch(self.stream, grid, threads, call),
+            }
+        }
     }
 }
 

@@ -3,24 +3,19 @@
 use super::OPTIONS;
 use super::launch::Map;
 use super::source::{Numbers, Variant};
-use crate::cuda::kernel::{Loaded, load};
+use crate::cuda::kernel::{Loaded, PerDevice, load};
 use cudarc::driver::sys;
-use std::collections::HashMap;
 use std::ffi::c_void;
-use std::sync::{LazyLock, Mutex, PoisonError};
 
-/// Modules belong to a context, so that each device has its own.
-static LOADED: LazyLock<Mutex<HashMap<(i32, Variant), Loaded>>> = LazyLock::new(Mutex::default);
+static LOADED: PerDevice<Variant> = PerDevice::new();
 
 /// The entries of a variant on a device, compiled and loaded where they are not yet.
 pub(super) fn ready(device: i32, variant: &Variant) -> Loaded {
-    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-    let of_variant = || {
+    LOADED.get(device, *variant, || {
         let entries: Vec<_> =
             variant.entries().iter().map(|name| (*name, variant.shared())).collect();
         load(device, &variant.source(), &OPTIONS, &entries)
-    };
-    loaded.entry((device, *variant)).or_insert_with(of_variant).clone()
+    })
 }
 
 /// A tensor as TMA reads it.

@@ -6,7 +6,7 @@ use crate::Error;
 use crate::card::OnCard;
 use crate::card::launch::empty;
 use crate::cuda::cubin;
-use crate::cuda::kernel::{Entry, Loaded, capability, load, or_warn};
+use crate::cuda::kernel::{Entry, InTurn, PerDevice, capability, load, or_warn};
 use crate::stream::submit;
 use burn::backend::{Cube, TensorMetadata};
 use burn::tensor::{DType, Shape, Tensor};
@@ -17,11 +17,9 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::server::{BufferBinding, Handle};
 use cubecl_environment::stream::StreamId;
 use cudarc::driver::sys;
-use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, Once, OnceLock, PoisonError};
+use std::sync::{Arc, Once, OnceLock};
 
-/// Modules belong to a context, so that each device has its own.
-static LOADED: LazyLock<Mutex<HashMap<(i32, Form), Loaded>>> = LazyLock::new(Mutex::default);
+static LOADED: PerDevice<Form> = PerDevice::new();
 static TOLD: Once = Once::new();
 
 const OPTIONS: [&str; 1] = ["--gpu-architecture=sm_90a"];
@@ -57,6 +55,20 @@ struct Kernels {
 struct Kernel {
     entry: Entry,
     form: Form,
+}
+
+impl Kernel {
+    /// # Safety
+    /// As of [`Entry::launch`].
+    unsafe fn launch<C: Copy>(
+        self,
+        turns: &mut InTurn,
+        grid: (u32, u32, u32),
+        call: &C,
+    ) -> Result<(), String> {
+        // Safe: as of this function.
+        unsafe { turns.launch(self.entry, grid, self.form.threads(), call) }
+    }
 }
 
 /// A model on a card, with its kernels for up to 8 rows and for up to 16.
@@ -207,7 +219,7 @@ impl Pass {
             }
         }
 
-        let (group, keys) = (heads / kv, tokens.len + 1);
+        let keys = tokens.len + 1;
         let cut = parts(rows * kv, keys, 2 * self.cores);
         let new = |shape: &[usize], dtype| empty(shape, dtype, &x);
         let (q, mixed) =
@@ -237,7 +249,6 @@ impl Pass {
             row: caches.chunks(2).map(|x| [&x[0], &x[1]].map(stride(0))).collect(),
             head: caches.chunks(2).map(|x| [&x[0], &x[1]].map(stride(1))).collect(),
         };
-        debug_assert_eq!(group * kv, heads);
         // To look up what stays where it is takes longer than all the rest that a token asks of the host.
         let addresses = self.addresses.clone();
         let known = addresses.get().is_some() && self.stream == Some(StreamId::current());
@@ -311,9 +322,8 @@ fn matrix(x: &Tensor<2>, shape: [usize; 2], device: &CubeDevice) -> Option<(Hand
 
 fn kernels(device: i32, sizes: Sizes, eights: usize) -> Option<Kernels> {
     let ready = |form: Form| {
-        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
         let compiled = || load(device, &form.source(), &OPTIONS, &[form.entry()]);
-        let found = loaded.entry((device, form)).or_insert_with(compiled).clone();
+        let found = LOADED.get(device, form, compiled);
         let entry = or_warn(found, "a token takes a launch for every operation", &TOLD)?[0];
         Some(Kernel { entry, form })
     };
@@ -374,7 +384,8 @@ impl Work {
             tiles: first.div_ceil(tile) as i32,
             ..call
         };
-        let mut behind = Behind { stream, any: false };
+        // Each kernel waits for the one ahead before it reads what that wrote.
+        let mut turns = InTurn::on(stream, true);
         for (layer, of) in weights.chunks(OF_LAYER).enumerate() {
             let [input, bq, bk, bv, post, wq, wk, wv, wo, wg, wu, wd] = of[..] else { break };
             let bias =
@@ -422,15 +433,15 @@ impl Work {
             let kernels = self.kernels;
             // Safe: as of this function.
             unsafe {
-                self.thin(&mut behind, kernels.turned, &turned)?;
-                behind.launch(kernels.one, (self.parts, kv as u32, self.rows), &one)?;
-                self.thin(&mut behind, kernels.out, &out)?;
+                self.thin(&mut turns, kernels.turned, &turned)?;
+                kernels.one.launch(&mut turns, (self.parts, kv as u32, self.rows), &one)?;
+                self.thin(&mut turns, kernels.out, &out)?;
                 self.thin(
-                    &mut behind,
+                    &mut turns,
                     kernels.gated,
                     &plain(post, [wg, wu], at + 9, gated, inner, TILE / 2),
                 )?;
-                self.thin(&mut behind, kernels.down, &down)?;
+                self.thin(&mut turns, kernels.down, &down)?;
             }
         }
         let head = ThinCall {
@@ -438,14 +449,14 @@ impl Work {
             ..plain(norm, [head, 0], self.steps.len() - 1, 0, vocab, TILE)
         };
         // Safe: as of this function.
-        unsafe { self.thin(&mut behind, self.kernels.head, &head) }
+        unsafe { self.thin(&mut turns, self.kernels.head, &head) }
     }
 
     /// # Safety
     /// As of [`launch`](Self::launch).
     unsafe fn thin(
         &self,
-        behind: &mut Behind,
+        turns: &mut InTurn,
         kernel: Kernel,
         call: &ThinCall,
     ) -> Result<(), String> {
@@ -453,33 +464,6 @@ impl Work {
         let each = if self.rows <= 8 && kernel.form.threads() <= 256 { 2 } else { 1 };
         let groups = (call.tiles as u32).min(each * self.cores);
         // Safe: as of this function.
-        unsafe { behind.launch(kernel, (groups, 1, 1), call) }
-    }
-}
-
-/// Launches that begin while the one ahead ends, but for the first.
-struct Behind {
-    stream: sys::CUstream,
-    any: bool,
-}
-
-impl Behind {
-    /// # Safety
-    /// As of [`Entry::launch`].
-    unsafe fn launch<C: Copy>(
-        &mut self,
-        kernel: Kernel,
-        grid: (u32, u32, u32),
-        call: &C,
-    ) -> Result<(), String> {
-        let (stream, threads, behind) = (self.stream, kernel.form.threads(), self.any);
-        self.any = true;
-        // Safe: as of this function.
-        unsafe {
-            match behind {
-                true => kernel.entry.launch_behind(stream, grid, threads, call),
-                false => kernel.entry.launch(stream, grid, threads, call),
-            }
-        }
+        unsafe { kernel.launch(turns, (groups, 1, 1), call) }
     }
 }

@@ -4,7 +4,7 @@ use super::source::{Call, ENTRIES, THREADS, source};
 use crate::card::OnCard;
 use crate::card::launch::{empty, empty_like};
 use crate::cuda::cubin;
-use crate::cuda::kernel::{Entry, Loaded, capability, load, or_warn};
+use crate::cuda::kernel::{Entry, PerDevice, capability, load, or_warn};
 use crate::fused::AdamWStep;
 use crate::stream::submit;
 use burn::backend::{Cube, TensorMetadata};
@@ -13,12 +13,9 @@ use burn_cubecl::CubeDevice;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::server::Handle;
-use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, Once, PoisonError};
+use std::sync::{Arc, Once};
 
-/// Modules belong to a context, so that each device has its own.
-static LOADED: LazyLock<Mutex<HashMap<i32, Loaded>>> = LazyLock::new(Mutex::default);
-
+static LOADED: PerDevice<()> = PerDevice::new();
 static TOLD: Once = Once::new();
 
 /// Bytes that a thread reads at once.
@@ -29,16 +26,11 @@ fn kernels(device: &CubeDevice) -> Option<Arc<[Entry]>> {
     let card = capability(device)?;
     cubin::version().ok()?;
     let index = i32::from(device.to_id().index_id);
-    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
     let compiled = || {
         let option = format!("--gpu-architecture=sm_{card}");
         load(index, &source(), &[&option], &ENTRIES)
     };
-    or_warn(
-        loaded.entry(index).or_insert_with(compiled).clone(),
-        "tensors are updated one by one",
-        &TOLD,
-    )
+    or_warn(LOADED.get(index, (), compiled), "tensors are updated one by one", &TOLD)
 }
 
 /// As the kernels read it, where it is on a card and f32.

@@ -4,7 +4,7 @@ use super::cut::{self, Row};
 use super::source::{BACKWARD, Call, FORWARD, Form, Kernel, LONGEST, ROOM, STATES, WIDE};
 use crate::card::OnCard;
 use crate::cuda::cubin;
-use crate::cuda::kernel::{Entry, Loaded, capability, load, or_warn};
+use crate::cuda::kernel::{Entry, InTurn, PerDevice, capability, load, or_warn};
 use crate::scan::selective::Plan;
 use crate::scan::selective::autodiff::ScanTensors;
 use crate::scan::selective::cube::{plain, steps};
@@ -17,8 +17,7 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeDevice};
 use cubecl::server::Handle;
 use cudarc::driver::sys;
-use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, Once, PoisonError};
+use std::sync::{Arc, Once};
 
 /// The first cards whose workgroups have as much shared memory as the gradients take.
 const OLDEST: u32 = 80;
@@ -26,8 +25,7 @@ const OLDEST: u32 = 80;
 const SMALL: usize = i32::MAX as usize;
 /// Most workgroups in the second and third dimension.
 const MOST: usize = 65535;
-/// Modules belong to a context, so that each device has its own.
-static LOADED: LazyLock<Mutex<HashMap<(i32, Form), Loaded>>> = LazyLock::new(Mutex::default);
+static LOADED: PerDevice<Form> = PerDevice::new();
 static TOLD: Once = Once::new();
 
 /// The capability of a card that has kernels for N states.
@@ -62,12 +60,11 @@ pub(in crate::scan::selective) fn kernels(
     }
     let form = form(plan);
     let device = i32::from(x.u.device.to_id().index_id);
-    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
     let compiled = || {
         let option = format!("--gpu-architecture=sm_{card}");
         load(device, &form.source(), &[&option], &form.entries())
     };
-    let found = loaded.entry((device, form)).or_insert_with(compiled).clone();
+    let found = LOADED.get(device, form, compiled);
     or_warn(found, "the selective scan runs in CubeCL", &TOLD)
 }
 
@@ -148,19 +145,13 @@ impl Call {
         overlap: bool,
         stream: sys::CUstream,
     ) -> Result<(), String> {
-        let mut behind = false;
+        let mut turns = InTurn::on(stream, overlap);
         for kernel in kernels {
             let (grid, shared) = self.grid(*kernel);
             if grid.1 > 0 {
                 let entry = entries[*kernel as usize].with_shared(shared);
                 // Safe: as above.
-                unsafe {
-                    match behind && overlap {
-                        true => entry.launch_behind(stream, grid, WIDE as u32, self)?,
-                        false => entry.launch(stream, grid, WIDE as u32, self)?,
-                    }
-                };
-                behind = true;
+                unsafe { turns.launch(entry, grid, WIDE as u32, self)? };
             }
         }
         Ok(())

@@ -3,7 +3,7 @@
 use super::source::{self, BACKWARD, BEHIND, Call, FORWARD, Kernel, N, P, Q, THREADS};
 use crate::card::OnCard;
 use crate::cuda::cubin;
-use crate::cuda::kernel::{Entry, Loaded, capability, load, or_warn};
+use crate::cuda::kernel::{Entry, PerDevice, capability, load, or_warn};
 use crate::scan::ssd::Inputs;
 use crate::scan::ssd::tiled::{OfRows, joined};
 use crate::stream::submit;
@@ -15,8 +15,7 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::server::Handle;
 use cudarc::driver::sys;
-use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, Once, PoisonError};
+use std::sync::{Arc, Once};
 
 /// The first cards with products of parts of f32.
 const OLDEST: u32 = 80;
@@ -25,8 +24,8 @@ const MOST: usize = 65535;
 /// Numbers of the states of a run; longer rows are several runs.
 const NUMBERS: usize = 1 << 25;
 
-/// Modules belong to a context, so that each device has its own.
-static LOADED: LazyLock<Mutex<HashMap<(i32, bool), Loaded>>> = LazyLock::new(Mutex::default);
+/// With and without D.
+static LOADED: PerDevice<bool> = PerDevice::new();
 static TOLD: Once = Once::new();
 
 /// The capability of a card that has kernels for heads of P channels with N numbers of state.
@@ -64,12 +63,11 @@ impl Kernels {
         let device = x.x.clone().try_into_primitive::<Cube>().ok()?.device();
         let card = card_for(&device, p, n)?;
         let index = i32::from(device.to_id().index_id);
-        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
         let compiled = || {
             let option = format!("--gpu-architecture=sm_{card}");
             load(index, &source::source(skip), &[&option], &source::entries())
         };
-        let found = loaded.entry((index, skip)).or_insert_with(compiled).clone();
+        let found = LOADED.get(index, skip, compiled);
         let entries = or_warn(found, "the scan of Mamba-2 runs in tensor operations", &TOLD)?;
         let cores = device.client().properties().hardware.num_streaming_multiprocessors;
         let cores = cores.unwrap_or(64) as usize;
