@@ -7,7 +7,7 @@ use cudarc::driver::{result, sys};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::hash::Hash;
-use std::sync::{Arc, LazyLock, Mutex, Once, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, Once, OnceLock, PoisonError};
 
 /// What can be launched.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +24,9 @@ unsafe impl Sync for Entry {}
 pub(crate) type Loaded = Result<Arc<[Entry]>, String>;
 
 /// What was loaded of kernels that are compiled for a `F`. Modules belong to a context, so that each device has its own.
-pub(crate) struct PerDevice<F>(LazyLock<Mutex<HashMap<(i32, F), Loaded>>>);
+pub(crate) struct PerDevice<F>(LazyLock<Mutex<Forms<F>>>);
+
+type Forms<F> = HashMap<(i32, F), Arc<OnceLock<Loaded>>>;
 
 impl<F: Eq + Hash> PerDevice<F> {
     /// None yet.
@@ -32,10 +34,14 @@ impl<F: Eq + Hash> PerDevice<F> {
         Self(LazyLock::new(Mutex::default))
     }
 
-    /// Those for `form` on a device, by `load` where nobody has asked for them yet.
+    /// Those for `form` on a device, by `load` where nobody has asked for them yet. Compiling takes a second: whoever
+    /// asks for the same waits, others do not.
     pub fn get(&self, device: i32, form: F, load: impl FnOnce() -> Loaded) -> Loaded {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.entry((device, form)).or_insert_with(load).clone()
+        let of_form = {
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(all.entry((device, form)).or_default())
+        };
+        of_form.get_or_init(load).clone()
     }
 }
 

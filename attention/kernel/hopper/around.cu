@@ -1,26 +1,20 @@
 // What lies around the backward pass: rowsum(dO * O) and lse in units of log 2 before it, dq in its own
 // dtype behind it.
 
-// A warp per query of whole tiles: those that do not exist, and those that see nothing, get an lse of
-// +inf, under which every weight is 0. Sums of dq begin at 0.
+// Queries of whole tiles, LANES threads each, which have 8 channels at a time: queries that do not exist, and those
+// that see nothing, get an lse of +inf, under which every weight is 0. Sums of dq begin at 0.
 extern "C" __global__ void before(const __grid_constant__ Call call) {
-  int row = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), lane = threadIdx.x & 31;
-  int bh = row / call.tall, token = row % call.tall;
-  if (bh >= call.batch * call.heads) return;
-  int b = bh / call.heads, h = bh % call.heads;
+  int row = blockIdx.x * (blockDim.x / LANES) + threadIdx.x / LANES, lane = threadIdx.x % LANES;
+  int bh = row / call.tall, token = row % call.tall, b = bh / call.heads, h = bh % call.heads;
   float dot = 0.f, lse = INFINITE;
   if (token < call.queries) {
-    const unsigned short* out = (const unsigned short*)call.out + b * call.of_out.row + h * call.of_out.head + token * call.of_out.token;
-    const unsigned short* dout = (const unsigned short*)call.dout_rows + b * call.of_dout.row + h * call.of_dout.head + token * call.of_dout.token;
-    for (int c = 4 * lane; c < call.e; c += 128) {
-      uint2 x = *(const uint2*)(out + c), y = *(const uint2*)(dout + c);
-      dot += low_of(x.x) * low_of(y.x) + high_of(x.x) * high_of(y.x);
-      dot += low_of(x.y) * low_of(y.y) + high_of(x.y) * high_of(y.y);
-    }
-    for (int other = 16; other; other >>= 1) dot += __shfl_xor_sync(~0u, dot, other);
+    const unsigned short* out = head_of(call.out, call.of_out, b, h) + token * call.of_out.token;
+    const unsigned short* dout = head_of(call.dout_rows, call.of_dout, b, h) + token * call.of_dout.token;
+    for (int c = 8 * lane; c < call.e; c += 8 * LANES) dot += dot_of(*(const uint4*)(out + c), *(const uint4*)(dout + c));
     lse = call.lse[(long long)bh * call.queries + token];
     lse = lse == -INFINITE ? INFINITE : lse * 1.4426950408889634f;
   }
+  for (int other = LANES / 2; other; other >>= 1) dot += __shfl_xor_sync(~0u, dot, other);
   if (lane == 0) {
     call.dots[row] = dot;
     call.lse2[row] = lse;
@@ -28,24 +22,49 @@ extern "C" __global__ void before(const __grid_constant__ Call call) {
   long long all = (long long)call.batch * call.heads * call.tall * HEAD;
 #pragma unroll
   for (int i = 0; i < BRANCHES; i++)
-    for (int c = 4 * lane; c < HEAD; c += 128)
+    for (int c = 4 * lane; c < HEAD; c += 4 * LANES)
       *(float4*)(call.sums + i * all + (long long)row * HEAD + c) = make_float4(0.f, 0.f, 0.f, 0.f);
 }
 
-// Sums of dq, which lie as accumulators do (see keys.cu), times the scale: a thread per two channels.
+// Numbers of four neighbouring lanes, four each: the n-th lane gets the n-th numbers of all.
+__device__ __forceinline__ void turn(u32 (&x)[4]) {
+#pragma unroll
+  for (int far = 1; far < 4; far *= 2) {
+    bool second = threadIdx.x & far;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      if (i & far) continue;
+      u32 other = __shfl_xor_sync(~0u, second ? x[i] : x[i | far], far);
+      if (second) x[i] = other;
+      else x[i | far] = other;
+    }
+  }
+}
+
+// Sums of dq times the scale, a workgroup per tile of 8192: they lie as accumulators do (see keys.cu), halves of 4096
+// with 8 runs of four numbers per thread, of which neighbouring lanes make runs of 8 channels.
 extern "C" __global__ void after(const __grid_constant__ Call call) {
-  long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-  // Tiles of 8192 numbers: halves of 4096, each 8 runs of four numbers per thread.
-  long long tile = i >> 12;
-  int within = (int)(i & 4095) * 2, half = within >> 12, run = (within >> 9) & 7, thread = (within >> 2) & 127;
-  int row = (thread >> 5) * 16 + ((thread & 31) >> 2) + ((within & 3) >> 1) * 8;
-  int channel = run * 8 + (thread & 3) * 2;
+  const int tall = 8192 / HEAD;
+  int thread = threadIdx.x & 127, half = threadIdx.x >> 7, lane = thread & 31, tiles = call.tall / tall;
+  long long tile = blockIdx.x, head = tile / tiles;
+  const float4* from = (const float4*)(call.sums + tile * 8192 + half * 4096) + thread;
+  u32 first[2][4], second[2][4];
+#pragma unroll
+  for (int run = 0; run < 8; run++) {
+    float4 x = from[run * 128];
+    first[run >> 2][run & 3] = pack(x.x * call.scale, x.y * call.scale);
+    second[run >> 2][run & 3] = pack(x.z * call.scale, x.w * call.scale);
+  }
+  int token = (int)(tile % tiles) * tall + (thread >> 5) * 16 + (lane >> 2), channel = 8 * (lane & 3);
   if (HEAD == 128) channel += half * 64;
-  else row += half * 64;
-  int tall = 8192 / HEAD, tiles = call.tall / tall, token = (int)(tile % tiles) * tall + row;
-  long long head = tile / tiles;
-  if (head >= (long long)BRANCHES * call.batch * call.heads || token >= call.queries || channel >= call.d) return;
-  float2 x = ((const float2*)call.sums)[i];
-  u32* to = (u32*)call.dq + ((head * call.queries + token) * call.d + channel) / 2;
-  *to = pack(x.x * call.scale, x.y * call.scale);
+  else token += half * 64;
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    turn(first[i]);
+    turn(second[i]);
+    if (channel + 32 * i >= call.d) continue;
+    unsigned short* to = (unsigned short*)call.dq + (head * call.queries + token) * call.d + channel + 32 * i;
+    if (token < call.queries) *(uint4*)to = make_uint4(first[i][0], first[i][1], first[i][2], first[i][3]);
+    if (token + 8 < call.queries) *(uint4*)(to + 8 * call.d) = make_uint4(second[i][0], second[i][1], second[i][2], second[i][3]);
+  }
 }

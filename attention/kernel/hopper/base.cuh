@@ -28,7 +28,7 @@ struct Call {
   void* dq;
   void* dk;
   void* dv;
-  Steps of_out, of_dout;
+  Steps of_out, of_dout, of_dk, of_dv;
   // Channels of q and k, and of v: at most HEAD; what a tile has beyond them is zero.
   int d, e;
   int batch, heads, kv, queries, keys;
@@ -77,21 +77,34 @@ template<int N> __device__ __forceinline__ void pack_all(u32 (&to)[N], float (&f
   for (int i = 0; i < N; i++) to[i] = pack(from[2 * i], from[2 * i + 1]);
 }
 
+// Sum of the products of 8 neighbouring numbers.
+template<class X> __device__ __forceinline__ float dot_of(X x, uint4 y) {
+  float sum = low_of(x.x) * low_of(y.x) + high_of(x.x) * high_of(y.x);
+  sum += low_of(x.y) * low_of(y.y) + high_of(x.y) * high_of(y.y);
+  sum += low_of(x.z) * low_of(y.z) + high_of(x.z) * high_of(y.z);
+  return sum + (low_of(x.w) * low_of(y.w) + high_of(x.w) * high_of(y.w));
+}
+
 // One warpgroup loads, two compute.
 #define THREADS 384
 // Warps that compute: each tells once that it has read a tile.
 #define READERS 8
 
-// Writes 64 x HEAD accumulators, as many channels as there are; `row` is that of this thread, and it has
-// the one eight further, too. Tokens from `tokens` on do not exist.
-template<int N> __device__ __forceinline__ void store(void* to, long long head, int tokens, int token, int channels,
+// Where the tokens of a head begin.
+__device__ __forceinline__ unsigned short* head_of(const void* to, const Steps& steps, int row, int head) {
+  return (unsigned short*)to + row * steps.row + head * steps.head;
+}
+
+// Writes 64 x HEAD accumulators, as many channels as there are, `step` from token to token; this thread has `token`,
+// and the one eight further, too. Tokens from `tokens` on do not exist.
+template<int N> __device__ __forceinline__ void store(unsigned short* to, long long step, int tokens, int token, int channels,
                                                       float (&x)[N], float first, float second) {
   int at = 2 * (threadIdx.x & 3);
-  u32* line = (u32*)to + ((head * tokens + token) * channels + at) / 2;
+  u32* line = (u32*)(to + token * step + at);
 #pragma unroll
   for (int j = 0; j < N / 4; j++) {
     if (8 * j + at >= channels) break;
     if (token < tokens) line[4 * j] = pack(x[4 * j] * first, x[4 * j + 1] * first);
-    if (token + 8 < tokens) line[4 * channels + 4 * j] = pack(x[4 * j + 2] * second, x[4 * j + 3] * second);
+    if (token + 8 < tokens) line[4 * step + 4 * j] = pack(x[4 * j + 2] * second, x[4 * j + 3] * second);
   }
 }

@@ -23,6 +23,18 @@ __device__ __forceinline__ void values(float (&o)[HEAD / 2], u32 (&p)[PIECE / 4]
     values_product(o, p[4 * step], p[4 * step + 1], p[4 * step + 2], p[4 * step + 3], by_tokens<PIECE>(v, step));
 }
 
+// 2^x for x <= 0 by additions and products, whose units have time left where that for powers has none: in heads of 64
+// channels, where there is a power for 256 products. From the nearest whole number on by a polynomial, off by at most a
+// ten-thousandth, a tenth of what weights are rounded by; 0 at -inf. Measured on an H100: with one in 16, 2.56 instead
+// of 2.62 ms, with more no less.
+__device__ __forceinline__ float power_by_products(float x) {
+  const float ROUNDED = 12582912.f;  // 1.5 * 2^23: whole numbers added to it are its last bits
+  x = fmaxf(x, -127.f);
+  float whole = x + ROUNDED, rest = x - (whole - ROUNDED);
+  float power = fmaf(fmaf(fmaf(0.05500812f, rest, 0.24221014f), rest, 0.69328292f), rest, 1.f);
+  return __int_as_float(__float_as_int(power) + (__float_as_int(whole) << 23));
+}
+
 // Maximum in units of log 2 and sum of one query, over this thread's keys.
 struct Line { float top, sum; };
 
@@ -51,7 +63,8 @@ __device__ __forceinline__ void softmax(float (&s)[PIECE / 2], Line& a, Line& b,
     s[4 * j] = power_of_2(fmaf(s[4 * j], scale, -base_a));
     s[4 * j + 1] = power_of_2(fmaf(s[4 * j + 1], scale, -base_a));
     s[4 * j + 2] = power_of_2(fmaf(s[4 * j + 2], scale, -base_b));
-    s[4 * j + 3] = power_of_2(fmaf(s[4 * j + 3], scale, -base_b));
+    s[4 * j + 3] = fmaf(s[4 * j + 3], scale, -base_b);
+    s[4 * j + 3] = HEAD == 64 && j % 4 == 0 ? power_by_products(s[4 * j + 3]) : power_of_2(s[4 * j + 3]);
     sum_a += s[4 * j] + s[4 * j + 1];
     sum_b += s[4 * j + 2] + s[4 * j + 3];
   }
@@ -74,10 +87,10 @@ __device__ __forceinline__ void blind(const Call& call) {
     for (u32 left = __ballot_sync(~0u, nothing); left != 0; left &= left - 1) {
       int bh = item(call, first + __ffs(left) - 1, tile), token = tile * TALL;
       int end = token + TALL < call.queries ? token + TALL : call.queries;
+      unsigned short* out = head_of(call.out, call.of_out, bh / call.heads, bh % call.heads);
       for (; token < end; token++) {
-        long long row = (long long)bh * call.queries + token;
-        for (int c = 2 * lane; c < call.e; c += 64) *(u32*)((unsigned short*)call.out + row * call.e + c) = 0;
-        if (lane == 0) call.lse[row] = -INFINITE;
+        for (int c = 2 * lane; c < call.e; c += 64) *(u32*)(out + token * call.of_out.token + c) = 0;
+        if (lane == 0) call.lse[(long long)bh * call.queries + token] = -INFINITE;
       }
     }
   }

@@ -6,6 +6,18 @@
 // Masks with a stride and a list look at so much that wide heads leave room for one query at a time.
 #define ONE_BY_ONE(rules) (HEAD > 128 && ((rules) & (STRIDE | LIST)) == (STRIDE | LIST))
 
+// Whether stride and list hide the block of 64 queries and 64 keys around a pair of a tile, of which an entry says so.
+__device__ __forceinline__ bool is_hidden(int entry, int token, int key) {
+  return entry >> (HIDDEN_AT + 2 * (token / 64 % (TALL / 64)) + key / 64 % (TILE_KEYS / 64)) & 1;
+}
+
+// Whether all pairs of some queries, from one on, and some keys, up to one, are seen in blocks that are: where later
+// keys alone are hidden besides.
+template<int ALL> __device__ __forceinline__ bool whole(const Side* side, int first, int last) {
+  bool seen = last < side->keys && last <= first + side->q_start - side->k_start;
+  return (ALL & BLOCKS) && (OF_PAIRS(ALL) & ~(BLOCKS | SMALL)) == CAUSAL && seen;
+}
+
 // Keys are columns: this thread has queries `token` and `token + 8`, and keys `key + 8j` and those behind.
 template<int RULES> __device__ __forceinline__ int four_of_keys(const Side* side, const View* view, Query first, Query second, int key) {
   Key left, right;
@@ -19,15 +31,16 @@ template<int RULES> __device__ __forceinline__ int two_of_keys(const Side* side,
   keys_at(RULES, side, view, key, &left, &right);
   return seen(RULES, side, view, query, left) | seen(RULES, side, view, query, right) << 1;
 }
-template<int ALL, int N> __device__ __forceinline__ void hide_keys(float (&s)[N], const Side* side, int b, int h, int token, int key) {
+template<int ALL, int N> __device__ __forceinline__ void hide_keys(float (&s)[N], const Side* side, int entry, int b, int h, int token, int key) {
   constexpr int RULES = OF_PAIRS(ALL);
-  View view = view_of(ALL, side, b, h);
+  View view = view_of(RULES, side, b, h);
   // Bits first, so that what is looked at takes few registers beside the scores.
 #pragma unroll
   for (int part = 0; part < N; part += 32) {
     u32 bits = 0;
-    // What is said of blocks is the same for all 32 numbers.
-    bool any = !(ALL & BLOCKS) || chosen(ALL, side, &view, query_at(ALL, side, &view, token), key_at(ALL, side, &view, key + part * 2));
+    // Blocks are hidden as a whole, and these 32 numbers are of one.
+    bool any = !(ALL & BLOCKS) || !is_hidden(entry, token, key + part * 2);
+    if (any && whole<ALL>(side, token, key + part * 2 + 57)) continue;
     if (any && ONE_BY_ONE(RULES)) {
 #pragma unroll 1
       for (int row = 0; row < 16; row += 8) {
@@ -54,14 +67,16 @@ template<int RULES> __device__ __forceinline__ int four_of_queries(const Side* s
   return seen(RULES, side, view, left, first) | seen(RULES, side, view, right, first) << 1
        | seen(RULES, side, view, left, second) << 2 | seen(RULES, side, view, right, second) << 3;
 }
-template<int ALL, int N> __device__ __forceinline__ void hide_queries(float (&s)[N], const Side* side, int b, int h, int token, int key) {
+template<int ALL, int N> __device__ __forceinline__ void hide_queries(float (&s)[N], const Side* side, int entry, int b, int h, int token, int key) {
   constexpr int RULES = OF_PAIRS(ALL);
-  View view = view_of(ALL, side, b, h);
+  View view = view_of(RULES, side, b, h);
   Key first = key_at(RULES, side, &view, key), second = key_at(RULES, side, &view, key + 8);
 #pragma unroll
   for (int part = 0; part < N; part += 32) {
     u32 bits = 0;
-    if (!(ALL & BLOCKS) || chosen(ALL, side, &view, query_at(ALL, side, &view, token + part * 2), key_at(ALL, side, &view, key))) {
+    bool any = !(ALL & BLOCKS) || !is_hidden(entry, token + part * 2, key);
+    if (any && whole<ALL>(side, token + part * 2, key + 8)) continue;
+    if (any) {
 #pragma unroll AT_ONCE(RULES)
       for (int j = 0; j < 8; j++)
         bits |= four_of_queries<RULES>(side, &view, first, second, token + part * 2 + 8 * j) << (4 * j);
@@ -112,7 +127,7 @@ template<int RULES, int N> __device__ __forceinline__ void hide_by(float (&s)[N]
   if (QUICK(RULES) && (entry & LATER))
     hide_later(s, side, token, key);
   else
-    HIDE<RULES>(s, &side, fresh(b), fresh(h), fresh(token), fresh(key));
+    HIDE<RULES>(s, &side, entry, fresh(b), fresh(h), fresh(token), fresh(key));
 }
 template<int N> __device__ __forceinline__ void hide(float (&s)[N], const Call& call, int entry, int branch, int b, int h, int token, int key) {
 #if BRANCHES > 1

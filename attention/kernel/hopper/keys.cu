@@ -106,6 +106,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) keys(const __grid_const
           float s[TALL / 2], dp[TALL / 2];
           u32 p[TALL / 4], ds[TALL / 4];
           wait(q_full + 8 * stage, phase);
+#if ALONE
+          // All that is seen may be blocks of the other warpgroup's keys. One lane says so: where the compiler does not know
+          // that a warp goes one way, it serializes the products.
+          if (__shfl_sync(~0u, entry < 0 && nothing_seen(entry, half), 0)) {
+            wait(dout_full + 8 * stage, phase);
+            if (lane == 0) arrive(q_free + 8 * stage);
+            continue;
+          }
+#endif
           pin(s);
           pin(dp);
           products_begin();
@@ -210,11 +219,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) keys(const __grid_const
       }
       if (lane == 0) arrive(k_free);
     }
-    store(call.dk, (long long)(branch * call.batch + b) * call.kv + kv, call.keys, key, call.d, dk, call.scale, call.scale);
+    store(head_of(call.dk, call.of_dk, branch * call.batch + b, kv), call.of_dk.token, call.keys, key, call.d, dk, call.scale, call.scale);
 #pragma unroll
     for (int c = 0; c < HEAD / 2; c++) dk[c] = 0.f;
   }
-  store(call.dv, bk, call.keys, key, call.e, dv, 1.f, 1.f);
+  store(head_of(call.dv, call.of_dv, b, kv), call.of_dv.token, call.keys, key, call.e, dv, 1.f, 1.f);
 #if !ALONE
   if (thread == 0) stores_written();
 #endif

@@ -75,6 +75,8 @@ pub(super) struct Call {
     pub dv: u64,
     pub of_out: Steps,
     pub of_dout: Steps,
+    pub of_dk: Steps,
+    pub of_dv: Steps,
     pub d: i32,
     pub e: i32,
     pub batch: i32,

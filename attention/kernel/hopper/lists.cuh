@@ -12,6 +12,13 @@ __device__ __forceinline__ int2 list_of(const Call& call, int branch, int b, int
   int row = (b * side.classes + __ldg(side.numbers + side.heads + 4 * h)) * tiles + tile;
   return make_int2(__ldg(side.starts + row), __ldg(side.starts + row + 1));
 }
+// Whether the entry of a tile says that nothing of its `half`th 64 keys is seen.
+__device__ __forceinline__ bool nothing_seen(int entry, int half) {
+  bool nothing = true;
+#pragma unroll
+  for (int part = 0; part < TALL / 64; part++) nothing &= entry >> (HIDDEN_AT + 2 * part + half) & 1;
+  return nothing;
+}
 // Whether there are any, over the heads that read a key head.
 __device__ __forceinline__ bool any(const Call& call, int branch, int b, int head, int heads, int tile) {
   for (int h = head; h < head + heads; h++) {

@@ -1,6 +1,7 @@
 //! Which tiles the kernels go through, and in which order workgroups take them up.
 
 use super::arrange::{Item, arranged};
+use super::hidden::Hidden;
 use super::later::Later;
 use crate::{BlockKind, Mask};
 
@@ -30,7 +31,8 @@ pub(super) fn kept_under(
 pub(super) struct Lists {
     /// Where the list of each (row, class of heads, tile) begins, and the end of the last.
     pub starts: Vec<i32>,
-    /// Tiles of the other side; negative where a part is seen, with [`LATER`] where later keys alone are hidden.
+    /// Tiles of the other side; negative where a part is seen, with [`LATER`] where later keys alone are hidden, else with
+    /// the bits of [`Hidden`].
     pub tiles: Vec<i32>,
     /// (row and head, tile) of every workgroup as they are taken up, or of every place of the turns.
     pub order: Vec<i32>,
@@ -45,13 +47,13 @@ impl Lists {
     pub fn by_queries(mask: &Mask, tile: (usize, usize), kv: usize, groups: usize) -> Self {
         let map = mask.blocks(tile.0, tile.1);
         let (rows, columns) = map.tiles();
-        let later = Later::new(mask, tile);
+        let entries = Entries::new(mask, tile);
         let mut lists = Self::new(mask, rows, |b, class, q, tiles| {
             let seen = map.keys_of(b, class, q).iter().rev();
             tiles.extend(seen.map(|&k| {
                 let whole = map.kind(b, class, q, k as usize) == BlockKind::Full;
                 let whole = whole && !is_ragged(mask, k as usize, columns, tile.1);
-                entry(k, whole, || later.hides(b, class, q, k as usize))
+                k as i32 | entries.said_of(b, class, [q, k as usize], whole)
             }));
         });
         let heads = mask.heads();
@@ -94,13 +96,13 @@ impl Lists {
     pub fn by_keys(mask: &Mask, tile: (usize, usize), kv: usize, groups: usize) -> Self {
         let map = mask.blocks(tile.0, tile.1);
         let columns = map.tiles().1;
-        let later = Later::new(mask, tile);
+        let entries = Entries::new(mask, tile);
         let mut lists = Self::new(mask, columns, |b, class, k, tiles| {
             let seen = map.queries_of(b, class, k).iter();
             tiles.extend(seen.map(|&q| {
                 let whole = map.kind(b, class, q as usize, k) == BlockKind::Full;
                 let whole = whole && !is_ragged(mask, k, columns, tile.1);
-                entry(q, whole, || later.hides(b, class, q as usize, k))
+                q as i32 | entries.said_of(b, class, [q as usize, k], whole)
             }));
         });
         let work = lists.work(mask, columns, kv, 1);
@@ -154,10 +156,22 @@ fn is_ragged(mask: &Mask, k: usize, columns: usize, tall: usize) -> bool {
     k + 1 == columns && !mask.keys().len().is_multiple_of(tall)
 }
 
-fn entry(tile: u32, whole: bool, later: impl FnOnce() -> bool) -> i32 {
-    match whole {
-        true => tile as i32,
-        false if later() => tile as i32 | PART | LATER,
-        false => tile as i32 | PART,
+/// What entries say of tiles.
+struct Entries<'a> {
+    later: Later<'a>,
+    hidden: Hidden<'a>,
+}
+
+impl<'a> Entries<'a> {
+    fn new(mask: &'a Mask, tile: (usize, usize)) -> Self {
+        Self { later: Later::new(mask, tile), hidden: Hidden::new(mask, tile) }
+    }
+
+    fn said_of(&self, b: usize, class: usize, [q, k]: [usize; 2], whole: bool) -> i32 {
+        match whole {
+            true => 0,
+            false if self.later.hides(b, class, q, k) => PART | LATER,
+            false => PART | self.hidden.bits(b, class, q, k),
+        }
     }
 }

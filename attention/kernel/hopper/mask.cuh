@@ -20,14 +20,15 @@
 #define STRIDE 64     // near blocks of positions, and those in a head's column
 #define LIST 128      // blocks of tokens that were chosen
 #define BLOCKS 256    // stride and list say the same of all pairs of 64 queries and 64 keys, from multiples on
-// 512: there are blocks of 64 keys, or of odd multiples; tiles of keys are then as small.
+#define SMALL 512     // there are blocks of 64 keys, or of odd multiples; tiles of keys are then as small
 
 // What is asked of every pair.
 #define OF_PAIRS(rules) ((rules) & BLOCKS ? (rules) & ~(STRIDE | LIST) : (rules))
 
-// As lists.rs has it, and a tile without what is said of it.
+// As lists.rs and hidden.rs have them, and a tile without what is said of it.
 #define LATER (1 << 30)
-#define tile_of(entry) ((entry) & (LATER - 1))
+#define HIDDEN_AT 26
+#define tile_of(entry) ((entry) & ((1 << HIDDEN_AT) - 1))
 
 #define ANCHOR_LABEL 0x7fffffff
 // A head that sees the blocks of all columns.
@@ -38,7 +39,8 @@
 struct Side {
   const int* numbers;
   // A list of tiles per row, class of heads and tile: [B, classes, tiles] + 1 starts, and the tiles in
-  // their order, negative where a part is seen, with LATER where later keys alone are hidden.
+  // their order, negative where a part is seen, with LATER where later keys alone are hidden, else with a bit
+  // for each of its blocks that stride and list hide.
   const int* starts;
   const int* tiles;
   int heads;     // [H, 4]: of every query head its class, its labels, its column
@@ -150,12 +152,6 @@ ON_CARD int strided(const struct View* v, struct Query q, struct Key k) {
 }
 ON_CARD int listed(const struct Side* side, const struct View* v, struct Query q, struct Key k) {
   return (READ(side->numbers + v->bits + q.line + (k.listed >> 5)) >> (k.listed & 31)) & 1;
-}
-ON_CARD int chosen(const int rules, const struct Side* side, const struct View* v, struct Query q, struct Key k) {
-  int yes = 1;
-  if (rules & STRIDE) yes &= strided(v, q, k);
-  if (rules & LIST) yes &= listed(side, v, q, k);
-  return yes;
 }
 
 ON_CARD int seen(const int rules, const struct Side* side, const struct View* v, struct Query q, struct Key k) {

@@ -17,6 +17,7 @@ mod arrange;
 #[cfg(feature = "cuda-nvrtc")]
 mod card;
 mod few;
+mod hidden;
 mod later;
 mod launch;
 mod lists;

@@ -35,6 +35,9 @@ const MULTIPROCESSORS: usize = 132;
 /// heads of 128 channels, 16384 tokens: of 4 tiles (lists of density 0.05) it takes 0.78, of 7 (0.1) 0.92, of 8.5
 /// (documents of 2048) 0.95, of 17 (a window of 2048) 1.09 times as long as the pass that adds up.
 const FEW_TILES: usize = 10;
+/// How many times as many pairs the tiles by keys have as those by queries from which on dq has a pass of its own, too:
+/// a tile by keys passes over the half that nobody sees where it has not to be there for dq.
+const HALVES: f64 = 1.25;
 /// Bytes of sums that stay in the cache, where adding up costs little.
 const IN_CACHE: usize = 16 << 20;
 /// Queries that leave at a time.
@@ -224,7 +227,8 @@ impl Form {
     }
 
     /// Whether dq has a pass of its own: where two runs must give the same bits, and where a tile of queries sees so
-    /// few tiles of keys that computing their scores twice takes less than adding up dq in memory; of wide heads always.
+    /// few tiles of keys that computing their scores twice takes less than adding up dq in memory, or half tiles; of wide
+    /// heads always.
     ///
     /// # Shapes
     /// q `[B, H, T, ..]`, v `[B, kv, ..]`
@@ -240,7 +244,13 @@ impl Form {
         let tiles: usize = lists.iter().map(|lists| lists.cost).sum();
         let rows: usize = lists.iter().map(|lists| lists.rows).sum();
         let (_, keys) = self.variant.tile_by_queries();
-        tiles * keys <= FEW_TILES * ROUND * rows
+        if tiles * keys <= FEW_TILES * ROUND * rows {
+            return true;
+        }
+        let area = |(queries, keys): (usize, usize), tiles: usize| (queries * keys * tiles) as f64;
+        let by_keys = self.lists(plan, By::Keys, kv).iter().map(|lists| lists.cost).sum();
+        let by_keys = area(Variant::tile_by_keys(self.variant.head), by_keys);
+        by_keys >= HALVES * area(self.variant.tile_by_queries(), tiles)
     }
 
     /// Lists of every branch, by queries or by keys, of `kv` key heads.
@@ -360,6 +370,14 @@ impl Inputs {
         let (client, device) = (self.q.client.clone(), self.q.device.clone());
         empty_device_contiguous_dtype(client, device, Shape::from(shape.to_vec()), dtype)
     }
+
+    /// The same, with the heads of a token side by side in memory, as the layers around attention have them: they need
+    /// no copy.
+    fn empty_by_tokens(&self, [b, h, t, d]: [usize; 4], dtype: DType) -> CubeTensor {
+        let x = Cube::lift(self.empty(&[b, t, h, d], dtype));
+        let x = Tensor::<4>::from_primitive::<Cube>(x);
+        Cube::lower(primitive!(Cube, x.swap_dims(1, 2)))
+    }
 }
 
 /// On the card, as TMA reads it: whole runs of 8 channels, rows at multiples of 16 bytes.
@@ -450,7 +468,11 @@ fn tiles(x: &Inputs, plan: &Plan, by: By) -> (CubeTensor, CubeTensor) {
     let lists = form.lists(plan, by, kv);
     let parts = lists[0].parts;
     let empty = |parts: usize| {
-        let out = x.empty(&[batch * parts, heads, queries, e], x.q.dtype);
+        let shape = [batch * parts, heads, queries, e];
+        let out = match by {
+            By::Queries => x.empty_by_tokens(shape, x.q.dtype),
+            _ => x.empty(&shape, x.q.dtype),
+        };
         (out, x.empty(&[batch * parts, heads, queries], DType::F32))
     };
     let (out, lse) = empty(parts);
@@ -461,7 +483,7 @@ fn tiles(x: &Inputs, plan: &Plan, by: By) -> (CubeTensor, CubeTensor) {
     let all_reads = reads.len();
     let maps = [&x.q, &x.k, &x.v, &out].map(layout);
     let (mut call, numbers) = (x.call(plan), form.variant.numbers);
-    call.parts = parts as i32;
+    (call.parts, call.of_out) = (parts as i32, steps(&out));
     let piece = form.of(Kernel::Forward).piece() as u32;
     let entries = form.entries(Kernel::Forward, false);
     let combine = whole.is_some().then(|| form.entries(Kernel::Combine, false));
@@ -508,8 +530,8 @@ pub(crate) fn backward(
     let alone = form.alone(plan, [batch, heads, queries], kv);
     let tall = queries.next_multiple_of(ROUND);
     let dq = x.empty(&Inputs::dims(&x.q), dtype);
-    let dk = x.empty(&Inputs::dims(&x.k), dtype);
-    let dv = x.empty(&Inputs::dims(&x.v), dtype);
+    let dk = x.empty_by_tokens(Inputs::dims(&x.k), dtype);
+    let dv = x.empty_by_tokens(Inputs::dims(&x.v), dtype);
     let lse2 = x.empty(&[batch, heads, tall], DType::F32);
     let dots = x.empty(&[batch, heads, tall], DType::F32);
     // In rows of whole tiles; a number where nothing is added up.
@@ -533,6 +555,7 @@ pub(crate) fn backward(
         [&x.q, &x.k, &x.v, &out, &dout, &dq].map(layout);
     let (mut call, numbers, branches) = (x.call(plan), form.variant.numbers, form.masks.len());
     (call.of_out, call.of_dout) = (steps(&out), steps(&dout));
+    (call.of_dk, call.of_dv) = (steps(&dk), steps(&dv));
     let keys = form.entries(Kernel::Keys, alone);
     let others = form.entries(if alone { Kernel::Queries } else { Kernel::Around }, alone);
     let (tile, piece) = (Variant::tile_by_keys(head), form.of(Kernel::Queries).piece() as u32);
@@ -558,8 +581,9 @@ pub(crate) fn backward(
                 let groups = lent.groups / lent.turns.max(1);
                 others[0].launch(stream, (groups, 1, 1), THREADS, &call)?;
             } else {
-                let rows = (batch * heads * tall) as u32;
-                others[0].launch(stream, (rows.div_ceil(SMALL / 32), 1, 1), SMALL, &call)?;
+                let rows = SMALL / Variant::lanes(head) as u32;
+                let groups = (batch * heads * tall) as u32 / rows;
+                others[0].launch(stream, (groups, 1, 1), SMALL, &call)?;
             }
             of_tiles(&mut call, tile.0 as u32, tile.1 as u32)?;
             of_keys.put(&from[inputs..inputs + masks], &mut call);
@@ -567,8 +591,7 @@ pub(crate) fn backward(
             if of_queries.is_some() {
                 return Ok(());
             }
-            let pairs = branches * batch * heads * tall * head / 2;
-            let groups = pairs.div_ceil(SMALL as usize) as u32;
+            let groups = (branches * batch * heads * tall / tile.0) as u32;
             others[1].launch(stream, (groups, 1, 1), SMALL, &call)
         }
     });

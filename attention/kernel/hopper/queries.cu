@@ -47,14 +47,6 @@ __device__ __forceinline__ void blind(const Call& call) {
   }
 }
 
-// Sum of the products of 8 neighbouring numbers.
-__device__ __forceinline__ float dot_of(int4 x, uint4 y) {
-  float sum = low_of(x.x) * low_of(y.x) + high_of(x.x) * high_of(y.x);
-  sum += low_of(x.y) * low_of(y.y) + high_of(x.y) * high_of(y.y);
-  sum += low_of(x.z) * low_of(y.z) + high_of(x.z) * high_of(y.z);
-  return sum + (low_of(x.w) * low_of(y.w) + high_of(x.w) * high_of(y.w));
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_constant__ Call call) {
   extern __shared__ __align__(1024) unsigned char memory[];
   u32 base = (shared_address(memory) + ATOM - 1) & ~(ATOM - 1);
@@ -180,8 +172,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_co
   uint4 out_a[HEAD / 32], out_b[HEAD / 32];
   auto read_out = [&](int4 what) {
     int token = what.z * TALL + row, h = what.y % call.heads;
-    const unsigned short* out = (const unsigned short*)call.out + what.y / call.heads * call.of_out.row + h * call.of_out.head;
-    out += token * call.of_out.token;
+    const unsigned short* out = head_of(call.out, call.of_out, what.y / call.heads, h) + token * call.of_out.token;
 #pragma unroll
     for (int n = 0; n < HEAD / 32; n++) {
       int channel = 32 * n + 8 * (lane & 3);

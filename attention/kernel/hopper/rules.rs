@@ -65,8 +65,8 @@ impl Rules {
     }
 }
 
-/// Tokens of which a thread of the kernels has one answer about blocks.
-const BLOCK: usize = 64;
+/// Tokens of which there is one answer about blocks.
+pub(super) const BLOCK: usize = 64;
 
 /// Whether stride and list say the same of all pairs of so many queries and keys, from multiples on.
 fn by_blocks(mask: &Mask, rules: Rules) -> bool {

@@ -108,6 +108,11 @@ impl Variant {
         head > NARROW
     }
 
+    /// Threads that share a query before the backward pass.
+    pub fn lanes(head: usize) -> usize {
+        if head == 64 { 8 } else { 16 }
+    }
+
     /// Branches that there is shared memory for.
     pub fn most_branches(head: usize) -> usize {
         let piece = if head <= NARROW { ROUND } else { HALF };
@@ -187,16 +192,17 @@ impl Variant {
                 define(&mut text, "TILE_KEYS", keys);
                 define(&mut text, "STAGES", self.stages_by_keys());
             }
-            Kernel::Around | Kernel::Combine => {}
+            Kernel::Around => define(&mut text, "LANES", Self::lanes(self.head)),
+            Kernel::Combine => {}
         }
         let _ = writeln!(text, "#define TYPE \"{}\"", self.numbers.name());
         let (hide, walk) = (include_str!("hide.cuh"), include_str!("walk.cuh"));
         let lists = include_str!("lists.cuh");
         let kernel: &[&str] = match self.kernel {
-            Kernel::Forward => &[hide, walk, include_str!("forward.cu")],
-            Kernel::Keys if self.head <= NARROW => &[hide, lists, include_str!("keys.cu")],
-            Kernel::Keys => &[hide, lists, include_str!("wide.cu")],
-            Kernel::Queries => &[hide, walk, include_str!("queries.cu")],
+            Kernel::Forward => &[walk, hide, include_str!("forward.cu")],
+            Kernel::Keys if self.head <= NARROW => &[lists, hide, include_str!("keys.cu")],
+            Kernel::Keys => &[lists, hide, include_str!("wide.cu")],
+            Kernel::Queries => &[walk, hide, include_str!("queries.cu")],
             Kernel::Around => &[include_str!("around.cu")],
             Kernel::Combine => &[include_str!("combine.cu")],
         };

@@ -9,9 +9,10 @@ mod seen;
 
 use super::OPTIONS;
 use super::arrange::{Arranged, Item, arranged};
+use super::hidden::AT;
 use super::launch::Call;
 use super::lists::{LATER, Lists, kept_under};
-use super::rules::{Rules, Tokens};
+use super::rules::{BLOCK, Rules, Tokens};
 use super::source::{Kernel, MOST_BRANCHES, Numbers, SHARED, Variant};
 use crate::attention::tests::cases;
 use crate::cuda::cubin;
@@ -38,6 +39,9 @@ pub(super) fn masks() -> Vec<(String, Mask)> {
     all
 }
 
+/// An entry without what is said of its tile.
+const TILE: i32 = (1 << AT) - 1;
+
 /// Every list holds what is seen, whole where it is said to be, and every workgroup comes once.
 fn check(
     name: &str,
@@ -52,7 +56,7 @@ fn check(
     let (own, other) = if by_keys { (columns, rows) } else { (rows, columns) };
     let classes = mask.classes().len();
     let [q_start, k_start] = Rules::of(mask).1;
-    let mut said_of = 0;
+    let (mut said_of, mut hidden_in) = (0, 0);
     assert_eq!(lists.starts.len(), mask.queries().batch() * classes * own + 1, "{name}");
     for n in 0..lists.starts.len() - 1 {
         let (b, class, at) = (n / own / classes, n / own % classes, n % own);
@@ -60,29 +64,37 @@ fn check(
         let list = &lists.tiles[lists.starts[n] as usize..lists.starts[n + 1] as usize];
         for i in 0..other {
             let (q, k) = if by_keys { (i, at) } else { (at, i) };
+            let found: Vec<i32> = list.iter().copied().filter(|e| e & TILE == i as i32).collect();
+            let bits = found.first().copied().filter(|e| *e < 0).unwrap_or_default() >> AT;
             let (mut any, mut all, mut later) = (false, true, true);
             for query in q * tile.0..((q + 1) * tile.0).min(t) {
                 for key in k * tile.1..(k + 1) * tile.1 {
                     // Behind the last key are zeros, which nobody sees.
                     let seen = key < s && mask.visible(b, head, query, key);
                     (any, all) = (any | seen, all & seen);
+                    let block = (query % tile.0 / BLOCK, key % tile.1 / BLOCK);
+                    let hidden = bits >> (2 * block.0 + block.1) & 1 == 1;
+                    assert!(!(seen && hidden), "{name}: of tile {q}, {k}, {block:?} is not hidden");
                     let so_far = key as i32 + k_start <= query as i32 + q_start;
                     later &= seen == (key < s && so_far);
                 }
             }
-            let found: Vec<i32> =
-                list.iter().copied().filter(|e| e & (LATER - 1) == i as i32).collect();
             assert!(found.len() <= 1, "{name}: tile {q}, {k} comes twice");
             assert!(!any || found.len() == 1, "{name}: tile {q}, {k} is missing");
             assert!(all || found.iter().all(|e| *e < 0), "{name}: tile {q}, {k} is not whole");
             let said = found.iter().any(|e| *e < 0 && e & LATER != 0);
             assert!(later || !said, "{name}: of tile {q}, {k} not just later keys are hidden");
             said_of += said as usize;
+            hidden_in += (bits & 15 != 0) as usize;
         }
     }
     // Where documents, blocks or groups are longer than a tile.
     if ["300 from 7 on", "blocks of 256"].contains(&name) {
         assert!(said_of > 0, "{name}");
+    }
+    assert!(hidden_in == 0 || Rules::of(mask).0.has(Rules::BLOCKS), "{name}");
+    if name == "stride of 64" && tile.1 > BLOCK {
+        assert!(hidden_in > 0, "{name}");
     }
     if by_keys {
         assert_eq!(lists.turns, 0, "{name}");
@@ -123,10 +135,11 @@ fn workgroups_have_alike_much_to_do_and_stay_near() {
         let most = (0..groups).map(of_group).fold(0.0, f64::max);
         (most / mean, arranged)
     };
-    // One after another, where that leaves nobody behind.
+    // One after another, where that leaves nobody behind, and short ones of all at the end.
     let (most, of) = uneven((8, 128), 12, |t| t + 1);
-    assert!(most < 1.03, "{most}");
-    assert_eq!(parts(&of, 128), 1);
+    assert!(most < 1.01, "{most}");
+    assert_eq!((parts(&of, 96), parts(&of, 2 * 96)), (1, 2));
+    assert!(of.items[8 * 96..].iter().all(|item| item.long <= 32));
     // Few that are long: these first, and then the others.
     let (most, of) = uneven((8, 128), 132, |t| if t == 0 { 512 } else { 64 });
     assert!(most < 1.2, "{most}");

@@ -187,10 +187,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) keys(const __grid_const
     products_wait<0>();
     pin(sum);
     if (begun && lane == 0) arrive(far_free + 8 * ((i + STAGES - 1) % STAGES));
-    if (second) store(call.dk, (long long)(branch * call.batch + b) * call.kv + kv, call.keys, key, call.d, sum, call.scale, call.scale);
+    if (second) store(head_of(call.dk, call.of_dk, branch * call.batch + b, kv), call.of_dk.token, call.keys, key, call.d, sum, call.scale, call.scale);
   }
   if (second) return;
   // Nobody is left waiting for the last weights to be read.
   if (loaded > 0) meet(READ_UP, 256);
-  store(call.dv, bk, call.keys, key, call.e, sum, 1.f, 1.f);
+  store(head_of(call.dv, call.of_dv, b, kv), call.of_dv.token, call.keys, key, call.e, sum, 1.f, 1.f);
 }

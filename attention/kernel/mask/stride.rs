@@ -142,7 +142,7 @@ impl Strided {
     }
 
     /// The rule for a query at `q` and a key at `k`, not later.
-    pub(super) fn sees(&self, column: Option<i32>, q: i32, k: i32) -> bool {
+    pub(crate) fn sees(&self, column: Option<i32>, q: i32, k: i32) -> bool {
         let n = self.block(k);
         column.is_none_or(|c| n > self.farthest(q) || n as usize % self.stride.stride == c as usize)
     }

@@ -14,6 +14,7 @@ use crate::device::DeviceName;
 use burn::tensor::Device;
 use longburn::models::SaveOptions;
 use longburn::{Error, Result};
+use std::cell::Cell;
 use std::path::Path;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -43,6 +44,8 @@ pub struct Bench<'a> {
     globals: &'a Globals,
     device: Device,
     torch: Torch,
+    /// A peer in Python that has nothing to do: one takes seconds to start.
+    idle: Cell<Option<TorchPeer>>,
     ceiling: Ceiling,
     machine: Machine,
 }
@@ -98,13 +101,14 @@ impl<'a> Bench<'a> {
         let device = globals.device.open()?;
         let torch = args.torch(globals.device);
         let in_python = cases.iter().any(|(_, peers)| peers.iter().any(|peer| peer.in_python()));
-        if in_python {
-            torch.check(&libraries(cases))?;
-        }
-        let place = (globals.device, &device);
-        let ceiling = ceiling::measure(place, args.ceiling_side, in_python.then_some(&torch))?;
+        let mut idle = match in_python {
+            true => Some(torch.idle(&libraries(cases))?),
+            false => None,
+        };
+        let peer = idle.as_mut().map(|peer| (&torch, peer));
+        let ceiling = ceiling::measure((globals.device, &device), args.ceiling_side, peer)?;
         let machine = machine::machine(&device);
-        Ok(Self { args, globals, device, torch, ceiling, machine })
+        Ok(Self { args, globals, device, torch, idle: Cell::new(idle), ceiling, machine })
     }
 
     /// One row; every side starts from the same inputs and weights.
@@ -170,7 +174,13 @@ impl<'a> Bench<'a> {
             let probe = work.probe()?;
             (Runner::Here(work), version, probe)
         } else {
-            let mut peer = self.torch.start(job, code(name), folder)?;
+            let mut peer = match self.idle.take() {
+                Some(mut peer) => {
+                    self.torch.again(&mut peer, job, code(name), folder)?;
+                    peer
+                }
+                None => self.torch.start(job, code(name), folder)?,
+            };
             let (version, probe) = (peer.version.clone(), std::mem::take(&mut peer.probe));
             (Runner::Python(peer), version, probe)
         };

@@ -65,10 +65,7 @@ impl Torch {
     /// [`Error::Unsupported`] where Python, or what the script needs, is not there.
     pub fn start(&self, job: &Job, code: &str, folder: Option<&Path>) -> Result<TorchPeer> {
         let mut peer = self.spawn(false)?;
-        let ready = peer.ask(&self.order(job, code, folder, false))?;
-        peer.version = ready["version"].as_str().unwrap_or("unknown").to_string();
-        peer.probe = serde_json::from_value(ready["probe"].clone())
-            .map_err(|e| peer.broken(&format!("results in no form that is known: {e}")))?;
+        peer.take_up(&self.order(job, code, folder, false))?;
         Ok(peer)
     }
 
@@ -82,12 +79,28 @@ impl Torch {
         Ok(said["peak_bytes"].as_u64())
     }
 
-    /// Whether Python has these libraries, beside torch.
+    /// Start a peer that has nothing to do, if Python has these libraries beside torch.
     ///
     /// # Errors
     /// As [`start`](Torch::start).
-    pub fn check(&self, libraries: &[&str]) -> Result<()> {
-        self.spawn(false)?.ask(&json!({ "import": libraries })).map(drop)
+    pub fn idle(&self, libraries: &[&str]) -> Result<TorchPeer> {
+        let mut peer = self.spawn(false)?;
+        peer.ask(&json!({ "import": libraries }))?;
+        Ok(peer)
+    }
+
+    /// Give `peer` another job, as [`start`](Torch::start) does to a new one.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn again(
+        &self,
+        peer: &mut TorchPeer,
+        job: &Job,
+        code: &str,
+        folder: Option<&Path>,
+    ) -> Result<()> {
+        peer.take_up(&self.order(job, code, folder, false))
     }
 
     fn order(&self, job: &Job, code: &str, folder: Option<&Path>, memory: bool) -> Value {
@@ -164,6 +177,14 @@ impl TorchPeer {
     pub fn run(&mut self, times: usize) -> Result<f64> {
         let said = self.ask(&json!({ "run": times }))?;
         said["seconds"].as_f64().ok_or_else(|| self.broken("no time"))
+    }
+
+    fn take_up(&mut self, order: &Value) -> Result<()> {
+        let ready = self.ask(order)?;
+        self.version = ready["version"].as_str().unwrap_or("unknown").to_string();
+        self.probe = serde_json::from_value(ready["probe"].clone())
+            .map_err(|e| self.broken(&format!("results in no form that is known: {e}")))?;
+        Ok(())
     }
 
     fn ask(&mut self, order: &Value) -> Result<Value> {
@@ -259,7 +280,10 @@ mod tests {
         let mut peer = start(&torch).unwrap();
         assert_eq!(peer.version, "x");
         assert_eq!((peer.run(1).unwrap(), peer.run(7).unwrap()), (0.5, 0.5));
-        torch.check(&["numpy"]).unwrap();
+        let mut peer = torch.idle(&["numpy"]).unwrap();
+        torch.again(&mut peer, &cases::squares(&|_| 8)[0], "sdpa", None).unwrap();
+        assert_eq!(peer.version, "x");
+        assert_eq!(peer.run(1).unwrap(), 0.5);
     }
 
     #[test]

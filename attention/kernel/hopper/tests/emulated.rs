@@ -142,15 +142,40 @@ fn bf16(x: f32) -> u16 {
 
 /// As the driver would make it: address, sizes, distances, tokens of a box.
 fn map(address: u64, [rows, heads, tokens, channels]: [usize; 4], tall: usize) -> Map {
+    strided(address, [rows, heads, tokens, channels], packed([heads, tokens, channels]), tall)
+}
+
+fn strided(address: u64, shape: [usize; 4], steps: Steps, tall: usize) -> Map {
+    let [rows, heads, tokens, channels] = shape.map(|x| x as u64);
+    let [token, head, row] = [steps.token, steps.head, steps.row].map(|x| x as u64);
     let mut map = Map::default();
-    let whole = [channels, tokens, heads, rows, channels, channels * tokens];
-    map.0[0] = address;
-    for (to, x) in map.0[1..].iter_mut().zip(whole) {
-        *to = x as u64;
-    }
-    map.0[7] = (channels * tokens * heads) as u64;
-    map.0[8] = tall as u64;
+    let all = [address, channels, tokens, heads, rows, token, head, row, tall as u64];
+    map.0[..all.len()].copy_from_slice(&all);
     map
+}
+
+/// Tokens of a head one after another.
+fn packed([heads, tokens, channels]: [usize; 3]) -> Steps {
+    let [row, head, token] = [heads * tokens * channels, tokens * channels, channels];
+    Steps { row: row as i64, head: head as i64, token: token as i64 }
+}
+
+/// Heads of a token one after another.
+fn by_tokens([_, heads, tokens, channels]: [usize; 4]) -> Steps {
+    let [row, head, token] = [heads * tokens * channels, channels, heads * channels];
+    Steps { row: row as i64, head: head as i64, token: token as i64 }
+}
+
+/// Of such numbers those of a head one after another.
+fn by_heads([rows, heads, tokens, channels]: [usize; 4], x: &[f64]) -> Vec<f64> {
+    let steps = by_tokens([rows, heads, tokens, channels]);
+    let mut all = Vec::with_capacity(x.len());
+    for i in 0..rows * heads * tokens {
+        let (row, head, token) = (i / tokens / heads, i / tokens % heads, i % tokens);
+        let at = row as i64 * steps.row + head as i64 * steps.head + token as i64 * steps.token;
+        all.extend_from_slice(&x[at as usize..][..channels]);
+    }
+    all
 }
 
 /// out, lse, and gradients of v and of q and k of all branches.
@@ -179,8 +204,6 @@ fn emulated(case: &Case, alone: bool, programs: &mut Programs) -> Option<Pass> {
     let tall = queries.next_multiple_of(ROUND);
     let stacked = |[b, h, t, d]: [usize; 4]| [n * b, h, t, d];
     let rows = batch * heads * tall;
-    let steps =
-        Steps { row: (heads * queries * e) as i64, head: (queries * e) as i64, token: e as i64 };
     let mut call = Call {
         out: memory.empty(batch * heads * queries * e, 2),
         lse: memory.empty(batch * heads * queries, 4),
@@ -191,8 +214,10 @@ fn emulated(case: &Case, alone: bool, programs: &mut Programs) -> Option<Pass> {
         dq: memory.empty(n * batch * heads * queries * d, 2),
         dk: memory.empty(n * batch * kv * keys * d, 2),
         dv: memory.empty(batch * kv * keys * e, 2),
-        of_out: steps,
-        of_dout: steps,
+        of_out: by_tokens(of_out),
+        of_dout: packed([heads, queries, e]),
+        of_dk: by_tokens(stacked(of_k)),
+        of_dv: by_tokens(of_v),
         ..Call::new(of_q, of_v, 1.0 / (d as f32).sqrt())
     };
     let numbers: Vec<u64> = tokens.iter().map(|tokens| memory.ints(&tokens.numbers)).collect();
@@ -227,18 +252,18 @@ fn emulated(case: &Case, alone: bool, programs: &mut Programs) -> Option<Pass> {
     let forward = programs.get(&variant(Kernel::Forward, false), "forward")?;
     of_tiles(&mut call, ROUND, variant(Kernel::Forward, false).piece());
     put(&mut call, &mut memory, false);
-    call.to = map(call.out, of_out, ROUND / 2);
+    call.to = strided(call.out, of_out, call.of_out, ROUND / 2);
     memory.launch(&forward, [GROUPS, 1, 384], &call);
 
     if alone {
         of_tiles(&mut call, ROUND, variant(Kernel::Queries, true).piece());
-        call.o = map(call.out, of_out, ROUND);
+        call.o = strided(call.out, of_out, call.of_out, ROUND);
         call.to = map(call.dq, stacked(of_q), ROUND / 2);
         let program = programs.get(&variant(Kernel::Queries, true), "queries")?;
         memory.launch(&program, [GROUPS, 1, 384], &call);
     } else {
         let before = programs.get(&variant(Kernel::Around, false), "before")?;
-        memory.launch(&before, [rows.div_ceil(8), 1, 256], &call);
+        memory.launch(&before, [rows * Variant::lanes(head) / 256, 1, 256], &call);
     }
     of_tiles(&mut call, tile.0, tile.1);
     let by_keys = put(&mut call, &mut memory, true);
@@ -246,11 +271,17 @@ fn emulated(case: &Case, alone: bool, programs: &mut Programs) -> Option<Pass> {
     memory.launch(&program, [by_keys, 1, 384], &call);
     if !alone {
         let after = programs.get(&variant(Kernel::Around, false), "after")?;
-        memory.launch(&after, [(n * rows * head / 2).div_ceil(256), 1, 256], &call);
+        memory.launch(&after, [n * rows / tile.0, 1, 256], &call);
     }
     let halves = |address| memory.read_halves(address);
     let lse = memory.read_floats(call.lse);
-    Some([halves(call.out), lse, halves(call.dv), halves(call.dq), halves(call.dk)])
+    Some([
+        by_heads(of_out, &halves(call.out)),
+        lse,
+        by_heads(of_v, &halves(call.dv)),
+        halves(call.dq),
+        by_heads(stacked(of_k), &halves(call.dk)),
+    ])
 }
 
 /// The same by the reference, from inputs that are rounded alike.
@@ -480,6 +511,7 @@ fn in_parts(case: &Case, programs: &mut Programs) -> Option<[Vec<f64>; 2]> {
         v: map(v, of_v, piece),
         to: map(out, of_out, ROUND / 2),
         out,
+        of_out: packed([kv, rows, e]),
         lse: memory.empty(batch * parts * kv * rows, 4),
         whole: memory.empty(batch * kv * rows * e, 2),
         whole_lse: memory.empty(batch * kv * rows, 4),

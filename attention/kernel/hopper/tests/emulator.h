@@ -39,6 +39,7 @@ static Place blockIdx, blockDim, gridDim;
 
 template<class T> inline T __ldg(const T* p) { return *p; }
 inline float __int_as_float(u32 x) { float y; memcpy(&y, &x, 4); return y; }
+inline int __float_as_int(float x) { int y; memcpy(&y, &x, 4); return y; }
 inline float __uint_as_float(u32 x) { return __int_as_float(x); }
 inline float __log2f(float x) { return log2f(x); }
 
@@ -129,6 +130,7 @@ inline int shuffled(int x, int from) {
   return x;
 }
 inline void __syncwarp() { warp(); }
+inline u32 __shfl_xor_sync(u32, u32 x, int lanes) { return shuffled((int)x, (current ^ lanes) & 31); }
 inline int __shfl_sync(u32, int x, int lane) { return shuffled(x, lane); }
 inline int __shfl_up_sync(u32, int x, int lanes) {
   int lane = current & 31;

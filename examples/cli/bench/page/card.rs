@@ -36,7 +36,8 @@ fn long(row: &Row, backward: bool, width: usize) -> bool {
 
 /// A dense training step of rows of one of these lengths.
 fn step(row: &Row, lengths: &[usize]) -> bool {
-    let of_step = on_card(row) && row.what == "train-step" && row.case == "dense";
+    let of_all_pairs = ["dense", "dense, recompute"].contains(&row.case.as_str());
+    let of_step = on_card(row) && row.what == "train-step" && of_all_pairs;
     of_step && size(row, 'T').is_some_and(|len| lengths.contains(&len))
 }
 
