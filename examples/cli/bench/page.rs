@@ -4,7 +4,7 @@ mod card;
 mod targets;
 mod text;
 
-use super::row::{Results, Row, once};
+use super::row::{Machine, Results, Row, once};
 use crate::output;
 use clap::Args;
 use longburn::models::weights::write_atomic;
@@ -42,7 +42,7 @@ impl PageArgs {
             }
         }
         let named: Vec<(&Path, &Row)> = found.iter().map(|(f, row)| (f.as_path(), row)).collect();
-        once(&named, |a, b| a.is_same(b) && a.machine == b.machine)?;
+        once(&named, |a, b| a.is_same(b) && place(a) == place(b))?;
         let rows: Vec<Row> = found.into_iter().map(|(_, row)| row).collect();
         if let (Some(image), Some(plot)) = (&self.image, plot(&rows)) {
             write_atomic(image, plot.render()?.as_bytes())?;
@@ -70,16 +70,20 @@ pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Rows of one machine, program and number of threads, in the order in which they came.
+/// Where a row was measured, with how many threads; the cores of a card's host are left out.
+fn place(row: &Row) -> (Machine, usize, &str) {
+    let mut place = (row.machine.clone(), row.threads, row.device.as_str());
+    if place.0.card.is_some() {
+        (place.0.cores, place.1) = (0, 0);
+    }
+    place
+}
+
+/// Rows of one place and program, in the order in which they came.
 fn groups(rows: &[Row]) -> Vec<Vec<&Row>> {
     let mut groups: Vec<Vec<&Row>> = Vec::new();
     for row in rows {
-        let alike = |group: &&mut Vec<&Row>| {
-            let first = group[0];
-            (&first.machine, first.threads, &first.device)
-                == (&row.machine, row.threads, &row.device)
-        };
-        match groups.iter_mut().find(alike) {
+        match groups.iter_mut().find(|group| place(group[0]) == place(row)) {
             Some(group) => group.push(row),
             None => groups.push(vec![row]),
         }
@@ -172,6 +176,16 @@ mod tests {
         assert!(groups.iter().flatten().all(|row| row.threads == 2 || row.shape.ends_with("2048")));
         let page = text::page(&rows, false);
         assert!(page.contains("a processor, 2 threads") && page.contains("a processor, 4 threads"));
+        // A card is the same in hosts with more cores.
+        let on_card = |cores| {
+            let mut row = dense(cores);
+            (row.machine.card, row.machine.cores, row.threads) =
+                (Some("a card".into()), cores, cores);
+            row
+        };
+        let cards = [on_card(8), on_card(16)];
+        assert_eq!(super::groups(&cards).len(), 1);
+        assert!(text::page(&cards, false).contains("8 to 16 cores"));
         // One length of each is no drawing.
         assert!(plot(&rows[..2]).is_none());
     }

@@ -107,10 +107,11 @@ fn machine(rows: &[&Row]) -> String {
     let mut numbers: Vec<&str> = rows.iter().map(|row| row.dtype.as_str()).collect();
     numbers.sort_unstable();
     numbers.dedup();
+    let cores = range(rows.iter().map(|row| row.machine.cores as f64), 0);
     let mut text = format!(
         "\n## {title}\n\n{}, {} cores, {}, {}; longburn {} ({} build), device {}, {}.\n",
         m.cpu,
-        m.cores,
+        cores,
         m.simd.join(", "),
         m.system,
         m.longburn,
