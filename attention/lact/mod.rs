@@ -247,7 +247,7 @@ impl LactConfig {
         let d = hidden / self.fast_heads;
         let d_h = (d as f64 * self.inter_multi) as usize;
         if !(self.inter_multi.is_finite() && (1..=1 << 20).contains(&d_h)) {
-            let expected = format!("a number that makes at least 1 channel of {d}");
+            let expected = format!("a number that makes 1 to {} channels of {d}", 1 << 20);
             return bad("inter_multi", &self.inter_multi, &expected);
         }
         for (field, value) in [("base_lr", self.base_lr), ("init_gain", self.init_gain)] {

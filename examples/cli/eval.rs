@@ -114,6 +114,10 @@ impl EvalArgs {
 
     pub fn run(&self, globals: &Globals) -> Result<()> {
         self.check()?;
+        let in_one_pass = self.task.is_some() || self.data.is_some() && self.needle.is_empty();
+        if in_one_pass {
+            load::check_whole_rows(&self.with)?;
+        }
         let model = load::model(&self.dir, &self.with, globals)?;
         let tokenizer = load::needed_tokenizer(&self.dir, &model)?;
         let seed = globals.seed.unwrap_or(0);

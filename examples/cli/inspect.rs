@@ -39,6 +39,19 @@ pub struct InspectArgs {
     verify: bool,
 }
 
+/// Where the adapter or the gates of a folder run.
+///
+/// # Errors
+/// Those of its files.
+pub fn runs_in_of_adapter(dir: &Path) -> Result<Value> {
+    let facts = match adapter::has_gates(dir) {
+        true => adapter::of_gates(dir, dir)?,
+        false => adapter::facts(dir, dir)?,
+    };
+    let found = facts.into_iter().find(|(name, _)| *name == "runs_in");
+    Ok(found.map_or(Value::Null, |(_, runs_in)| runs_in))
+}
+
 impl InspectArgs {
     pub fn run(&self, globals: &Globals) -> Result<()> {
         let mut watch = Progress::new(0).download();

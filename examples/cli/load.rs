@@ -2,7 +2,7 @@
 
 use crate::{Globals, output};
 use clap::Args;
-use longburn::attention::seer::Select;
+use longburn::attention::seer::{GateKind, Select};
 use longburn::attention::{Compute, Mixer, MixerSchedule};
 use longburn::datasets::Tokenizer;
 use longburn::models::hub::{HubConfig, Need};
@@ -119,6 +119,38 @@ pub fn model_in(
         }
     }
     Ok(model)
+}
+
+/// Gates that choose for one token at a time do nothing to rows that are scored in one pass.
+///
+/// # Errors
+/// [`Error::Unsupported`] where a choice of theirs was asked for, and what files of gates are refused for.
+pub fn check_whole_rows(with: &AdapterArgs) -> Result<()> {
+    let gates = with.adapter.as_deref().filter(|dir| dir.join(gates::GATE_FILE).is_file());
+    let Some(dir) = gates else { return Ok(()) };
+    let settings = gates::GateSummary::read(dir)?.settings;
+    if settings.gate != GateKind::Decode {
+        return Ok(());
+    }
+    if with.select.is_some() {
+        return Err(Error::Unsupported {
+            what: format!(
+                "--select for rows in one pass: the gates of {} choose for one token at a time",
+                dir.display()
+            ),
+            remedy:
+                "leave it out, which is dense attention; what gates of this kind do to a model is \
+                     measured token by token: eval with --passkey or --needle, or generate"
+                    .into(),
+        });
+    }
+    if settings.select.is_some() {
+        output::note(format_args!(
+            "the gates of {} choose for one token at a time: rows in one pass see everything",
+            dir.display()
+        ));
+    }
+    Ok(())
 }
 
 /// The tokenizer of a folder, found to fit the model; `None` where there is none.

@@ -49,6 +49,7 @@ impl LogitsArgs {
             let file = self.ids.display().to_string();
             return Err(Error::config(file, "[]", "empty", "at least one row of ids"));
         }
+        load::check_whole_rows(&self.with)?;
         let model = load::model(&self.dir, &self.with, globals)?;
         let vocabulary = model.config().vocab_size;
         for (i, row) in rows.iter().enumerate() {

@@ -1,12 +1,13 @@
 //! `longburn merge`
 
 use crate::output::Target;
+use crate::usable::{lines, runs_in};
 use crate::{Globals, load, output};
 use clap::{Args, ValueEnum};
 use longburn::datasets::Tokenizer;
 use longburn::models::gates::GATE_FILE;
 use longburn::models::weights::{Dtype, SaveDtype, WeightFiles};
-use longburn::models::{Blocks, SaveOptions, copy_companions, lora, peft};
+use longburn::models::{Blocks, ModelConfig, SaveOptions, copy_companions, lora, peft};
 use longburn::{Error, Result};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -99,6 +100,7 @@ impl MergeArgs {
             copy_companions(&self.adapter, &self.out)?;
         }
         let config = merged.config();
+        let written = ModelConfig::from_file(&self.out.join("config.json"))?;
         if globals.json {
             return output::json(&json!({
                 "out": self.out,
@@ -108,16 +110,18 @@ impl MergeArgs {
                 "tokenizer": tokenizer,
                 "tied_head": config.tie_word_embeddings,
                 "max_context": config.max_context(),
+                "runs_in": runs_in(&written, true),
             }));
         }
         output::print(&format!(
-            "{} + {} -> {} ({}, context {}, tokenizer {})\n",
+            "{} + {} -> {} ({}, context {}, tokenizer {})\n{}",
             base.display(),
             self.adapter.display(),
             self.out.display(),
             dtype.torch_name(),
             config.max_context(),
-            tokenizer.map_or("none".into(), |dir| format!("of {}", dir.display()))
+            tokenizer.map_or("none".into(), |dir| format!("of {}", dir.display())),
+            lines(&runs_in(&written, true))
         ))
     }
 

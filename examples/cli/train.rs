@@ -1,12 +1,14 @@
 //! `longburn train`
 
-use crate::{Globals, INTERRUPTED, output};
+use crate::{Globals, INTERRUPTED, inspect, output, usable};
 use clap::Args;
 use longburn::attention::MixerConfig;
+use longburn::models::ModelConfig;
 use longburn::training::plan::parse_bytes;
 use longburn::training::report::Progress;
 use longburn::training::{Interrupter, Recipe, RunOptions, RunSummary, run_recipe};
 use longburn::{Error, Result};
+use serde_json::Value;
 use std::path::PathBuf;
 
 /// Run a recipe: swap, extend, adapt, train, measure, save
@@ -70,10 +72,15 @@ impl TrainArgs {
         // Bars would be drawn over the view.
         let progress = if self.tui { Progress::quiet() } else { Progress::new(0) };
         let summary = run_recipe(&recipe, &options, &progress)?;
-        match globals.json {
-            true => output::json(&output::value(&summary)),
-            false => output::print(&text(&summary)),
+        let runs_in = runs_in(&summary)?;
+        if globals.json {
+            let mut said = output::value(&summary);
+            if let Value::Object(said) = &mut said {
+                said.insert("runs_in".into(), runs_in);
+            }
+            return output::json(&said);
         }
+        output::print(&text(&summary, &runs_in))
     }
 }
 
@@ -94,7 +101,18 @@ fn stopped_by_signals() -> Result<Interrupter> {
     Ok(interrupter)
 }
 
-fn text(summary: &RunSummary) -> String {
+/// Where the result of a run runs as it is.
+fn runs_in(summary: &RunSummary) -> Result<Value> {
+    Ok(match (&summary.adapter, &summary.model) {
+        (Some(dir), _) => inspect::runs_in_of_adapter(dir)?,
+        (None, Some(dir)) => {
+            usable::runs_in(&ModelConfig::from_file(&dir.join("config.json"))?, true)
+        }
+        (None, None) => Value::Null,
+    })
+}
+
+fn text(summary: &RunSummary, runs_in: &Value) -> String {
     let mut text = format!(
         "{} steps, {} tokens, {:.0} tokens/s; loss {:.4} -> {:.4}\n",
         summary.steps,
@@ -112,5 +130,6 @@ fn text(summary: &RunSummary) -> String {
             text += &format!("{name}: {}\n", path.display());
         }
     }
+    text += &usable::lines(runs_in);
     text + &format!("report: {}\n", summary.dir.join("report.html").display())
 }

@@ -95,6 +95,10 @@ pub fn runs_in(config: &ModelConfig, complete: bool) -> Value {
         let no = "no: weights are missing or of the wrong shape";
         return json!({ "longburn": no, "transformers": no, "vllm": no });
     }
+    if let Err(error) = fits(config) {
+        let no = format!("no: config.json: {error}");
+        return json!({ "longburn": no, "transformers": no, "vllm": no });
+    }
     if !config.has_own_weights() {
         let no = "no: layers have a mixer with weights that only Longburn reads";
         return json!({ "longburn": "yes", "transformers": no, "vllm": no });
@@ -108,6 +112,52 @@ pub fn runs_in(config: &ModelConfig, complete: bool) -> Value {
         "transformers": format!("yes, {} or later", transformers(config)),
         "vllm": vllm(config),
     })
+}
+
+/// Whether the settings of all mixers can be, each by the name that it has in config.json.
+fn fits(config: &ModelConfig) -> Result<(), String> {
+    let size = (config.hidden_size, config.num_hidden_layers);
+    for (layer, mixer) in config.mixers.iter().enumerate() {
+        let window = config.windows.get(layer).copied().flatten();
+        mixer
+            .check(size, config.attention().as_ref(), window)
+            .map_err(|error| format!("longburn.mixer[{layer}]: {error}"))?;
+    }
+    Ok(())
+}
+
+/// The same of an adapter in PEFT form, which `config`, where there is one beside it, says the model of.
+pub fn adapter_runs_in(config: Option<&ModelConfig>, holds_modules: bool) -> Value {
+    let longburn = "yes, beside its base";
+    if config.is_some_and(|config| !config.has_own_weights()) {
+        let no = "no: layers of its base have a mixer with weights that only Longburn reads";
+        return json!({ "longburn": longburn, "transformers": no, "vllm": no });
+    }
+    if config.is_some_and(|config| !config.has_own_mixers()) {
+        let no =
+            "no: it would load beside its base, and run attention over everything in every layer";
+        return json!({ "longburn": longburn, "transformers": no, "vllm": no });
+    }
+    let stretched = config.is_some_and(|config| config.rope.kind != RopeKind::Default);
+    let with = if stretched { ", once that has the positions of this config.json" } else { "" };
+    let vllm = match holds_modules {
+        true => "no: it takes low-rank updates alone, and this adapter has modules in full".into(),
+        false => format!("yes, beside its base{with}"),
+    };
+    json!({
+        "longburn": longburn,
+        "transformers": format!("yes, with peft, beside its base{with}"),
+        "vllm": vllm,
+    })
+}
+
+/// Lines for people.
+pub fn lines(runs_in: &Value) -> String {
+    let fields = runs_in.as_object().into_iter().flatten();
+    let line = |(name, said): (&String, &Value)| {
+        format!("runs in {name}: {}\n", said.as_str().unwrap_or_default())
+    };
+    fields.map(line).collect()
 }
 
 /// The first version of transformers that reads the family and the shape of its config.json.

@@ -75,6 +75,12 @@ impl Bench {
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
     }
 
+    /// Run in the folder; what standard error says.
+    fn notes(&self, args: &[&str]) -> String {
+        let out = longburn(self.dir.path(), args).assert().success();
+        String::from_utf8(out.get_output().stderr.clone()).unwrap()
+    }
+
     /// Run in the folder, expect exit status 1; the message that programs get.
     fn refusal(&self, args: &[&str]) -> String {
         let out = longburn(self.dir.path(), &[args, &["--json"]].concat()).assert().code(1);

@@ -1,6 +1,7 @@
 //! What must hold between the fields of a recipe, as far as it can be told without the files.
 
 use super::sections::{DataKind, Family, NewModel, Recipe, Rows};
+use crate::attention::seer::GateKind;
 use crate::attention::{LongLoraConfig, Mamba1Config, Mamba2Config, MixerConfig, MixerSchedule};
 use crate::datasets::{AnchorEngine, Pack};
 use crate::models::ModelConfig;
@@ -193,6 +194,29 @@ impl Recipe {
             }
         }
         Ok(())
+    }
+
+    /// What is allowed, and hardly meant.
+    pub(super) fn remarks(&self) -> Vec<String> {
+        let named = self.mixer.named();
+        let has = |which: fn(&MixerConfig) -> bool| named.iter().any(|(_, mixer)| which(mixer));
+        let mut remarks = Vec::new();
+        if self.data.anchor.is_none() && has(|mixer| *mixer == MixerConfig::Anchor) {
+            remarks.push(
+                "the mixer anchor without [data.anchor]: rows have no anchor, and all layers attend as \
+                 with the mixer dense",
+            );
+        }
+        let chooses = |mixer: &MixerConfig| {
+            mixer.seer().is_some_and(|s| s.gate == GateKind::Decode && s.select.is_some())
+        };
+        if self.eval.is_some() && has(chooses) {
+            remarks.push(
+                "[eval] sees everything: gates with gate = \"decode\" choose for one token at a time, and \
+                 rows are scored in one pass",
+            );
+        }
+        remarks.into_iter().map(|remark| format!("{}: {remark}", self.file)).collect()
     }
 
     /// An anchor that the mixers see.

@@ -224,6 +224,9 @@ impl<'a> Run<'a> {
         trainable: TrainableReport,
         hooks: &mut Hooks<'_, '_>,
     ) -> Result<RunSummary> {
+        for remark in self.recipe.remarks() {
+            tracing::warn!("{remark}");
+        }
         let resumed = origin.as_ref().map(|origin| origin.checkpoint.step());
         hooks.folder.log.note("seed", self.seed)?;
         let before = match resumed {

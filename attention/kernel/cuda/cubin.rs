@@ -2,6 +2,7 @@
 //! file does not.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How a cubin begins: it is an ELF file.
 const MAGIC: &[u8] = b"\x7fELF";
@@ -44,7 +45,9 @@ pub(crate) fn keep(folder: &Path, key: &str, cubin: &[u8]) {
 /// A file appears whole, whoever else writes it.
 fn write(folder: &Path, key: &str, cubin: &[u8]) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
-    let unfinished = folder.join(format!(".{key}-{}", std::process::id()));
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let unfinished = folder.join(format!(".{key}-{}-{count}", std::process::id()));
     let written = std::fs::write(&unfinished, cubin)
         .and_then(|()| std::fs::rename(&unfinished, folder.join(format!("{key}.cubin"))));
     if written.is_err() {

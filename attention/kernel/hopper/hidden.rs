@@ -11,7 +11,7 @@ pub(super) const AT: usize = 26;
 pub(super) struct Hidden<'a> {
     mask: &'a Mask,
     tile: (usize, usize),
-    /// None where pairs of a block differ.
+    /// Whether they say the same of all pairs of a block.
     by_blocks: bool,
 }
 

@@ -1,5 +1,6 @@
 // Hides what may not be seen of a tile of scores, as accumulators have it: 4 numbers per 8 columns, of two
-// rows (this thread's and the one eight further) and two neighbouring columns.
+// rows (this thread's and the one eight further) and two neighbouring columns. Behind walk.cuh or lists.cuh, which say how
+// large tiles are.
 
 // Columns that are looked at together: the fewer, the more is read for each.
 #define AT_ONCE(rules) ((rules) & (STRIDE | LIST) ? 1 : (rules) & (LABELS | POSITIONS) ? 2 : 4)

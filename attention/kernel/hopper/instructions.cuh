@@ -62,6 +62,8 @@ __device__ __forceinline__ int fresh(int x) {
   return x;
 }
 
+// No number where one of them is none, unlike fmaxf.
+__device__ __forceinline__ float larger(float x, float y) { float z; asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y)); return z; }
 __device__ __forceinline__ float power_of_2(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
 
 // Two numbers in TYPE; the first is the lower.

@@ -111,6 +111,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) keys(const __grid_const
           // that a warp goes one way, it serializes the products.
           if (__shfl_sync(~0u, entry < 0 && nothing_seen(entry, half), 0)) {
             wait(dout_full + 8 * stage, phase);
+            // No lane may still be waiting when the place is given back.
+            __syncwarp();
             if (lane == 0) arrive(q_free + 8 * stage);
             continue;
           }

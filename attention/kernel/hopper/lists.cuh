@@ -12,7 +12,7 @@ __device__ __forceinline__ int2 list_of(const Call& call, int branch, int b, int
   int row = (b * side.classes + __ldg(side.numbers + side.heads + 4 * h)) * tiles + tile;
   return make_int2(__ldg(side.starts + row), __ldg(side.starts + row + 1));
 }
-// Whether the entry of a tile says that nothing of its `half`th 64 keys is seen.
+// Whether the entry of a tile of 128 keys says that nothing of its `half`th 64 keys is seen.
 __device__ __forceinline__ bool nothing_seen(int entry, int half) {
   bool nothing = true;
 #pragma unroll

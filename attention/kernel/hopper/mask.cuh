@@ -48,6 +48,7 @@ struct Side {
   int k_label;   // [labels, B, wide]
   int q_pos;     // [B, tall]
   int k_pos;     // [B, wide]
+  // Those of strides and lists where tiles do not say enough (see BLOCKS).
   int q_far;     // [B, tall]: the last block that is not near
   int k_block;   // [B, wide]
   int k_column;  // [B, wide]

@@ -36,7 +36,9 @@ const MULTIPROCESSORS: usize = 132;
 /// (documents of 2048) 0.95, of 17 (a window of 2048) 1.09 times as long as the pass that adds up.
 const FEW_TILES: usize = 10;
 /// How many times as many pairs the tiles by keys have as those by queries from which on dq has a pass of its own, too:
-/// a tile by keys passes over the half that nobody sees where it has not to be there for dq.
+/// a tile by keys passes over the half that nobody sees where it has not to be there for dq. Measured on an H100 with
+/// heads of 128 channels, 16384 tokens: of a stride of 8 with blocks of 64, which has 1.6 times as many, both passes take
+/// 0.53 times as long.
 const HALVES: f64 = 1.25;
 /// Bytes of sums that stay in the cache, where adding up costs little.
 const IN_CACHE: usize = 16 << 20;
@@ -227,8 +229,8 @@ impl Form {
     }
 
     /// Whether dq has a pass of its own: where two runs must give the same bits, and where a tile of queries sees so
-    /// few tiles of keys that computing their scores twice takes less than adding up dq in memory, or half tiles; of wide
-    /// heads always.
+    /// few tiles of keys that computing their scores twice takes less than adding up dq in memory, or tiles by keys of
+    /// which a fifth and more is empty; of wide heads always.
     ///
     /// # Shapes
     /// q `[B, H, T, ..]`, v `[B, kv, ..]`
@@ -374,9 +376,9 @@ impl Inputs {
     /// The same, with the heads of a token side by side in memory, as the layers around attention have them: they need
     /// no copy.
     fn empty_by_tokens(&self, [b, h, t, d]: [usize; 4], dtype: DType) -> CubeTensor {
-        let x = Cube::lift(self.empty(&[b, t, h, d], dtype));
-        let x = Tensor::<4>::from_primitive::<Cube>(x);
-        Cube::lower(primitive!(Cube, x.swap_dims(1, 2)))
+        let mut x = self.empty(&[b, t, h, d], dtype);
+        x.meta.swap(1, 2);
+        x
     }
 }
 

@@ -43,6 +43,12 @@ impl Rules {
         Self(self.0 & !other.0)
     }
 
+    /// What is asked of every pair: lists of tiles say what blocks hide.
+    pub fn of_pairs(self) -> Self {
+        let of_blocks = Self::STRIDE.and(Self::LIST, true);
+        if self.has(Self::BLOCKS) { self.without(of_blocks) } else { self }
+    }
+
     /// Those of a mask; positions of tokens with index 0 (query, key) where no array has them.
     pub fn of(mask: &Mask) -> (Self, [i32; 2]) {
         let spec = mask.spec();
@@ -174,6 +180,7 @@ impl Tokens {
     /// Those of a mask; none where they are more than an i32 counts.
     pub fn new(mask: &Mask) -> Option<Self> {
         let (rules, [q_start, k_start]) = Rules::of(mask);
+        let of_pairs = rules.of_pairs();
         let (queries, keys) = (mask.queries(), mask.keys());
         let small = |x: usize| x.min(i32::MAX as usize) as i32;
         let wide = |tokens: &TokenMeta| tokens.len().next_multiple_of(ROUND);
@@ -207,13 +214,13 @@ impl Tokens {
             side.q_pos = rows(queries.pos(), queries, 0)?;
             side.k_pos = rows(keys.pos(), keys, 0)?;
         }
-        if let Some(strided) = mask.strided().filter(|_| rules.has(Rules::STRIDE)) {
+        if let Some(strided) = mask.strided().filter(|_| of_pairs.has(Rules::STRIDE)) {
             let far: Vec<i32> = queries.pos().iter().map(|pos| strided.farthest(*pos)).collect();
             side.q_far = rows(&far, queries, 0)?;
             side.k_block = rows(&strided.k_block, keys, 0)?;
             side.k_column = rows(&strided.k_column, keys, 0)?;
         }
-        if let Some(list) = mask.list() {
+        if let Some(list) = mask.list().filter(|_| of_pairs.has(Rules::LIST)) {
             let [q_block, k_block] = list.block();
             let listed: Vec<i32> = (0..keys.len()).map(|s| small(s / k_block)).collect();
             side.k_listed = rows(&listed, keys, 0)?;

@@ -107,6 +107,7 @@ def serve():
                     importlib.import_module(name)
                 answer = {"ready": True}
             else:
+                run = None  # what the job before holds
                 answer, run = first(order)
         except Exception as error:  # whoever asked has to hear of it
             answer = {"error": f"{type(error).__name__}: {error}"}

@@ -125,6 +125,10 @@ impl<'a> Bench<'a> {
         let folder = saved.as_ref().map(TempDir::path);
         let mut ours = work(job, Side::Longburn, &self.device)?;
         let found = ours.probe()?;
+        // It holds memory that the row may need.
+        if !peers.iter().any(|peer| peer.in_python()) {
+            drop(self.idle.take());
+        }
         let mut rivals = Vec::new();
         for name in peers {
             rivals.push(self.rival(*name, job, folder, &found)?);

@@ -185,6 +185,8 @@ mod tests {
         };
         let cards = [on_card(8), on_card(16)];
         assert_eq!(super::groups(&cards).len(), 1);
+        let again = Row { shape: cards[0].shape.clone(), ..cards[1].clone() };
+        assert!(again.is_same(&cards[0]) && !cards[1].is_same(&cards[0]));
         assert!(text::page(&cards, false).contains("8 to 16 cores"));
         // One length of each is no drawing.
         assert!(plot(&rows[..2]).is_none());

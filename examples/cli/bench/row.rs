@@ -182,10 +182,11 @@ impl Row {
         format!("{}, {}, {}", self.what, self.case, self.shape)
     }
 
-    /// Whether both measured the same work on devices of one kind with as many threads.
+    /// Whether both measured the same work on devices of one kind with as many threads, which on a card do not count.
     pub fn is_same(&self, other: &Self) -> bool {
         let work = |row: &Self| (row.what.clone(), row.case.clone(), row.shape.clone());
-        let place = |row: &Self| (row.device.clone(), row.dtype.clone(), row.threads);
+        let threads = |row: &Self| row.machine.card.is_none().then_some(row.threads);
+        let place = |row: &Self| (row.device.clone(), row.dtype.clone(), threads(row));
         work(self) == work(other) && place(self) == place(other)
     }
 

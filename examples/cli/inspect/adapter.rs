@@ -1,7 +1,9 @@
 //! What `inspect` says of an adapter, which is no model without its base.
 
 use crate::output;
+use crate::usable::adapter_runs_in;
 use longburn::Result;
+use longburn::models::ModelConfig;
 use longburn::models::gates::{GATE_FILE, GateSummary};
 use longburn::models::peft::AdapterSummary;
 use serde_json::{Value, json};
@@ -66,7 +68,13 @@ pub fn facts(dir: &Path, name: &Path) -> Result<Vec<(&'static str, Value)>> {
             if ranks.is_empty() { Value::Null } else { ranks.into() },
         );
     }
-    Ok(vec![("adapter", adapter), ("usable_for", usable_for(&summary.base, name))])
+    let file = dir.join("config.json");
+    let config = file.is_file().then(|| ModelConfig::from_file(&file)).transpose()?;
+    Ok(vec![
+        ("adapter", adapter),
+        ("usable_for", usable_for(&summary.base, name)),
+        ("runs_in", adapter_runs_in(config.as_ref(), !summary.saved_whole.is_empty())),
+    ])
 }
 
 /// Its tensors, from the header alone.

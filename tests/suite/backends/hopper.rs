@@ -80,7 +80,7 @@ fn rules(d: usize) -> Vec<Case> {
     let right = TokenMeta::right_padded(&[0, 290], 300).unwrap();
     let stride = causal().with_stride(BlockStride::new(16, 2, 3, 2));
     let near = causal().with_stride(BlockStride::near(16, 2, 2)).with_sinks(16);
-    // Blocks that kernels ask about as a whole.
+    // Blocks that are hidden as a whole.
     let whole = causal().with_stride(BlockStride::new(64, 1, 3, 2));
     let of = |name: &str, spec: MaskSpec, tokens: &TokenMeta| {
         square(&format!("{name}, {d} channels"), [2, 4, 2, 300], d, spec, tokens.clone())

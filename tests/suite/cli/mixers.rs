@@ -62,6 +62,65 @@ fn gates_are_told_from_models_and_are_never_merged() {
     assert!(!bench.path("merged").exists());
 }
 
+/// Training, merging and `inspect` say alike where what they have written runs.
+#[test]
+fn exports_say_where_they_run() {
+    let bench = Bench::new();
+    let said = |facts: &Value, begins: &str| {
+        let found = facts["runs_in"]["transformers"].as_str().unwrap();
+        assert!(found.starts_with(begins), "{found}, not {begins}");
+        assert!(facts["runs_in"]["longburn"].as_str().unwrap().starts_with("yes"));
+    };
+    let lora = |mixer: &str| recipe(mixer, "[lora]\nrank = 2");
+    let longgen = "[mixer]\nname = \"longgen\"\nblock = 4";
+    bench.write("whole.toml", &recipe(longgen, ""));
+    said(&bench.json(&["train", "whole.toml", "--out", "whole"]), "no: it would load, and");
+    said(&bench.json(&["inspect", "whole/model"]), "no: it would load, and");
+    for (name, mixer, adapter, merged) in [
+        ("sparse", longgen, "no: it would load beside its base", "no: it would load, and"),
+        ("dense", "", "yes, with peft", "yes, 4."),
+    ] {
+        let (file, folder) = (format!("{name}.toml"), format!("{name}/adapter"));
+        bench.write(&file, &lora(mixer));
+        said(&bench.json(&["train", &file, "--out", name]), adapter);
+        said(&bench.json(&["inspect", &folder]), adapter);
+        let out = format!("{name}/merged");
+        said(&bench.json(&["merge", &folder, "--base", "model", "--out", &out]), merged);
+    }
+    let text = bench.run(&["train", "dense.toml", "--out", "again"]);
+    assert!(text.contains("runs in transformers: yes, with peft"), "{text}");
+    // What cannot be loaded runs nowhere.
+    let file = bench.path("whole/model/config.json");
+    let config = std::fs::read_to_string(&file).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["longburn"]["mixer"]["block"] = json!(0);
+    std::fs::write(&file, config.to_string()).unwrap();
+    let facts = bench.json(&["inspect", "whole/model"]);
+    let here = facts["runs_in"]["longburn"].as_str().unwrap();
+    assert!(here.starts_with("no: config.json: longburn.mixer[0]"), "{here}");
+}
+
+/// Gates that choose for one token at a time change no row that is scored in one pass, and that is said.
+#[test]
+fn gates_of_decoding_choose_nothing_in_whole_rows() {
+    let bench = Bench::new();
+    let gate = "[mixer]\nname = \"seer\"\nblock = 4\ngate = \"decode\"\nselect = { budget = 8 }";
+    let eval = "held_out = \"texts\"\n[eval]";
+    bench.write("run.toml", &recipe(gate, eval));
+    let said = bench.notes(&["train", "run.toml", "--out", "run"]);
+    assert!(said.contains("[eval] sees everything"), "{said}");
+    bench.write("ids.json", "[[1, 5, 9, 4, 7, 3]]");
+    let logits =
+        ["logits", "model", "--ids", "ids.json", "--out", "out", "--adapter", "run/adapter"];
+    let eval = ["eval", "model", "--data", "texts", "--adapter", "run/adapter"];
+    for command in [&logits[..], &eval] {
+        assert!(bench.notes(command).contains("rows in one pass see everything"));
+        let message = bench.refusal(&[command, &["--select", "budget=4"]].concat());
+        assert!(message.contains("--select") && message.contains("--passkey"), "{message}");
+    }
+    bench.run(&[&GENERATE[..], &["--select", "budget=4"]].concat());
+}
+
 /// Must show 10: without its weights, no gate chooses, and no layer is dense unasked.
 #[test]
 fn a_layer_that_lost_its_gate_is_told() {

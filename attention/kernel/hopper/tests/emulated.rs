@@ -378,7 +378,7 @@ fn wide_kernels_equal_the_reference_where_they_are_emulated() {
     check("wide", cases.into_iter());
 }
 
-/// Blocks of whole multiples of 64 tokens, about which a thread asks once for all its columns: of a list, of a stride
+/// Blocks of whole multiples of 64 tokens, of which entries of lists say whether they are hidden: of a list, of a stride
 /// with a phase per key head, and of both, behind keys that nobody sees.
 #[test]
 fn whole_blocks_equal_the_reference_where_they_are_emulated() {

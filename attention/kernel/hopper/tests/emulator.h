@@ -211,6 +211,7 @@ inline float wide(unsigned short x) {
 inline u32 pack(float low, float high) { return narrow(low) | (u32)narrow(high) << 16; }
 inline float low_of(u32 x) { return wide(x & 0xffff); }
 inline float high_of(u32 x) { return wide(x >> 16); }
+inline float larger(float x, float y) { return x != x ? x : y != y ? y : x > y ? x : y; }
 inline float power_of_2(float x) { return exp2f(x); }
 
 // Loads

@@ -34,7 +34,7 @@ fn long(row: &Row, backward: bool, width: usize) -> bool {
     on_card(row) && dense(row, backward, width) && is_long(row)
 }
 
-/// A dense training step of rows of one of these lengths.
+/// A dense training step of rows of one of these lengths, with block recompute or without.
 fn step(row: &Row, lengths: &[usize]) -> bool {
     let of_all_pairs = ["dense", "dense, recompute"].contains(&row.case.as_str());
     let of_step = on_card(row) && row.what == "train-step" && of_all_pairs;
