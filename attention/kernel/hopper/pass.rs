@@ -373,8 +373,7 @@ impl Inputs {
         empty_device_contiguous_dtype(client, device, Shape::from(shape.to_vec()), dtype)
     }
 
-    /// The same, with the heads of a token side by side in memory, as the layers around attention have them: they need
-    /// no copy.
+    /// The same, a token's heads side by side: the layers around attention have them so, and need no copy.
     fn empty_by_tokens(&self, [b, h, t, d]: [usize; 4], dtype: DType) -> CubeTensor {
         let mut x = self.empty(&[b, t, h, d], dtype);
         x.meta.swap(1, 2);
@@ -469,12 +468,11 @@ fn tiles(x: &Inputs, plan: &Plan, by: By) -> (CubeTensor, CubeTensor) {
     let ([_, heads, queries, _], [batch, kv, _, e]) = (Inputs::dims(&x.q), Inputs::dims(&x.v));
     let lists = form.lists(plan, by, kv);
     let parts = lists[0].parts;
+    let dtype = x.q.dtype;
     let empty = |parts: usize| {
         let shape = [batch * parts, heads, queries, e];
-        let out = match by {
-            By::Queries => x.empty_by_tokens(shape, x.q.dtype),
-            _ => x.empty(&shape, x.q.dtype),
-        };
+        let by_tokens = by == By::Queries;
+        let out = if by_tokens { x.empty_by_tokens(shape, dtype) } else { x.empty(&shape, dtype) };
         (out, x.empty(&[batch * parts, heads, queries], DType::F32))
     };
     let (out, lse) = empty(parts);
