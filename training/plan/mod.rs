@@ -40,8 +40,10 @@ use std::collections::BTreeMap;
 /// Working space of our matrix products, bytes per thread: packed parts of both sides.
 const SLAB: u64 = (512 + 64) << 10;
 /// The same of the library that multiplies for Burn, on each thread that it once ran on: as much as
-/// the second-level cache has, commonly 512 KiB to 2 MiB.
-const LIBRARY_SLAB: u64 = 1 << 20;
+/// the second-level cache has, as the library finds it, commonly 512 KiB to 2 MiB.
+fn library_slab() -> u64 {
+    gemm_common::cache::CACHE_INFO[1].cache_bytes as u64
+}
 /// Numbers of a matrix up to which Muon's products are small enough for one thread.
 const ON_ONE_THREAD: u64 = 192 * 192;
 
@@ -205,7 +207,7 @@ impl PlanConfig {
         }
         let layout = Layout::new(self, &mixers)?;
         let ledger = step::step(self, &layout);
-        let working = SLAB * self.threads as u64 + LIBRARY_SLAB * self.library_threads(&layout);
+        let working = SLAB * self.threads as u64 + library_slab() * self.library_threads(&layout);
         let remembered: u64 = mixers.iter().map(|mixer| memory::of_row(self, mixer)).sum();
         Ok(MemoryPlan {
             peak: ledger::sum(&ledger.at_peak) + working,
@@ -286,10 +288,10 @@ mod tests {
         let mamba = MixerConfig::Mamba1(Mamba1Config::new());
         assert_eq!(working(plan(8).with_mixer(mamba)), 3 * SLAB);
         let lact = MixerConfig::Lact(LactConfig::new().with_fast_heads(2).with_low_rank(0));
-        assert_eq!(working(plan(8).with_mixer(lact)), 3 * SLAB + 3 * LIBRARY_SLAB);
+        assert_eq!(working(plan(8).with_mixer(lact)), 3 * SLAB + 3 * library_slab());
         // Muon's matrices, the largest 8 by 24 or 192 by 512.
-        assert_eq!(working(plan(8).with_muon(true)), 3 * SLAB + LIBRARY_SLAB);
-        assert_eq!(working(plan(192).with_muon(true)), 3 * SLAB + 3 * LIBRARY_SLAB);
+        assert_eq!(working(plan(8).with_muon(true)), 3 * SLAB + library_slab());
+        assert_eq!(working(plan(192).with_muon(true)), 3 * SLAB + 3 * library_slab());
     }
 
     /// Of a model of which most is weights the update is the fullest moment.
