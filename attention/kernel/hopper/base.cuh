@@ -2,7 +2,7 @@
 //
 // Before this text come HEAD (channels of a tile, a multiple of 64), BRANCHES, RULES_0 to RULES_2 (what
 // masks look at, see mask.cuh), ALONE, TYPE ("bf16" or "f16"), and behind it the matrix products (see
-// source.rs). There are no headers: NVRTC compiles it where the toolkit is not installed.
+// source.rs), and COMPUTING, warpgroups that do. There are no headers: NVRTC compiles it where the toolkit is not installed.
 
 // Distances in elements.
 struct Steps { long long row, head, token; };
@@ -85,10 +85,10 @@ template<class X> __device__ __forceinline__ float dot_of(X x, uint4 y) {
   return sum + (low_of(x.w) * low_of(y.w) + high_of(x.w) * high_of(y.w));
 }
 
-// One warpgroup loads, two compute.
-#define THREADS 384
+// One warpgroup loads, the others compute.
+#define THREADS (128 + 128 * COMPUTING)
 // Warps that compute: each tells once that it has read a tile.
-#define READERS 8
+#define READERS (4 * COMPUTING)
 
 // Where the tokens of a head begin.
 __device__ __forceinline__ unsigned short* head_of(const void* to, const Steps& steps, int row, int head) {

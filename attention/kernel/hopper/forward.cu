@@ -1,5 +1,5 @@
-// Attention forward: every workgroup goes through a list of tiles of 128 queries of a head. One warpgroup
-// loads tiles of keys and values, two compute, 64 queries each; while one of them does its softmax the other
+// Attention forward: every workgroup goes through a list of tiles of queries of a head. One warpgroup
+// loads tiles of keys and values, two or three compute, 64 queries each; while one of them does its softmax another
 // has the tensor cores. The tiles of keys of all tiles of queries are one sequence: scores of the next tile of
 // queries are computed beside the last values of the one before, which then leaves through shared memory.
 //
@@ -21,18 +21,6 @@ __device__ __forceinline__ void values(float (&o)[HEAD / 2], u32 (&p)[PIECE / 4]
 #pragma unroll
   for (int step = 0; step < PIECE / 16; step++)
     values_product(o, p[4 * step], p[4 * step + 1], p[4 * step + 2], p[4 * step + 3], by_tokens<PIECE>(v, step));
-}
-
-// 2^x for x <= 0 by additions and products, whose units have time left where that for powers has none: in heads of 64
-// channels, where there is a power for 256 operations in products. From the nearest whole number on by a polynomial, off by
-// at most a ten-thousandth, less than what weights are rounded by; 0 at -inf, beyond all bounds where x is no number. Measured on an H100: with one in 16, 2.56 instead
-// of 2.62 ms, with more no less.
-__device__ __forceinline__ float power_by_products(float x) {
-  const float ROUNDED = 12582912.f;  // 1.5 * 2^23: whole numbers added to it are its last bits
-  x = larger(x, -127.f);
-  float whole = x + ROUNDED, rest = x - (whole - ROUNDED);
-  float power = fmaf(fmaf(fmaf(0.05500812f, rest, 0.24221014f), rest, 0.69328292f), rest, 1.f);
-  return __int_as_float(__float_as_int(power) + (__float_as_int(whole) << 23));
 }
 
 // Maximum in units of log 2 and sum of one query, over this thread's keys.
@@ -63,8 +51,7 @@ __device__ __forceinline__ void softmax(float (&s)[PIECE / 2], Line& a, Line& b,
     s[4 * j] = power_of_2(fmaf(s[4 * j], scale, -base_a));
     s[4 * j + 1] = power_of_2(fmaf(s[4 * j + 1], scale, -base_a));
     s[4 * j + 2] = power_of_2(fmaf(s[4 * j + 2], scale, -base_b));
-    s[4 * j + 3] = fmaf(s[4 * j + 3], scale, -base_b);
-    s[4 * j + 3] = HEAD == 64 && j % 4 == 0 ? power_by_products(s[4 * j + 3]) : power_of_2(s[4 * j + 3]);
+    s[4 * j + 3] = power_of_2(fmaf(s[4 * j + 3], scale, -base_b));
     sum_a += s[4 * j] + s[4 * j + 1];
     sum_b += s[4 * j + 2] + s[4 * j + 3];
   }
@@ -78,7 +65,7 @@ __device__ __forceinline__ void softmax(float (&s)[PIECE / 2], Line& a, Line& b,
 // there is anything to compute with.
 __device__ __forceinline__ void blind(const Call& call) {
   int lane = threadIdx.x & 31, tile;
-  for (int first = (threadIdx.x & ~31) - 128; first < call.turns; first += 256) {
+  for (int first = (threadIdx.x & ~31) - 128; first < call.turns; first += 128 * COMPUTING) {
     bool nothing = false;
     if (first + lane < call.turns) {
       int bh = item(call, first + lane, tile);
@@ -114,26 +101,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
     }
     for (int i = 0; i < Q_STAGES; i++) {
       barrier_init(q_full + 8 * i, 1);
-      barrier_init(q_free + 8 * i, 2);
+      barrier_init(q_free + 8 * i, COMPUTING);
     }
     barriers_ready();
   }
   __syncthreads();
 
   if (group == 0) {
-    FEWER_REGISTERS(56);
+    FEWER_REGISTERS(COMPUTING == 3 ? 32 : 56);
     if (threadIdx.x < 32) {
       int i = 0, count = 0;
       bool leads = threadIdx.x == 0;
       walk(call, [&](const Load& x) {
-        int at = count % Q_STAGES, b = x.row;
-        if (call.parts > 1) b /= call.parts;
         if (leads) {
+          Heads heads = heads_of(call, x.bh);
+          int b = call.parts > 1 ? heads.row / call.parts : heads.row;
           if (x.marks & FIRST) {
+            int at = count % Q_STAGES;
             wait(q_free + 8 * at, ((count / Q_STAGES) & 1) ^ 1);
             expect(q_full + 8 * at, BRANCHES * TILE);
             for (int n = 0; n < BRANCHES; n++)
-              load_tile<TALL>(q + (at * BRANCHES + n) * TILE, &call.q, q_full + 8 * at, x.tile * TALL, x.h, n * call.batch + b);
+              load_tile<TALL>(q + (at * BRANCHES + n) * TILE, &call.q, q_full + 8 * at, x.tile * TALL, heads.query, n * call.batch + b);
           }
           int now = i;
 #pragma unroll 1
@@ -142,10 +130,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
             wait(k_free + 8 * k_at, ((now / K_STAGES) & 1) ^ 1);
             store_ints(whats + 16 * k_at, x.entry, x.bh, x.tile, marks_of(x.marks, piece));
             expect(k_full + 8 * k_at, PIECE_TILE);
-            load_tile<PIECE>(k + k_at * PIECE_TILE, &call.k, k_full + 8 * k_at, token, x.kv, (x.marks & BRANCH) * call.batch + b);
+            load_tile<PIECE>(k + k_at * PIECE_TILE, &call.k, k_full + 8 * k_at, token, heads.key, (x.marks & BRANCH) * call.batch + b);
             wait(v_free + 8 * v_at, ((now / V_STAGES) & 1) ^ 1);
             expect(v_full + 8 * v_at, PIECE_TILE);
-            load_tile<PIECE>(v + v_at * PIECE_TILE, &call.v, v_full + 8 * v_at, token, x.kv, b);
+            load_tile<PIECE>(v + v_at * PIECE_TILE, &call.v, v_full + 8 * v_at, token, heads.key, b);
           }
         }
         if (x.marks & FIRST) count++;
@@ -161,14 +149,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
     return;
   }
 
-  MORE_REGISTERS(224);
+  MORE_REGISTERS(COMPUTING == 3 ? 160 : 224);
   blind(call);
-  int half = group - 1, thread = threadIdx.x & 127, lane = thread & 31, warp = thread >> 5;
+  int part = group - 1, next = 1 + (part + 1) % COMPUTING, thread = threadIdx.x & 127, lane = thread & 31, warp = thread >> 5;
   float o[HEAD / 2], s[PIECE / 2];
   u32 p[PIECE / 4];
   Line first = {-INFINITE, 0.f}, second = first;
   float keep_first, keep_second;
-  int row = half * 64 + warp * 16 + (lane >> 2), column = 2 * (lane & 3);
+  int row = part * 64 + warp * 16 + (lane >> 2), column = 2 * (lane & 3);
   // The tile of queries under way, and how many there were before it.
   int bh = 0, tile = 0, count = -1;
   // Whether the tile before it may still be on its way out of shared memory.
@@ -200,7 +188,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
       if (token < call.queries) line[0] = (a.top + __log2f(a.sum)) * LN_2;
       if (token + 8 < call.queries) line[8] = (b.top + __log2f(b.sum)) * LN_2;
     }
-    u32 mine = q + (count % Q_STAGES) * BRANCHES * TILE + half * 64 * ROW_BYTES, me = fresh(thread);
+    u32 mine = q + (count % Q_STAGES) * BRANCHES * TILE + part * 64 * ROW_BYTES, me = fresh(thread);
     u32 line = mine + ((me >> 5) * 16 + (me & 15)) * ROW_BYTES;
 #pragma unroll
     for (int step = 0; step < HEAD / 16; step++)
@@ -208,10 +196,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
                      pack(o[8 * step] * one, o[8 * step + 1] * one), pack(o[8 * step + 2] * other, o[8 * step + 3] * other),
                      pack(o[8 * step + 4] * one, o[8 * step + 5] * one), pack(o[8 * step + 6] * other, o[8 * step + 7] * other));
     async_fence();
-    meet(3 + half, 128);
+    meet(1 + COMPUTING + part, 128);
     if (thread == 0) {
       for (int fold = 0; fold < FOLDS; fold++)
-        store_box(&call.to, mine + fold * TALL * ROW_BYTES, fold * 64, tile * TALL + half * 64, bh % call.heads, bh / call.heads);
+        store_box(&call.to, mine + fold * TALL * ROW_BYTES, fold * 64, tile * TALL + part * 64, bh % call.heads, bh / call.heads);
       stores_commit();
     }
     owed = true;
@@ -232,20 +220,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
     tile = what.z;
     count++;
   };
-  // The two take turns: scores and values of one are computed while the other does its softmax.
-  if (half == 1) pass_by(1, 256);
+  // They take turns: scores and values of one are computed while the others do their softmax.
+  if (part == COMPUTING - 1) pass_by(1, 256);
   wait(k_full, 0);
   int4 what = load_ints(whats);
   int i = 0;
   while (!(what.w & END)) {
     int at = (count + 1) % Q_STAGES, stage = i % K_STAGES;
     wait(q_full + 8 * at, ((count + 1) / Q_STAGES) & 1);
-    meet(1 + half, 256);
+    meet(1 + part, 256);
     pin(s);
     products_begin();
-    scores(s, q + (at * BRANCHES + (what.w & BRANCH)) * TILE + half * 64 * ROW_BYTES, k + stage * PIECE_TILE);
+    scores(s, q + (at * BRANCHES + (what.w & BRANCH)) * TILE + part * 64 * ROW_BYTES, k + stage * PIECE_TILE);
     products_commit();
-    pass_by(2 - half, 256);
+    pass_by(next, 256);
     products_wait<0>();
     first.top = second.top = -INFINITE;
     first.sum = second.sum = 0.f;
@@ -268,8 +256,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
       // The same, where another tile cannot have begun: two registers less.
       if (Q_STAGES == 1) what.y = bh, what.z = tile;
       if (begins) wait(q_full + 8 * ((count + 1) % Q_STAGES), ((count + 1) / Q_STAGES) & 1);
-      u32 mine = q + ((count + begins) % Q_STAGES * BRANCHES + (what.w & BRANCH)) * TILE + half * 64 * ROW_BYTES;
-      meet(1 + half, 256);
+      u32 mine = q + ((count + begins) % Q_STAGES * BRANCHES + (what.w & BRANCH)) * TILE + part * 64 * ROW_BYTES;
+      meet(1 + part, 256);
       pin(s);
       pin(o);
       products_begin();
@@ -278,7 +266,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
       wait(v_full + 8 * before, phase_before);
       values(o, p, v + before * PIECE_TILE);
       products_commit();
-      pass_by(2 - half, 256);
+      pass_by(next, 256);
       products_wait<1>();
       Line done_first = first, done_second = second;
       if (begins) {
@@ -286,6 +274,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
         first.sum = second.sum = 0.f;
       }
       weights(what, stage);
+      compute_beside(v_full + 8 * before, phase_before);
       products_wait<0>();
       pin(o);
       if (lane == 0) arrive(v_free + 8 * before);
@@ -314,7 +303,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
     products_wait<0>();
     pin(o);
     if (lane == 0) arrive(v_free + 8 * last);
-    meet(3 + half, 128);
+    meet(1 + COMPUTING + part, 128);
     finish(first, second);
     settle(count);
     if (Q_STAGES > 1) continue;

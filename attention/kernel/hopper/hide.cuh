@@ -4,8 +4,9 @@
 
 // Columns that are looked at together: the fewer, the more is read for each.
 #define AT_ONCE(rules) ((rules) & (STRIDE | LIST) ? 1 : (rules) & (LABELS | POSITIONS) ? 2 : 4)
-// Masks with a stride and a list look at so much that wide heads leave room for one query at a time.
-#define ONE_BY_ONE(rules) (HEAD > 128 && ((rules) & (STRIDE | LIST)) == (STRIDE | LIST))
+// Masks with a stride and a list look at so much that wide heads leave room for one query at a time; a third warpgroup
+// that computes leaves no more room for labels.
+#define ONE_BY_ONE(rules) (COMPUTING == 3 ? (rules) & LABELS : HEAD > 128 && ((rules) & (STRIDE | LIST)) == (STRIDE | LIST))
 
 // Whether stride and list hide the block of 64 queries and 64 keys around a pair of a tile, of which an entry says so.
 __device__ __forceinline__ bool is_hidden(int entry, int token, int key) {

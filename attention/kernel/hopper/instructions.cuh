@@ -47,6 +47,9 @@ __device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_g
 template<int N> __device__ __forceinline__ void products_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(N) : "memory");
 }
+// Before a wait for products: what stands before it is computed beside them. The compiler moves that wait up to the last
+// branch, so that here is one: at a barrier whose `phase` is over, and of which nobody begins another yet.
+__device__ __forceinline__ void compute_beside(u32 bar, u32 phase) { wait(bar, phase); }
 
 // Keeps the compiler from moving numbers that a product still reads or writes; where it does, it
 // serializes the products.
@@ -62,8 +65,6 @@ __device__ __forceinline__ int fresh(int x) {
   return x;
 }
 
-// No number where one of them is none, unlike fmaxf.
-__device__ __forceinline__ float larger(float x, float y) { float z; asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y)); return z; }
 __device__ __forceinline__ float power_of_2(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
 
 // Two numbers in TYPE; the first is the lower.

@@ -5,7 +5,7 @@ use super::few;
 use super::launch::{Call, Side, Steps};
 use super::lists::{Lists, kept_under};
 use super::rules::{ROUND, Rules, Tokens};
-use super::source::{Kernel, MOST_BRANCHES, Numbers, Variant};
+use super::source::{Kernel, MOST_BRANCHES, Numbers, OF_GROUP, Variant};
 use crate::Mask;
 use crate::attention::Plan;
 use crate::card::OnCard;
@@ -26,8 +26,7 @@ use std::sync::Arc;
 const WIDEST: usize = 256;
 /// Rows of TMA begin at multiples of 16 bytes.
 const ALIGNED: usize = 8;
-/// Threads of the kernels that compute tiles, and of those around them.
-const THREADS: u32 = 384;
+/// Threads of the kernels around those that compute tiles.
 const SMALL: u32 = 256;
 /// Of an H100, where the runtime does not tell.
 const MULTIPROCESSORS: usize = 132;
@@ -42,8 +41,6 @@ const FEW_TILES: usize = 10;
 const HALVES: f64 = 1.25;
 /// Bytes of sums that stay in the cache, where adding up costs little.
 const IN_CACHE: usize = 16 << 20;
-/// Queries that leave at a time.
-const HALF: u32 = ROUND as u32 / 2;
 
 /// Whether `v` is on an NVIDIA card.
 pub(crate) fn on_cuda(v: &Tensor<4>) -> bool {
@@ -131,10 +128,10 @@ pub(crate) fn prepare(
     Ok(())
 }
 
-/// What workgroups have a list for: a tile of queries, parts of its keys, a tile of keys.
+/// What workgroups have a list for: a tile of queries of a kernel, parts of its keys, a tile of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum By {
-    Queries,
+    Queries(Kernel),
     Parts,
     Keys,
 }
@@ -242,32 +239,32 @@ impl Form {
         if size_of::<f32>() * numbers < IN_CACHE {
             return false;
         }
-        let lists = self.lists(plan, By::Queries, kv);
+        let lists = self.lists(plan, By::Queries(Kernel::Queries), kv);
         let tiles: usize = lists.iter().map(|lists| lists.cost).sum();
         let rows: usize = lists.iter().map(|lists| lists.rows).sum();
-        let (_, keys) = self.variant.tile_by_queries();
-        if tiles * keys <= FEW_TILES * ROUND * rows {
+        let tile = self.of(Kernel::Queries).tile_by_queries();
+        if tiles * tile.1 <= FEW_TILES * ROUND * rows {
             return true;
         }
         let area = |(queries, keys): (usize, usize), tiles: usize| (queries * keys * tiles) as f64;
         let by_keys = self.lists(plan, By::Keys, kv).iter().map(|lists| lists.cost).sum();
         let by_keys = area(Variant::tile_by_keys(self.variant.head), by_keys);
-        by_keys >= HALVES * area(self.variant.tile_by_queries(), tiles)
+        by_keys >= HALVES * area(tile, tiles)
     }
 
     /// Lists of every branch, by queries or by keys, of `kv` key heads.
     fn lists(&self, plan: &Plan, by: By, kv: usize) -> Vec<Arc<KeptLists>> {
         let index = self.device.to_id().index_id as usize;
         let of = |mask: &Mask| {
-            let by_keys = by == By::Keys;
-            let tile = match by_keys {
-                true => Variant::tile_by_keys(self.variant.head),
-                false => self.variant.tile_by_queries(),
+            let (kind, tile) = match by {
+                By::Queries(kernel) => (4, self.of(kernel).tile_by_queries()),
+                By::Parts => (5, self.of(Kernel::Forward).tile_by_queries()),
+                By::Keys => (6, Variant::tile_by_keys(self.variant.head)),
             };
-            mask.kept(kept_under(index, 4 + by as usize, tile, kv), || {
+            mask.kept(kept_under(index, kind, tile, kv), || {
                 let groups = self.multiprocessors();
                 let (lists, parts) = match by {
-                    By::Queries => (Lists::by_queries(mask, tile, kv, groups), 1),
+                    By::Queries(_) => (Lists::by_queries(mask, tile, kv, groups), 1),
                     By::Parts => Lists::in_parts(mask, tile, groups),
                     By::Keys => (Lists::by_keys(mask, tile, kv, groups), 1),
                 };
@@ -447,7 +444,7 @@ pub(crate) fn forward(
     let ([b, h, t, d], of_v) = (q.shape().dims(), v.shape().dims());
     let Some(packed) = few::packed(plan, [b, h, t, d], of_v) else {
         let x = Inputs::new(q, k, v);
-        let (out, lse) = tiles(&x, plan, By::Queries);
+        let (out, lse) = tiles(&x, plan, By::Queries(Kernel::Forward));
         return (cut(out, x.widths.1), Cube::lift(lse));
     };
     let kv = of_v[1];
@@ -471,7 +468,7 @@ fn tiles(x: &Inputs, plan: &Plan, by: By) -> (CubeTensor, CubeTensor) {
     let dtype = x.q.dtype;
     let empty = |parts: usize| {
         let shape = [batch * parts, heads, queries, e];
-        let by_tokens = by == By::Queries;
+        let by_tokens = by != By::Parts;
         let out = if by_tokens { x.empty_by_tokens(shape, dtype) } else { x.empty(&shape, dtype) };
         (out, x.empty(&[batch * parts, heads, queries], DType::F32))
     };
@@ -484,23 +481,24 @@ fn tiles(x: &Inputs, plan: &Plan, by: By) -> (CubeTensor, CubeTensor) {
     let maps = [&x.q, &x.k, &x.v, &out].map(layout);
     let (mut call, numbers) = (x.call(plan), form.variant.numbers);
     (call.parts, call.of_out) = (parts as i32, steps(&out));
-    let piece = form.of(Kernel::Forward).piece() as u32;
+    let variant = form.of(Kernel::Forward);
+    let (tall, piece) = (variant.tile_by_queries().0 as u32, variant.piece() as u32);
     let entries = form.entries(Kernel::Forward, false);
     let combine = whole.is_some().then(|| form.entries(Kernel::Combine, false));
     let mut writes = vec![out.handle.clone(), lse.handle.clone()];
     writes.extend(whole.iter().flat_map(|(out, lse)| [out.handle.clone(), lse.handle.clone()]));
     submit(&form.device, reads, writes, move |stream, at| {
         let (from, to) = at.split_at(all_reads);
-        call.q = maps[0].map(from[0], numbers, ROUND as u32)?;
+        call.q = maps[0].map(from[0], numbers, tall)?;
         call.k = maps[1].map(from[1], numbers, piece)?;
         call.v = maps[2].map(from[2], numbers, piece)?;
         lent.put(&from[3..], &mut call);
         (call.out, call.lse) = (to[0], to[1]);
-        call.to = maps[3].map(call.out, numbers, HALF)?;
+        call.to = maps[3].map(call.out, numbers, OF_GROUP as u32)?;
         let groups = lent.groups / lent.turns.max(1);
         // Safe: all buffers have the sizes that the call tells.
         unsafe {
-            entries[0].launch(stream, (groups, 1, 1), THREADS, &call)?;
+            entries[0].launch(stream, (groups, 1, 1), variant.threads(), &call)?;
             let Some(combine) = combine else { return Ok(()) };
             (call.whole, call.whole_lse) = (to[2], to[3]);
             let rows = (batch * heads * queries) as u32;
@@ -538,7 +536,7 @@ pub(crate) fn backward(
     let sums = x.empty(&[if alone { 1 } else { stacked * heads * tall * head }], DType::F32);
 
     let (by_keys, of_keys) = form.lent(&form.lists(plan, By::Keys, kv));
-    let by_queries = alone.then(|| form.lent(&form.lists(plan, By::Queries, kv)));
+    let by_queries = alone.then(|| form.lent(&form.lists(plan, By::Queries(Kernel::Queries), kv)));
     let mut reads: Vec<Handle> =
         [&x.q, &x.k, &x.v, &out, &lse, &dout].map(|x| x.handle.clone()).to_vec();
     let inputs = reads.len();
@@ -558,7 +556,8 @@ pub(crate) fn backward(
     (call.of_dk, call.of_dv) = (steps(&dk), steps(&dv));
     let keys = form.entries(Kernel::Keys, alone);
     let others = form.entries(if alone { Kernel::Queries } else { Kernel::Around }, alone);
-    let (tile, piece) = (Variant::tile_by_keys(head), form.of(Kernel::Queries).piece() as u32);
+    let (tile, variant) = (Variant::tile_by_keys(head), form.of(Kernel::Queries));
+    let (threads, piece) = (variant.threads(), variant.piece() as u32);
     submit(&form.device, reads, writes, move |stream, at| {
         let (from, to) = at.split_at(all_reads);
         (call.out, call.lse, call.dout_rows) = (from[3], from[4], from[5]);
@@ -576,10 +575,10 @@ pub(crate) fn backward(
             if let Some(lent) = &of_queries {
                 of_tiles(&mut call, ROUND as u32, piece)?;
                 call.o = of_out.map(call.out, numbers, ROUND as u32)?;
-                call.to = of_dq.map(call.dq, numbers, HALF)?;
+                call.to = of_dq.map(call.dq, numbers, OF_GROUP as u32)?;
                 lent.put(&from[inputs + masks..], &mut call);
                 let groups = lent.groups / lent.turns.max(1);
-                others[0].launch(stream, (groups, 1, 1), THREADS, &call)?;
+                others[0].launch(stream, (groups, 1, 1), threads, &call)?;
             } else {
                 let rows = SMALL / Variant::lanes(head) as u32;
                 let groups = (batch * heads * tall) as u32 / rows;
@@ -587,7 +586,7 @@ pub(crate) fn backward(
             }
             of_tiles(&mut call, tile.0 as u32, tile.1 as u32)?;
             of_keys.put(&from[inputs..inputs + masks], &mut call);
-            keys[0].launch(stream, (of_keys.groups, 1, 1), THREADS, &call)?;
+            keys[0].launch(stream, (of_keys.groups, 1, 1), threads, &call)?;
             if of_queries.is_some() {
                 return Ok(());
             }

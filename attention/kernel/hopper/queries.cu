@@ -77,18 +77,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_co
       int i = 0, count = 0;
       bool leads = threadIdx.x == 0;
       walk(call, [&](const Load& x) {
-        int row = (x.marks & BRANCH) * call.batch + x.row;
         bool begins = x.marks & FIRST_OF_LIST;
         if (leads) {
+          Heads heads = heads_of(call, x.bh);
+          int row = (x.marks & BRANCH) * call.batch + heads.row;
           if (begins) {
             int at = count % Q_STAGES;
             u32 my_q = q + at * 2 * TILE;
             wait(q_free + 8 * at, ((count / Q_STAGES) & 1) ^ 1);
             expect(q_full + 8 * at, 2 * TILE);
-            load_tile<TALL>(my_q, &call.q, q_full + 8 * at, x.tile * TALL, x.h, row);
-            load_tile<TALL>(my_q + TILE, &call.dout, q_full + 8 * at, x.tile * TALL, x.h, x.row);
+            load_tile<TALL>(my_q, &call.q, q_full + 8 * at, x.tile * TALL, heads.query, row);
+            load_tile<TALL>(my_q + TILE, &call.dout, q_full + 8 * at, x.tile * TALL, heads.query, heads.row);
             // Those who compute read it where it lies, soon.
-            for (int fold = 0; fold < FOLDS; fold++) fetch_box(&call.o, fold * 64, x.tile * TALL, x.h, x.row);
+            for (int fold = 0; fold < FOLDS; fold++) fetch_box(&call.o, fold * 64, x.tile * TALL, heads.query, heads.row);
           }
           int now = i;
 #pragma unroll 1
@@ -97,10 +98,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_co
             wait(k_free + 8 * k_at, ((now / K_STAGES) & 1) ^ 1);
             store_ints(whats + 16 * k_at, x.entry, x.bh, x.tile, marks_of(x.marks, piece));
             expect(k_full + 8 * k_at, PIECE_TILE);
-            load_tile<PIECE>(k + k_at * PIECE_TILE, &call.k, k_full + 8 * k_at, token, x.kv, row);
+            load_tile<PIECE>(k + k_at * PIECE_TILE, &call.k, k_full + 8 * k_at, token, heads.key, row);
             wait(v_free + 8 * v_at, ((now / V_STAGES) & 1) ^ 1);
             expect(v_full + 8 * v_at, PIECE_TILE);
-            load_tile<PIECE>(v + v_at * PIECE_TILE, &call.v, v_full + 8 * v_at, token, x.kv, x.row);
+            load_tile<PIECE>(v + v_at * PIECE_TILE, &call.v, v_full + 8 * v_at, token, heads.key, heads.row);
           }
         }
         i += PIECES;

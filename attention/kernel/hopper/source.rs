@@ -14,6 +14,8 @@ pub(super) const SHARED: usize = 227 << 10;
 const BESIDES: usize = 1024 + 256;
 /// Keys of a small tile.
 const HALF: usize = ROUND / 2;
+/// Queries, or keys, of a warpgroup that computes.
+pub(super) const OF_GROUP: usize = 64;
 /// Channels up to which a warpgroup has registers for both dk and dv.
 const NARROW: usize = 128;
 
@@ -29,11 +31,11 @@ struct Stages {
 
 impl Stages {
     /// Of shared memory, and what lies besides.
-    fn bytes(self, kernel: Kernel, head: usize, branches: usize, piece: usize) -> usize {
+    fn bytes(self, kernel: Kernel, head: usize, branches: usize, tile: (usize, usize)) -> usize {
         let of_token = 2 * head;
         let of_queries = if kernel == Kernel::Queries { 2 } else { branches };
-        let pieces = (self.keys + self.values) * piece;
-        (self.queries * of_queries * 128 + pieces) * of_token + BESIDES
+        let pieces = (self.keys + self.values) * tile.1;
+        (self.queries * of_queries * tile.0 + pieces) * of_token + BESIDES
     }
 }
 
@@ -115,19 +117,34 @@ impl Variant {
 
     /// Branches that there is shared memory for.
     pub fn most_branches(head: usize) -> usize {
-        let piece = if head <= NARROW { ROUND } else { HALF };
+        let tile = (ROUND, if head <= NARROW { ROUND } else { HALF });
         let fits = |branches: &usize| {
-            let bytes = |stages: &Stages| stages.bytes(Kernel::Forward, head, *branches, piece);
+            let bytes = |stages: &Stages| stages.bytes(Kernel::Forward, head, *branches, tile);
             FORWARD.iter().any(|stages| bytes(stages) <= SHARED)
         };
         (1..=MOST_BRANCHES).rev().find(fits).unwrap_or_default()
+    }
+
+    /// Warpgroups that compute. Three where there are registers for that many: the softmax of narrow heads takes as
+    /// long as their products, and a third fills the time that two leave (measured on an H100, 16384 tokens of 32
+    /// heads: 2.27 instead of 2.45 ms): masks that look at much need more.
+    fn computing(&self) -> usize {
+        let few = [Rules::CAUSAL, Rules::WINDOW, Rules::SINKS, Rules::LABELS];
+        let others = few.iter().fold(self.rules[0], |rules, rule| rules.without(*rule));
+        let narrow = self.kernel == Kernel::Forward && self.head == 64 && self.branches == 1;
+        if narrow && others == Rules::default() { 3 } else { 2 }
+    }
+
+    /// Of a workgroup that computes tiles: one warpgroup loads them.
+    pub fn threads(&self) -> u32 {
+        128 * (1 + self.computing() as u32)
     }
 
     /// Queries and keys of a tile of a pass by queries: half as many keys where blocks of masks have no more, since a
     /// tile is computed whole.
     pub fn tile_by_queries(&self) -> (usize, usize) {
         let small = self.rules[..self.branches].iter().all(|rules| rules.has(Rules::SMALL));
-        (ROUND, if small { HALF } else { ROUND })
+        (self.computing() * OF_GROUP, if small { HALF } else { ROUND })
     }
 
     /// Keys of a tile that a pass by queries has at a time.
@@ -143,10 +160,15 @@ impl Variant {
             _ if self.tile_by_queries().1 == HALF => [&[SMALL][..], &FORWARD].concat(),
             _ => FORWARD.to_vec(),
         };
-        let bytes = |x: &Stages| x.bytes(self.kernel, self.head, self.branches, self.piece());
+        let bytes = |x: &Stages| self.bytes(*x);
         // What takes least, even where it is too much: `most_branches` tells.
         let least = all[all.len() - 1];
         all.into_iter().find(|stages| bytes(stages) <= SHARED).unwrap_or(least)
+    }
+
+    fn bytes(&self, stages: Stages) -> usize {
+        let tile = (self.tile_by_queries().0, self.piece());
+        stages.bytes(self.kernel, self.head, self.branches, tile)
     }
 
     /// Tiles of queries, and of dout, that a pass by keys has at a time.
@@ -177,6 +199,7 @@ impl Variant {
         define(&mut text, "IS_BF16", (self.numbers == Numbers::Bf16) as usize);
         define(&mut text, "KEYS_ARE_COLUMNS", (self.kernel != Kernel::Keys) as usize);
         define(&mut text, "CALL_BYTES", size_of::<Call>());
+        define(&mut text, "COMPUTING", self.computing());
         match self.kernel {
             Kernel::Forward | Kernel::Queries => {
                 let stages = self.stages();
@@ -251,9 +274,7 @@ impl Variant {
     /// Bytes of shared memory of a workgroup.
     pub fn shared(&self) -> usize {
         match self.kernel {
-            Kernel::Forward | Kernel::Queries => {
-                self.stages().bytes(self.kernel, self.head, self.branches, self.piece())
-            }
+            Kernel::Forward | Kernel::Queries => self.bytes(self.stages()),
             Kernel::Keys => {
                 let (queries, keys) = Self::tile_by_keys(self.head);
                 let of_keys = 2 * keys * self.head * 2;

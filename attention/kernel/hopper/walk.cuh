@@ -1,11 +1,10 @@
 // What a workgroup of a pass by queries goes through: turns, of which each has a tile of queries of a head, and of
 // that the tiles of keys which are in its lists.
-
 //
 // PIECE keys of a tile come at a time; Q_STAGES, K_STAGES and V_STAGES say how many tiles of queries and pieces of keys
 // and values there is room for (see source.rs).
 
-#define TALL 128
+#define TALL (64 * COMPUTING)
 #define TILE (TALL * HEAD * 2)
 #define PIECES (TILE_KEYS / PIECE)
 #define PIECE_TILE (PIECE * HEAD * 2)
@@ -19,7 +18,7 @@ struct Lists {
 __device__ __forceinline__ Lists lists_of(const Call& call, int row, int h, int tile) {
   Lists lists;
   lists.total = 0;
-  int tiles = call.tall / TALL;
+  int tiles = (call.queries + TALL - 1) / TALL;
 #pragma unroll
   for (int i = 0; i < BRANCHES; i++) {
     const Side& side = call.sides[i];
@@ -58,26 +57,31 @@ __device__ __forceinline__ int marks_of(int marks, int piece) {
 // The first key of a piece.
 __device__ __forceinline__ int key_of(int4 what) { return tile_of(what.x) * TILE_KEYS + (what.w & SECOND ? PIECE : 0); }
 
-// What there is to load: these numbers, and whose they are.
-struct Load { int entry, bh, tile, marks, row, h, kv; };
+// Whether there are registers to look up entries before they are needed.
+#define EARLY (COMPUTING < 3)
+
+// What there is to load, and whose it is.
+struct Load { int entry, bh, tile, marks; };
+struct Heads { int row, query, key; };
+
+// Made anew each time: kept, they would take registers that a loader has not.
+__device__ __forceinline__ Heads heads_of(const Call& call, int bh) {
+  int row = bh / call.heads, h = bh % call.heads;
+  return {row, h, h / (call.heads / call.kv)};
+}
 
 // Calls `each` for all entries of all turns, one after another. By one warp: its lanes look up 32 turns at a time,
 // and 32 entries at a time before they are needed, so that nobody waits for one look-up after the other.
 template<class Each> __device__ __forceinline__ void walk(const Call& call, Each each) {
   int lane = threadIdx.x & 31;
   for (int base = 0; base < call.turns; base += 32) {
-    int bh = -1, tile = 0, row = 0, head = 0;
+    int bh = -1, tile = 0;
     if (base + lane < call.turns) bh = item(call, base + lane, tile);
     Lists mine;
     mine.total = 0;
 #pragma unroll
     for (int n = 0; n < BRANCHES; n++) mine.first[n] = mine.count[n] = 0;
-    if (bh >= 0) {
-      row = bh / call.heads;
-      int h = bh % call.heads;
-      head = h | h / (call.heads / call.kv) << 16;
-      mine = lists_of(call, row, h, tile);
-    }
+    if (bh >= 0) mine = lists_of(call, bh / call.heads, bh % call.heads, tile);
     // Entries of all turns up to and with this lane's.
     int upto = mine.total;
 #pragma unroll
@@ -86,7 +90,7 @@ template<class Each> __device__ __forceinline__ void walk(const Call& call, Each
       if (lane >= other) upto += before;
     }
     int all = __shfl_sync(~0u, upto, 31);
-    // The entry with that number; heads of queries and keys in 16 bits each.
+    // The entry with that number.
     auto find = [&](int at) {
       int turn = 0;
 #pragma unroll
@@ -107,24 +111,18 @@ template<class Each> __device__ __forceinline__ void walk(const Call& call, Each
       }
       load.bh = __shfl_sync(~0u, bh, turn);
       load.tile = __shfl_sync(~0u, tile, turn);
-      load.row = __shfl_sync(~0u, row, turn);
-      load.h = __shfl_sync(~0u, head, turn);
       return load;
     };
     Load next = find(lane);
     for (int at = 0; at < all; at += 32) {
-      Load mine = next;
-      if (at + 32 < all) next = find(at + 32 + lane);
+      Load mine = EARLY ? next : find(at + lane);
+      if (EARLY && at + 32 < all) next = find(at + 32 + lane);
       for (int n = 0; n < 32 && at + n < all; n++) {
         Load load;
         load.entry = __shfl_sync(~0u, mine.entry, n);
         load.bh = __shfl_sync(~0u, mine.bh, n);
         load.tile = __shfl_sync(~0u, mine.tile, n);
         load.marks = __shfl_sync(~0u, mine.marks, n);
-        load.row = __shfl_sync(~0u, mine.row, n);
-        int head = __shfl_sync(~0u, mine.h, n);
-        load.h = head & 0xffff;
-        load.kv = head >> 16;
         each(load);
       }
     }

@@ -18,6 +18,7 @@ fn rules() -> Vec<Rules> {
         causal,
         of(&[causal, window, sinks]),
         of(&[causal, labels]),
+        of(&[causal, window, sinks, labels]),
         of(&[causal, labels, Rules::ANCHOR, positions]),
         of(&[causal, stride]),
         of(&[causal, list]),

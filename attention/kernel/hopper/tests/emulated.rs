@@ -6,7 +6,7 @@ use super::super::few;
 use super::super::launch::{Call, Map, Side, Steps};
 use super::super::lists::Lists;
 use super::super::rules::{ROUND, Rules, Tokens};
-use super::super::source::{Kernel, MOST_BRANCHES, Numbers, Variant};
+use super::super::source::{Kernel, MOST_BRANCHES, Numbers, OF_GROUP, Variant};
 use super::super::wgmma::Left;
 use crate::attention::tests::{Case, cases, device, random, ratio, values};
 use crate::cuda::emulated::Scratch;
@@ -223,17 +223,12 @@ fn emulated(case: &Case, alone: bool, programs: &mut Programs) -> Option<Pass> {
     let numbers: Vec<u64> = tokens.iter().map(|tokens| memory.ints(&tokens.numbers)).collect();
     let tile = Variant::tile_by_keys(head);
     // Lists of one pass; how many workgroups or places of turns there are.
-    let put = |call: &mut Call, memory: &mut Memory, by_keys: bool| {
+    let put = |call: &mut Call, memory: &mut Memory, kernel: Kernel| {
         let mut groups = 0;
         for (i, mask) in case.masks.iter().enumerate() {
-            let lists = match by_keys {
-                true => Lists::by_keys(mask, tile, kv, GROUPS),
-                false => Lists::by_queries(
-                    mask,
-                    variant(Kernel::Forward, false).tile_by_queries(),
-                    kv,
-                    GROUPS,
-                ),
+            let lists = match kernel {
+                Kernel::Keys => Lists::by_keys(mask, tile, kv, GROUPS),
+                _ => Lists::by_queries(mask, variant(kernel, false).tile_by_queries(), kv, GROUPS),
             };
             let (starts, tiles) = (memory.ints(&lists.starts), memory.ints(&lists.tiles));
             call.sides[i] = Side { numbers: numbers[i], starts, tiles, ..tokens[i].side };
@@ -249,16 +244,18 @@ fn emulated(case: &Case, alone: bool, programs: &mut Programs) -> Option<Pass> {
         call.k = map(k, stacked(of_k), keys);
         call.v = map(v, of_v, keys);
     };
-    let forward = programs.get(&variant(Kernel::Forward, false), "forward")?;
-    of_tiles(&mut call, ROUND, variant(Kernel::Forward, false).piece());
-    put(&mut call, &mut memory, false);
-    call.to = strided(call.out, of_out, call.of_out, ROUND / 2);
-    memory.launch(&forward, [GROUPS, 1, 384], &call);
+    let forward = variant(Kernel::Forward, false);
+    let program = programs.get(&forward, "forward")?;
+    of_tiles(&mut call, forward.tile_by_queries().0, forward.piece());
+    put(&mut call, &mut memory, Kernel::Forward);
+    call.to = strided(call.out, of_out, call.of_out, OF_GROUP);
+    memory.launch(&program, [GROUPS, 1, forward.threads() as usize], &call);
 
     if alone {
         of_tiles(&mut call, ROUND, variant(Kernel::Queries, true).piece());
+        put(&mut call, &mut memory, Kernel::Queries);
         call.o = strided(call.out, of_out, call.of_out, ROUND);
-        call.to = map(call.dq, stacked(of_q), ROUND / 2);
+        call.to = map(call.dq, stacked(of_q), OF_GROUP);
         let program = programs.get(&variant(Kernel::Queries, true), "queries")?;
         memory.launch(&program, [GROUPS, 1, 384], &call);
     } else {
@@ -266,7 +263,7 @@ fn emulated(case: &Case, alone: bool, programs: &mut Programs) -> Option<Pass> {
         memory.launch(&before, [rows * Variant::lanes(head) / 256, 1, 256], &call);
     }
     of_tiles(&mut call, tile.0, tile.1);
-    let by_keys = put(&mut call, &mut memory, true);
+    let by_keys = put(&mut call, &mut memory, Kernel::Keys);
     let program = programs.get(&variant(Kernel::Keys, alone), "keys")?;
     memory.launch(&program, [by_keys, 1, 384], &call);
     if !alone {
@@ -506,10 +503,10 @@ fn in_parts(case: &Case, programs: &mut Programs) -> Option<[Vec<f64>; 2]> {
     let v = memory.halves(&values(random(of_v, 1)));
     let out = memory.empty(batch * parts * kv * rows * e, 2);
     let mut call = Call {
-        q: map(q, of_q, ROUND),
+        q: map(q, of_q, variant(Kernel::Forward).tile_by_queries().0),
         k: map(k, of_k, piece),
         v: map(v, of_v, piece),
-        to: map(out, of_out, ROUND / 2),
+        to: map(out, of_out, OF_GROUP),
         out,
         of_out: packed([kv, rows, e]),
         lse: memory.empty(batch * parts * kv * rows, 4),
@@ -526,8 +523,9 @@ fn in_parts(case: &Case, programs: &mut Programs) -> Option<[Vec<f64>; 2]> {
         tiles: memory.ints(&lists.tiles),
         ..tokens.side
     };
-    let forward = programs.get(&variant(Kernel::Forward), "forward")?;
-    memory.launch(&forward, [24, 1, 384], &call);
+    let forward = variant(Kernel::Forward);
+    let program = programs.get(&forward, "forward")?;
+    memory.launch(&program, [24, 1, forward.threads() as usize], &call);
     let combine = programs.get(&variant(Kernel::Combine), "combine")?;
     memory.launch(&combine, [(batch * kv * rows).div_ceil(8), 1, 256], &call);
     Some([memory.read_halves(call.whole), memory.read_floats(call.whole_lse)])

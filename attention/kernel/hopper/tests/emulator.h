@@ -179,6 +179,9 @@ static void came(u32 at, u32 bytes) {
 inline void wait(u32 at, u32 phase) {
   while (barrier(at).phase == (int)phase) others();
 }
+inline void compute_beside(u32 at, u32 phase) {
+  if (barrier(at).phase == (int)phase) fail("a barrier that is not over yet");
+}
 inline void async_fence() {}
 inline int fresh(int x) { return x; }
 template<int N> inline void pin(float (&)[N]) {}
@@ -211,7 +214,6 @@ inline float wide(unsigned short x) {
 inline u32 pack(float low, float high) { return narrow(low) | (u32)narrow(high) << 16; }
 inline float low_of(u32 x) { return wide(x & 0xffff); }
 inline float high_of(u32 x) { return wide(x >> 16); }
-inline float larger(float x, float y) { return x != x ? x : y != y ? y : x > y ? x : y; }
 inline float power_of_2(float x) { return exp2f(x); }
 
 // Loads
