@@ -151,7 +151,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
 
   MORE_REGISTERS(COMPUTING == 3 ? 160 : 224);
   blind(call);
-  int part = group - 1, next = 1 + (part + 1) % COMPUTING, thread = threadIdx.x & 127, lane = thread & 31, warp = thread >> 5;
+  int part = group - 1, thread = threadIdx.x & 127, lane = thread & 31, warp = thread >> 5;
   float o[HEAD / 2], s[PIECE / 2];
   u32 p[PIECE / 4];
   Line first = {-INFINITE, 0.f}, second = first;
@@ -213,6 +213,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
       hide(s, call, what.x, what.w & BRANCH, what.y / call.heads / call.parts, what.y % call.heads, what.z * TALL + row, key_of(what) + column);
     softmax(s, first, second, keep_first, keep_second, call.scale_log2);
   };
+  auto keep_outputs = [&] {
+#pragma unroll
+    for (int j = 0; j < HEAD / 8; j++) {
+      o[4 * j] *= keep_first;
+      o[4 * j + 1] *= keep_first;
+      o[4 * j + 2] *= keep_second;
+      o[4 * j + 3] *= keep_second;
+    }
+  };
   auto begin = [&](int4 what) {
 #pragma unroll
     for (int j = 0; j < HEAD / 2; j++) o[j] = 0.f;
@@ -220,7 +229,54 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
     tile = what.z;
     count++;
   };
+#if APART
+  // Each on its own: it passes over pieces of which its queries see nothing, and others compute meanwhile.
+  for (int i = 0;; i++) {
+    int stage = i % K_STAGES, at = i % V_STAGES;
+    wait(k_full + 8 * stage, (i / K_STAGES) & 1);
+    int4 what = load_ints(whats + 16 * stage);
+    if (what.w & END) break;
+    if (what.w & FIRST) {
+      settle(count);
+      begin(what);
+      first.top = second.top = -INFINITE;
+      first.sum = second.sum = 0.f;
+      wait(q_full + 8 * (count % Q_STAGES), (count / Q_STAGES) & 1);
+    }
+    bool passes = nothing_seen(what, part);
+    if (passes) {
+      if (lane == 0) arrive(k_free + 8 * stage);
+    } else {
+      pin(s);
+      products_begin();
+      scores(s, q + (count % Q_STAGES * BRANCHES + (what.w & BRANCH)) * TILE + part * 64 * ROW_BYTES, k + stage * PIECE_TILE);
+      products_commit();
+      products_wait<0>();
+      weights(what, stage);
+      keep_outputs();
+      pack_all(p, s);
+    }
+    wait(v_full + 8 * at, (i / V_STAGES) & 1);
+    if (!passes) {
+      pin(o);
+      products_begin();
+      values(o, p, v + at * PIECE_TILE);
+      products_commit();
+      products_wait<0>();
+      pin(o);
+    }
+    // No lane may still be waiting when the place is given back.
+    __syncwarp();
+    if (lane == 0) arrive(v_free + 8 * at);
+    if (!(what.w & LAST)) continue;
+    meet(1 + COMPUTING + part, 128);
+    finish(first, second);
+    // The loader waits for its place before it brings anything more.
+    if (Q_STAGES == 1) settle(count);
+  }
+#else
   // They take turns: scores and values of one are computed while the others do their softmax.
+  int next = 1 + (part + 1) % COMPUTING;
   if (part == COMPUTING - 1) pass_by(1, 256);
   wait(k_full, 0);
   int4 what = load_ints(whats);
@@ -283,13 +339,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
         finish(done_first, done_second);
         begin(what);
       } else {
-#pragma unroll
-        for (int j = 0; j < HEAD / 8; j++) {
-          o[4 * j] *= keep_first;
-          o[4 * j + 1] *= keep_first;
-          o[4 * j + 2] *= keep_second;
-          o[4 * j + 3] *= keep_second;
-        }
+        keep_outputs();
       }
       pack_all(p, s);
     }
@@ -310,5 +360,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
     wait(k_full + 8 * (i % K_STAGES), (i / K_STAGES) & 1);
     what = load_ints(whats + 16 * (i % K_STAGES));
   }
+#endif
   if (thread == 0) stores_written();
 }

@@ -128,9 +128,9 @@ __device__ __forceinline__ void stores_commit() { asm volatile("cp.async.bulk.co
 // Until what this thread has handed over has been read, and until all of it has been written.
 __device__ __forceinline__ void stores_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 __device__ __forceinline__ void stores_written() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
-// Adds 64 x 64 numbers from shared memory to global memory.
-__device__ __forceinline__ void add_tile(float* to, u32 from) {
+// Adds numbers from shared memory to global memory.
+__device__ __forceinline__ void add_numbers(float* to, u32 from, u32 bytes) {
   asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;"
-    :: "l"((u64)to), "r"(from), "r"(16384) : "memory");
+    :: "l"((u64)to), "r"(from), "r"(bytes) : "memory");
   stores_commit();
 }

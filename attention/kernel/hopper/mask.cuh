@@ -21,6 +21,7 @@
 #define LIST 128      // blocks of tokens that were chosen
 #define BLOCKS 256    // stride and list say the same of all pairs of 64 queries and 64 keys, from multiples on
 #define SMALL 512     // there are blocks of 64 keys, or of odd multiples; tiles of keys are then as small
+// (1024: the same of queries, which then go through their keys apart; see source.rs)
 
 // What is asked of every pair.
 #define OF_PAIRS(rules) ((rules) & BLOCKS ? (rules) & ~(STRIDE | LIST) : (rules))

@@ -210,7 +210,8 @@ impl Form {
         let mut variant = Variant { alone, ..self.of(kernel) };
         // Tiles of keys have one size there, so that it needs no kernel for each.
         if kernel == Kernel::Keys {
-            variant.rules = variant.rules.map(|rules| rules.without(Rules::SMALL));
+            let sizes = Rules::SMALL.and(Rules::APART, true);
+            variant.rules = variant.rules.map(|rules| rules.without(sizes));
         }
         // What does not look at masks is the same for all.
         if matches!(kernel, Kernel::Around | Kernel::Combine) {

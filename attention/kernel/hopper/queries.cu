@@ -254,6 +254,52 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_co
     owed = true;
   };
 
+#if APART
+  // Each on its own: it passes over pieces of which its queries see nothing, and others compute meanwhile.
+  for (int i = 0;; i++) {
+    int stage = i % K_STAGES, at = i % V_STAGES;
+    wait(k_full + 8 * stage, (i / K_STAGES) & 1);
+    int4 what = load_ints(whats + 16 * stage);
+    if (what.w & END) break;
+    if (what.w & FIRST_OF_LIST) {
+      settle(count);
+      begin(what);
+      lse_of(what);
+      read_out(what);
+      wait(q_full + 8 * (count % Q_STAGES), (count / Q_STAGES) & 1);
+      dots_of(what, count);
+    }
+    if (nothing_seen(what, half)) {
+      wait(v_full + 8 * at, (i / V_STAGES) & 1);
+      // No lane may still be waiting when the places are given back.
+      __syncwarp();
+      if (lane == 0) arrive(v_free + 8 * at);
+    } else {
+      pin(s);
+      pin(dp);
+      products_begin();
+      scores(count, i);
+      changes_of_weights(count, i);
+      products_wait<1>();
+      pin(s);
+      weights(what);
+      products_wait<0>();
+      pin(dp);
+      if (lane == 0) arrive(v_free + 8 * at);
+      changes();
+      pin(dq);
+      products_begin();
+      gradient(i);
+      products_wait<0>();
+      pin(dq);
+    }
+    if (lane == 0) arrive(k_free + 8 * stage);
+    if (!(what.w & LAST_OF_LIST)) continue;
+    finish();
+    // The loader waits for its place before it brings anything more.
+    if (Q_STAGES == 1) settle(count);
+  }
+#else
   wait(k_full, 0);
   int4 what = load_ints(whats);
   int i = 0;
@@ -342,5 +388,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_co
     wait(k_full + 8 * (i % K_STAGES), (i / K_STAGES) & 1);
     what = load_ints(whats + 16 * (i % K_STAGES));
   }
+#endif
   if (thread == 0) stores_written();
 }

@@ -26,6 +26,7 @@ impl Rules {
     pub const LIST: Self = Self(128);
     pub const BLOCKS: Self = Self(256);
     pub const SMALL: Self = Self(512);
+    pub const APART: Self = Self(1024);
 
     pub fn bits(self) -> u32 {
         self.0
@@ -66,7 +67,10 @@ impl Rules {
         let labels = rules.has(Self::ANCHOR) || !one_label(mask);
         let rules = rules.and(Self::LABELS, labels).and(Self::POSITIONS, starts.is_none());
         let blocks = by_blocks(mask, rules);
-        let rules = rules.and(Self::BLOCKS, blocks).and(Self::SMALL, blocks && small(mask, rules));
+        let rules = rules
+            .and(Self::BLOCKS, blocks)
+            .and(Self::SMALL, blocks && small(mask, rules))
+            .and(Self::APART, blocks && apart(mask));
         (rules, starts.unwrap_or_default())
     }
 }
@@ -99,6 +103,11 @@ fn small(mask: &Mask, rules: Rules) -> bool {
     let of_list = mask.list().map(|list| list.block()[1]);
     let mut blocks = of_stride.map(|stride| stride.block).into_iter().chain(of_list);
     blocks.any(|block| !block.is_multiple_of(ROUND))
+}
+
+/// Whether neighbouring 64 queries see other keys.
+fn apart(mask: &Mask) -> bool {
+    mask.list().is_some_and(|list| !list.block()[0].is_multiple_of(ROUND))
 }
 
 /// Whether all tokens have the same label, so that nobody needs to look.

@@ -135,6 +135,17 @@ impl Variant {
         if narrow && others == Rules::default() { 3 } else { 2 }
     }
 
+    /// Whether warpgroups go through keys each on its own, since often only one of them sees any.
+    fn apart(&self) -> bool {
+        let any = self.rules[..self.branches].iter().any(|rules| rules.has(Rules::APART));
+        match self.kernel {
+            Kernel::Forward => any,
+            // There are no registers for it beside wider ones.
+            Kernel::Queries => any && self.head <= 192,
+            _ => false,
+        }
+    }
+
     /// Of a workgroup that computes tiles: one warpgroup loads them.
     pub fn threads(&self) -> u32 {
         128 * (1 + self.computing() as u32)
@@ -193,13 +204,15 @@ impl Variant {
         define(&mut text, "HEAD", self.head);
         define(&mut text, "BRANCHES", self.branches);
         for (i, rules) in self.rules.iter().enumerate() {
-            define(&mut text, &format!("RULES_{i}"), rules.bits() as usize);
+            let of_tile = rules.without(Rules::APART);
+            define(&mut text, &format!("RULES_{i}"), of_tile.bits() as usize);
         }
         define(&mut text, "ALONE", self.alone as usize);
         define(&mut text, "IS_BF16", (self.numbers == Numbers::Bf16) as usize);
         define(&mut text, "KEYS_ARE_COLUMNS", (self.kernel != Kernel::Keys) as usize);
         define(&mut text, "CALL_BYTES", size_of::<Call>());
         define(&mut text, "COMPUTING", self.computing());
+        define(&mut text, "APART", self.apart() as usize);
         match self.kernel {
             Kernel::Forward | Kernel::Queries => {
                 let stages = self.stages();

@@ -57,6 +57,15 @@ __device__ __forceinline__ int marks_of(int marks, int piece) {
 // The first key of a piece.
 __device__ __forceinline__ int key_of(int4 what) { return tile_of(what.x) * TILE_KEYS + (what.w & SECOND ? PIECE : 0); }
 
+// Whether an entry says that of this piece nothing is seen by the `part`th 64 queries.
+__device__ __forceinline__ bool nothing_seen(int4 what, int part) {
+  bool nothing = what.x < 0;
+#pragma unroll
+  for (int n = 0; n < PIECE / 64; n++) nothing &= what.x >> (HIDDEN_AT + 2 * part + (what.w & SECOND ? 1 : n)) & 1;
+  // One lane says so: where the compiler does not know that a warp goes one way, it serializes the products.
+  return __shfl_sync(~0u, nothing, 0);
+}
+
 // Whether there are registers to look up entries before they are needed.
 #define EARLY (COMPUTING < 3)
 

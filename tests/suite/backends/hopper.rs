@@ -144,6 +144,16 @@ fn others() -> Vec<Case> {
             square("the same, 128 channels", [1, 16, 2, 2100], 128, causal(), plain(1, 2100, 0)),
             [64, 64],
         ),
+        // Tiles by keys of which a good part is empty, so that dq has a pass of its own.
+        square(
+            "stride of blocks of 64, 4160",
+            [1, 8, 2, 4160],
+            128,
+            causal().with_stride(BlockStride::new(64, 12, 2, 2)),
+            plain(1, 4160, 0),
+        ),
+        later_blocks("stride of blocks of 64, positions from 320", 64, 320, false),
+        later_blocks("blocks of 64, fewer queries than keys", 128, 448, true),
         cache,
         branches(64, 64),
         branches(192, 136),
@@ -151,6 +161,18 @@ fn others() -> Vec<Case> {
         three(64),
         three(192),
     ]
+}
+
+/// Blocks of 64 where queries begin later than keys: all of them from a position on, or the last ones alone.
+fn later_blocks(name: &str, d: usize, first: usize, last: bool) -> Case {
+    let stride = MaskSpec::causal().with_stride(BlockStride::new(64, 2, 3, 2));
+    let (t, s) = (260, if last { first + 260 } else { 260 });
+    let start = if last { 0 } else { first };
+    let keys = TokenMeta::contiguous(2, s, start);
+    let queries = if last { keys.slice(first..s).unwrap() } else { keys.clone() };
+    let mask = Mask::new(stride, queries, keys, 4).unwrap();
+    let case = Case { name: name.into(), sizes: [2, 4, 2, t, s, d, d], masks: vec![mask] };
+    if last { listed(case, [64, 64]) } else { case }
 }
 
 /// Near pairs with one rotation, far pairs with another: every pair in one branch only.
