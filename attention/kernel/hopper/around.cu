@@ -42,16 +42,16 @@ __device__ __forceinline__ void turn(u32 (&x)[4]) {
 }
 
 // Sums of dq times the scale, a workgroup per tile of 8192: they lie as accumulators do (see keys.cu), halves of 4096
-// of four warps with 8 runs of four numbers per lane, of which neighbouring lanes make runs of 8 channels.
+// with 8 runs of four numbers per thread, of which neighbouring lanes make runs of 8 channels.
 extern "C" __global__ void after(const __grid_constant__ Call call) {
   const int tall = 8192 / HEAD;
   int thread = threadIdx.x & 127, half = threadIdx.x >> 7, lane = thread & 31, tiles = call.tall / tall;
   long long tile = blockIdx.x, head = tile / tiles;
-  const float4* from = (const float4*)(call.sums + tile * 8192 + half * 4096 + (thread >> 5) * 1024) + lane;
+  const float4* from = (const float4*)(call.sums + tile * 8192 + half * 4096) + thread;
   u32 first[2][4], second[2][4];
 #pragma unroll
   for (int run = 0; run < 8; run++) {
-    float4 x = from[run * 32];
+    float4 x = from[run * 128];
     first[run >> 2][run & 3] = pack(x.x * call.scale, x.y * call.scale);
     second[run >> 2][run & 3] = pack(x.z * call.scale, x.w * call.scale);
   }

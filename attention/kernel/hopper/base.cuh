@@ -87,6 +87,11 @@ template<class X> __device__ __forceinline__ float dot_of(X x, uint4 y) {
 
 // One warpgroup loads, the others compute.
 #define THREADS (128 + 128 * COMPUTING)
+// Registers that a thread of those who load, and of those who compute, may have: together what a workgroup gets when it
+// begins, since it would wait for more for ever.
+#define SHARE_OUT(to_load, to_compute)                                                                        \
+  constexpr int TO_LOAD = to_load, TO_COMPUTE = to_compute;                                                   \
+  static_assert(TO_LOAD + COMPUTING * TO_COMPUTE <= (1 + COMPUTING) * (65536 / THREADS / 8 * 8), "registers")
 // Warps that compute: each tells once that it has read a tile.
 #define READERS (4 * COMPUTING)
 

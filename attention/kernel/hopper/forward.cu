@@ -83,6 +83,8 @@ __device__ __forceinline__ void blind(const Call& call) {
   }
 }
 
+SHARE_OUT(COMPUTING == 3 ? 32 : 56, COMPUTING == 3 ? 160 : 224);
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_constant__ Call call) {
   extern __shared__ __align__(1024) unsigned char memory[];
   u32 base = (shared_address(memory) + ATOM - 1) & ~(ATOM - 1);
@@ -108,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
   __syncthreads();
 
   if (group == 0) {
-    FEWER_REGISTERS(COMPUTING == 3 ? 32 : 56);
+    FEWER_REGISTERS(TO_LOAD);
     if (threadIdx.x < 32) {
       int i = 0, count = 0;
       bool leads = threadIdx.x == 0;
@@ -149,7 +151,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
     return;
   }
 
-  MORE_REGISTERS(COMPUTING == 3 ? 160 : 224);
+  MORE_REGISTERS(TO_COMPUTE);
   blind(call);
   int part = group - 1, thread = threadIdx.x & 127, lane = thread & 31, warp = thread >> 5;
   float o[HEAD / 2], s[PIECE / 2];
@@ -208,6 +210,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
   // Hides scores, and takes weights in their place.
   auto weights = [&](int4 what, int stage) {
     pin(s);
+    // All lanes have read what came with the keys.
+    __syncwarp();
     if (lane == 0) arrive(k_free + 8 * stage);
     if (what.x < 0)
       hide(s, call, what.x, what.w & BRANCH, what.y / call.heads / call.parts, what.y % call.heads, what.z * TALL + row, key_of(what) + column);
@@ -245,6 +249,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) forward(const __grid_co
     }
     bool passes = nothing_seen(what, part);
     if (passes) {
+      __syncwarp();
       if (lane == 0) arrive(k_free + 8 * stage);
     } else {
       pin(s);

@@ -18,7 +18,10 @@ pub(super) struct Hidden<'a> {
 impl<'a> Hidden<'a> {
     /// For tiles of `tile.0` queries and `tile.1` keys, two blocks of each at most.
     pub fn new(mask: &'a Mask, tile: (usize, usize)) -> Self {
-        Self { mask, tile, by_blocks: Rules::of(mask).0.has(Rules::BLOCKS) }
+        let by_blocks = Rules::of(mask).0.has(Rules::BLOCKS);
+        // An entry has bits for no more.
+        assert!(!by_blocks || tile.0.max(tile.1) <= 2 * BLOCK, "{tile:?} are more than two blocks");
+        Self { mask, tile, by_blocks }
     }
 
     /// The bits of a tile. Blocks behind the last token are hidden.

@@ -96,7 +96,7 @@ __device__ __forceinline__ void pass_by(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" :: "r"(id), "r"(threads) : "memory");
 }
 
-// Of a warpgroup that loads and those that compute; together with the second of these at most 512.
+// Of a warpgroup that loads and those that compute: of what a workgroup has when it begins, so that more would never come.
 #define FEWER_REGISTERS(count) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(count))
 #define MORE_REGISTERS(count) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(count))
 
@@ -128,9 +128,9 @@ __device__ __forceinline__ void stores_commit() { asm volatile("cp.async.bulk.co
 // Until what this thread has handed over has been read, and until all of it has been written.
 __device__ __forceinline__ void stores_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 __device__ __forceinline__ void stores_written() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
-// Adds numbers from shared memory to global memory.
-__device__ __forceinline__ void add_numbers(float* to, u32 from, u32 bytes) {
+// Adds 64 x 64 numbers from shared memory to global memory.
+__device__ __forceinline__ void add_tile(float* to, u32 from) {
   asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;"
-    :: "l"((u64)to), "r"(from), "r"(bytes) : "memory");
+    :: "l"((u64)to), "r"(from), "r"(16384) : "memory");
   stores_commit();
 }

@@ -228,7 +228,7 @@ impl Form {
 
     /// Whether dq has a pass of its own: where two runs must give the same bits, and where a tile of queries sees so
     /// few tiles of keys that computing their scores twice takes less than adding up dq in memory, or tiles by keys of
-    /// which a fifth and more is empty; of wide heads always.
+    /// which a fifth and more is empty, by lists of the forward pass; of wide heads always.
     ///
     /// # Shapes
     /// q `[B, H, T, ..]`, v `[B, kv, ..]`
@@ -240,10 +240,10 @@ impl Form {
         if size_of::<f32>() * numbers < IN_CACHE {
             return false;
         }
-        let lists = self.lists(plan, By::Queries(Kernel::Queries), kv);
+        let lists = self.lists(plan, By::Queries(Kernel::Forward), kv);
         let tiles: usize = lists.iter().map(|lists| lists.cost).sum();
         let rows: usize = lists.iter().map(|lists| lists.rows).sum();
-        let tile = self.of(Kernel::Queries).tile_by_queries();
+        let tile = self.variant.tile_by_queries();
         if tiles * tile.1 <= FEW_TILES * ROUND * rows {
             return true;
         }

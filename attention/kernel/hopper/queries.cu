@@ -47,6 +47,8 @@ __device__ __forceinline__ void blind(const Call& call) {
   }
 }
 
+SHARE_OUT(56, 224);
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_constant__ Call call) {
   extern __shared__ __align__(1024) unsigned char memory[];
   u32 base = (shared_address(memory) + ATOM - 1) & ~(ATOM - 1);
@@ -72,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_co
   __syncthreads();
 
   if (group == 0) {
-    FEWER_REGISTERS(56);
+    FEWER_REGISTERS(TO_LOAD);
     if (threadIdx.x < 32) {
       int i = 0, count = 0;
       bool leads = threadIdx.x == 0;
@@ -117,7 +119,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_co
     return;
   }
 
-  MORE_REGISTERS(224);
+  MORE_REGISTERS(TO_COMPUTE);
   blind(call);
   int half = group - 1, thread = threadIdx.x & 127, lane = thread & 31, warp = thread >> 5;
   int row = half * 64 + warp * 16 + (lane >> 2), column = 2 * (lane & 3);
@@ -293,6 +295,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_co
       products_wait<0>();
       pin(dq);
     }
+    // All lanes have read what came with the keys.
+    __syncwarp();
     if (lane == 0) arrive(k_free + 8 * stage);
     if (!(what.w & LAST_OF_LIST)) continue;
     finish();
@@ -359,6 +363,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_co
       }
       products_wait<0>();
       pin(dq);
+      __syncwarp();
       if (lane == 0) arrive(k_free + 8 * ((i - 1) % K_STAGES));
       if (!DP_BESIDE) {
         pin(dp);
@@ -381,6 +386,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) queries(const __grid_co
     gradient(i - 1);
     products_wait<0>();
     pin(dq);
+    __syncwarp();
     if (lane == 0) arrive(k_free + 8 * ((i - 1) % K_STAGES));
     finish();
     settle(count);

@@ -220,9 +220,13 @@ fn simple_masks_read_no_arrays() {
     assert!(!of(stride(64).with_sinks(3), long(0)).has(Rules::BLOCKS));
     let listed = |block| {
         let list = BlockList::from_fn([1, 2, 200, 200], block, |_, _, q, k| q == k).unwrap();
-        Rules::of(&Mask::causal(1, 200, 2).with_blocks(list).unwrap()).0.has(Rules::BLOCKS)
+        let rules = Rules::of(&Mask::causal(1, 200, 2).with_blocks(list).unwrap()).0;
+        [Rules::BLOCKS, Rules::SMALL, Rules::APART].map(|rule| rules.has(rule))
     };
-    assert_eq!([[64, 128], [64, 32], [96, 64]].map(listed), [true, false, false]);
+    assert_eq!(listed([128, 128]), [true, false, false]);
+    assert_eq!(listed([64, 128]), [true, false, true]);
+    assert_eq!(listed([128, 64]), [true, true, false]);
+    assert_eq!([[64, 32], [96, 64]].map(listed), [[false; 3]; 2]);
     // A token that was left out behind a cache's first ones.
     let gap = padded.gather(&[vec![0, 2, 3], vec![30, 31, 33]]).unwrap();
     assert_eq!(of(causal(), gap), only(&[Rules::CAUSAL, Rules::POSITIONS]));
@@ -280,6 +284,27 @@ fn every_kernel_fits_into_shared_memory() {
             }
         }
     }
+}
+
+/// Three warpgroups of narrow heads, where masks leave them registers; queries of two that see other keys go apart.
+#[test]
+fn warpgroups_are_as_many_as_registers_allow() {
+    let of = |kernel, head, rules: &[Rules]| {
+        let mut variant = variant(kernel, head);
+        variant.rules[0] = rules.iter().fold(Rules::CAUSAL, |sum, rule| sum.and(*rule, true));
+        let apart = variant.source().contains("#define APART 1");
+        (variant.threads(), variant.tile_by_queries(), apart)
+    };
+    let packed = [Rules::LABELS, Rules::WINDOW, Rules::SINKS];
+    assert_eq!(of(Kernel::Forward, 64, &packed), (512, (192, 128), false));
+    assert_eq!(of(Kernel::Forward, 64, &[Rules::POSITIONS]), (384, (128, 128), false));
+    assert_eq!(of(Kernel::Forward, 128, &[]), (384, (128, 128), false));
+    assert_eq!(of(Kernel::Queries, 64, &[]), (384, (128, 128), false));
+    let chosen = [Rules::LIST, Rules::BLOCKS, Rules::SMALL, Rules::APART];
+    assert_eq!(of(Kernel::Forward, 64, &chosen), (384, (128, 64), true));
+    assert_eq!(of(Kernel::Queries, 192, &chosen), (384, (128, 64), true));
+    assert_eq!(of(Kernel::Queries, 256, &chosen), (384, (128, 64), false));
+    assert_eq!(of(Kernel::Keys, 128, &chosen), (384, (128, 64), false));
 }
 
 /// And what has no room is said to have none.

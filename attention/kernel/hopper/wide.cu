@@ -27,11 +27,15 @@
 
 static_assert(TALL == 64 && KEYS == 64, "both tiles are of one size, and a thread has 32 weights");
 
+SHARE_OUT(40, 232);
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1) keys(const __grid_constant__ Call call) {
   extern __shared__ __align__(1024) unsigned char memory[];
   u32 base = (shared_address(memory) + ATOM - 1) & ~(ATOM - 1), bars = base + AT_BARS;
   u32 v_full = bars, k_full = bars + 8, q_full = bars + 16, dout_full = q_full + 8 * STAGES, q_free = dout_full + 8 * STAGES,
       dout_free = q_free + 8 * STAGES, whats = bars + 128;
+  int bk = __ldg(call.order + 2 * blockIdx.x), tile = __ldg(call.order + 2 * blockIdx.x + 1);
+  int heads = call.heads / call.kv, b = bk / call.kv, kv = bk % call.kv, head = kv * heads;
   int group = threadIdx.x >> 7;
   if (threadIdx.x == 0) {
     barrier_init(v_full, 1);
@@ -49,58 +53,56 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) keys(const __grid_const
   // With every tile of queries come four numbers for those who compute: an entry of a list, the head, the branch, which is
   // BRANCHES where there is nothing more, and how often keys have been loaded.
   if (group == 0) {
-    FEWER_REGISTERS(48);
-    if (threadIdx.x < 32) {
-      OfKeys at = of_group(call, fresh(blockIdx.x));
-      int i = 0, loaded = 0, of = -1;
-      bool leads = threadIdx.x == 0;
-      walk(call, at, [&](int entry, int h, int branch) {
-        if (leads) {
-          int token = tile_of(entry) * TALL, line = (at.b * call.heads + h) * call.tall, stage = i % STAGES;
-          u32 q_bar = q_full + 8 * stage, dout_bar = dout_full + 8 * stage, phase = ((i / STAGES) & 1) ^ 1;
-          wait(q_free + 8 * stage, phase);
-          bool begins = BRANCHES == 1 ? i == 0 : branch != of;
-          of = branch;
-          loaded += begins;
-          store_ints(whats + 16 * stage, entry, h, branch, loaded);
-          expect(q_bar, TILE + LINE);
-          load_tile<TALL>(base + AT_Q + stage * TILE, &call.q, q_bar, token, h, branch * call.batch + at.b);
-          load_line(base + AT_LSE + stage * LINE, call.lse2 + (line + token), LINE, q_bar);
-          wait(dout_free + 8 * stage, phase);
-          expect(dout_bar, TILE + LINE);
-          load_tile<TALL>(base + AT_DOUT + stage * TILE, &call.dout, dout_bar, token, h, at.b);
-          load_line(base + AT_DOT + stage * LINE, call.dots + (line + token), LINE, dout_bar);
-          if (begins) {
+    FEWER_REGISTERS(TO_LOAD);
+    if (threadIdx.x == 0) {
+      int i = 0, loaded = 0;
+      for (int branch = 0; branch < BRANCHES; branch++) {
+        if (!any(call, branch, b, head, heads, tile)) continue;
+        bool loads = true;
+        for (int h = head; h < head + heads; h++) {
+          int2 list = list_of(call, branch, b, h, tile);
+          int line = (b * call.heads + h) * call.tall;
+          for (int at = list.x; at < list.y; at++, i++) {
+            int entry = __ldg(call.sides[branch].tiles + at), token = tile_of(entry) * TALL, stage = i % STAGES;
+            u32 q_bar = q_full + 8 * stage, dout_bar = dout_full + 8 * stage, phase = ((i / STAGES) & 1) ^ 1;
+            wait(q_free + 8 * stage, phase);
+            loaded += loads;
+            store_ints(whats + 16 * stage, entry, h, branch, loaded);
+            expect(q_bar, TILE + LINE);
+            load_tile<TALL>(base + AT_Q + stage * TILE, &call.q, q_bar, token, h, branch * call.batch + b);
+            load_line(base + AT_LSE + stage * LINE, call.lse2 + (line + token), LINE, q_bar);
+            wait(dout_free + 8 * stage, phase);
+            expect(dout_bar, TILE + LINE);
+            load_tile<TALL>(base + AT_DOUT + stage * TILE, &call.dout, dout_bar, token, h, b);
+            load_line(base + AT_DOT + stage * LINE, call.dots + (line + token), LINE, dout_bar);
+            if (!loads) continue;
             // Who sees that a tile of another branch has come is done with the one before, and then with its keys.
             if (i > 0) wait(q_free + 8 * ((i - 1) % STAGES), ((i - 1) / STAGES) & 1);
             expect(k_full, TILE);
-            load_tile<KEYS>(base + AT_K, &call.k, k_full, at.tile * KEYS, kv_of(call, at), branch * call.batch + at.b);
+            load_tile<KEYS>(base + AT_K, &call.k, k_full, tile * KEYS, kv, branch * call.batch + b);
             if (i == 0) {
               expect(v_full, TILE);
-              load_tile<KEYS>(base + AT_V, &call.v, v_full, at.tile * KEYS, kv_of(call, at), at.b);
+              load_tile<KEYS>(base + AT_V, &call.v, v_full, tile * KEYS, kv, b);
             }
+            loads = false;
           }
         }
-        i++;
-      });
-      if (leads) {
-        int stage = i % STAGES;
-        u32 phase = ((i / STAGES) & 1) ^ 1;
-        wait(q_free + 8 * stage, phase);
-        store_ints(whats + 16 * stage, 0, 0, BRANCHES, 0);
-        arrive(q_full + 8 * stage);
-        wait(dout_free + 8 * stage, phase);
-        arrive(dout_full + 8 * stage);
       }
+      int stage = i % STAGES;
+      u32 phase = ((i / STAGES) & 1) ^ 1;
+      wait(q_free + 8 * stage, phase);
+      store_ints(whats + 16 * stage, 0, 0, BRANCHES, 0);
+      arrive(q_full + 8 * stage);
+      wait(dout_free + 8 * stage, phase);
+      arrive(dout_full + 8 * stage);
     }
     return;
   }
 
-  MORE_REGISTERS(232);
+  MORE_REGISTERS(TO_COMPUTE);
   bool second = group == 2;
-  OfKeys at = of_group(call, fresh(blockIdx.x));
   int thread = threadIdx.x & 127, lane = thread & 31, warp = thread >> 5;
-  int key = at.tile * KEYS + warp * 16 + (lane >> 2), column = 2 * (lane & 3);
+  int key = tile * KEYS + warp * 16 + (lane >> 2), column = 2 * (lane & 3);
   // A product of scores is of the first two, one of gradients of weights and the third.
   u32 of_keys = base + (second ? AT_V : AT_K), near = base + (second ? AT_DOUT : AT_Q), far = base + (second ? AT_Q : AT_DOUT);
   u32 near_full = second ? dout_full : q_full, near_free = second ? dout_free : q_free;
@@ -154,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) keys(const __grid_const
         pass_by(READ_UP, 256);
       } else {
         u32 lse_at = base + AT_LSE + stage * LINE + column * 4;
-        if (what.x < 0) hide(s, call, what.x, branch, at.b, what.y, tile_of(what.x) * TALL + column, key);
+        if (what.x < 0) hide(s, call, what.x, branch, b, what.y, tile_of(what.x) * TALL + column, key);
 #pragma unroll
         for (int j = 0; j < TALL / 8; j++) {
           float2 lse = load_two(lse_at + j * 32);
@@ -170,6 +172,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) keys(const __grid_const
       }
       pack_all(factors, s);
       // The line that came with a tile has been read, too.
+      __syncwarp();
       if (lane == 0) arrive(near_free + 8 * stage);
       wait(far_full + 8 * stage, phase);
       pin(sum);
@@ -187,10 +190,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) keys(const __grid_const
     products_wait<0>();
     pin(sum);
     if (begun && lane == 0) arrive(far_free + 8 * ((i + STAGES - 1) % STAGES));
-    if (second) store(head_of(call.dk, call.of_dk, branch * call.batch + at.b, kv_of(call, at)), call.of_dk.token, call.keys, key, call.d, sum, call.scale, call.scale);
+    if (second) store(head_of(call.dk, call.of_dk, branch * call.batch + b, kv), call.of_dk.token, call.keys, key, call.d, sum, call.scale, call.scale);
   }
   if (second) return;
   // Nobody is left waiting for the last weights to be read.
   if (loaded > 0) meet(READ_UP, 256);
-  store(head_of(call.dv, call.of_dv, at.b, kv_of(call, at)), call.of_dv.token, call.keys, key, call.e, sum, 1.f, 1.f);
+  store(head_of(call.dv, call.of_dv, b, kv), call.of_dv.token, call.keys, key, call.e, sum, 1.f, 1.f);
 }

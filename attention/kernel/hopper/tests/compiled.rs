@@ -25,6 +25,8 @@ fn rules() -> Vec<Rules> {
         of(&[causal, stride, Rules::BLOCKS]),
         of(&[causal, list, Rules::BLOCKS]),
         of(&[causal, list, Rules::BLOCKS, Rules::SMALL]),
+        of(&[causal, list, Rules::BLOCKS, Rules::SMALL, Rules::APART]),
+        of(&[causal, window, sinks, labels, positions, list, Rules::BLOCKS, Rules::APART]),
         of(&[causal, stride, list, Rules::BLOCKS, Rules::SMALL]),
         of(&[causal, window, sinks, labels, positions, list, Rules::BLOCKS, Rules::SMALL]),
         of(&[causal, labels, Rules::ANCHOR, positions, list, Rules::BLOCKS]),

@@ -326,8 +326,8 @@ inline float2 load_two(u32 at) {
   memcpy(&x, memory + at, 8);
   return x;
 }
-inline void add_numbers(float* to, u32 from, u32 bytes) {
-  for (u32 i = 0; i < bytes / 4; i++) {
+inline void add_tile(float* to, u32 from) {
+  for (int i = 0; i < 4096; i++) {
     float x;
     memcpy(&x, memory + from + 4 * i, 4);
     to[i] += x;
