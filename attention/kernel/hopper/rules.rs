@@ -5,7 +5,8 @@ use super::launch::Side;
 use crate::{Mask, TokenMeta};
 use std::collections::HashMap;
 
-/// Tokens that rows are rounded up to: whole tiles of all kernels.
+/// Tokens that rows are rounded up to: whole tiles of all kernels but those with three warpgroups that compute, which
+/// look at numbers behind them and drop what comes of it.
 pub(super) const ROUND: usize = 128;
 
 /// Stands for all columns of blocks, as in mask.cuh.
