@@ -41,6 +41,5 @@ fn working_space() {
 fn p6_memory_does_not_grow_with_the_steps() {
     let (few, many) = (peak(30), peak(300));
     let ratio = many as f64 / few as f64;
-    println!("{few} bytes after 30 steps, {many} after 300");
     assert!(ratio <= 1.10, "{few} bytes after 30 steps, {many} after 300: {ratio:.3}");
 }
